@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 
@@ -58,8 +58,10 @@ def normal(*names: int | str, count: int) -> Float64[Tensor, " count"]:
     return torch.special.ndtri(uniform(*names, count=count).clamp_min(2.0**-54))
 
 
-def normal_images(*names: int | str, rows: Tensor, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """Draw one standard normal image per global row, float32 [len(rows), *shape]; row i depends on its number alone."""
+def normal_images(
+    *names: int | str, rows: Int64[Tensor, " n"], shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Float32[Tensor, "n ..."]:
+    """Draw one standard normal image of ``shape`` per global row; an image depends on its row number alone."""
     images = torch.empty(len(rows), *shape, device=device)
     for image, row in zip(images, rows.tolist(), strict=True):
         image.normal_(generator=generator(*names, row, device=device))

@@ -1,0 +1,42 @@
+"""The fields on a path between an image and noise, and the conversions between them.
+
+Time runs from t=0 (the image x) to t=1 (the noise e): z = (1-t) x + t e, v = dz/dt = e - x, and
+u(z, r, t) = 1/(t-r) * integral of v over [r, t] is the average velocity, u(z, t, t) = v(z, t).
+Every conversion of the project lives here, once. Fields are [B,C,H,W], times [B].
+"""
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+Image = Float[Tensor, "b c h w"]
+Time = Float[Tensor, " b"]
+
+
+def spread(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
+    """Shape one number per sample so that it multiplies an image."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def noisy_image(x: Image, e: Image, t: Time) -> Image:
+    """Return z = (1-t) x + t e (pMF, eq. 1)."""
+    t = spread(t, x)
+    return (1 - t) * x + t * e
+
+
+def velocity_from_image(z: Image, x: Image, t: Time, t_clip: float) -> Image:
+    """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
+
+    The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction share it, so that a
+    perfect prediction has no loss.
+    """
+    return (z - x) / spread(t.clamp(t_clip, 1.0), z)
+
+
+def image_from_velocity(z: Image, u: Image, t: Time) -> Image:
+    """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8): no clip here."""
+    return z - spread(t, z) * u
+
+
+def compound_velocity(u: Image, du_dt: Image, t: Time, r: Time) -> Image:
+    """Return V = u + (t - r) du/dt, which equals v where the MeanFlow identity holds (iMF, eq. 12)."""
+    return u + spread(t - r, u) * du_dt

@@ -1,0 +1,107 @@
+"""From image and named conditions to tokens: patches, and a few learned tokens in front for every condition."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pmf_lightning.models.layers import Linear, Stream, Tokens
+
+FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, the same in DiT, JiT, iMF and pMF
+
+
+class Learned(nn.Module):
+    """A learned [1, n, width] tensor: condition tokens or positions."""
+
+    optim_kinds = {"weight": "adam"}
+
+    def __init__(self, count: int, width: int, std: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, count, width))
+        self.std = std
+
+    def init_weights(self, stream: Stream) -> None:
+        """Start from N(0, std^2)."""
+        nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
+
+
+class Table(nn.Embedding):
+    """One row per class, from N(0, 1/width). Adam's although it is a matrix: optax sees [1, rows, width]."""
+
+    optim_kinds = {"weight": "adam"}
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: torch's own start would read the global random generator."""
+
+    def init_weights(self, stream: Stream) -> None:
+        """Fill the table."""
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5, generator=stream("weight"))
+
+
+def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
+    """Return [cos(s f), sin(s f)] with f_j = 10000^(-j/(size/2)), of the unscaled value s."""
+    half = size // 2
+    powers = torch.arange(half, dtype=values.dtype, device=values.device) / half
+    angles = values[:, None] * torch.exp(-math.log(10_000.0) * powers)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class ScalarCondition(nn.Module):
+    """Tokens of a number: learned tokens, plus the number's embedding (sinusoid, Linear, SiLU, Linear) on each."""
+
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.tokens = Learned(tokens, width, std=width**-0.5)
+        self.mlp_in = Linear(FREQUENCIES, width, bias=True, gain=1.0)
+        self.mlp_out = Linear(width, width, bias=True, gain=1.0)
+
+    def forward(self, values: Float[Tensor, " b"]) -> Tokens:
+        """Embed one number per sample."""
+        # At least float32, and as wide as the weights: a half-precision sinusoid would confuse neighbouring times.
+        wide = values.to(torch.promote_types(self.mlp_in.weight.dtype, torch.float32))
+        waves = sinusoid(wide, FREQUENCIES).to(self.mlp_in.weight.dtype)
+        return self.tokens.weight + self.mlp_out(F.silu(self.mlp_in(waves)))[:, None]
+
+
+class ClassCondition(nn.Module):
+    """Tokens of a class: learned tokens, plus the class's row on each. Row ``classes`` is "no class"."""
+
+    def __init__(self, tokens: int, width: int, classes: int):
+        super().__init__()
+        self.tokens = Learned(tokens, width, std=width**-0.5)
+        self.table = Table(classes + 1, width)
+
+    def forward(self, labels: Int64[Tensor, " b"]) -> Tokens:
+        """Embed one label per sample."""
+        return self.tokens.weight + self.table(labels)[:, None]
+
+
+class Conv(nn.Conv2d):
+    """A patch convolution (stride = kernel), xavier-uniform as the matrix [fan_in p p, fan_out], bias 0; Adam's."""
+
+    optim_kinds = {"weight": "adam", "bias": "adam"}
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: torch's own start would read the global random generator."""
+
+    def init_weights(self, stream: Stream) -> None:
+        """Fill weight and bias. torch's rule would count p*p into the fan-out too and start 6 times smaller."""
+        fan_out, *fan_in = self.weight.shape
+        bound = math.sqrt(6.0 / (fan_out + math.prod(fan_in)))
+        nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
+        nn.init.zeros_(self.bias)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches to tokens: a p x p convolution to ``bottleneck`` channels and 1 x 1 to the width; or one convolution."""
+
+    def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None):
+        super().__init__()
+        self.patches = Conv(channels, bottleneck or width, kernel_size=patch, stride=patch)
+        self.expand = Conv(bottleneck, width, kernel_size=1) if bottleneck else nn.Identity()
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Tokens:
+        """Embed in raster order."""
+        return self.expand(self.patches(image)).flatten(2).transpose(1, 2)

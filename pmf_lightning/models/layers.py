@@ -1,0 +1,137 @@
+"""The layers of the shared backbone. Each module that owns weights says how they start and which optimiser they want.
+
+``init_weights(stream)`` fills the weights from ``stream(name)``, a generator per weight, so that no weight depends on
+another one's presence. ``optim_kinds`` names the optimiser of each weight: "muon" for matrices, "adam" for the rest.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pmf_lightning.precision import at_least_float32
+
+AttentionKind = Literal["plain", "fused"]
+Stream = Callable[[str], torch.Generator]
+Tokens = Float[Tensor, "b n d"]
+
+
+class Linear(nn.Linear):
+    """A linear map with weights from N(0, (gain^2 / fan_in)); gain 0 starts at zero. The matrix belongs to Muon."""
+
+    optim_kinds = {"weight": "muon", "bias": "adam"}
+
+    def __init__(self, fan_in: int, fan_out: int, bias: bool, gain: float):
+        super().__init__(fan_in, fan_out, bias)
+        self.std = gain / math.sqrt(fan_in)
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: torch's own start would read the global random generator."""
+
+    def init_weights(self, stream: Stream) -> None:
+        """Fill weight and bias."""
+        nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, inside in float32 or wider."""
+
+    optim_kinds = {"weight": "adam"}
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def init_weights(self, stream: Stream) -> None:
+        """Start at one."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; shape and dtype stay."""
+        wide = at_least_float32(x)
+        return F.rms_norm(wide, self.weight.shape, at_least_float32(self.weight), self.eps).to(x.dtype)
+
+
+class Gate(nn.Module):
+    """A learned factor per channel on a residual branch, zero at the start: the block begins as the identity."""
+
+    optim_kinds = {"weight": "adam"}
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def init_weights(self, stream: Stream) -> None:
+        """Start at zero."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Scale the channels."""
+        return x * self.weight
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, gain: float):
+        super().__init__()
+        self.w1 = Linear(width, hidden, bias=False, gain=gain)
+        self.w3 = Linear(width, hidden, bias=False, gain=gain)
+        self.w2 = Linear(hidden, width, bias=False, gain=gain)
+
+    def forward(self, x: Tokens) -> Tokens:
+        """Map tokens to tokens."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
+    """Softmax attention over [b, heads, n, head_dim].
+
+    "plain" is written out, because no fused kernel of torch has a forward-mode derivative (pytorch issue 165530).
+    """
+    if kind == "fused":
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return at_least_float32(scores).softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Self-attention with separate q, k, v (Muon orthogonalises each by itself), RMS-normalised q and k, and RoPE."""
+
+    def __init__(self, width: int, heads: int, gain: float):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (Linear(width, width, bias=False, gain=gain) for _ in range(4))
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+
+    def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:
+        """Mix the tokens; ``rotate`` applies the positions to q and k."""
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = attend(rotate(self.q_norm(q)), rotate(self.k_norm(k)), v, kind)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, gain: float):
+        super().__init__()
+        self.attention_norm = RMSNorm(width)
+        self.attention = Attention(width, heads, gain)
+        self.attention_gate = Gate(width)
+        self.mlp_norm = RMSNorm(width)
+        self.mlp = SwiGLU(width, hidden, gain)
+        self.mlp_gate = Gate(width)
+
+    def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:
+        """Transform the tokens."""
+        x = x + self.attention_gate(self.attention(self.attention_norm(x), rotate, kind))
+        return x + self.mlp_gate(self.mlp(self.mlp_norm(x)))

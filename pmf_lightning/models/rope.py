@@ -1,0 +1,39 @@
+"""Rotary positions in two dimensions, in real arithmetic.
+
+Complex tensors get in the way of torch.compile and of forward-mode derivatives, so each pair (a, b) of neighbouring
+channels is turned by an angle with cosines and sines.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Rotation:
+    """Turns channel pairs of q or k by the angle of their token; ``rotation(x)`` for x [b, heads, n, head_dim]."""
+
+    def __init__(self, angles: Float[Tensor, "n pairs"]):
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
+        """Turn the pairs (2i, 2i+1)."""
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+def rotation_2d(prefix: int, grid: int, head_dim: int, theta: float, like: Tensor) -> Rotation:
+    """Build the rotation of ``prefix`` unrotated tokens followed by a grid x grid raster of patches.
+
+    The first half of the head's channels turns with the row, the second with the column, at frequencies
+    theta^(-2i/(head_dim/2)) (pMF, official code). Tables are computed in the dtype of ``like``, float32 at least, and
+    anew in every call: a table cached under inference mode could not be used in training.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    half = head_dim // 2
+    powers = torch.arange(0, half, 2, dtype=dtype, device=like.device) / half
+    line = torch.arange(grid, dtype=dtype, device=like.device)[:, None] * theta**-powers
+    rows = line[:, None].expand(-1, grid, -1)
+    columns = line[None].expand(grid, -1, -1)
+    angles = torch.cat((rows, columns), dim=-1).flatten(0, 1)
+    return Rotation(torch.cat((angles.new_zeros(prefix, half), angles)))

@@ -1,0 +1,124 @@
+"""The shared backbone: an image and named conditions in, one raw pixel field per head out.
+
+It knows nothing of time, noise, guidance or losses; the objective decides what the conditions mean and what the fields
+are. The architecture is pMF's (arXiv 2601.22158, official code): conditions as tokens in front, bottleneck patch
+embedding, learned positions, 2-D RoPE on the patches, and a trunk that branches into heads.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pmf_lightning.models.embedders import ClassCondition, Learned, PatchEmbedding, ScalarCondition
+from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
+from pmf_lightning.models.rope import Rotation, rotation_2d
+
+
+class Head(nn.Module):
+    """A branch of blocks that ends in pixels: drop the condition tokens, RMSNorm, Linear from zero, unpatchify."""
+
+    def __init__(self, depth: int, patch: int, channels: int, grid: int, block: Callable[[], Block], width: int):
+        super().__init__()
+        self.patch, self.channels, self.grid = patch, channels, grid
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+        self.norm = RMSNorm(width)
+        self.out = Linear(width, patch * patch * channels, bias=True, gain=0.0)
+
+    def forward(self, x: Tokens, rotation: Rotation, kind: AttentionKind) -> Float[Tensor, "b c h w"]:
+        """Map the trunk's tokens to a field; the channels of a patch are in the order (row, column, colour)."""
+        for block in self.blocks:
+            x = block(x, rotation, kind)
+        x = self.out(self.norm(x[:, -(self.grid**2) :]))
+        x = x.unflatten(2, (self.patch, self.patch, self.channels)).unflatten(1, (self.grid, self.grid))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class ViT(nn.Module):
+    """Vision transformer with in-context conditions, a trunk and any number of heads.
+
+    Args:
+        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
+        width, attention_heads, mlp_hidden: sizes of every block.
+        trunk: blocks shared by the heads; heads: blocks of each named head.
+        conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar", "tokens": n}``.
+        classes: labels of class conditions; label ``classes`` means none.
+        bottleneck: channels between the two patch convolutions, or None for one convolution.
+        block_gain: standard deviation of block weights times sqrt(fan_in).
+        rope_theta: base of the rotary frequencies.
+        attention: "plain" or "fused", where the caller does not say.
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        patch: int,
+        width: int,
+        attention_heads: int,
+        mlp_hidden: int,
+        trunk: int,
+        heads: Mapping[str, int],
+        conditions: Mapping[str, Mapping[str, Any]],
+        classes: int,
+        bottleneck: int | None,
+        block_gain: float,
+        rope_theta: float,
+        attention: AttentionKind,
+    ):
+        super().__init__()
+        if resolution % patch:
+            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
+        if width % attention_heads or (width // attention_heads) % 4:
+            raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
+        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
+        self.grid, self.head_dim = resolution // patch, width // attention_heads
+        self.rope_theta, self.attention = rope_theta, attention
+        self.prefix = sum(spec["tokens"] for spec in conditions.values())
+
+        def block() -> Block:
+            return Block(width, attention_heads, mlp_hidden, block_gain)
+
+        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck)
+        self.conditions = nn.ModuleDict(
+            {
+                name: ClassCondition(spec["tokens"], width, classes)
+                if spec["kind"] == "class"
+                else ScalarCondition(spec["tokens"], width)
+                for name, spec in conditions.items()
+            }
+        )
+        self.positions = Learned(self.prefix + self.grid**2, width, std=0.02)
+        self.trunk = nn.ModuleList(block() for _ in range(trunk))
+        self.heads = nn.ModuleDict(
+            {name: Head(depth, patch, channels, self.grid, block, width) for name, depth in heads.items()}
+        )
+
+    def forward(
+        self,
+        image: Float[Tensor, "b c h w"],
+        conditions: Mapping[str, Tensor],
+        heads: Iterable[str] | None = None,
+        attention: AttentionKind | None = None,
+    ) -> dict[str, Float[Tensor, "b c h w"]]:
+        """Return the field of every head asked for (all by default); the others are not computed."""
+        kind = attention or self.attention
+        prefix = [embed(conditions[name]) for name, embed in self.conditions.items()]
+        x = torch.cat((*prefix, self.patch_embedding(image)), dim=1) + self.positions.weight
+        rotation = rotation_2d(self.prefix, self.grid, self.head_dim, self.rope_theta, like=self.positions.weight)
+        for block in self.trunk:
+            x = block(x, rotation, kind)
+        return {name: self.heads[name](x, rotation, kind) for name in (heads or self.heads)}
+
+
+def init_weights(model: nn.Module, stream: Callable[[str], torch.Generator]) -> None:
+    """Fill every weight from its own generator ``stream(full name of the weight)``: no global random numbers."""
+    with torch.no_grad():
+        for prefix, module in model.named_modules():
+            if hasattr(module, "init_weights"):
+                module.init_weights(lambda name, prefix=prefix: stream(f"{prefix}.{name}"))

@@ -1,0 +1,45 @@
+"""What an objective is: losses = objective(network, batch, draws, features), a pure function without weights or RNG."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images x [B,C,H,W] in [-1,1] and their labels y [B], never already dropped."""
+
+    x: Float[Tensor, "b c h w"]
+    y: Int64[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an objective returns.
+
+    ``total`` is the scalar to minimise; ``per_sample`` holds the raw sums over C, H, W of each term, [B];
+    ``fields`` the intermediate fields, [B,C,H,W], when they were asked for.
+    """
+
+    total: Float[Tensor, ""]
+    per_sample: dict[str, Float[Tensor, " b"]]
+    fields: dict[str, Float[Tensor, "b c h w"]] | None = None
+
+
+class Network(Protocol):
+    """A backbone: image and named conditions to one raw field per head."""
+
+    classes: int
+
+    def __call__(
+        self,
+        image: Tensor,
+        conditions: Mapping[str, Tensor],
+        heads: Iterable[str] | None = None,
+        attention: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the fields of the heads asked for."""
+        ...

@@ -1,0 +1,31 @@
+"""Classifier-free guidance inside training: the law of the scale, the interval, and the guided target."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pmf_lightning.fields import Image, spread
+
+PerSample = Float[Tensor, " b"]
+
+
+def guidance_scale(uniform: PerSample, omega_max: float, beta: float) -> PerSample:
+    """Return omega in [1, omega_max] with density proportional to omega^-beta, by inversion of ``uniform``.
+
+    pMF and iMF, official code: beta=1 gives omega_max^U; beta=2 with omega_max=8 gives 1 / (1 - 7U/8).
+    """
+    top = torch.as_tensor(omega_max, dtype=uniform.dtype, device=uniform.device).log()
+    if beta == 1:
+        return torch.exp(uniform * top)
+    power = 1 - beta
+    return torch.exp(torch.log1p(uniform * torch.expm1(power * top)) / power)
+
+
+def scale_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: PerSample) -> PerSample:
+    """Return omega where t_min <= t <= t_max and 1 (no guidance) elsewhere."""
+    return torch.where((t_min <= t) & (t <= t_max), omega, torch.ones_like(omega))
+
+
+def guided_velocity(v_t: Image, v_c: Image, v_u: Image, omega: PerSample) -> Image:
+    """Return v_g = v_t + (1 - 1/omega)(v_c - v_u) (iMF, eq. 17; pMF, official code)."""
+    return v_t + spread(1 - 1 / omega, v_t) * (v_c - v_u)

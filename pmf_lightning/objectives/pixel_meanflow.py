@@ -1,0 +1,206 @@
+"""Pixel MeanFlow (arXiv 2601.22158): predict an image, regress the velocity of a guided flow.
+
+The network answers an image-like X(z, h, omega, t_min, t_max, y) with h = t - r; u = (z - X) / clip(t, t_clip, 1) is
+the average velocity, V = u + (t - r) du/dt is compared with the guided velocity v_g, and an auxiliary head predicts the
+instantaneous v that guidance and the derivative's direction need.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from pmf_lightning import draws as keyed
+from pmf_lightning.fields import Image, Time, compound_velocity, noisy_image, spread, velocity_from_image
+from pmf_lightning.objectives.contract import Batch, Losses, Network
+from pmf_lightning.objectives.derivative import Form, velocities_and_derivative
+from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
+from pmf_lightning.objectives.time_laws import logit_normal, tie_then_sort
+from pmf_lightning.objectives.weighting import adaptive
+from pmf_lightning.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class MeanFlowDraws:
+    """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
+
+    The scalars may stay on the CPU: which rows need which computation is then known without waiting for the device.
+    """
+
+    t: Float[Tensor, " b"]
+    r: Float[Tensor, " b"]
+    noise: Float[Tensor, "b c h w"]
+    omega: Float[Tensor, " b"]
+    t_min: Float[Tensor, " b"]
+    t_max: Float[Tensor, " b"]
+    drop: Bool[Tensor, " b"]
+
+    def to(self, device: torch.device) -> "MeanFlowDraws":
+        """Return the draws on a device."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return MeanFlowDraws(**moved)
+
+
+@dataclass(frozen=True)
+class PixelMeanFlow:
+    """The objective; its numbers live in conf/objective and conf/model.
+
+    Fields: ``prediction`` "x" (the network answers images) or "u" (velocities); ``noise_scale`` the standard deviation
+    of the noise; ``P_mean``, ``P_std`` the logit-normal law of t and r; ``uniform_fraction`` of rows whose t and r are
+    uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_max``, ``omega_beta`` the law of
+    the guidance scale; ``label_drop`` the probability of no label; ``t_clip`` the floor of divisors; ``weight_power``,
+    ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
+    """
+
+    prediction: Literal["x", "u"]
+    noise_scale: float
+    P_mean: float
+    P_std: float
+    uniform_fraction: float
+    tied_fraction: float
+    omega_max: float
+    omega_beta: float
+    label_drop: float
+    t_clip: float
+    weight_power: float
+    weight_eps: float
+    derivative: Form
+
+    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MeanFlowDraws:
+        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+
+        Every number depends on (seed, step, global row) alone. The first rows of the GLOBAL batch are tied, and the
+        first of these lose their label, as in the official code; a shard holds its even share of them. The scalars
+        come on the CPU, the noise on the device of ``batch.x``.
+        """
+        shard = shard or keyed.Shard()
+        size = len(batch.x)
+        total, rows = size * shard.count, shard.rows(size)
+
+        def uniform(name: str) -> Tensor:
+            return keyed.uniform(seed, name, step, count=total)
+
+        a, b = (logit_normal(keyed.normal(seed, n, step, count=total), self.P_mean, self.P_std) for n in "tr")
+        if self.uniform_fraction:
+            replaced = uniform("replaced") < self.uniform_fraction  # one coin for both times, as the official code
+            a, b = torch.where(replaced, uniform("t uniform"), a), torch.where(replaced, uniform("r uniform"), b)
+        position = torch.arange(total)
+        tied = position < int(total * self.tied_fraction)
+        t, r = tie_then_sort(a, b, tied)
+        omega = guidance_scale(uniform("omega"), self.omega_max, self.omega_beta)
+        t_min = torch.where(tied, 0.0, 0.5 * uniform("t_min"))
+        t_max = torch.where(tied, 1.0, 0.5 + 0.5 * uniform("t_max"))
+        drop = position < (uniform("drop") < self.label_drop).sum()
+        noise = keyed.normal_images(
+            seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
+        ).to(batch.x.dtype)
+        scalars = (values[rows].to(batch.x.dtype) for values in (t, r, omega, t_min, t_max))
+        t, r, omega, t_min, t_max = scalars
+        return MeanFlowDraws(t, r, self.noise_scale * noise, omega, t_min, t_max, drop[rows])
+
+    def predict(
+        self,
+        network: Network,
+        z: Image,
+        t: Time,
+        r: Time,
+        omega: Time,
+        t_min: Time,
+        t_max: Time,
+        y: Int64[Tensor, " b"],
+    ) -> tuple[Image, Image]:
+        """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W]."""
+        fields = self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
+        return fields["u"], fields["v"]
+
+    def average_velocity(self, network: Network, z, t, r, omega, t_min, t_max, y) -> Image:
+        """Return u alone: what sampling needs, without the cost of the v-head."""
+        return self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
+
+    def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
+        """Query the network and read its raw answers as velocities."""
+        # The guidance scale enters as 1 - 1/omega, the weight of the correction; the time only as t - r (pMF, iMF).
+        conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": t - r}
+        raw = network(z, conditions, heads=heads, attention=attention)
+        if self.prediction == "u":
+            return raw
+        return {head: velocity_from_image(z, X, t, self.t_clip) for head, X in raw.items()}
+
+    def __call__(
+        self,
+        network: Network,
+        batch: Batch,
+        draws: MeanFlowDraws,
+        features: Mapping[str, Any] | None = None,
+        keep_fields: bool = False,
+    ) -> Losses:
+        """Return the losses of a batch: ``per_sample`` "loss_u", "loss_v" are sums over C, H, W of squared errors.
+
+        Rows with t == r are flow-matching rows, wherever they stand; dropped rows lose label and guidance here. With
+        ``keep_fields`` the fields z, v_g, v_c, u, v, V, du_dt are returned too; where a value cannot matter (du_dt
+        where t == r, v_c of dropped rows with t == r) it is whatever came cheapest.
+
+        Raises ValueError where ``features`` are given: this objective compares no features.
+        """
+        if features:
+            raise ValueError(f"pixel_meanflow compares no features, but was given {', '.join(features)}")
+        on = draws.to(batch.x.device)
+        z = noisy_image(batch.x, on.noise, on.t)
+        v_t = velocity_from_image(z, batch.x, on.t, self.t_clip)
+        y = torch.where(on.drop, network.classes, batch.y)
+
+        moving = draws.t != draws.r
+        omega = scale_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
+        guided = ~draws.drop & (omega != 1)
+        # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.
+        answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
+        ask_c, ask_u = moving | (guided & ~answered), guided
+        v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
+
+        def velocities(z, t, r, rows, with_v, attention):
+            conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
+            heads = ("u", "v") if with_v else ("u",)
+            answer = self._velocities(network, z, t, r, *conditions, heads, attention)
+            return answer["u"], answer.get("v")
+
+        tangent = v_c[_rows(moving, z)]
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative)
+        v_c = torch.where(spread(ask_c.to(z.device), z), v_c, v.detach())
+        v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
+        v_g = torch.where(spread(guided.to(z.device), z), v_g, v_t)
+        V = compound_velocity(u, du_dt, on.t, on.r)
+        kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
+        return self._losses(V, v, v_g, kept)
+
+    def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
+        """Return v_c (with label, at scale omega) and v_u (no label, scale 1) where asked, zero elsewhere.
+
+        One pass through trunk and v-head, at h = 0 and the whole interval, without a graph.
+        """
+        rows_c, rows_u = _rows(ask_c, z), _rows(ask_u, z)
+        rows = torch.cat((rows_c, rows_u))
+        v_c = v_u = torch.zeros_like(z)
+        if len(rows):
+            labels = torch.cat((y[rows_c], torch.full_like(rows_u, network.classes)))
+            scales = torch.cat((omega.to(z.device)[rows_c], torch.ones_like(t[rows_u])))
+            t = t[rows]
+            with torch.no_grad():
+                v = self._velocities(
+                    network, z[rows], t, t, scales, torch.zeros_like(t), torch.ones_like(t), labels, ("v",)
+                )["v"].to(z.dtype)
+            v_c, v_u = v_c.index_copy(0, rows_c, v[: len(rows_c)]), v_u.index_copy(0, rows_u, v[len(rows_c) :])
+        return v_c, v_u
+
+    def _losses(self, V: Image, v: Image, v_g: Image, kept: dict[str, Image] | None) -> Losses:
+        errors = {"loss_u": V - v_g, "loss_v": v - v_g}
+        sums = {name: at_least_float32(error).square().flatten(1).sum(1) for name, error in errors.items()}
+        terms = [adaptive(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
+        return Losses(sum(terms).mean(), {name: loss.detach() for name, loss in sums.items()}, kept)
+
+
+def _rows(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
+    """Return the numbers of the chosen rows, on the device of ``like``."""
+    return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)

@@ -1,0 +1,9 @@
+"""Where half precision must not be used."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or unchanged where it is wider: sums, norms and softmax never run in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
