@@ -1,0 +1,32 @@
+"""Train, ablate and judge one-step, latent-free image generators: pixel MeanFlow and its kin, over one backbone."""
+
+from importlib import import_module
+from typing import Any
+
+# Name -> module that holds it. Loaded at first use: the mathematics can be imported without Lightning or Hydra.
+_HOMES = {
+    "Batch": "objectives.contract",
+    "Losses": "objectives.contract",
+    "MeanFlowDraws": "objectives.pixel_meanflow",
+    "MuonAdam": "optim.muon_adam",
+    "PixelMeanFlow": "objectives.pixel_meanflow",
+    "UserError": "errors",
+    "build": "assemble",
+    "compose": "config",
+    "ema_beta": "optim.ema_beta",
+    "generate": "sampling",
+    "image_noise": "sampling",
+    "load_checkpoint": "assemble",
+    "load_official": "models.official",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

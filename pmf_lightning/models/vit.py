@@ -117,8 +117,15 @@ class ViT(nn.Module):
 
 
 def init_weights(model: nn.Module, stream: Callable[[str], torch.Generator]) -> None:
-    """Fill every weight from its own generator ``stream(full name of the weight)``: no global random numbers."""
+    """Fill every weight from its own generator ``stream(full name of the weight)``: no global random numbers.
+
+    Weights on the meta device have no values and stay as they are.
+    """
     with torch.no_grad():
         for prefix, module in model.named_modules():
-            if hasattr(module, "init_weights"):
+            if hasattr(module, "init_weights") and not _on_meta(module):
                 module.init_weights(lambda name, prefix=prefix: stream(f"{prefix}.{name}"))
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(weight.is_meta for weight in module.parameters(recurse=False))

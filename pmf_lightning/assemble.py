@@ -1,0 +1,86 @@
+"""From a configuration to a module, and from a checkpoint back to one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning import checks, draws
+from pmf_lightning.config import one_line
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.module import GenerativeModule
+
+
+def build(cfg: DictConfig) -> GenerativeModule:
+    """Build network, objective and optimiser of a composed configuration; the weights are a function of ``cfg.seed``.
+
+    Raises UserError where the numbers do not fit each other.
+    """
+    checks.model(cfg)
+    try:
+        network = instantiate(cfg.backbone, _convert_="all")
+        objective = instantiate(cfg.objective, _convert_="all")
+        optimizer = instantiate(cfg.optimizer, _convert_="all")
+    except Exception as error:
+        raise UserError(one_line(error)) from error
+    init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
+    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+    return GenerativeModule(network, objective, optimizer, cfg.seed, config)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint file at ``path``, or the last one of the run directory ``path``; UserError if none."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "checkpoints" / "last.ckpt").is_file():
+            raise UserError(f"ckpt={path}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
+        return path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"ckpt={path}: no such file; give a checkpoint file or a run directory")
+    return path
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
+    path = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"ckpt={path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict", "ema"} <= checkpoint.keys():
+        raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
+    return checkpoint
+
+
+def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModule:
+    """Rebuild the module of a checkpoint with the averaged weights called ``ema``; None: as judged, "raw": unaveraged.
+
+    Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
+    """
+    checkpoint = read_checkpoint(path)
+    foreign = sorted(name for name in _targets(checkpoint["config"]) if not name.startswith("pmf_lightning."))
+    if foreign:
+        raise UserError(f"ckpt={path}: it would run code outside pmf_lightning ({', '.join(foreign)}); refused")
+    module = build(OmegaConf.create(checkpoint["config"]))
+    module.load_state_dict(checkpoint["state_dict"])
+    ema = ema or module.config["sampling"]["ema"]
+    averages = checkpoint["ema"]
+    if ema != "raw":
+        if ema not in averages:
+            raise UserError(f"ema={ema}: the checkpoint has no such average; {near(ema, [*averages, 'raw'])}")
+        module.network.load_state_dict(averages[ema], strict=False)
+    return module.eval()
+
+
+def _targets(config: Any) -> list[str]:
+    """List every ``_target_`` of a configuration."""
+    if isinstance(config, Mapping):
+        own = [config["_target_"]] if "_target_" in config else []
+        return own + [name for value in config.values() for name in _targets(value)]
+    if isinstance(config, list):
+        return [name for value in config for name in _targets(value)]
+    return []

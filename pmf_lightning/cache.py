@@ -1,0 +1,66 @@
+"""Things computed once and kept: where they live, their keys, and how they appear whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from pmf_lightning.errors import UserError
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """Return the cache folder, made if missing: ``cache_dir``, or the user's own cache folder when that is empty.
+
+    Raises UserError when the folder cannot be made or written.
+    """
+    root = Path(cache_dir or platformdirs.user_cache_dir("pmf_lightning")).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writable = os.access(root, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"cache folder {root} cannot be written: set PMF_CACHE to a folder that can")
+    return root
+
+
+def digest(*parts: int | float | str | None) -> str:
+    """Hash named values into 32 hex digits, the same in every process."""
+    text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
+    return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a free name beside ``path`` to write a file or a folder at; it becomes ``path`` if the block ends well.
+
+    After an error or Ctrl-C nothing is left. A folder must not exist at ``path`` yet; a file is replaced.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Let one process at a time make ``path``; the others wait. Clears what a killed writer left behind."""
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            _remove(partial)
+        yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

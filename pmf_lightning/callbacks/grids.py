@@ -1,0 +1,57 @@
+"""Pictures of the same noise again and again while training, with raw and with averaged weights."""
+
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from pmf_lightning.callbacks.ema import WeightAverages
+from pmf_lightning.callbacks.progress import Progress
+from pmf_lightning.pictures import save_grid
+from pmf_lightning.sampling import generate, image_noise
+
+
+class SampleGrids(Callback):
+    """Writes ``grids/<images seen>-<weights>.png``: a column per class, each image in ``sampling.steps`` evaluations.
+
+    Args:
+        folder: where the pictures go.
+        every_steps: how often.
+        rows, columns: images per class, and classes at most.
+        sampling: omega, t_min, t_max, steps and the name of the average to show beside the raw weights.
+        averages, progress: the callbacks that hold the averages and the clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        rows: int,
+        columns: int,
+        sampling: dict,
+        averages: WeightAverages,
+        progress: Progress,
+    ):
+        self.folder, self.every_steps, self.rows, self.columns = folder, every_steps, rows, columns
+        self.sampling, self.averages, self.progress = sampling, averages, progress
+        self._step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Draw when it is time."""
+        step = trainer.global_step
+        if step != self._step and step % self.every_steps == 0 and trainer.is_global_zero:
+            with self.progress.paused():
+                for weights in ("raw", self.sampling["ema"]):
+                    self.draw(pl_module, weights, f"{step * self.progress.batch:010d}-{weights}.png")
+        self._step = step
+
+    def draw(self, module: LightningModule, weights: str, name: str) -> Path:
+        """Write one grid and return its path."""
+        network, options = module.network, {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
+        columns = min(self.columns, network.classes)
+        labels = torch.arange(columns).repeat(self.rows)
+        shape = (network.channels, network.resolution, network.resolution)
+        noise = module.objective.noise_scale * image_noise(module.seed, 0, len(labels), shape)
+        with self.averages.swapped(module, weights):
+            images = generate(module, noise.to(module.device), labels.to(module.device), **options)
+        return save_grid(images, columns, self.folder / name)

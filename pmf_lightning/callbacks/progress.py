@@ -1,0 +1,70 @@
+"""What a person watches while it trains: one bar with the squared errors and the images per second."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning import Callback, LightningModule, Trainer
+from tqdm.auto import tqdm
+
+
+class Progress(Callback):
+    """A bar over optimiser steps, and the speed of training.
+
+    The clock starts after the first step (which warms up) and stands still while pictures and metrics are made, which
+    wrap their work in ``with progress.paused()``.
+
+    Args:
+        batch: images per optimiser step, over all devices.
+        every_steps: how often the numbers beside the bar are refreshed and the speed is logged.
+    """
+
+    def __init__(self, batch: int, every_steps: int):
+        self.batch, self.every_steps = batch, every_steps
+        self._bar: tqdm | None = None
+        self._step, self._first, self._begun, self._idle = 0, 0, 0.0, 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Training speed of this session; 0 until two steps are done."""
+        steps = self._step - self._first
+        return steps * self.batch / (self._now - self._begun - self._idle) if steps > 0 and self._begun else 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside out of the speed."""
+        begun = time.perf_counter()
+        yield
+        self._idle += time.perf_counter() - begun
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self._step = trainer.global_step
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=trainer.max_steps, initial=self._step, unit="step", desc="training", dynamic_ncols=True
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Count a completed step."""
+        if trainer.global_step == self._step:
+            return
+        self._step, self._now = trainer.global_step, time.perf_counter()
+        if not self._begun:
+            self._first, self._begun = self._step, self._now
+        if self._step % self.every_steps == 0 and self.images_per_second:
+            pl_module.log("images_per_second", self.images_per_second, rank_zero_only=True)
+        if self._bar is not None:
+            self._bar.update()
+            if self._step % self.every_steps == 0:
+                losses = {name: f"{float(value):.4f}" for name, value in trainer.progress_bar_metrics.items()}
+                self._bar.set_postfix({**losses, "images/s": f"{self.images_per_second:.0f}"})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self.on_train_end(trainer, pl_module)

@@ -1,0 +1,67 @@
+"""Quality of one-evaluation samples during and after training, in the metric that the data allow."""
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from pmf_lightning.callbacks.ema import WeightAverages
+from pmf_lightning.callbacks.progress import Progress
+from pmf_lightning.metrics.quality import Quality, QualityProbe
+from pmf_lightning.sampling import generate, image_noise
+
+
+class QualityCheck(Callback):
+    """Measures samples of the averaged weights every so many steps and at the end of training.
+
+    Image i comes from noise i of the run's seed, so running a check changes nothing in the training that follows.
+
+    Args:
+        probe: the metric.
+        name: what the Frechet distance is called in the log.
+        every_steps: how often, besides the end.
+        sampling: omega, t_min, t_max, steps and the name of the average.
+        averages, progress: the callbacks that hold the averages and the clock.
+    """
+
+    def __init__(
+        self,
+        probe: QualityProbe,
+        name: str,
+        every_steps: int,
+        sampling: dict,
+        averages: WeightAverages,
+        progress: Progress,
+    ):
+        self.probe, self.name, self.every_steps = probe, name, every_steps
+        self.sampling, self.averages, self.progress = sampling, averages, progress
+        self.latest: Quality | None = None
+        self._step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train or load the classifier before the run, not in the middle of it."""
+        if trainer.is_global_zero:
+            _ = self.probe.judge
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Measure when it is time."""
+        step = trainer.global_step
+        due = step % self.every_steps == 0 or step == trainer.max_steps
+        if step != self._step and due and trainer.is_global_zero:
+            with self.progress.paused():
+                self.latest = self.measure(pl_module)
+            numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step - 1)
+        self._step = step
+
+    def measure(self, module: LightningModule) -> Quality:
+        """Generate with the averaged weights and compare with the real images."""
+        network = module.network
+        shape = (network.channels, network.resolution, network.resolution)
+        options = {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
+
+        def images(labels: torch.Tensor, first: int) -> torch.Tensor:
+            noise = module.objective.noise_scale * image_noise(module.seed, first, len(labels), shape)
+            return generate(module, noise.to(module.device), labels.to(module.device), **options).cpu()
+
+        with self.averages.swapped(module, self.sampling["ema"]):
+            return self.probe(images)

@@ -1,0 +1,72 @@
+"""Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
+
+import torch
+from omegaconf import DictConfig
+
+from pmf_lightning.errors import UserError, near
+
+
+def model(cfg: DictConfig) -> None:
+    """Check network against data, and the way the model is judged; raises UserError."""
+    size, patch = cfg.data.resolution, cfg.backbone.patch
+    if size % patch:
+        fitting = max(1, round(size / patch)) * patch
+        raise UserError(f"data.resolution={size} is not divisible by backbone.patch={patch}; set it to {fitting}")
+    chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
+    if chosen not in known:
+        raise UserError(f"sampling.ema={chosen}: there is no such average; {near(chosen, known)}")
+    asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
+    guidance(**asked, prefix="sampling.")
+
+
+def ema_names(half_lives_kimg: list[float]) -> list[str]:
+    """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k."""
+    return [f"{half_life:g}k" for half_life in half_lives_kimg]
+
+
+def guidance(*, omega: float, t_min: float, t_max: float, steps: int, prefix: str = "") -> None:
+    """Check what a sampler is asked for; raises UserError."""
+    if omega < 1:
+        raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
+    if not 0 <= t_min <= t_max <= 1:
+        raise UserError(f"{prefix}t_min={t_min} {prefix}t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
+    if steps < 1:
+        raise UserError(f"{prefix}steps={steps}: at least one network evaluation is needed")
+
+
+def classes(chosen: list[int], known: int) -> None:
+    """Check class numbers; raises UserError."""
+    if not chosen:
+        raise UserError("classes=[]: name at least one class, or leave it out for all")
+    wrong = [label for label in chosen if not 0 <= label < known]
+    if wrong:
+        raise UserError(f"classes={chosen}: {wrong[0]} is not a class; this model knows 0 to {known - 1}")
+
+
+def device(accelerator: str, devices: int | str | list, asked: str = "trainer.accelerator=gpu") -> None:
+    """Check that the accelerator asked for is there; raises UserError."""
+    if accelerator not in ("gpu", "cuda"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
+    if isinstance(devices, int) and devices > count:
+        raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
+
+
+def training(cfg: DictConfig) -> None:
+    """Check the length of a run and its cadences; raises UserError."""
+    device(cfg.trainer.accelerator, cfg.trainer.devices)
+    for key in ("steps", "batch", "log_every_steps", "grid.every_images", "checkpoint.every_images", "grid.rows"):
+        value = _lookup(cfg, key)
+        if value < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
+    for half_life in cfg.ema.half_lives_kimg:
+        if half_life <= 0:
+            raise UserError(f"ema.half_lives_kimg={list(cfg.ema.half_lives_kimg)}: half-lives are above 0")
+
+
+def _lookup(cfg: DictConfig, key: str):
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg

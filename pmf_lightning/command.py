@@ -1,0 +1,64 @@
+"""What all commands share: Hydra underneath, bad input as one line instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+import hydra
+from omegaconf import DictConfig
+
+from pmf_lightning.config import CONF, check_choices, compose
+from pmf_lightning.errors import UserError
+
+# With these flags Hydra does something else than to run one job.
+_OTHER = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+}
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Turn a function of a configuration into a command-line program: ``main()`` exits with 2 on bad input."""
+
+    def wrap(job: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(job)
+        def reporting(cfg: DictConfig) -> None:
+            with_one_line_errors(lambda: job(cfg))
+
+        run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reporting)
+
+        def main() -> None:
+            with_one_line_errors(lambda: _check_arguments(config_name))
+            run()
+
+        return main
+
+    return wrap
+
+
+def _check_arguments(config_name: str) -> None:
+    """Compose once before Hydra does, whose own errors span many lines."""
+    arguments = sys.argv[1:]
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    if _OTHER.isdisjoint(arguments):
+        compose([a for a in arguments if not a.startswith("-")], config_name)
+    else:
+        check_choices(overrides)
+
+
+def with_one_line_errors(work: Callable[[], None]) -> None:
+    """Run ``work``; print a UserError as one line and exit with 2."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

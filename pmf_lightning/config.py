@@ -1,0 +1,79 @@
+"""From overrides to a checked configuration. The YAML files under conf/ are the only home of the numbers."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pmf_lightning.data.folder import count_class_folders
+from pmf_lightning.errors import UserError, near
+
+_HERE = Path(__file__).resolve().parent
+# An installed package carries conf/ inside; a checkout has it beside the package.
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+def _in_proportion(value: float, size: float, reference: float) -> float:
+    return value * size / reference
+
+
+def _steps_of(images: int, batch: int) -> int:
+    return max(1, images // batch)
+
+
+OmegaConf.register_new_resolver("in_proportion", _in_proportion, replace=True)
+OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
+OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
+
+
+def choices(group: str) -> list[str]:
+    """Return the names that ``group=`` takes."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """Compose the configuration of a command from Hydra overrides, as the command line does.
+
+    Raises UserError for an unknown group choice, an unknown key, or an override that cannot be read.
+    """
+    overrides = list(overrides)
+    check_choices(overrides)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra_compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise UserError where an override picks a file that conf/ does not have, naming the near ones."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    for group, names in _picked(overrides):
+        if group in groups:
+            for name in names:
+                if name not in (known := choices(group)) and name not in ("null", ""):
+                    raise UserError(f"{group}={name}: there is no such {group}; {near(name, known)}")
+
+
+def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (key, comma-separated values) of plain overrides."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and not key.startswith("~") and "(" not in value:
+            yield key.lstrip("+"), [name.strip().strip("'\"") for name in value.split(",")]
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of ``error``, or of the UserError at its root, on one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    inner = error.__cause__ or error.__context__
+    return f"{text} ({' '.join(str(inner).split())})" if inner is not None and str(inner) not in text else text

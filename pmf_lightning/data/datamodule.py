@@ -1,0 +1,126 @@
+"""Lightning's door to the data: the endless training stream of this device, from any step on."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.order import GlobalOrder, step_shards
+from pmf_lightning.draws import generator
+from pmf_lightning.errors import UserError
+
+
+class StepLoader:
+    """An endless iterable of ``(uint8 [B, C, H, W], int64 [B])`` that starts at whatever step training has reached.
+
+    It is no DataLoader, because Lightning would put its own distributed sampler into one. Each iteration opens a fresh
+    DataLoader when its first batch is asked for; batches that workers fetched but nobody took are fetched again.
+    """
+
+    def __init__(
+        self, open_at: Callable[[int], DataLoader], reached: Callable[[], int], resume: Callable[[], None]
+    ) -> None:
+        self._open_at = open_at
+        self._reached = reached
+        self._resume = resume
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        yield from self._open_at(self._reached())
+
+    def state_dict(self) -> dict:
+        """Return nothing: the optimiser step says it all. Lightning takes a loader with this method as resumable."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Tell the owner that training resumes from a checkpoint; Lightning calls this before the first batch."""
+        self._resume()
+
+
+class ImageData(LightningDataModule):
+    """The images of ``source`` in an order fixed by ``seed``.
+
+    ``batch`` counts the images of one optimiser step over all devices and micro-batches, ``micro_batch`` those that one
+    device takes at once (None: its whole share); ``workers`` are loading processes per device. What a step sees depends
+    on neither the number of devices nor ``micro_batch`` nor ``workers``.
+    """
+
+    def __init__(self, source: Source, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
+        super().__init__()
+        for name, value, least in (("batch", batch, 1), ("micro_batch", micro_batch, 1), ("workers", workers, 0)):
+            if value is not None and value < least:
+                raise UserError(f"{name}={value}: set it to {least} or more")
+        self.source = source
+        self.seed = seed
+        self.batch = batch
+        self.micro_batch = micro_batch
+        self.workers = workers
+
+    def accumulation(self, world_size: int) -> int:
+        """Return the micro-batches per device and step on ``world_size`` devices; UserError if sizes do not divide."""
+        share, rest = divmod(self.batch, world_size)
+        if rest:
+            near = " or ".join(f"batch={size}" for size in (self.batch - rest, self.batch - rest + world_size) if size)
+            raise UserError(f"batch={self.batch} does not divide over {world_size} devices: set {near}")
+        micro = share if self.micro_batch is None else self.micro_batch
+        if share % micro:
+            near = " or ".join(f"micro_batch={size}" for size in _nearest_divisors(share, micro))
+            raise UserError(
+                f"micro_batch={micro} does not divide the {share} images of a device "
+                f"(batch={self.batch}, devices={world_size}): set {near}"
+            )
+        return share // micro
+
+    @cached_property
+    def train_set(self) -> ArrayDataset:
+        """The training split, opened at first use."""
+        return self.source.train()
+
+    def prepare_data(self) -> None:
+        """Open the images once per machine, before the other devices do: the first use may have to decode them."""
+        _ = self.train_set
+
+    def train_dataloader(self) -> StepLoader:
+        """Return this device's stream; UserError if the trainer accumulates another number of micro-batches."""
+        trainer = self.trainer
+        micro_batches = self.accumulation(trainer.world_size)
+        if trainer.accumulate_grad_batches != micro_batches:
+            raise UserError(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches} does not match batch={self.batch}, "
+                f"devices={trainer.world_size}, micro_batch={self.micro_batch}: set it to {micro_batches}"
+            )
+        shards = step_shards(trainer.global_rank, trainer.world_size, micro_batches)
+
+        def open_at(step: int) -> DataLoader:
+            return DataLoader(
+                self.train_set,
+                batch_sampler=GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=step),
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+                generator=generator("workers"),  # else the seed of the workers comes from the global generator
+            )
+
+        def resume() -> None:
+            _drop_partial_step(trainer)
+
+        return StepLoader(open_at, reached=lambda: trainer.global_step, resume=resume)
+
+
+def _drop_partial_step(trainer: Trainer) -> None:
+    """Uncount the micro-batches of a step that a checkpoint cut short: their gradients are gone, it begins anew.
+
+    Lightning steps after every so many micro-batches of its own count, so it would step early, with too few of them.
+    """
+    counted = trainer.fit_loop.epoch_loop.batch_progress.current
+    partial = counted.processed % trainer.accumulate_grad_batches
+    counted.increment_by(-partial)
+
+
+def _nearest_divisors(whole: int, size: int) -> list[int]:
+    """Return the divisors of ``whole`` on either side of ``size``, which is none itself."""
+    divisors = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
+    below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
+    return below[-1:] + above[:1]

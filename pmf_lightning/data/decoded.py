@@ -1,0 +1,128 @@
+"""Image files decoded once into one memory-mapped array on disk."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from rich.progress import track
+from torch import Tensor
+
+from pmf_lightning.cache import atomic_write, sole_writer
+from pmf_lightning.data.crop import read_image
+from pmf_lightning.errors import UserError
+
+WINDOW = 256  # files decoded ahead of the writer: bounds memory, keeps every thread busy
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Files to decode, in the order they are to lie on disk: paths below ``root``, labels [n], split quantiles [n]."""
+
+    root: Path
+    names: list[str]
+    labels: Int64[Tensor, " n"]
+    quantiles: Float64[Tensor, " n"]
+    resolution: int
+    channels: int
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk if every file is readable."""
+        return len(self.names) * self.channels * self.resolution**2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The readable images, memory-mapped, with labels and quantiles; and a line of text for each unreadable one."""
+
+    images: UInt8[np.ndarray, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    quantiles: Float64[Tensor, " n"]
+    unreadable: list[str]
+    unreadable_file: Path
+
+
+def cannot_read(root: Path, line: str) -> UserError:
+    """Make the error for one line of ``Decoded.unreadable``."""
+    name, reason = line.split("\t", 1)
+    return UserError(f"cannot read {root / name} ({reason}): remove it or set data.unreadable=skip")
+
+
+def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
+    """Open ``folder``, decoding ``wanted`` into it first if it is not there; it appears whole or not at all.
+
+    Raises UserError when the disk is too small, when no file is readable or, with ``fail``, at the first that is not.
+    """
+    with sole_writer(folder):
+        if not folder.exists():
+            with atomic_write(folder) as partial:
+                partial.mkdir()
+                _decode(partial, folder, wanted, fail)
+    unreadable_file = folder / "unreadable.txt"
+    with np.load(folder / "index.npz") as index:
+        return Decoded(
+            images=np.load(folder / "images.npy", mmap_mode="r"),
+            labels=torch.from_numpy(index["labels"]),
+            quantiles=torch.from_numpy(index["quantiles"]),
+            unreadable=unreadable_file.read_text(errors="surrogateescape").splitlines(),
+            unreadable_file=unreadable_file,
+        )
+
+
+def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
+    free = shutil.disk_usage(partial).free
+    shape = (wanted.channels, wanted.resolution, wanted.resolution)
+    print(
+        f"decoding {len(wanted.names)} images to {shape} once: {wanted.bytes / 2**30:.2f} GiB at {folder}", flush=True
+    )
+    if wanted.bytes > 0.98 * free:
+        raise UserError(
+            f"decoded images need {wanted.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "
+            "make room or set data.cache_dir to a larger disk"
+        )
+    kept, unreadable = [], []
+    with (partial / "images.npy").open("wb") as file:
+        _write_header(file, (len(wanted.names), *shape))
+        with closing(track(_read_all(wanted), "decoding", total=len(wanted.names))) as images:
+            for row, image in enumerate(images):
+                if isinstance(image, Exception):
+                    unreadable.append(f"{wanted.names[row]}\t{type(image).__name__}: {image}".replace("\n", " "))
+                    if fail:
+                        raise cannot_read(wanted.root, unreadable[0])
+                else:
+                    file.write(image.tobytes())
+                    kept.append(row)
+        if not kept:
+            raise UserError(
+                f"none of the {len(unreadable)} images in {wanted.root} can be read, first {unreadable[0]!r}"
+            )
+        file.seek(0)
+        _write_header(file, (len(kept), *shape))  # numpy pads headers so that the first length may change
+    np.savez(partial / "index.npz", labels=wanted.labels[kept].numpy(), quantiles=wanted.quantiles[kept].numpy())
+    (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
+
+
+def _read_all(wanted: Wanted) -> Iterator[UInt8[np.ndarray, "c h w"] | Exception]:
+    """Decode on all cores, yielding in order an image or the reason why there is none."""
+
+    def read(name: str) -> UInt8[np.ndarray, "c h w"] | Exception:
+        try:
+            return read_image(wanted.root / name, wanted.resolution, wanted.channels)
+        except Exception as reason:  # broken files make Pillow raise nearly anything
+            return reason
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(wanted.names), WINDOW):
+            yield from pool.map(read, wanted.names[start : start + WINDOW])
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

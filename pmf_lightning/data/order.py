@@ -1,0 +1,59 @@
+"""Which image comes when: a pure function of the seed and the step, the same for any number of devices.
+
+Global sample g, counted from the first of the run, is image ``permutation(seed, "order", epoch)[g % images]`` with
+``epoch = g // images``: each epoch shows every image once and the next follows without a gap, inside a batch if need
+be. A batch is dealt out to micro-batches by ``draws.Shard``, as the random draws of training are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from pmf_lightning.draws import Shard, permutation
+
+
+def step_shards(rank: int, world_size: int, micro_batches: int) -> tuple[Shard, ...]:
+    """Return the shares of the global batch that a rank takes in one optimiser step, in order."""
+    return tuple(Shard(j * world_size + rank, micro_batches * world_size) for j in range(micro_batches))
+
+
+def micro_batch_indices(images: int, batch: int, seed: int, step: int, shard: Shard) -> list[int]:
+    """Return the images of one micro-batch: the share ``shard`` of the global batch of optimiser step ``step``.
+
+    ``batch`` is global; ValueError unless the shards divide it.
+    """
+    if batch % shard.count:
+        raise ValueError(f"a batch of {batch} does not divide into {shard.count} micro-batches")
+    samples = step * batch + shard.rows(batch // shard.count)
+    epochs = samples // images
+    indices = torch.empty_like(samples)
+    for epoch in epochs.unique().tolist():
+        here = epochs == epoch
+        indices[here] = _epoch_order(seed, epoch, images)[samples[here] % images]
+    return indices.tolist()
+
+
+@lru_cache(maxsize=4)  # a batch seldom spans more epochs than two; drawing one for ImageNet takes tens of milliseconds
+def _epoch_order(seed: int, epoch: int, images: int) -> Int64[Tensor, " images"]:
+    return permutation(seed, "order", epoch, count=images)
+
+
+@dataclass(frozen=True)
+class GlobalOrder:
+    """An endless batch sampler: the micro-batches ``shards`` of step ``first_step``, then of the next, and so on."""
+
+    images: int
+    batch: int
+    seed: int
+    shards: tuple[Shard, ...]
+    first_step: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in count(self.first_step):
+            for shard in self.shards:
+                yield micro_batch_indices(self.images, self.batch, self.seed, step, shard)

@@ -1,0 +1,100 @@
+"""Frechet distance between sets of uint8 images, in the feature space of any callable."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from pmf_lightning.errors import UserError
+
+Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
+
+
+class NonFiniteError(UserError):
+    """Images with pixels that are infinite or not a number: converting them would hide a collapse."""
+
+
+class FrechetDistance:
+    """Frechet distance of image sets to one reference set, whose moments are computed once.
+
+    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` with means m and unbiased covariances S of the features in float64
+    (Heusel et al. 2017, arXiv:1706.08500, eq. 6), through torchmetrics. Features are computed ``batch`` images at a
+    time, without autocast; a module must be in evaluation mode. Any resizing is the business of ``embed``. No
+    collective communication: every process that calls it needs all images. Raises UserError for fewer than two images.
+    """
+
+    @torch.inference_mode(mode=False)  # what it keeps must stay usable outside of Lightning's evaluation
+    def __init__(
+        self, embed: Embed, reference: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], batch: int
+    ) -> None:
+        _require_two(reference, "reference")
+        first = next(in_batches(reference, 1))
+        self._batch = batch
+        self._metric = FrechetInceptionDistance(
+            _Float64Features(embed, embed(first).shape[1]),
+            reset_real_features=False,
+            sync_on_compute=False,  # else one process measuring alone would wait for the others forever
+        ).set_dtype(torch.float64)
+        self._update(reference, real=True)
+
+    @torch.inference_mode(mode=False)
+    def __call__(self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"]) -> float:
+        """Return the distance of ``images`` to the reference set."""
+        _require_two(images, "measured")
+        self._metric.reset()  # keeps the reference
+        self._update(images, real=False)
+        return self._metric.compute().item()
+
+    def _update(self, images: Tensor | np.ndarray, real: bool) -> None:
+        for part in in_batches(images, self._batch):
+            with torch.autocast(part.device.type, enabled=False):
+                self._metric.update(part, real=real)
+
+
+class _Float64Features(nn.Module):
+    """Features in float64, so that torchmetrics does not round its answer to float32.
+
+    Holds a callable instead of a registered submodule: ``set_dtype`` would convert the weights of the caller's network.
+    """
+
+    def __init__(self, embed: Embed, num_features: int):
+        super().__init__()
+        self.num_features = num_features  # else torchmetrics draws a random image to find out
+        self._embed = (embed,)
+
+    def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        return self._embed[0](images).double()
+
+
+def frechet_distance(
+    embed: Embed,
+    real: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"],
+    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"],
+    batch: int,
+) -> float:
+    """Return the Frechet distance between two sets of images; see ``FrechetDistance``."""
+    return FrechetDistance(embed, real, batch)(fake)
+
+
+def in_batches(images: Tensor | np.ndarray, batch: int) -> Iterator[Tensor]:
+    """Yield ``images`` in their order as tensors of at most ``batch`` rows, copied out of numpy arrays."""
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+
+
+def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
+    """Raise NonFiniteError, with their number, when some pixels of ``what`` are infinite or not a number."""
+    bad = images.numel() - int(images.isfinite().sum())
+    if bad:
+        raise NonFiniteError(
+            f"{what}: {bad} of {images.numel()} pixels are not finite: training has diverged, lower the learning rate"
+        )
+
+
+def _require_two(images: Tensor | np.ndarray, what: str) -> None:
+    if len(images) < 2:
+        raise UserError(f"Frechet distance: {len(images)} {what} image(s), give at least 2")

@@ -1,0 +1,112 @@
+"""Train the small classifier on a real training split, once: seconds of work, then a file in the cache folder."""
+
+import logging
+import math
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.draws import generator
+from pmf_lightning.errors import UserError
+from pmf_lightning.metrics.classifier import Classifier
+
+VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How the classifier is made: ``conf/metrics/small.yaml`` holds the numbers.
+
+    ``seed`` is apart from the run's seed on purpose: runs can be compared only when one classifier judges them all.
+    ``shift`` is the largest augmenting shift as a share of the side; ``warm_up`` counts steps.
+    """
+
+    seed: int
+    features: int
+    steps: int
+    batch: int
+    lr: float
+    warm_up: int
+    weight_decay: float
+    shift: float
+
+
+def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
+    """Return the classifier of ``source``'s training split, from the cache folder or trained and kept there.
+
+    A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written.
+    """
+    folder = cache_root(cache_dir) / "classifiers"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
+    with sole_writer(path):
+        classifier = _load(path, source, settings) if path.exists() else None
+        if classifier is None:
+            split = source.train()
+            classifier = train_classifier(split.images, split.labels, source.classes, settings)
+            with atomic_write(path) as partial:
+                torch.save(classifier.state_dict(), partial)
+    return classifier
+
+
+def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifier | None:
+    classifier = Classifier(source.channels, source.classes, settings.features, settings.seed)
+    try:
+        classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as reason:  # a damaged file makes torch raise nearly anything
+        log.warning("%s is damaged (%s): training the classifier again", path, type(reason).__name__)
+        return None
+    return classifier.eval().requires_grad_(False)
+
+
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.enable_grad()
+@torch.autocast("cpu", enabled=False)
+def train_classifier(
+    images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    classes: int,
+    settings: ClassifierSettings,
+) -> Classifier:
+    """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
+
+    The same input gives the same weights bit for bit. Raises UserError for fewer than two classes.
+    """
+    if classes < 2:
+        raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
+    split = ArrayDataset(images, labels)
+    classifier = Classifier(images.shape[1], classes, settings.features, settings.seed)
+    adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
+        draw = generator(settings.seed, "classifier", "batch", step)
+        batch, wanted = split.batch(torch.randint(len(split), (settings.batch,), generator=draw))
+        small = classifier.shrink(batch)
+        reach = round(settings.shift * small.shape[-1])
+        moved = shifted(small, torch.randint(-reach, reach + 1, (settings.batch, 2), generator=draw))
+        for group in adam.param_groups:
+            group["lr"] = settings.lr * _rate(step, settings)
+        adam.zero_grad()
+        functional.cross_entropy(classifier.head(classifier.body(moved)), wanted).backward()
+        adam.step()
+    return classifier.eval().requires_grad_(False)
+
+
+def shifted(images: Float[Tensor, "b c h w"], by: Int64[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+    """Move image i by ``by[i]`` pixels (down, right), repeating the border pixels."""
+    batch, _, height, width = images.shape
+    rows = (torch.arange(height) - by[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) - by[:, 1:]).clamp(0, width - 1)
+    return images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _rate(step: int, settings: ClassifierSettings) -> float:
+    return min(1, (step + 1) / (settings.warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))

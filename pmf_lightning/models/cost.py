@@ -1,0 +1,44 @@
+"""What a network costs, counted from the real graph."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pmf_lightning.models.vit import ViT
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters to sample (one head) and to train (all heads), tokens, and multiply-adds of one forward of a head."""
+
+    parameters: int
+    training_parameters: int
+    tokens: int
+    multiply_adds: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters to sample, {self.training_parameters:,} to train, {self.tokens} tokens, "
+            f"{self.multiply_adds / 1e9:.3g} G multiply-adds per image and evaluation"
+        )
+
+
+def count(network: ViT, head: str = "u") -> Cost:
+    """Count a network's costs on the meta device: no memory, no arithmetic."""
+    training = sum(weight.numel() for weight in network.parameters())
+    others = sum(w.numel() for name, branch in network.heads.items() if name != head for w in branch.parameters())
+    return Cost(training - others, training, network.prefix + network.grid**2, _multiply_adds(network, head))
+
+
+def _multiply_adds(network: ViT, head: str) -> int:
+    on_meta = {name: torch.empty_like(weight, device="meta") for name, weight in network.named_parameters()}
+    image = torch.empty(1, network.channels, network.resolution, network.resolution, device="meta")
+    conditions = {
+        name: torch.zeros(1, dtype=torch.long if hasattr(embed, "table") else torch.float32, device="meta")
+        for name, embed in network.conditions.items()
+    }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call = {"heads": (head,), "attention": "plain"}
+        torch.func.functional_call(network, on_meta, (image, conditions), call)
+    return counter.get_total_flops() // 2

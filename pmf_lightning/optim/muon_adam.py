@@ -1,0 +1,160 @@
+"""Muon for matrices and Nesterov-Adam for everything else, in one optimiser.
+
+One ``torch.optim.Optimizer`` keeps Lightning's automatic optimisation intact: clipping, accumulation, schedules and the
+count of global steps. All constants that are not arguments of the run are optax's (optax.contrib.muon 0.2.8).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.errors import UserError
+from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz
+
+KINDS = ("muon", "adam")
+STACK_ELEMENTS = 2**26  # numbers in one stack of matrices: bounds the extra memory of a step, never changes its result
+
+
+class MuonAdam(torch.optim.Optimizer):
+    """Update each group by its ``kind``: "muon" (2-D parameters only) or "adam"; any other kind raises ValueError.
+
+    Muon: momentum with Nesterov and bias correction, orthogonalised by Newton-Schulz, times sqrt(max(1, rows/cols)) of
+    torch's (out, in) layout (Jordan et al. 2024). Adam: with Nesterov momentum (Dozat 2016), as optax.adamw with
+    nesterov=True. Weight decay is decoupled in both. Both count steps per parameter: one without a gradient is left
+    alone in that step. Momenta have the dtype of their parameter.
+
+    ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
+    UserError.
+    """
+
+    def __init__(
+        self,
+        param_groups: Iterable[dict],
+        lr: int | float,
+        weight_decay: int | float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = EPS,
+        ns_steps: int = STEPS,
+        ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
+    ):
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "betas": tuple(betas),
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "ns_coefficients": tuple(ns_coefficients),
+        }
+        super().__init__(param_groups, defaults)
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add a group after checking its kind, the shapes of its parameters and its numbers."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if (kind := group.get("kind")) not in KINDS:
+            raise ValueError(f"parameter group has kind {kind!r}; known: {', '.join(KINDS)}")
+        if kind == "muon" and (shapes := [tuple(p.shape) for p in group["params"] if p.ndim != 2]):
+            raise ValueError(
+                f"a parameter of shape {shapes[0]} is in a group of kind 'muon', which takes matrices only"
+            )
+        for name in ("lr", "weight_decay"):
+            if not group[name] >= 0:
+                raise UserError(f"optimizer {name} is {group[name]}; it must be zero or positive")
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore a state after checking that its groups have the kinds of this optimiser's groups."""
+        stored, own = (
+            [group.get("kind") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
+        )
+        if stored != own:
+            raise ValueError(f"the stored optimiser has groups of kind {stored}, this one has {own}")
+        super().load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """Take one step and return the loss of ``closure``, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            muon = group["kind"] == "muon"
+            for parameter in parameters:
+                self._advance(parameter, ("momentum",) if muon else ("momentum", "variance"))
+            for bucket in self._buckets(parameters, by_shape=muon):
+                (self._muon if muon else self._adam)(bucket, group)
+        return loss
+
+    def _advance(self, parameter: nn.Parameter, moments: tuple[str, ...]) -> None:
+        """Count one more step of ``parameter``, starting its moments at zero before the first."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            for name in moments:
+                state[name] = torch.zeros_like(parameter)
+        state["step"] += 1
+
+    def _buckets(self, parameters: list[nn.Parameter], by_shape: bool) -> Iterable[list[nn.Parameter]]:
+        """Gather the parameters that one batched update can serve: same step, device, dtype and, on demand, shape."""
+        buckets: dict[Hashable, list[nn.Parameter]] = defaultdict(list)
+        for p in parameters:
+            buckets[(self.state[p]["step"], p.device, p.dtype, p.shape if by_shape else None)].append(p)
+        return buckets.values()
+
+    def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
+        """Update matrices of one shape."""
+        rows, cols = parameters[0].shape
+        rate = group["lr"] * math.sqrt(max(1.0, rows / cols))
+        momenta, looks_ahead = self._momentum(parameters, group["momentum"])
+        _decay(parameters, group)
+        per_stack = max(1, STACK_ELEMENTS // (rows * cols))
+        for start in range(0, len(parameters), per_stack):
+            part = slice(start, start + per_stack)
+            stack = torch.stack(_combine(momenta[part], parameters[part], looks_ahead))
+            updates = newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
+            torch._foreach_add_(parameters[part], updates.unbind(), alpha=-rate)
+
+    def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
+        """Update parameters of any shapes."""
+        decay = group["betas"][1]
+        step = self.state[parameters[0]]["step"]
+        momenta, looks_ahead = self._momentum(parameters, group["betas"][0])
+        variances = [self.state[p]["variance"] for p in parameters]
+        gradients = _gradients(parameters)
+        torch._foreach_mul_(variances, decay)
+        torch._foreach_addcmul_(variances, gradients, gradients, value=1 - decay)
+        scales = torch._foreach_sqrt(variances)
+        torch._foreach_div_(scales, math.sqrt(1 - decay**step))
+        torch._foreach_add_(scales, group["eps"])
+        _decay(parameters, group)
+        torch._foreach_addcdiv_(parameters, _combine(momenta, parameters, looks_ahead), scales, value=-group["lr"])
+
+    def _momentum(self, parameters: list[nn.Parameter], decay: float) -> tuple[list[Tensor], tuple[float, float]]:
+        """Advance the momenta; return them with the weights of (momentum, gradient) in Nesterov's look ahead."""
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, _gradients(parameters), 1 - decay)
+        step = self.state[parameters[0]]["step"]
+        return momenta, (decay / (1 - decay ** (step + 1)), (1 - decay) / (1 - decay**step))
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad.to(p.dtype) for p in parameters]
+
+
+def _combine(momenta: list[Tensor], parameters: list[nn.Parameter], weights: tuple[float, float]) -> Sequence[Tensor]:
+    """Return weights[0] * momentum + weights[1] * gradient for each parameter."""
+    combined = torch._foreach_mul(momenta, weights[0])
+    torch._foreach_add_(combined, _gradients(parameters), alpha=weights[1])
+    return combined
+
+
+def _decay(parameters: list[nn.Parameter], group: dict) -> None:
+    """Apply decoupled weight decay (Loshchilov and Hutter 2019)."""
+    if group["weight_decay"]:
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

@@ -1,0 +1,64 @@
+"""The end of a run: pictures, a table, and summary.json."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from lightning import Trainer
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.pictures import save_curves
+
+STARTED = time.perf_counter()  # the module is imported when a command starts
+
+
+def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path) -> dict:
+    """Draw the final grid and the curves, write summary.json, print the table; return the summary."""
+    if not trainer.is_global_zero:
+        return {}
+    grid = hands.grids.draw(module, cfg.sampling.ema, "final.png")
+    curves = save_curves(folder / "metrics.jsonl", folder / "curves.png")
+    quality = hands.quality.latest if hands.quality else None
+    summary = {
+        "fd": quality and quality.fd,
+        "fd_floor": quality and quality.fd_floor,
+        "n": quality and quality.n,
+        "class_accuracy": quality and quality.class_accuracy,
+        "real_accuracy": quality and quality.real_accuracy,
+        "omega": cfg.sampling.omega,
+        "ema": cfg.sampling.ema,
+        "sampling_steps": cfg.sampling.steps,
+        "images_per_second": round(hands.progress.images_per_second, 1),
+        "steps": trainer.global_step,
+        "wall_seconds": round(time.perf_counter() - STARTED, 1),
+        "checkpoint": str(hands.checkpoint.path),
+        "grid": str(grid),
+        "curves": str(curves),
+        "stopped_early": hands.checkpoint.stopped,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _print(summary, hands.quality.name if hands.quality else None)
+    if hands.checkpoint.stopped:
+        arguments = [a for a in sys.argv[1:] if not a.startswith(("run_dir=", "ckpt="))]
+        again = " ".join(["python -m pmf_lightning.train", *arguments, f"run_dir={folder}", "ckpt=last"])
+        print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
+    return summary
+
+
+def _print(summary: dict, distance: str | None) -> None:
+    table = Table(title="summary", show_header=False)
+    rows = dict(summary)
+    if distance:
+        named = {
+            f"{distance} (lower is better)": rows.pop("fd"),
+            f"{distance} of held-out images": rows.pop("fd_floor"),
+        }
+        rows = named | rows
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console(width=max(100, Console().width)).print(table)

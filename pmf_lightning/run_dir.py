@@ -1,0 +1,69 @@
+"""Where a run writes, and how it finds its way back after a stop."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pmf_lightning.errors import UserError
+from pmf_lightning.folders import writable
+
+ROOT = Path("runs")
+_SHARED = "PMF_LIGHTNING_RUN_DIR"  # how rank 0 tells its choice to the processes that it starts
+
+
+def choose(cfg: DictConfig) -> Path:
+    """Return the run directory of a configuration: made, and known to be writable.
+
+    ``run_dir`` when set; else, with ``ckpt=last``, the newest run of this model and data that has a checkpoint; else a
+    new one under runs/, named after model, data and the time. Raises UserError.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and _SHARED in os.environ:
+        return Path(os.environ[_SHARED])
+    if "TORCHELASTIC_RUN_ID" in os.environ and cfg.run_dir is None:
+        raise UserError("run_dir=null: under torchrun every process chooses by itself; set run_dir")
+    if cfg.run_dir is not None:
+        folder = Path(cfg.run_dir)
+    elif cfg.ckpt == "last":
+        folder = _newest(ROOT / f"{cfg.name}-{cfg.data.name}")
+    else:
+        folder = _fresh(ROOT / f"{cfg.name}-{cfg.data.name}")
+    writable(folder / "checkpoints", "run_dir")
+    if cfg.ckpt is None and (folder / "checkpoints" / "last.ckpt").exists():
+        raise UserError(f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to go on with it")
+    os.environ[_SHARED] = str(folder)
+    return folder
+
+
+def checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
+    """Return the checkpoint that ``ckpt`` asks for, or None for a fresh start; raises UserError where it is missing."""
+    if cfg.ckpt is None:
+        return None
+    if cfg.ckpt != "last":
+        return Path(cfg.ckpt)
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
+    return path
+
+
+def _newest(parent: Path) -> Path:
+    found = sorted(parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"ckpt=last: no run with a checkpoint under {parent}; set run_dir, or leave ckpt out")
+    return found[-1].parent.parent
+
+
+def _fresh(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = (parent / (stamp if not again else f"{stamp}_{again}") for again in range(1000))
+    for folder in names:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another job of the same second
+        except OSError as error:
+            raise UserError(f"run_dir={folder}: cannot be made ({error.strerror}); set another run_dir") from error
+        return folder
+    raise UserError(f"run_dir: no free name under {parent}; set run_dir")

@@ -1,0 +1,76 @@
+"""Draw images from a checkpoint: python -m pmf_lightning.sample ckpt=runs/... classes=[3,7] n=64 omega=2 out=samples"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning import checks
+from pmf_lightning.assemble import load_checkpoint
+from pmf_lightning.command import command
+from pmf_lightning.data.pixels import to_uint8
+from pmf_lightning.errors import UserError
+from pmf_lightning.folders import writable
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.pictures import save_grid
+from pmf_lightning.sampling import generate, image_noise
+
+MOST_ON_GRID = 400
+
+
+def sample(cfg: DictConfig) -> dict[str, Path]:
+    """Draw the images that ``cfg`` (conf/sample.yaml) asks for; return the paths of the grid and the .npz.
+
+    Image i has label ``classes[i % len(classes)]`` and depends on (seed, i) besides. Raises UserError for bad input.
+    """
+    if cfg.n < 1:
+        raise UserError(f"n={cfg.n}: at least one image is needed")
+    if cfg.chunk < 1:
+        raise UserError(f"chunk={cfg.chunk}: at least one image at a time is needed")
+    checks.device("gpu" if str(cfg.device).startswith("cuda") else "cpu", 1, f"device={cfg.device}")
+    out = writable(Path(cfg.out), "out")
+    module = load_checkpoint(cfg.ckpt, cfg.ema)
+    options = sampling_options(cfg, module)
+    classes = list(range(module.network.classes)) if cfg.classes is None else list(cfg.classes)
+    checks.classes(classes, module.network.classes)
+    labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
+    images = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
+    columns = len(classes) if 1 < len(classes) <= 20 else 10
+    grid = save_grid(images[:MOST_ON_GRID], min(columns, cfg.n), out / "grid.png")
+    np.savez(out / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    return {"grid": grid, "images": out / "samples.npz"}
+
+
+def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
+    """Return steps, omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    judged = module.config["sampling"]
+    names = ("steps", "omega", "t_min", "t_max")
+    options = {name: judged[name] if cfg[name] is None else cfg[name] for name in names}
+    checks.guidance(**options)
+    return options
+
+
+def draw(module: GenerativeModule, labels: Tensor, seed: int, chunk: int, options: dict) -> Tensor:
+    """Return float images [n, C, H, W] on the CPU, not clipped, a chunk at a time."""
+    network = module.network
+    shape = (network.channels, network.resolution, network.resolution)
+    images = []
+    for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
+        part = labels[first : first + chunk]
+        noise = module.objective.noise_scale * image_noise(seed, first, len(part), shape)
+        images.append(generate(module, noise.to(module.device), part.to(module.device), **options).cpu())
+    return torch.cat(images)
+
+
+@command("sample")
+def main(cfg: DictConfig) -> None:
+    """Draw what the command line describes and say where it lies."""
+    paths = sample(cfg)
+    print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
+
+
+if __name__ == "__main__":
+    main()

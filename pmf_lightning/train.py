@@ -1,0 +1,139 @@
+"""Train a model: python -m pmf_lightning.train model=pmf_b16 data=imagenet256 trainer=gpu"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning import checks, run_dir
+from pmf_lightning.assemble import build, read_checkpoint
+from pmf_lightning.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.callbacks.ema import WeightAverages
+from pmf_lightning.callbacks.grids import SampleGrids
+from pmf_lightning.callbacks.ledger import Ledger
+from pmf_lightning.callbacks.progress import Progress
+from pmf_lightning.callbacks.quality import QualityCheck
+from pmf_lightning.callbacks.wandb_logger import WandbRun
+from pmf_lightning.command import command
+from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.errors import UserError
+from pmf_lightning.metrics.quality import QualityProbe, metric_name
+from pmf_lightning.models import cost
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.report import finish
+
+
+@dataclass
+class Hands:
+    """The callbacks of a run, by what they do."""
+
+    averages: WeightAverages
+    progress: Progress
+    checkpoint: LastCheckpoint
+    grids: SampleGrids
+    quality: QualityCheck | None
+
+    def listed(self) -> list[Callback]:
+        """In the order in which they act after a step: average first, save last but for the clock."""
+        acting = [self.averages, self.grids, self.quality, self.checkpoint, self.progress]
+        return [callback for callback in acting if callback is not None]
+
+
+def train(cfg: DictConfig) -> dict:
+    """Run the training that ``cfg`` describes and return the summary that is also written to ``summary.json``.
+
+    Raises UserError for bad input before any long work starts.
+    """
+    checks.training(cfg)
+    source = instantiate(cfg.data)
+    source.check()
+    module = build(cfg)
+    data = ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
+    folder = run_dir.choose(cfg)
+    resume = run_dir.checkpoint_to_resume(cfg, folder)
+    state = read_checkpoint(resume) if resume else {"global_step": 0}
+    if state["global_step"] >= cfg.steps:
+        done = state["global_step"]
+        raise UserError(f"steps={cfg.steps}: {resume} has {done} already; set more steps or images")
+    announce(cfg, module, folder, state["global_step"])
+    OmegaConf.save(OmegaConf.create(module.config), folder / "config.yaml")
+    hands = make_callbacks(cfg, module, source, folder)
+    trainer = make_trainer(cfg, data, hands, make_loggers(cfg, module, folder, state))
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return finish(cfg, module, trainer, hands, folder)
+
+
+def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int) -> None:
+    """Print what is about to happen and what it costs."""
+    start = f" from step {step:,}" if step else ""
+    print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} pixels")
+    print(f"  {cost.count(module.network)}")
+    print(f"  {cfg.steps:,} steps of {cfg.batch} images{start}; everything is written to {folder}")
+    print("  loss_u and loss_v are plain mean squared errors; the adaptive loss that is minimised is about 2 by itself")
+
+
+def make_callbacks(cfg: DictConfig, module: GenerativeModule, source, folder: Path) -> Hands:
+    """Build what watches over the run."""
+    sampling = OmegaConf.to_container(cfg.sampling, resolve=True)
+    averages = WeightAverages(list(cfg.ema.half_lives_kimg), cfg.ema.ramp, cfg.batch)
+    progress = Progress(cfg.batch, cfg.log_every_steps)
+
+    def every(images: int) -> int:
+        return max(1, images // cfg.batch)
+
+    grids = SampleGrids(
+        folder / "grids", every(cfg.grid.every_images), cfg.grid.rows, cfg.grid.columns, sampling, averages, progress
+    )
+    quality = None
+    if cfg.metrics.enabled:
+        settings = instantiate(cfg.metrics)
+        probe = QualityProbe(source, settings, cfg.cache_dir)
+        name, every_steps = metric_name(source), every(cfg.metrics.every_images)
+        quality = QualityCheck(probe, name, every_steps, sampling, averages, progress)
+    checkpoint = LastCheckpoint(folder / "checkpoints", every(cfg.checkpoint.every_images))
+    return Hands(averages, progress, checkpoint, grids, quality)
+
+
+def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, state: dict) -> list[Logger]:
+    """Build the files, and W&B beside them where it is asked for."""
+    loggers: list[Logger] = [Ledger(folder, cfg.batch, state["global_step"])]
+    if cfg.logger.wandb is not None:
+        loggers.append(WandbRun(dict(cfg.logger.wandb), folder, cfg.batch, module.config, state.get("wandb_run")))
+    return loggers
+
+
+def make_trainer(cfg: DictConfig, data: ImageData, hands: Hands, loggers: list[Logger]) -> Trainer:
+    """Build Lightning's trainer; the micro-batches follow from batch and devices."""
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints and hardware lists say nothing new
+    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    trainer = Trainer(
+        **options,
+        max_steps=cfg.steps,
+        max_epochs=-1,
+        callbacks=hands.listed(),
+        logger=loggers,
+        log_every_n_steps=cfg.log_every_steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    return trainer
+
+
+@command("train")
+def main(cfg: DictConfig) -> None:
+    """Train what the command line describes."""
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()
