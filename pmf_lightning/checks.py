@@ -54,6 +54,14 @@ def device(accelerator: str, devices: int | str | list, asked: str = "trainer.ac
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
 
 
+def world_size(trainer: DictConfig) -> int:
+    """Return how many devices train together."""
+    devices = trainer.devices
+    if not isinstance(devices, int):
+        devices = max(1, torch.cuda.device_count()) if devices == "auto" else len(devices)
+    return devices * trainer.num_nodes
+
+
 def training(cfg: DictConfig) -> None:
     """Check the length of a run and its cadences; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from functools import wraps
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.config import CONF, check_choices, compose
+from pmf_lightning.config import CONF, check_choices, compose, one_line
 from pmf_lightning.errors import UserError
 
 # With these flags Hydra does something else than to run one job.
@@ -56,9 +58,9 @@ def _check_arguments(config_name: str) -> None:
 
 
 def with_one_line_errors(work: Callable[[], None]) -> None:
-    """Run ``work``; print a UserError as one line and exit with 2."""
+    """Run ``work``; print bad input as one line and exit with 2."""
     try:
         work()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

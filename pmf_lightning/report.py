@@ -60,5 +60,5 @@ def _print(summary: dict, distance: str | None) -> None:
         rows = named | rows
     for name, value in rows.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(width=max(100, Console().width)).print(table)

@@ -38,8 +38,7 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
     checks.classes(classes, module.network.classes)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
     images = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
-    columns = len(classes) if 1 < len(classes) <= 20 else 10
-    grid = save_grid(images[:MOST_ON_GRID], min(columns, cfg.n), out / "grid.png")
+    grid = save_grid(images[:MOST_ON_GRID], _columns(len(classes), cfg.n), out / "grid.png")
     np.savez(out / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     return {"grid": grid, "images": out / "samples.npz"}
 
@@ -63,6 +62,12 @@ def draw(module: GenerativeModule, labels: Tensor, seed: int, chunk: int, option
         noise = module.objective.noise_scale * image_noise(seed, first, len(part), shape)
         images.append(generate(module, noise.to(module.device), part.to(module.device), **options).cpu())
     return torch.cat(images)
+
+
+def _columns(classes: int, images: int) -> int:
+    """Return a width of the grid, about 10, at which every column holds one class where that is possible."""
+    fitting = classes * (10 // classes) if classes <= 10 else classes
+    return min(fitting if classes <= 20 else 10, images)
 
 
 @command("sample")

@@ -54,6 +54,7 @@ def train(cfg: DictConfig) -> dict:
     source.check()
     module = build(cfg)
     data = ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
+    data.accumulation(checks.world_size(cfg.trainer))
     folder = run_dir.choose(cfg)
     resume = run_dir.checkpoint_to_resume(cfg, folder)
     state = read_checkpoint(resume) if resume else {"global_step": 0}

@@ -1,11 +1,14 @@
 """What a person watches while it trains: one bar with the squared errors and the images per second."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
+
+_REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines than a screen
 
 
 class Progress(Callback):
@@ -42,7 +45,12 @@ class Progress(Callback):
         self._step = trainer.global_step
         if trainer.is_global_zero:
             self._bar = tqdm(
-                total=trainer.max_steps, initial=self._step, unit="step", desc="training", dynamic_ncols=True
+                total=trainer.max_steps,
+                initial=self._step,
+                unit="step",
+                desc="training",
+                dynamic_ncols=True,
+                mininterval=_REFRESH,
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:

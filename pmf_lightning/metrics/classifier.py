@@ -1,4 +1,4 @@
-"""A small convolutional classifier of uint8 images; its last hidden layer is the feature space of the Frechet distance."""
+"""A small convolutional classifier of uint8 images; its last hidden layer is where Frechet distances are measured."""
 
 import torch
 from jaxtyping import Float, UInt8

@@ -30,6 +30,11 @@ class QualitySettings:
     chunk: int
     classifier: ClassifierSettings
 
+    def __post_init__(self) -> None:
+        for name in ("every_images", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"metrics.{name}={getattr(self, name)}: set it to 1 or more")
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -143,11 +148,14 @@ def measure_quality(
     train_images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"],
     held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"],
     held_out_labels: Int64[Tensor, " m"],
-    generated_images: UInt8[Tensor, "k c h w"],
+    generated_images: UInt8[Tensor, "k c2 h2 w2"],
     generated_labels: Int64[Tensor, " k"],
     batch: int,
 ) -> Quality:
-    """Judge one set of generated images; keep a ``Judge`` to judge several. Raises ValueError unless k = m."""
+    """Judge one set of generated images; keep a ``Judge`` to judge several.
+
+    Raises ValueError unless they are as many and as large as the held-out images.
+    """
     judge = Judge(classifier, train_images, held_out_images, held_out_labels, batch)
     return judge.measure(generated_images, generated_labels)
 

@@ -1,7 +1,10 @@
 """Train the small classifier on a real training split, once: seconds of work, then a file in the cache folder."""
 
+import hashlib
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -54,20 +57,40 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
             split = source.train()
             classifier = train_classifier(split.images, split.labels, source.classes, settings)
             with atomic_write(path) as partial:
-                torch.save(classifier.state_dict(), partial)
+                torch.save({"weights": classifier.state_dict(), "checksum": _checksum(classifier)}, partial)
     return classifier
 
 
 def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifier | None:
     classifier = Classifier(source.channels, source.classes, settings.features, settings.seed)
     try:
-        classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        classifier.load_state_dict(kept["weights"])
+        if kept["checksum"] != _checksum(classifier):
+            raise ValueError("checksum")
     except Exception as reason:  # a damaged file makes torch raise nearly anything
         log.warning("%s is damaged (%s): training the classifier again", path, type(reason).__name__)
         return None
     return classifier.eval().requires_grad_(False)
 
 
+def _checksum(classifier: Classifier) -> str:
+    numbers = torch.cat([weight.detach().flatten() for weight in classifier.state_dict().values()])
+    return hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()  # torch.load misses flipped bits
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sum in one order however many cores there are: more threads give other last bits, so another judge."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
@@ -79,7 +102,8 @@ def train_classifier(
 ) -> Classifier:
     """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
 
-    The same input gives the same weights bit for bit. Raises UserError for fewer than two classes.
+    The same input gives the same weights bit for bit, for any number of threads. Raises UserError for fewer than
+    two classes, or if it diverges.
     """
     if classes < 2:
         raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
@@ -88,7 +112,7 @@ def train_classifier(
     adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
         draw = generator(settings.seed, "classifier", "batch", step)
-        batch, wanted = split.batch(torch.randint(len(split), (settings.batch,), generator=draw))
+        batch, wanted = split.batch(torch.randint(len(split), (settings.batch,), generator=draw).tolist())
         small = classifier.shrink(batch)
         reach = round(settings.shift * small.shape[-1])
         moved = shifted(small, torch.randint(-reach, reach + 1, (settings.batch, 2), generator=draw))
@@ -97,6 +121,8 @@ def train_classifier(
         adam.zero_grad()
         functional.cross_entropy(classifier.head(classifier.body(moved)), wanted).backward()
         adam.step()
+    if not all(weight.isfinite().all() for weight in classifier.parameters()):
+        raise UserError(f"the classifier diverged at metrics.classifier.lr={settings.lr}: lower it")
     return classifier.eval().requires_grad_(False)
 
 
