@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning import checks, draws
 from pmf_lightning.config import one_line
@@ -21,15 +23,21 @@ def build(cfg: DictConfig) -> GenerativeModule:
     Raises UserError where the numbers do not fit each other.
     """
     checks.model(cfg)
-    try:
-        network = instantiate(cfg.backbone, _convert_="all")
-        objective = instantiate(cfg.objective, _convert_="all")
-        optimizer = instantiate(cfg.optimizer, _convert_="all")
-    except Exception as error:
-        raise UserError(one_line(error)) from error
+    network, objective, optimizer = (_make(cfg, part) for part in ("backbone", "objective", "optimizer"))
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
-    return GenerativeModule(network, objective, optimizer, cfg.seed, config)
+    module = GenerativeModule(network, objective, optimizer, cfg.seed, config)
+    module.configure_optimizers()  # bad numbers show up now, not when training begins
+    return module
+
+
+def _make(cfg: DictConfig, part: str) -> Any:
+    """Instantiate ``cfg[part]``; what its constructor objects to becomes a UserError that names the part."""
+    try:
+        return instantiate(cfg[part], _convert_="all")
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{part}: {one_line(cause)}") from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -1,9 +1,12 @@
 """Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
 
+from collections.abc import Sequence
+
 import torch
 from omegaconf import DictConfig
 
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.precision import Number
 
 
 def model(cfg: DictConfig) -> None:
@@ -19,12 +22,12 @@ def model(cfg: DictConfig) -> None:
     guidance(**asked, prefix="sampling.")
 
 
-def ema_names(half_lives_kimg: list[float]) -> list[str]:
+def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
     """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k."""
     return [f"{half_life:g}k" for half_life in half_lives_kimg]
 
 
-def guidance(*, omega: float, t_min: float, t_max: float, steps: int, prefix: str = "") -> None:
+def guidance(*, omega: Number, t_min: Number, t_max: Number, steps: int, prefix: str = "") -> None:
     """Check what a sampler is asked for; raises UserError."""
     if omega < 1:
         raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
@@ -52,6 +55,15 @@ def device(accelerator: str, devices: int | str | list, asked: str = "trainer.ac
         raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
+
+
+def torch_device(name: str) -> None:
+    """Check the name of a torch device; raises UserError."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UserError(f"device={name}: torch knows no such device; use cpu, cuda or cuda:1") from error
+    device(kind, 1, f"device={name}")
 
 
 def world_size(trainer: DictConfig) -> int:

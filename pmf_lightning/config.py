@@ -5,19 +5,21 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.precision import Number
 
 _HERE = Path(__file__).resolve().parent
 # An installed package carries conf/ inside; a checkout has it beside the package.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 
-def _in_proportion(value: float, size: float, reference: float) -> float:
+def _in_proportion(value: Number, size: Number, reference: Number) -> float:
     return value * size / reference
 
 
@@ -42,11 +44,15 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
     """
     overrides = list(overrides)
     check_choices(overrides)
+    outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one beside itself
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def check_choices(overrides: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ accelerator, on that device's own stream.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class Shard:
 
 def key(*names: int | str) -> int:
     """Hash names into a 63-bit integer that is the same in every process (unlike Python's ``hash``)."""
-    text = "/".join(f"{type(name).__name__}:{name}" for name in names)
+    text = json.dumps(names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

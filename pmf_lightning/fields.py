@@ -8,6 +8,8 @@ Every conversion of the project lives here, once. Fields are [B,C,H,W], times [B
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from pmf_lightning.precision import Number
+
 Image = Float[Tensor, "b c h w"]
 Time = Float[Tensor, " b"]
 
@@ -23,7 +25,7 @@ def noisy_image(x: Image, e: Image, t: Time) -> Image:
     return (1 - t) * x + t * e
 
 
-def velocity_from_image(z: Image, x: Image, t: Time, t_clip: float) -> Image:
+def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
 
     The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction share it, so that a

@@ -1,6 +1,6 @@
 """The LightningModule of every objective: keyed draws, one call of the objective, logging. No formula lives here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class GenerativeModule(LightningModule):
         self,
         network: nn.Module,
         objective: Any,
-        optimizer: Callable[[Iterator[dict]], torch.optim.Optimizer],
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer],
         seed: int,
         config: dict,
     ):
@@ -43,7 +43,7 @@ class GenerativeModule(LightningModule):
         """Build the optimiser over the network's tagged parameters."""
         return self._optimizer(parameter_groups(self.network))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch: uint8 images [B,C,H,W] and labels [B]."""
         images, labels = batch
         batch = Batch(to_float(images), labels)

@@ -1,7 +1,9 @@
-"""Where half precision must not be used."""
+"""Kinds of numbers: what a configuration may write, and where half precision must not be used."""
 
 import torch
 from torch import Tensor
+
+Number = float | int  # YAML writes 1 where it means 1.0
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
         raise UserError(f"n={cfg.n}: at least one image is needed")
     if cfg.chunk < 1:
         raise UserError(f"chunk={cfg.chunk}: at least one image at a time is needed")
-    checks.device("gpu" if str(cfg.device).startswith("cuda") else "cpu", 1, f"device={cfg.device}")
+    checks.torch_device(cfg.device)
     out = writable(Path(cfg.out), "out")
     module = load_checkpoint(cfg.ckpt, cfg.ema)
     options = sampling_options(cfg, module)

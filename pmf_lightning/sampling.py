@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning import draws
+from pmf_lightning.precision import Number
 
 
 def generate(
@@ -15,9 +16,9 @@ def generate(
     noise: Float[Tensor, "b c h w"],
     labels: Int64[Tensor, " b"],
     steps: int = 1,
-    omega: float = 1.0,
-    t_min: float = 0.0,
-    t_max: float = 1.0,
+    omega: Number = 1.0,
+    t_min: Number = 0.0,
+    t_max: Number = 1.0,
     objective: Any = None,
 ) -> Float[Tensor, "b c h w"]:
     """Draw images from noise in ``steps`` evaluations of the network: z <- z - (t - r) u(z, r, t), t from 1 to 0.

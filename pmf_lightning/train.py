@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning import checks, run_dir
@@ -18,7 +19,7 @@ from pmf_lightning.callbacks.grids import SampleGrids
 from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.callbacks.quality import QualityCheck
-from pmf_lightning.callbacks.wandb_logger import WandbRun
+from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
 from pmf_lightning.command import command
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.errors import UserError
@@ -62,15 +63,18 @@ def train(cfg: DictConfig) -> dict:
         done = state["global_step"]
         raise UserError(f"steps={cfg.steps}: {resume} has {done} already; set more steps or images")
     announce(cfg, module, folder, state["global_step"])
-    OmegaConf.save(OmegaConf.create(module.config), folder / "config.yaml")
     hands = make_callbacks(cfg, module, source, folder)
-    trainer = make_trainer(cfg, data, hands, make_loggers(cfg, module, folder, state))
+    loggers = make_loggers(cfg, module, folder, state)
+    memory = [RememberRun(logger.version) for logger in loggers if isinstance(logger, WandbRun)]
+    trainer = make_trainer(cfg, data, [*hands.listed(), *memory], loggers)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return finish(cfg, module, trainer, hands, folder)
 
 
+@rank_zero_only
 def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int) -> None:
-    """Print what is about to happen and what it costs."""
+    """Print what is about to happen and what it costs, and keep the configuration."""
+    OmegaConf.save(OmegaConf.create(module.config), folder / "config.yaml")
     start = f" from step {step:,}" if step else ""
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} pixels")
     print(f"  {cost.count(module.network)}")
@@ -108,7 +112,7 @@ def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, state:
     return loggers
 
 
-def make_trainer(cfg: DictConfig, data: ImageData, hands: Hands, loggers: list[Logger]) -> Trainer:
+def make_trainer(cfg: DictConfig, data: ImageData, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Build Lightning's trainer; the micro-batches follow from batch and devices."""
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints and hardware lists say nothing new
@@ -117,7 +121,7 @@ def make_trainer(cfg: DictConfig, data: ImageData, hands: Hands, loggers: list[L
         **options,
         max_steps=cfg.steps,
         max_epochs=-1,
-        callbacks=hands.listed(),
+        callbacks=callbacks,
         logger=loggers,
         log_every_n_steps=cfg.log_every_steps,
         enable_checkpointing=False,

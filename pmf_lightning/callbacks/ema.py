@@ -1,6 +1,6 @@
 """Several exponential moving averages of the network's weights at once, with half-lives in images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmf_lightning.checks import ema_names
 from pmf_lightning.optim.ema_beta import ema_beta
+from pmf_lightning.precision import Number
 
 
 class WeightAverages(Callback):
@@ -23,7 +24,7 @@ class WeightAverages(Callback):
         batch: images per optimiser step, over all devices.
     """
 
-    def __init__(self, half_lives_kimg: list[float], ramp: float, batch: int):
+    def __init__(self, half_lives_kimg: Sequence[Number], ramp: Number, batch: int):
         self.half_lives = dict(zip(ema_names(half_lives_kimg), (1000 * h for h in half_lives_kimg), strict=True))
         self.ramp, self.batch = ramp, batch
         self.averages: dict[str, dict[str, Tensor]] = {}

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
+from pmf_lightning.callbacks.wandb_logger import WandbRun
 from pmf_lightning.pictures import save_grid
 from pmf_lightning.sampling import generate, image_noise
 
@@ -41,8 +42,12 @@ class SampleGrids(Callback):
         step = trainer.global_step
         if step != self._step and step % self.every_steps == 0 and trainer.is_global_zero:
             with self.progress.paused():
-                for weights in ("raw", self.sampling["ema"]):
-                    self.draw(pl_module, weights, f"{step * self.progress.batch:010d}-{weights}.png")
+                images = step * self.progress.batch
+                for weights in dict.fromkeys(("raw", self.sampling["ema"])):
+                    path = self.draw(pl_module, weights, f"{images:010d}-{weights}.png")
+                    for logger in trainer.loggers:
+                        if isinstance(logger, WandbRun):
+                            logger.log_picture(f"samples/{weights}", path, images)
         self._step = step
 
     def draw(self, module: LightningModule, weights: str, name: str) -> Path:

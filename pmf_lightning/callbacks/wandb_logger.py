@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -66,3 +67,14 @@ class WandbRun(Logger):
     def finalize(self, status: str) -> None:
         """Close the run, so that the next job of a multirun opens its own."""
         self.run.finish(exit_code=0 if status == "success" else 1)
+
+
+class RememberRun(Callback):
+    """Puts the id of the W&B run into every checkpoint, as "wandb_run"."""
+
+    def __init__(self, run_id: str):
+        self.run_id = run_id
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Write the id."""
+        checkpoint["wandb_run"] = self.run_id

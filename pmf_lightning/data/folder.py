@@ -57,7 +57,7 @@ class Folder:
     channels: int
     classes: int
     unreadable: str
-    held_out_fraction: float
+    held_out_fraction: float | int
     cache_dir: str | None
 
     def check(self) -> None:

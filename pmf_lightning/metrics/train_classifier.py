@@ -37,10 +37,10 @@ class ClassifierSettings:
     features: int
     steps: int
     batch: int
-    lr: float
+    lr: float | int
     warm_up: int
-    weight_decay: float
-    shift: float
+    weight_decay: float | int
+    shift: float | int
 
 
 def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.layers import Linear, Stream, Tokens
+from pmf_lightning.precision import Number
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, the same in DiT, JiT, iMF and pMF
 
@@ -17,7 +18,7 @@ class Learned(nn.Module):
 
     optim_kinds = {"weight": "adam"}
 
-    def __init__(self, count: int, width: int, std: float):
+    def __init__(self, count: int, width: int, std: Number):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, count, width))
         self.std = std

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.precision import at_least_float32
+from pmf_lightning.precision import Number, at_least_float32
 
 AttentionKind = Literal["plain", "fused"]
 Stream = Callable[[str], torch.Generator]
@@ -25,7 +25,7 @@ class Linear(nn.Linear):
 
     optim_kinds = {"weight": "muon", "bias": "adam"}
 
-    def __init__(self, fan_in: int, fan_out: int, bias: bool, gain: float):
+    def __init__(self, fan_in: int, fan_out: int, bias: bool, gain: Number):
         super().__init__(fan_in, fan_out, bias)
         self.std = gain / math.sqrt(fan_in)
 
@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
 
     optim_kinds = {"weight": "adam"}
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: Number = 1e-6):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
@@ -80,7 +80,7 @@ class Gate(nn.Module):
 class SwiGLU(nn.Module):
     """w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, gain: float):
+    def __init__(self, width: int, hidden: int, gain: Number):
         super().__init__()
         self.w1 = Linear(width, hidden, bias=False, gain=gain)
         self.w3 = Linear(width, hidden, bias=False, gain=gain)
@@ -105,7 +105,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with separate q, k, v (Muon orthogonalises each by itself), RMS-normalised q and k, and RoPE."""
 
-    def __init__(self, width: int, heads: int, gain: float):
+    def __init__(self, width: int, heads: int, gain: Number):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (Linear(width, width, bias=False, gain=gain) for _ in range(4))
@@ -122,7 +122,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, gain: float):
+    def __init__(self, width: int, heads: int, hidden: int, gain: Number):
         super().__init__()
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, heads, gain)

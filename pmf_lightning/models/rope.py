@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pmf_lightning.precision import Number
+
 
 class Rotation:
     """Turns channel pairs of q or k by the angle of their token; ``rotation(x)`` for x [b, heads, n, head_dim]."""
@@ -22,7 +24,7 @@ class Rotation:
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-def rotation_2d(prefix: int, grid: int, head_dim: int, theta: float, like: Tensor) -> Rotation:
+def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tensor) -> Rotation:
     """Build the rotation of ``prefix`` unrotated tokens followed by a grid x grid raster of patches.
 
     The first half of the head's channels turns with the row, the second with the column, at frequencies

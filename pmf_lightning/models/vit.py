@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pmf_lightning.models.embedders import ClassCondition, Learned, PatchEmbedding, ScalarCondition
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
 from pmf_lightning.models.rope import Rotation, rotation_2d
+from pmf_lightning.precision import Number
 
 
 class Head(nn.Module):
@@ -67,8 +68,8 @@ class ViT(nn.Module):
         conditions: Mapping[str, Mapping[str, Any]],
         classes: int,
         bottleneck: int | None,
-        block_gain: float,
-        rope_theta: float,
+        block_gain: Number,
+        rope_theta: Number,
         attention: AttentionKind,
     ):
         super().__init__()

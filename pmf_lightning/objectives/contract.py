@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -29,6 +29,7 @@ class Losses:
     fields: dict[str, Float[Tensor, "b c h w"]] | None = None
 
 
+@runtime_checkable
 class Network(Protocol):
     """A backbone: image and named conditions to one raw field per head."""
 

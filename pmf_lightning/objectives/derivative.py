@@ -11,10 +11,10 @@ two_pass  an ordinary differentiable pass over all rows, then the derivative alo
 No fused attention kernel has a forward-mode derivative, so the derivative always asks for plain attention.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pmf_lightning.fields import Image, Time
@@ -22,6 +22,7 @@ from pmf_lightning.fields import Image, Time
 Form = Literal["one_pass", "two_pass"]
 
 
+@runtime_checkable
 class Velocities(Protocol):
     """(u, v) of the rows selected by an index, as a function of z, t, r; v is None where it was not asked for."""
 
@@ -33,7 +34,7 @@ class Velocities(Protocol):
 
 
 def velocities_and_derivative(
-    velocities: Velocities, z: Image, t: Time, r: Time, tangent: Image, moving: Bool[Tensor, " b"], form: Form
+    velocities: Velocities, z: Image, t: Time, r: Time, tangent: Float[Tensor, "moving c h w"], moving: Bool[Tensor, " b"], form: Form
 ) -> tuple[Image, Image, Image]:
     """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
 

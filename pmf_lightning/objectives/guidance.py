@@ -5,11 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pmf_lightning.fields import Image, spread
+from pmf_lightning.precision import Number
 
 PerSample = Float[Tensor, " b"]
 
 
-def guidance_scale(uniform: PerSample, omega_max: float, beta: float) -> PerSample:
+def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number) -> PerSample:
     """Return omega in [1, omega_max] with density proportional to omega^-beta, by inversion of ``uniform``.
 
     pMF and iMF, official code: beta=1 gives omega_max^U; beta=2 with omega_max=8 gives 1 / (1 - 7U/8).

@@ -7,7 +7,7 @@ instantaneous v that guidance and the derivative's direction need.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,7 +20,9 @@ from pmf_lightning.objectives.derivative import Form, velocities_and_derivative
 from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
 from pmf_lightning.objectives.time_laws import logit_normal, tie_then_sort
 from pmf_lightning.objectives.weighting import adaptive
-from pmf_lightning.precision import at_least_float32
+from pmf_lightning.precision import Number, at_least_float32
+
+Prediction = Literal["x", "u"]
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,24 @@ class PixelMeanFlow:
     ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
     """
 
-    prediction: Literal["x", "u"]
-    noise_scale: float
-    P_mean: float
-    P_std: float
-    uniform_fraction: float
-    tied_fraction: float
-    omega_max: float
-    omega_beta: float
-    label_drop: float
-    t_clip: float
-    weight_power: float
-    weight_eps: float
+    prediction: Prediction
+    noise_scale: Number
+    P_mean: Number
+    P_std: Number
+    uniform_fraction: Number
+    tied_fraction: Number
+    omega_max: Number
+    omega_beta: Number
+    label_drop: Number
+    t_clip: Number
+    weight_power: Number
+    weight_eps: Number
     derivative: Form
+
+    def __post_init__(self):
+        for name, kind in (("prediction", Prediction), ("derivative", Form)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(kind))}")
 
     def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MeanFlowDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).

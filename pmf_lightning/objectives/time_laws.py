@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pmf_lightning.precision import Number
+
 Times = Float[Tensor, " b"]
 
 
-def logit_normal(normal: Times, mean: float, std: float) -> Times:
+def logit_normal(normal: Times, mean: Number, std: Number) -> Times:
     """Return sigmoid(mean + std * normal)."""
     return torch.sigmoid(mean + std * normal)
 

@@ -3,8 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from pmf_lightning.precision import Number
 
-def adaptive(loss: Float[Tensor, " b"], power: float, eps: float) -> Float[Tensor, " b"]:
+
+def adaptive(loss: Float[Tensor, " b"], power: Number, eps: Number) -> Float[Tensor, " b"]:
     """Return L / stop_gradient((L + eps)^power) per sample (MeanFlow).
 
     With power 1 the value is 1 but for eps, whatever the network does: watch the plain squared errors instead.

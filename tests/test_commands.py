@@ -1,0 +1,175 @@
+"""The commands as a user meets them: help, results, and one line for bad input."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shrunk import RUN
+
+from pmf_lightning import compose
+from pmf_lightning.benchmark import main as benchmark_main
+from pmf_lightning.sample import main as sample_main
+from pmf_lightning.train import main as train_main
+from pmf_lightning.train import train
+
+MAINS = {"train": train_main, "sample": sample_main, "benchmark": benchmark_main}
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capfd):
+    """Call a command in an empty folder; return (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"pmf_lightning.{name}", *arguments])
+        try:
+            MAINS[name]()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(compose([*RUN, "steps=2", f"run_dir={folder}"]))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(MAINS))
+def test_help_names_choices_and_examples(call, name):
+    status, output, _ = call(name, "--help")
+    assert status == 0
+    assert f"python -m pmf_lightning.{name}" in output
+    if name == "train":
+        assert "pmf_h16" in output
+        assert "imagenet512" in output
+
+
+def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
+    wanted = ["classes=[3,7]", "n=7", "omega=2", "steps=2", "chunk=4", "out=pictures"]
+    status, output, _ = call("sample", f"ckpt={trained}", *wanted)
+    assert status == 0
+    assert "pictures/samples.npz" in output
+    with np.load(tmp_path / "pictures" / "samples.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert images.shape == (7, 32, 32, 1)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [3, 7, 3, 7, 3, 7, 3]
+    assert Image.open(tmp_path / "pictures" / "grid.png").size[0] > 7 * 64
+    assert call("sample", f"ckpt={trained}", *wanted[:-2], "chunk=7", "out=again")[0] == 0
+    with np.load(tmp_path / "again" / "samples.npz") as arrays:
+        assert np.abs(arrays["arr_0"].astype(int) - images.astype(int)).max() <= 1  # chunks change rounding only
+
+
+def test_benchmark_prints_the_ratio(call, tmp_path):
+    status, output, _ = call("benchmark", *RUN, "repeats=1", "out=speed.json")
+    assert status == 0
+    assert "torch.optim.Muon" in output
+    assert json.loads((tmp_path / "speed.json").read_text())["muon"]["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=pmf_b61"], ["model=pmf_b61", "pmf_b16"]),
+        (["data=digit"], ["data=digit", "digits"]),
+        (["-m", "model=pmf_b61,pmf_b16"], ["model=pmf_b61", "pmf_b16"]),
+        (["data.resolution=30"], ["data.resolution=30", "backbone.patch=8"]),
+        (["sampling.omega=0.5"], ["sampling.omega=0.5"]),
+        (["sampling.t_min=0.8", "sampling.t_max=0.2"], ["t_min=0.8", "t_max=0.2"]),
+        (["sampling.ema=9k"], ["sampling.ema=9k", "2k"]),
+        (["sampling.steps=0"], ["sampling.steps=0"]),
+        (["trainer=gpu"], ["trainer.accelerator=gpu", "trainer=cpu"]),
+        (["data=imagenet256"], ["imagenet256", "data.root"]),
+        (["data=folder"], ["data.root"]),
+        (["data=folder", "data.root=nowhere"], ["nowhere"]),
+        (["data=folder", "data.root=."], ["class"]),
+        (["ckpt=nowhere.ckpt"], ["ckpt=nowhere.ckpt", "no such file"]),
+        (["ckpt=last"], ["ckpt=last"]),
+        (["run_dir=/proc/nowhere"], ["run_dir=/proc/nowhere", "cannot be written"]),
+        (["batch=10", "micro_batch=4"], ["micro_batch=4", "micro_batch=5"]),
+        (["batch=0"], ["batch"]),
+        (["steps=0"], ["steps=0"]),
+        (["lr=3"], ["lr"]),
+        (["optimizer.lr=-1"], ["lr", "-1"]),
+        (["objective.prediction=y"], ["objective.prediction=y"]),
+        (["objective.derivative=three_pass"], ["objective.derivative=three_pass"]),
+        (["backbone.width=30"], ["width 30"]),
+        (["model="], ["model="]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_of_train_is_one_line(call, arguments, words):
+    if "trainer=gpu" in arguments and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    status, output, errors = call("train", *arguments)
+    assert status == 2
+    assert "step/s" not in errors + output, "work had begun"
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["classes=[10]"], ["10", "0 to 9"]),
+        (["classes=[-1]"], ["-1", "0 to 9"]),
+        (["classes=[]"], ["classes=[]"]),
+        (["n=0"], ["n=0"]),
+        (["chunk=0"], ["chunk=0"]),
+        (["steps=0"], ["steps=0"]),
+        (["omega=0.9"], ["omega=0.9"]),
+        (["t_min=0.9", "t_max=0.1"], ["t_min=0.9"]),
+        (["ema=7k"], ["ema=7k", "2k"]),
+        (["out=/proc/nowhere"], ["out=/proc/nowhere"]),
+        (["ckpt=nowhere"], ["ckpt=nowhere"]),
+        (["ckpt=foreign.ckpt"], ["foreign.ckpt", "not a checkpoint of pmf_lightning"]),
+        (["ckpt=text.ckpt"], ["text.ckpt", "cannot be read"]),
+        (["ckpt=."], ["ckpt=.", "no checkpoints/last.ckpt"]),
+        (["device=cuda"], ["device=cuda"]),
+        (["device=toaster"], ["device=toaster"]),
+        (["klasses=[1]"], ["klasses"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_of_sample_is_one_line(call, trained, tmp_path, arguments, words):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    if not any(argument.startswith("ckpt=") for argument in arguments):
+        arguments = [*arguments, f"ckpt={trained}"]
+    status, _, errors = call("sample", *arguments)
+    assert status == 2
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in lines[0]
+
+
+def test_sample_needs_a_checkpoint(call):
+    status, _, errors = call("sample")
+    assert status == 2
+    assert "ckpt" in errors
+
+
+def test_unknown_benchmark(call):
+    status, _, errors = call("benchmark", "what=lunch")
+    assert status == 2
+    assert "what=lunch" in errors
+
+
+def test_multirun_gives_each_job_its_own_folder(call, tmp_path):
+    status, _, errors = call("train", *RUN, "steps=1", "seed=0,1", "-m")
+    assert status == 0, errors
+    found = sorted((tmp_path / "runs").glob("*/*/summary.json"))
+    assert len(found) == 2

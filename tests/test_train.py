@@ -1,0 +1,239 @@
+"""Training end to end: what a run writes, that it repeats itself, and that it goes on as if it had never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from shrunk import RUN
+
+from pmf_lightning import UserError, compose, image_noise, load_checkpoint
+from pmf_lightning.assemble import read_checkpoint
+from pmf_lightning.train import train
+
+
+def run(folder, *overrides):
+    return train(compose([*RUN, f"run_dir={folder}", *overrides]))
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    checkpoint = read_checkpoint(folder)
+    tensors = {f"raw.{name}": value for name, value in checkpoint["state_dict"].items()}
+    for average, values in checkpoint["ema"].items():
+        tensors |= {f"{average}.{name}": value for name, value in values.items()}
+    return tensors
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run of 30 steps."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return folder, run(folder)
+
+
+def test_what_a_run_writes(straight):
+    folder, summary = straight
+    names = {"config.yaml", "metrics.jsonl", "metrics.csv", "summary.json", "curves.png", "checkpoints", "grids"}
+    assert names <= {path.name for path in folder.iterdir()}
+    grids = {path.name for path in (folder / "grids").iterdir()}
+    assert grids == {f"{n:010d}-{w}.png" for n in (160, 320, 480) for w in ("raw", "2k")} | {"final.png"}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    wanted = "fd fd_floor n class_accuracy real_accuracy omega ema images_per_second steps wall_seconds checkpoint grid"
+    assert set(wanted.split()) <= summary.keys()
+    assert (summary["steps"], summary["fd"], summary["ema"]) == (30, None, "2k")
+    assert summary["images_per_second"] > 0
+    logged = rows(folder)
+    assert [row["step"] for row in logged] == list(range(1, 31))
+    assert all(row["images"] == 16 * row["step"] and row["loss_u"] > 0 and row["loss_v"] > 0 for row in logged)
+    header, *lines = (folder / "metrics.csv").read_text().splitlines()
+    assert header.startswith("step,images,loss_u,loss_v")
+    assert len(lines) == 30
+
+
+def test_training_learns(straight):
+    errors = [row["loss_u"] for row in rows(straight[0])]
+    assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:5])
+
+
+def test_same_command_same_numbers_and_no_global_random_numbers(straight, tmp_path):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    run(tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert_same(weights(straight[0]), weights(tmp_path / "again"))
+    losses = [[row["loss_u"] for row in rows(folder)] for folder in (straight[0], tmp_path / "again")]
+    assert losses[0] == losses[1]
+
+
+def test_another_seed_gives_other_numbers(straight, tmp_path):
+    run(tmp_path / "other", "seed=1", "steps=1")
+    assert rows(tmp_path / "other")[0]["loss_u"] != rows(straight[0])[0]["loss_u"]
+
+
+def test_micro_batches_change_rounding_only(straight, tmp_path):
+    run(tmp_path / "micro", "steps=5", "micro_batch=4")
+    whole, micro = (read_checkpoint(path) for path in (_after_five(tmp_path), tmp_path / "micro"))
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(micro["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+
+
+def _after_five(tmp_path):
+    run(tmp_path / "whole", "steps=5")
+    return tmp_path / "whole"
+
+
+def command(folder, *overrides):
+    return [sys.executable, "-m", "pmf_lightning.train", *RUN, f"run_dir={folder}", *overrides]
+
+
+def wait_for(path, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < deadline, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.xdist_group("resume")
+def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 5 <= read_checkpoint(folder)["global_step"] < 30
+    summary = run(folder, "ckpt=last")
+    assert summary["steps"] == 30
+    assert_same(weights(straight[0]), weights(folder))
+    mine, theirs = ([(row["step"], row["loss_u"]) for row in rows(path)] for path in (folder, straight[0]))
+    assert mine == theirs
+
+
+@pytest.mark.xdist_group("resume")
+def test_ctrl_c_saves_and_says_how_to_go_on(straight, tmp_path):
+    folder = tmp_path / "stopped"
+    slow = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
+    process = subprocess.Popen(command(folder, slow), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").exists() or not rows(folder):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert f"run_dir={folder} ckpt=last" in output
+    assert json.loads((folder / "summary.json").read_text())["stopped_early"]
+    assert 0 < read_checkpoint(folder)["global_step"] < 30
+    run(folder, "ckpt=last")
+    assert_same(weights(straight[0]), weights(folder))
+
+
+def test_finished_runs_are_not_overwritten(straight):
+    folder, _ = straight
+    with pytest.raises(UserError, match="add ckpt=last"):
+        run(folder)
+    with pytest.raises(UserError, match="30 already"):
+        run(folder, "ckpt=last")
+
+
+def test_last_without_run_dir_finds_the_newest(straight, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run with a checkpoint"):
+        train(compose([*RUN, "ckpt=last"]))
+    first = train(compose([*RUN, "steps=2"]))
+    more = train(compose([*RUN, "steps=4", "ckpt=last"]))
+    assert more["checkpoint"] == first["checkpoint"]
+    assert more["steps"] == 4
+
+
+def test_checkpoint_gives_the_module_back(straight):
+    folder, _ = straight
+    raw, judged = load_checkpoint(folder, "raw"), load_checkpoint(folder)
+    stored = read_checkpoint(folder)
+    name = "trunk.0.attention.q.weight"
+    assert torch.equal(raw.network.state_dict()[name], stored["state_dict"][f"network.{name}"])
+    assert torch.equal(judged.network.state_dict()[name], stored["ema"]["2k"][name])
+    assert not torch.equal(raw.network.state_dict()[name], judged.network.state_dict()[name])
+    with pytest.raises(UserError, match=r"ema=3k: .*(1k|2k)"):
+        load_checkpoint(folder, "3k")
+
+
+def test_checkpoint_that_names_foreign_code_is_refused(straight, tmp_path):
+    checkpoint = torch.load(straight[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["config"]["objective"]["_target_"] = "os.system"
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=r"os\.system"):
+        load_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_quality_is_measured_and_changes_nothing_in_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("PMF_CACHE", str(tmp_path / "cache"))
+    quick = ["metrics=small", "metrics.every_images=48", "metrics.classifier.steps=5", "steps=6"]
+    summary = run(tmp_path / "measured", *quick)
+    run(tmp_path / "unmeasured", "steps=6")
+    assert_same(weights(tmp_path / "measured"), weights(tmp_path / "unmeasured"))
+    assert summary["n"] == 360
+    assert summary["fd"] > summary["fd_floor"] > 0
+    assert 0 <= summary["class_accuracy"] <= 1
+    measured = [row["step"] for row in rows(tmp_path / "measured") if "fd_digits" in row]
+    assert measured == [3, 6]
+
+
+def test_averages_follow_the_formula(tmp_path):
+    from pmf_lightning import build, ema_beta
+
+    run(tmp_path / "run", "steps=1", "ema.half_lives_kimg=[0.05]", "ema.ramp=1", "sampling.ema=0.05k")
+    start = build(compose([*RUN])).network.state_dict()
+    checkpoint = read_checkpoint(tmp_path / "run")
+    beta = ema_beta(images_seen=16, batch=16, half_life_images=50, ramp=1)
+    for name, value in checkpoint["ema"]["0.05k"].items():
+        expected = beta * start[name] + (1 - beta) * checkpoint["state_dict"][f"network.{name}"]
+        torch.testing.assert_close(value, expected)
+
+
+def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = ["logger=wandb", "logger.wandb.mode=offline"]
+    run(tmp_path / "run", *options, "steps=2")
+    first = read_checkpoint(tmp_path / "run")["wandb_run"]
+    run(tmp_path / "run", *options, "steps=4", "ckpt=last")
+    assert read_checkpoint(tmp_path / "run")["wandb_run"] == first
+    run(tmp_path / "second", *options, "steps=1")
+    assert read_checkpoint(tmp_path / "second")["wandb_run"] != first
+
+
+@pytest.mark.xdist_group("ddp")
+def test_two_processes_equal_one(tmp_path):
+    shared = ["steps=3", "checkpoint.every_images=16"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = subprocess.run(command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(tmp_path / "one", *shared)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+    losses = [[row["loss_u"] for row in rows(tmp_path / name)] for name in ("one", "two")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_noise_of_an_image_is_its_own():
+    together = image_noise(0, 0, 5, (1, 4, 4))
+    assert torch.equal(together[3], image_noise(0, 3, 1, (1, 4, 4))[0])
