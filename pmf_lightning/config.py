@@ -24,6 +24,8 @@ def _in_proportion(value: Number, size: Number, reference: Number) -> float:
 
 
 def _steps_of(images: int, batch: int) -> int:
+    if batch < 1:
+        raise UserError(f"batch={batch}: must be at least 1")
     return max(1, images // batch)
 
 
@@ -61,7 +63,7 @@ def check_choices(overrides: Sequence[str]) -> None:
     for group, names in _picked(overrides):
         if group in groups:
             for name in names:
-                if name not in (known := choices(group)) and name not in ("null", ""):
+                if name not in (known := choices(group)) and name != "null":
                     raise UserError(f"{group}={name}: there is no such {group}; {near(name, known)}")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,6 +26,8 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
 
     Image i has label ``classes[i % len(classes)]`` and depends on (seed, i) besides. Raises UserError for bad input.
     """
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     if cfg.n < 1:
         raise UserError(f"n={cfg.n}: at least one image is needed")
     if cfg.chunk < 1:

@@ -2,13 +2,12 @@
 
 du/dt is only needed where t != r and carries no gradient. Two forms give the same numbers:
 
-one_pass  torch.func.jvp over the rows that need it, value and derivative together, under autograd. Least arithmetic;
-          the graph of the derivative is kept in memory, and activation checkpointing does not work inside it.
-two_pass  an ordinary differentiable pass over all rows, then the derivative alone without a graph. The values of the
-          rows with a derivative are computed twice, but the differentiable pass may use fused attention and
-          checkpointing, and memory is that of ordinary training.
-
-No fused attention kernel has a forward-mode derivative, so the derivative always asks for plain attention.
+one_pass  values with their graph, and the derivative beside them without one, over the rows that need it (see
+          forward_mode.py); the other rows apart. Least arithmetic. The network may use the operations that
+          forward_rules.py knows, fused attention among them.
+two_pass  an ordinary differentiable pass over all rows, then torch.func.jvp over the rows that need it, without a graph
+          and with plain attention, since no fused kernel has a forward-mode derivative there. Works for any network,
+          and with activation checkpointing in the differentiable pass; computes those rows' values a second time.
 """
 
 from typing import Literal, Protocol, runtime_checkable
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pmf_lightning.fields import Image, Time
+from pmf_lightning.objectives import forward_mode
 
 Form = Literal["one_pass", "two_pass"]
 
@@ -34,7 +34,13 @@ class Velocities(Protocol):
 
 
 def velocities_and_derivative(
-    velocities: Velocities, z: Image, t: Time, r: Time, tangent: Float[Tensor, "moving c h w"], moving: Bool[Tensor, " b"], form: Form
+    velocities: Velocities,
+    z: Image,
+    t: Time,
+    r: Time,
+    tangent: Float[Tensor, "moving c h w"],
+    moving: Bool[Tensor, " b"],
+    form: Form,
 ) -> tuple[Image, Image, Image]:
     """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
 
@@ -50,27 +56,24 @@ def velocities_and_derivative(
 
 def _two_pass(velocities, z, t, r, tangent, rows, still):
     u, v = velocities(z, t, r, slice(None), True, None)
+
+    def of(z, t, r):
+        return velocities(z, t, r, rows, False, "plain")[0]
+
+    z, t, r = z[rows], t[rows], r[rows]
     with torch.no_grad():
-        _, derivative, _ = _jvp(velocities, z, t, r, tangent, rows, with_v=False)
-    return u, v, torch.zeros_like(u).index_copy(0, rows, derivative.to(u.dtype))
+        _, slope = torch.func.jvp(of, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
+    return u, v, torch.zeros_like(u).index_copy(0, rows, slope.to(u.dtype))
 
 
 def _one_pass(velocities, z, t, r, tangent, rows, still):
-    u, derivative, v = _jvp(velocities, z, t, r, tangent, rows, with_v=True)
-    du_dt = torch.zeros_like(z).index_copy(0, rows, derivative.detach().to(z.dtype))
+    def of(z, t):
+        return velocities(z, t, r[rows], rows, True, None)
+
+    (u, v), slope = forward_mode.derivative(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
+    du_dt = torch.zeros_like(z).index_copy(0, rows, slope.to(z.dtype))
     if len(still):
         u_still, v_still = velocities(z[still], t[still], r[still], still, True, None)
         place = torch.argsort(torch.cat((rows, still)))
         u, v = torch.cat((u, u_still))[place], torch.cat((v, v_still))[place]
     return u, v, du_dt
-
-
-def _jvp(velocities, z, t, r, tangent, rows, with_v):
-    """Return u, du_dt and v of ``rows``."""
-
-    def u_of(z, t, r):
-        u, v = velocities(z, t, r, rows, with_v, "plain")
-        return u, (v if with_v else ())
-
-    z, t, r = z[rows], t[rows], r[rows]
-    return torch.func.jvp(u_of, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)), has_aux=True)
