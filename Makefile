@@ -13,7 +13,7 @@ train: .venv/ready  ## train pMF on the bundled digits (ARGS="seed=1 steps=300" 
 	$(PY) -m pmf_lightning.train $(ARGS)
 
 test: .venv/ready  ## run all tests, in parallel on all cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 format: .venv/ready  ## format the code and mend what ruff can mend
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix .

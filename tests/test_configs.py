@@ -17,9 +17,9 @@ NATIVE = {"pmf_b4": 64, "pmf_b64": 1024, "pmf_tiny": 32, "pmf_digits": 32} | {
 }
 
 
-def _build_on_meta(overrides):
+def _build_on_meta(cfg):
     with torch.device("meta"):
-        return build(compose(overrides))
+        return build(cfg)
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
@@ -33,9 +33,9 @@ def test_combination_composes_or_is_refused(names, tmp_path):
     cfg = compose(overrides)
     if cfg.data.resolution % cfg.backbone.patch:
         with pytest.raises(UserError, match="is not divisible by"):
-            _build_on_meta(overrides)
+            _build_on_meta(cfg)
     else:
-        module = _build_on_meta(overrides)
+        module = _build_on_meta(cfg)
         assert module.network.grid == cfg.data.resolution // cfg.backbone.patch
         assert module.network.classes == cfg.data.classes
 

@@ -111,7 +111,6 @@ def wait_for(path, process, seconds=240):
         time.sleep(0.02)
 
 
-@pytest.mark.xdist_group("resume")
 def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     folder = tmp_path / "killed"
     process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -126,7 +125,6 @@ def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     assert mine == theirs
 
 
-@pytest.mark.xdist_group("resume")
 def test_ctrl_c_saves_and_says_how_to_go_on(straight, tmp_path):
     folder = tmp_path / "stopped"
     slow = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
@@ -220,7 +218,6 @@ def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "second")["wandb_run"] != first
 
 
-@pytest.mark.xdist_group("ddp")
 def test_two_processes_equal_one(tmp_path):
     shared = ["steps=3", "checkpoint.every_images=16"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
