@@ -1,6 +1,7 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule
+from pmf_lightning.optim.schedules import rate_factor
 
 
 def build(cfg: DictConfig) -> GenerativeModule:
@@ -26,7 +28,8 @@ def build(cfg: DictConfig) -> GenerativeModule:
     network, objective, optimizer = (_make(cfg, part) for part in ("backbone", "objective", "optimizer"))
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
-    module = GenerativeModule(network, objective, optimizer, cfg.seed, config)
+    schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config)
     module.configure_optimizers()  # bad numbers show up now, not when training begins
     return module
 

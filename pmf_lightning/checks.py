@@ -15,6 +15,9 @@ def model(cfg: DictConfig) -> None:
     if size % patch:
         fitting = max(1, round(size / patch)) * patch
         raise UserError(f"data.resolution={size} is not divisible by backbone.patch={patch}; set it to {fitting}")
+    for name, share in cfg.schedule.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"schedule.{name}={share}: it is a share of the run, from 0 to 1")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {near(chosen, known)}")

@@ -20,6 +20,7 @@ class GenerativeModule(LightningModule):
         network: the backbone; its weights are the only ones of the module.
         objective: a pure function (see objectives/contract.py) that also draws its random numbers from keys.
         optimizer: from parameter groups to a torch optimiser.
+        rate_factor: from the step (from 0) to the factor on the learning rate.
         seed: key of all random draws of training.
         config: the resolved configuration as plain data; it travels in the checkpoint.
     """
@@ -29,6 +30,7 @@ class GenerativeModule(LightningModule):
         network: nn.Module,
         objective: Any,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer],
+        rate_factor: Callable[[int], float],
         seed: int,
         config: dict,
     ):
@@ -38,10 +40,13 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self._optimizer = optimizer
+        self._rate_factor = rate_factor
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimiser over the network's tagged parameters."""
-        return self._optimizer(parameter_groups(self.network))
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimiser over the network's tagged parameters, and the schedule of its learning rate."""
+        optimizer = self._optimizer(parameter_groups(self.network))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch: uint8 images [B,C,H,W] and labels [B]."""

@@ -3,7 +3,9 @@
 from pmf_lightning.errors import UserError
 
 
-def ema_beta(images_seen: int | float, batch: int | float, half_life_images: int | float, ramp: int | float = 0.05) -> float:
+def ema_beta(
+    images_seen: int | float, batch: int | float, half_life_images: int | float, ramp: int | float = 0.05
+) -> float:
     """Return the weight that the old average keeps in this step.
 
     ``images_seen`` counts the images up to and including this step, ``batch`` those of this step (the real global
