@@ -60,7 +60,9 @@ def derivative(function: Callable[..., tuple[Tensor, ...]], primals: tuple, tang
     outputs = function(*inputs)
     with torch.no_grad():
         slope = _tangent(outputs[0], tape)
-    return tuple(_value(output) for output in outputs), slope
+    values = tuple(_value(output) for output in outputs)
+    tape.clear()  # tape and duals hold each other: without this the memory waits for the garbage collector
+    return values, slope
 
 
 def _tangent(target: Tensor, tape: list) -> Tensor:
