@@ -22,7 +22,8 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         return {}
     grid = hands.grids.draw(module, cfg.sampling.ema, "final.png")
     curves = save_curves(folder / "metrics.jsonl", folder / "curves.png")
-    quality = hands.quality.latest if hands.quality else None
+    measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
+    quality = hands.quality.latest if measured else None
     summary = {
         "fd": quality and quality.fd,
         "fd_floor": quality and quality.fd_floor,

@@ -103,6 +103,9 @@ def command(folder, *overrides):
     return [sys.executable, "-m", "pmf_lightning.train", *RUN, f"run_dir={folder}", *overrides]
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
+
+
 def wait_for(path, process, seconds=240):
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -113,7 +116,7 @@ def wait_for(path, process, seconds=240):
 
 def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     wait_for(folder / "checkpoints" / "last.ckpt", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -128,7 +131,9 @@ def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(straight, tmp_path):
     folder = tmp_path / "stopped"
     slow = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
-    process = subprocess.Popen(command(folder, slow), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(folder, slow), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ONE_THREAD
+    )
     deadline = time.monotonic() + 240
     while not (folder / "metrics.jsonl").exists() or not rows(folder):
         assert time.monotonic() < deadline
@@ -221,7 +226,9 @@ def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
 def test_two_processes_equal_one(tmp_path):
     shared = ["steps=3", "checkpoint.every_images=16"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = subprocess.run(command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=300, env=ONE_THREAD
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     run(tmp_path / "one", *shared)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

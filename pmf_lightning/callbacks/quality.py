@@ -34,7 +34,7 @@ class QualityCheck(Callback):
         self.probe, self.name, self.every_steps = probe, name, every_steps
         self.sampling, self.averages, self.progress = sampling, averages, progress
         self.latest: Quality | None = None
-        self._step = -1
+        self.measured_at = self._step = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train or load the classifier before the run, not in the middle of it."""
@@ -47,7 +47,7 @@ class QualityCheck(Callback):
         due = step % self.every_steps == 0 or step == trainer.max_steps
         if step != self._step and due and trainer.is_global_zero:
             with self.progress.paused():
-                self.latest = self.measure(pl_module)
+                self.latest, self.measured_at = self.measure(pl_module), step
             numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step - 1)
