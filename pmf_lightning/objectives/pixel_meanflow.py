@@ -57,7 +57,7 @@ class PixelMeanFlow:
     ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
     """
 
-    prediction: Prediction
+    prediction: str
     noise_scale: Number
     P_mean: Number
     P_std: Number
@@ -69,7 +69,7 @@ class PixelMeanFlow:
     t_clip: Number
     weight_power: Number
     weight_eps: Number
-    derivative: Form
+    derivative: str
 
     def __post_init__(self):
         for name, kind in (("prediction", Prediction), ("derivative", Form)):
