@@ -106,7 +106,7 @@ def test_every_epoch_shows_every_image_once_without_a_gap(images, batch):
 def test_order_depends_on_the_seed_and_is_pinned():
     assert global_batch(1, 1, 0, seed=5) != global_batch(1, 1, 0, seed=6)
     # a checkpoint of an earlier version resumes on the same images only while these numbers stay
-    assert micro_batch_indices(10, 5, 0, 1, Shard()) == [5, 0, 6, 4, 1]
+    assert micro_batch_indices(10, 5, 0, 1, Shard()) == [9, 3, 6, 0, 1]
 
 
 def test_sampler_starts_at_any_step():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmf_lightning.objectives.forward_rules import RULES
+from pmf_lightning.objectives.forward_rules import CONSTANT, RULES
 
 
 class Dual(Tensor):
@@ -40,6 +40,8 @@ class Dual(Tensor):
         if name == "__get__":  # shape, dtype, device: the wrapper knows them
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if name in CONSTANT:
+            return func(*_map(_value, args), **_map(_value, kwargs))
         if name not in RULES:
             raise NotImplementedError(f"no forward-mode rule for {name}; use the form two_pass")
         tape = next(arg.tape for arg in _flat(args) if isinstance(arg, Dual))

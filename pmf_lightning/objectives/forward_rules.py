@@ -113,6 +113,9 @@ def _attention(func, out, values, slopes, kwargs):
     return _softmax(None, weights, (None, -1), (scores,), {}) @ v + weights @ dv
 
 
+# What does not depend on the direction: counts, comparisons, and what was cut off on purpose.
+CONSTANT = {"detach", "__len__", "size", "dim", "numel", "eq", "ne", "lt", "le", "gt", "ge", "zeros_like", "ones_like"}
+
 RULES = {
     **dict.fromkeys(
         ["unflatten", "flatten", "transpose", "permute", "view", "reshape", "expand", "__getitem__", "unbind", "to"],
