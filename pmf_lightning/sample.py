@@ -16,7 +16,7 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_grid
-from pmf_lightning.sampling import generate, image_noise
+from pmf_lightning.sampling import numbered_images
 
 MOST_ON_GRID = 400
 
@@ -56,13 +56,10 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
 
 def draw(module: GenerativeModule, labels: Tensor, seed: int, chunk: int, options: dict) -> Tensor:
     """Return float images [n, C, H, W] on the CPU, not clipped, a chunk at a time."""
-    network = module.network
-    shape = (network.channels, network.resolution, network.resolution)
     images = []
     for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
         part = labels[first : first + chunk]
-        noise = module.objective.noise_scale * image_noise(seed, first, len(part), shape)
-        images.append(generate(module, noise.to(module.device), part.to(module.device), **options).cpu())
+        images.append(numbered_images(module, part, seed, first, **options).cpu())
     return torch.cat(images)
 
 

@@ -55,3 +55,13 @@ def generate(
 def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "count c h w"]:
     """Draw the unit noise of images first ... first + count - 1 on the CPU; image i depends on (seed, i) alone."""
     return draws.normal_images(seed, "image", rows=torch.arange(first, first + count), shape=shape)
+
+
+def numbered_images(
+    module: nn.Module, labels: Int64[Tensor, " b"], seed: int, first: int, **options: Any
+) -> Float[Tensor, "b c h w"]:
+    """Draw a seed's images number first, first + 1, ... on the module's device; options as of ``generate``."""
+    network = module.network
+    shape = (network.channels, network.resolution, network.resolution)
+    noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
+    return generate(module, noise.to(module.device), labels.to(module.device), **options)

@@ -9,7 +9,7 @@ from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.callbacks.wandb_logger import WandbRun
 from pmf_lightning.pictures import save_grid
-from pmf_lightning.sampling import generate, image_noise
+from pmf_lightning.sampling import numbered_images
 
 
 class SampleGrids(Callback):
@@ -55,8 +55,6 @@ class SampleGrids(Callback):
         network, options = module.network, {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
         columns = min(self.columns, network.classes)
         labels = torch.arange(columns).repeat(self.rows)
-        shape = (network.channels, network.resolution, network.resolution)
-        noise = module.objective.noise_scale * image_noise(module.seed, 0, len(labels), shape)
         with self.averages.swapped(module, weights):
-            images = generate(module, noise.to(module.device), labels.to(module.device), **options)
+            images = numbered_images(module, labels, module.seed, 0, **options)
         return save_grid(images, columns, self.folder / name)

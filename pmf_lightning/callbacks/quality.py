@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.metrics.quality import Quality, QualityProbe
-from pmf_lightning.sampling import generate, image_noise
+from pmf_lightning.sampling import numbered_images
 
 
 class QualityCheck(Callback):
@@ -55,13 +55,10 @@ class QualityCheck(Callback):
 
     def measure(self, module: LightningModule) -> Quality:
         """Generate with the averaged weights and compare with the real images."""
-        network = module.network
-        shape = (network.channels, network.resolution, network.resolution)
         options = {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
 
         def images(labels: torch.Tensor, first: int) -> torch.Tensor:
-            noise = module.objective.noise_scale * image_noise(module.seed, first, len(labels), shape)
-            return generate(module, noise.to(module.device), labels.to(module.device), **options).cpu()
+            return numbered_images(module, labels, module.seed, first, **options).cpu()
 
         with self.averages.swapped(module, self.sampling["ema"]):
             return self.probe(images)
