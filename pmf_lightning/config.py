@@ -1,5 +1,6 @@
 """From overrides to a checked configuration. The YAML files under conf/ are the only home of the numbers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def _in_proportion(value: Number, size: Number, reference: Number) -> float:
     return value * size / reference
 
 
+def _divided(value: int, by: int) -> int:
+    """Return the quotient, rounded down."""
+    return value // by
+
+
+def _half_life_kimg(beta: Number, batch: int) -> float:
+    """Return the half-life, in thousands of images, of an average that keeps ``beta`` per step of ``batch`` images."""
+    return batch * math.log(0.5) / math.log(beta) / 1000
+
+
 def _steps_of(images: int, batch: int) -> int:
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
@@ -30,6 +41,8 @@ def _steps_of(images: int, batch: int) -> int:
 
 
 OmegaConf.register_new_resolver("in_proportion", _in_proportion, replace=True)
+OmegaConf.register_new_resolver("divided", _divided, replace=True)
+OmegaConf.register_new_resolver("half_life_kimg", _half_life_kimg, replace=True)
 OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
 OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
 

@@ -25,6 +25,11 @@ def noisy_image(x: Image, e: Image, t: Time) -> Image:
     return (1 - t) * x + t * e
 
 
+def path_velocity(x: Image, e: Image) -> Image:
+    """Return v = dz/dt = e - x, the velocity of the straight path."""
+    return e - x
+
+
 def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
 

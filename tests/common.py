@@ -54,6 +54,8 @@ def objective(**changes) -> PixelMeanFlow:
         **{"prediction": "x", "noise_scale": 1.0, "P_mean": 0.8, "P_std": 0.8, "uniform_fraction": 0.0},
         **{"tied_fraction": 0.5, "omega_max": 8.0, "omega_beta": 1.0, "label_drop": 0.1, "t_clip": 0.05},
         **{"weight_power": 1.0, "weight_eps": 0.01, "derivative": "two_pass"},
+        **{"target": "clipped", "velocity": "head", "time_order": "tie_then_sort", "free_r": "any"},
+        **{"preconditioner": None, "perceptual": {}, "t_thr": 0.8, "crop": None},
     }
     return PixelMeanFlow(**{**numbers, **changes})
 
@@ -117,3 +119,16 @@ class Spy:
             }
         )
         return self.network(image, conditions, heads=heads, attention=attention)
+
+
+class Squares:
+    """A distance: the mean of squared differences of pairs of ``side`` pixels."""
+
+    def __init__(self, side):
+        self.side, self.pairs = side, []
+
+    def __call__(self, generated, real):
+        assert generated.shape == real.shape
+        assert generated.shape[2:] == (self.side, self.side)
+        self.pairs.append((generated, real))
+        return (generated - real).square().flatten(1).mean(1)

@@ -18,16 +18,38 @@ def _load(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
 
 
-@pytest.fixture(scope="session")
-def golden() -> dict[str, torch.Tensor]:
-    """Weights, batch and draws of pMF's official code (float32); see tests/reference/README.md."""
-    return _load("pmf_tiny.npz")
+# The overrides that make the networks of the golden numbers.
+GOLDEN = {
+    "pmf": ["model=pmf_tiny", "data.resolution=32", "data.channels=3"],
+    "imf": [
+        "model=imf_b2",
+        "data.resolution=16",
+        "data.channels=4",
+        "backbone.width=64",
+        "backbone.attention_heads=4",
+        "backbone.mlp_hidden=170",
+        "backbone.trunk=2",
+        "backbone.heads={u: 2, v: 2}",
+    ],
+}
 
 
 @pytest.fixture(scope="session")
-def golden_values() -> dict[str, torch.Tensor]:
+def family() -> str:
+    """Whose golden numbers: a test file overrides this to see iMF's too."""
+    return "pmf"
+
+
+@pytest.fixture(scope="session")
+def golden(family) -> dict[str, torch.Tensor]:
+    """Weights, batch and draws of the official code (float32); see tests/reference/README.md."""
+    return _load(f"{family}_tiny.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_values(family) -> dict[str, torch.Tensor]:
     """What the official code computes from ``golden``, in float64."""
-    return _load("pmf_tiny_f64.npz")
+    return _load(f"{family}_tiny_f64.npz")
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +58,9 @@ def official_weights(golden) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def tiny_config():
+def tiny_config(family):
     """The configuration of the golden network."""
-    return compose(["model=pmf_tiny", "data.resolution=32", "data.channels=3"])
+    return compose(GOLDEN[family])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pmf_lightning.config import choices
 from pmf_lightning.models.cost import count
 from pmf_lightning.models.embedders import ScalarCondition, sinusoid
 from pmf_lightning.models.layers import Linear, RMSNorm, attend
-from pmf_lightning.models.rope import rotation_2d
+from pmf_lightning.models.rope import rotation_1d, rotation_2d
 from pmf_lightning.models.vit import init_weights
 
 # data, parameters to sample, parameters to train, tokens, 10^9 multiply-adds as published
@@ -227,6 +227,23 @@ def test_rotation_equals_the_complex_formula(grid, head_dim, theta):
     assert torch.equal(turned[:, :, :prefix], x[:, :, :prefix])
     assert relative(turned[:, :, prefix:], complex_rotation(x[:, :, prefix:], grid, head_dim, theta)) < 1e-14
     assert not torch.equal(turned[:, :, prefix + 1 :], x[:, :, prefix + 1 :])
+
+
+def test_rotation_along_the_sequence_equals_the_complex_formula():
+    tokens, head_dim, theta = 7, 8, 1e4
+    x = normal("q", shape=(2, 3, tokens, head_dim))
+    frequencies = theta ** (-2 * np.arange(head_dim // 2) / head_dim)
+    angles = torch.from_numpy(np.exp(1j * np.outer(np.arange(tokens), frequencies)))
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * angles).flatten(-2)
+    assert relative(rotation_1d(tokens, head_dim, theta, like=x)(x), expected) < 1e-14
+
+
+def test_without_learned_positions_places_still_count():
+    network = tiny_network(positions="none", rope="sequence")
+    assert not any("positions" in name for name, _ in network.named_parameters())
+    image = images()
+    moved = image.roll(4, dims=-1)  # by one patch
+    assert relative(network(moved, conditions())["u"], network(image, conditions())["u"].roll(4, dims=-1)) > 1e-3
 
 
 def test_scores_depend_on_relative_positions_alone():

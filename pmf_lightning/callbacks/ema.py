@@ -20,11 +20,11 @@ class WeightAverages(Callback):
 
     Args:
         half_lives_kimg: half-lives in thousands of images.
-        ramp: a half-life is at most this share of the images seen so far.
+        ramp: a half-life is at most this share of the images seen so far; None: no such bound.
         batch: images per optimiser step, over all devices.
     """
 
-    def __init__(self, half_lives_kimg: Sequence[Number], ramp: Number, batch: int):
+    def __init__(self, half_lives_kimg: Sequence[Number], ramp: Number | None, batch: int):
         self.half_lives = dict(zip(ema_names(half_lives_kimg), (1000 * h for h in half_lives_kimg), strict=True))
         self.ramp, self.batch = ramp, batch
         self.averages: dict[str, dict[str, Tensor]] = {}

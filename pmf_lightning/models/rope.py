@@ -1,4 +1,4 @@
-"""Rotary positions in two dimensions, in real arithmetic.
+"""Rotary positions, in two dimensions for the patches (pMF) or in one for all tokens (iMF), in real arithmetic.
 
 Complex tensors get in the way of torch.compile and of forward-mode derivatives, so each pair (a, b) of neighbouring
 channels is turned by an angle with cosines and sines.
@@ -39,3 +39,13 @@ def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tens
     columns = line[None].expand(grid, -1, -1)
     angles = torch.cat((rows, columns), dim=-1).flatten(0, 1)
     return Rotation(torch.cat((angles.new_zeros(prefix, half), angles)))
+
+
+def rotation_1d(tokens: int, head_dim: int, theta: Number, like: Tensor) -> Rotation:
+    """Build the rotation of ``tokens`` tokens in a row, condition tokens and raster of patches alike.
+
+    All channels of the head turn with the place, at frequencies theta^(-2i/head_dim) (iMF, official code).
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    powers = torch.arange(0, head_dim, 2, dtype=dtype, device=like.device) / head_dim
+    return Rotation(torch.arange(tokens, dtype=dtype, device=like.device)[:, None] * theta**-powers)

@@ -1,12 +1,13 @@
 """The shared backbone: an image and named conditions in, one raw pixel field per head out.
 
 It knows nothing of time, noise, guidance or losses; the objective decides what the conditions mean and what the fields
-are. The architecture is pMF's (arXiv 2601.22158, official code): conditions as tokens in front, bottleneck patch
-embedding, learned positions, 2-D RoPE on the patches, and a trunk that branches into heads.
+are. The architecture is that of iMF (arXiv 2512.02012) and pMF (arXiv 2601.22158, official codes): conditions as tokens
+in front, and a trunk that branches into heads. pMF adds a bottleneck in the patch embedding and learned positions, and
+turns queries and keys by row and column of their patch where iMF turns them by their place in the sequence.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.embedders import ClassCondition, Learned, PatchEmbedding, ScalarCondition
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
-from pmf_lightning.models.rope import Rotation, rotation_2d
+from pmf_lightning.models.rope import Rotation, rotation_1d, rotation_2d
 from pmf_lightning.precision import Number
+
+Rope = Literal["patches", "sequence"]
+Positions = Literal["learned", "none"]
 
 
 class Head(nn.Module):
@@ -48,7 +52,9 @@ class ViT(nn.Module):
         classes: labels of class conditions; label ``classes`` means none.
         bottleneck: channels between the two patch convolutions, or None for one convolution.
         block_gain: standard deviation of block weights times sqrt(fan_in).
+        rope: "patches" (two-dimensional, condition tokens unrotated) or "sequence" (one-dimensional, all tokens).
         rope_theta: base of the rotary frequencies.
+        positions: "learned" adds a learned vector to every token, "none" adds nothing.
         attention: "plain" or "fused", where the caller does not say.
 
     Raises ValueError where the sizes do not fit each other.
@@ -71,6 +77,8 @@ class ViT(nn.Module):
         block_gain: Number,
         rope_theta: Number,
         attention: AttentionKind,
+        rope: str = "patches",
+        positions: str = "learned",
     ):
         super().__init__()
         if resolution % patch:
@@ -78,8 +86,11 @@ class ViT(nn.Module):
         if width % attention_heads or (width // attention_heads) % 4:
             raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
         self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
+        for name, value, kind in (("rope", rope, Rope), ("positions", positions, Positions)):
+            if value not in get_args(kind):
+                raise ValueError(f"{name}={value} is not one of {', '.join(get_args(kind))}")
         self.grid, self.head_dim = resolution // patch, width // attention_heads
-        self.rope_theta, self.attention = rope_theta, attention
+        self.rope, self.rope_theta, self.attention = rope, rope_theta, attention
         self.prefix = sum(spec["tokens"] for spec in conditions.values())
 
         def block() -> Block:
@@ -94,11 +105,21 @@ class ViT(nn.Module):
                 for name, spec in conditions.items()
             }
         )
-        self.positions = Learned(self.prefix + self.grid**2, width, std=0.02)
+        self.positions = Learned(self.tokens, width, std=0.02) if positions == "learned" else None
         self.trunk = nn.ModuleList(block() for _ in range(trunk))
         self.heads = nn.ModuleDict(
             {name: Head(depth, patch, channels, self.grid, block, width) for name, depth in heads.items()}
         )
+
+    @property
+    def tokens(self) -> int:
+        """Condition tokens and patches."""
+        return self.prefix + self.grid**2
+
+    def _rotation(self, like: Tensor) -> Rotation:
+        if self.rope == "sequence":
+            return rotation_1d(self.tokens, self.head_dim, self.rope_theta, like)
+        return rotation_2d(self.prefix, self.grid, self.head_dim, self.rope_theta, like)
 
     def forward(
         self,
@@ -110,8 +131,10 @@ class ViT(nn.Module):
         """Return the field of every head asked for (all by default); the others are not computed."""
         kind = attention or self.attention
         prefix = [embed(conditions[name]) for name, embed in self.conditions.items()]
-        x = torch.cat((*prefix, self.patch_embedding(image)), dim=1) + self.positions.weight
-        rotation = rotation_2d(self.prefix, self.grid, self.head_dim, self.rope_theta, like=self.positions.weight)
+        x = torch.cat((*prefix, self.patch_embedding(image)), dim=1)
+        if self.positions is not None:
+            x = x + self.positions.weight
+        rotation = self._rotation(like=self.patch_embedding.patches.weight)
         for block in self.trunk:
             x = block(x, rotation, kind)
         return {name: self.heads[name](x, rotation, kind) for name in (heads or self.heads)}

@@ -64,6 +64,10 @@ def _exp(func, out, values, slopes, kwargs):
     return out * slopes[0]
 
 
+def _sqrt(func, out, values, slopes, kwargs):
+    return slopes[0] / (2 * out)
+
+
 def _square(func, out, values, slopes, kwargs):
     return 2 * values[0] * slopes[0]
 
@@ -132,6 +136,7 @@ RULES = {
     "cos": _cos,
     "sin": _sin,
     "exp": _exp,
+    "sqrt": _sqrt,
     "square": _square,
     "tanh": _tanh,
     "sigmoid": _sigmoid,

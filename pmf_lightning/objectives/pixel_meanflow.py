@@ -2,48 +2,39 @@
 
 The network answers an image-like X(z, h, omega, t_min, t_max, y) with h = t - r; u = (z - X) / clip(t, t_clip, 1) is
 the average velocity, V = u + (t - r) du/dt is compared with the guided velocity v_g, and an auxiliary head predicts the
-instantaneous v that guidance and the derivative's direction need.
+instantaneous v that guidance and the derivative's direction need. Improved MeanFlow (iMF, arXiv 2512.02012) is the same
+with other choices: a network that answers u, the plain target e - x, and another law of times.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pmf_lightning import draws as keyed
-from pmf_lightning.fields import Image, Time, compound_velocity, noisy_image, spread, velocity_from_image
-from pmf_lightning.objectives.contract import Batch, Losses, Network
+from pmf_lightning.fields import Image, Time, compound_velocity, noisy_image, path_velocity, spread, velocity_from_image
+from pmf_lightning.objectives.contract import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.derivative import Form, velocities_and_derivative
 from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
-from pmf_lightning.objectives.time_laws import logit_normal, tie_then_sort
+from pmf_lightning.objectives.meanflow_draws import MeanFlowDraws
+from pmf_lightning.objectives.perceptual import perceptual_distances
+from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
+from pmf_lightning.objectives.time_laws import ORDERS, logit_normal
 from pmf_lightning.objectives.weighting import adaptive
 from pmf_lightning.precision import Number, at_least_float32
 
-Prediction = Literal["x", "u"]
-
-
-@dataclass(frozen=True)
-class MeanFlowDraws:
-    """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
-
-    The scalars may stay on the CPU: which rows need which computation is then known without waiting for the device.
-    """
-
-    t: Float[Tensor, " b"]
-    r: Float[Tensor, " b"]
-    noise: Float[Tensor, "b c h w"]
-    omega: Float[Tensor, " b"]
-    t_min: Float[Tensor, " b"]
-    t_max: Float[Tensor, " b"]
-    drop: Bool[Tensor, " b"]
-
-    def to(self, device: torch.device) -> "MeanFlowDraws":
-        """Return the draws on a device."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return MeanFlowDraws(**moved)
+CHOICES = {
+    "prediction": ("x", "u"),
+    "derivative": get_args(Form),
+    "target": ("clipped", "plain"),
+    "velocity": ("head", "boundary"),
+    "time_order": tuple(ORDERS),
+    "free_r": ("any", "zero"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,14 @@ class PixelMeanFlow:
     uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_max``, ``omega_beta`` the law of
     the guidance scale; ``label_drop`` the probability of no label; ``t_clip`` the floor of divisors; ``weight_power``,
     ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
+
+    Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x; ``velocity`` v from a "head" of its own or
+    at the "boundary", v = u(z, t, t), without one (iMF, step 2); ``time_order`` of tying and sorting (time_laws.py);
+    ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b); ``preconditioner`` of an x-prediction;
+    ``perceptual`` the weight of each perceptual distance, which counts where t < ``t_thr`` and compares in boxes of the
+    law ``crop``.
+
+    Raises ValueError for a choice that does not exist or does not go with another.
     """
 
     prediction: str
@@ -70,11 +69,25 @@ class PixelMeanFlow:
     weight_power: Number
     weight_eps: Number
     derivative: str
+    target: str
+    velocity: str
+    time_order: str
+    free_r: str
+    preconditioner: Preconditioner | None
+    perceptual: Mapping[str, Number]
+    t_thr: Number
+    crop: CropLaw | None
 
     def __post_init__(self):
-        for name, kind in (("prediction", Prediction), ("derivative", Form)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(kind))}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(known)}")
+        if self.preconditioner is not None and self.prediction != "x":
+            raise ValueError(f"prediction={self.prediction}: a pre-conditioner makes images; take preconditioner=none")
+        if not 0 < self.t_thr <= 1:
+            raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
+        if self.perceptual and self.crop is None:
+            raise ValueError(f"perceptual={dict(self.perceptual)} needs the law of crops; choose perceptual=<a name>")
 
     def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MeanFlowDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
@@ -94,9 +107,11 @@ class PixelMeanFlow:
         if self.uniform_fraction:
             replaced = uniform("replaced") < self.uniform_fraction  # one coin for both times, as the official code
             a, b = torch.where(replaced, uniform("t uniform"), a), torch.where(replaced, uniform("r uniform"), b)
+        if self.free_r == "zero":
+            b = torch.zeros_like(b)
         position = torch.arange(total)
         tied = position < int(total * self.tied_fraction)
-        t, r = tie_then_sort(a, b, tied)
+        t, r = ORDERS[self.time_order](a, b, tied)
         omega = guidance_scale(uniform("omega"), self.omega_max, self.omega_beta)
         t_min = torch.where(tied, 0.0, 0.5 * uniform("t_min"))
         t_max = torch.where(tied, 1.0, 0.5 + 0.5 * uniform("t_max"))
@@ -106,7 +121,11 @@ class PixelMeanFlow:
         ).to(batch.x.dtype)
         scalars = (values[rows].to(batch.x.dtype) for values in (t, r, omega, t_min, t_max))
         t, r, omega, t_min, t_max = scalars
-        return MeanFlowDraws(t, r, self.noise_scale * noise, omega, t_min, t_max, drop[rows])
+        crops = None
+        if self.perceptual:
+            numbers = keyed.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
+            crops = crop_boxes(numbers[rows], *batch.x.shape[2:], self.crop).to(batch.x.dtype)
+        return MeanFlowDraws(t, r, self.noise_scale * noise, omega, t_min, t_max, drop[rows], crops)
 
     def predict(
         self,
@@ -119,44 +138,61 @@ class PixelMeanFlow:
         t_max: Time,
         y: Int64[Tensor, " b"],
     ) -> tuple[Image, Image]:
-        """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W]."""
+        """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W].
+
+        v comes from its head, or, with velocity="boundary", is u(z, t, t).
+        """
         fields = self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
-        return fields["u"], fields["v"]
+        if self.velocity == "head":
+            return fields["u"], fields["v"]
+        return fields["u"], self._velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
 
     def average_velocity(self, network: Network, z, t, r, omega, t_min, t_max, y) -> Image:
         """Return u alone: what sampling needs, without the cost of the v-head."""
         return self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
 
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
-        """Query the network and read its raw answers as velocities."""
+        """Query the network and read its raw answers as velocities; at the boundary "v" is what "u" answers."""
         # The guidance scale enters as 1 - 1/omega, the weight of the correction; the time only as t - r (pMF, iMF).
         conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": t - r}
-        raw = network(z, conditions, heads=heads, attention=attention)
+        known = heads if self.velocity == "head" else ("u",)
+        raw = network(z, conditions, heads=known, attention=attention)
+        fields = {head: self._as_velocity(z, answer, t) for head, answer in raw.items()}
+        return fields if self.velocity == "head" else dict.fromkeys(heads, fields["u"])
+
+    def _as_velocity(self, z: Image, answer: Image, t: Time) -> Image:
         if self.prediction == "u":
-            return raw
-        return {head: velocity_from_image(z, X, t, self.t_clip) for head, X in raw.items()}
+            return answer
+        X = answer if self.preconditioner is None else preconditioned(self.preconditioner, z, answer, t)
+        return velocity_from_image(z, X, t, self.t_clip)
 
     def __call__(
         self,
         network: Network,
         batch: Batch,
         draws: MeanFlowDraws,
-        features: Mapping[str, Any] | None = None,
+        features: Mapping[str, Distance] | None = None,
         keep_fields: bool = False,
     ) -> Losses:
         """Return the losses of a batch: ``per_sample`` "loss_u", "loss_v" are sums over C, H, W of squared errors.
 
-        Rows with t == r are flow-matching rows, wherever they stand; dropped rows lose label and guidance here. With
-        ``keep_fields`` the fields z, v_g, v_c, u, v, V, du_dt are returned too; where a value cannot matter (du_dt
-        where t == r, v_c of dropped rows with t == r) it is whatever came cheapest.
+        At the boundary (velocity="boundary") there is no "loss_v". Rows with t == r are flow-matching rows, wherever
+        they stand; dropped rows lose label and guidance here. With ``keep_fields`` the fields z, v_g, v_c, u, v, V,
+        du_dt are returned too; where a value cannot matter (du_dt where t == r, v_c of dropped rows with t == r, v of
+        the boundary where t != r) it is whatever came cheapest.
 
-        Raises ValueError where ``features`` are given: this objective compares no features.
+        Raises ValueError unless ``features`` holds a distance for every name in ``perceptual``, and no other.
         """
-        if features:
-            raise ValueError(f"pixel_meanflow compares no features, but was given {', '.join(features)}")
+        features = features or {}
+        if features.keys() != self.perceptual.keys():
+            raise ValueError(
+                f"the distances weighed are ({', '.join(self.perceptual)}), features= gives ({', '.join(features)}); "
+                "give the same names, or take perceptual=none"
+            )
         on = draws.to(batch.x.device)
         z = noisy_image(batch.x, on.noise, on.t)
-        v_t = velocity_from_image(z, batch.x, on.t, self.t_clip)
+        plain = self.target == "plain"
+        v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
         moving = draws.t != draws.r
@@ -180,7 +216,10 @@ class PixelMeanFlow:
         v_g = torch.where(spread(guided.to(z.device), z), v_g, v_t)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
-        return self._losses(V, v, v_g, kept)
+        errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.velocity == "head" else {})
+        near = _rows(draws.t < self.t_thr, z) if features else None
+        distances = perceptual_distances(features, z, u, on.t, batch.x, on.crops, near) if features else {}
+        return self._losses(errors, distances, {"du_dt": _sums(du_dt)}, kept)
 
     def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (with label, at scale omega) and v_u (no label, scale 1) where asked, zero elsewhere.
@@ -201,11 +240,19 @@ class PixelMeanFlow:
             v_c, v_u = v_c.index_copy(0, rows_c, v[: len(rows_c)]), v_u.index_copy(0, rows_u, v[len(rows_c) :])
         return v_c, v_u
 
-    def _losses(self, V: Image, v: Image, v_g: Image, kept: dict[str, Image] | None) -> Losses:
-        errors = {"loss_u": V - v_g, "loss_v": v - v_g}
-        sums = {name: at_least_float32(error).square().flatten(1).sum(1) for name, error in errors.items()}
+    def _losses(self, errors, distances, diagnostics, kept: dict[str, Image] | None) -> Losses:
+        """Weigh the terms: 1 for squared errors, ``perceptual`` for distances, each adaptively."""
+        sums = {name: _sums(error) for name, error in errors.items()}
         terms = [adaptive(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
-        return Losses(sum(terms).mean(), {name: loss.detach() for name, loss in sums.items()}, kept)
+        for name, distance in distances.items():
+            terms.append(self.perceptual[name] * adaptive(distance, self.weight_power, self.weight_eps))
+        per_sample, distances = ({n: value.detach() for n, value in d.items()} for d in (sums, distances))
+        return Losses(sum(terms).mean(), per_sample, kept, distances, diagnostics)
+
+
+def _sums(field: Image) -> Float[Tensor, " b"]:
+    """Return the sums of squares over C, H, W."""
+    return at_least_float32(field).square().flatten(1).sum(1)
 
 
 def _rows(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:

@@ -15,9 +15,15 @@ def logit_normal(normal: Times, mean: Number, std: Number) -> Times:
 
 
 def tie_then_sort(a: Times, b: Times, tied: Bool[Tensor, " b"]) -> tuple[Times, Times]:
-    """Return (t, r) of pMF: tied rows take the single draw ``a`` for both, then the pair is sorted.
-
-    iMF sorts first, so that its tied rows see the larger of two draws: another law, which must not share this name.
-    """
+    """Return (t, r) of pMF: tied rows take the single draw ``a`` for both, then the pair is sorted."""
     b = torch.where(tied, a, b)
     return torch.maximum(a, b), torch.minimum(a, b)
+
+
+def sort_then_tie(a: Times, b: Times, tied: Bool[Tensor, " b"]) -> tuple[Times, Times]:
+    """Return (t, r) of iMF: the pair is sorted, then r := t in tied rows, which see the larger of two draws."""
+    t, r = torch.maximum(a, b), torch.minimum(a, b)
+    return t, torch.where(tied, t, r)
+
+
+ORDERS = {"tie_then_sort": tie_then_sort, "sort_then_tie": sort_then_tie}

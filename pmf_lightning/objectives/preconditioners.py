@@ -1,0 +1,70 @@
+"""Pre-conditioners: the denoised image as X = c_skip(t) z + c_out(t) F, with F the network's raw answer.
+
+pMF (table 3a) compares three with none at all (X = F, the best by far where patches hold more numbers than the width).
+The paper names them "linear", "EDM-style" and "sCM-style" without code; the formulas below are derived for the path
+z = (1-t) x + t e, with sigma_data the standard deviation of the data.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from pmf_lightning.fields import Image, Time, spread
+from pmf_lightning.precision import Number
+
+
+@runtime_checkable
+class Preconditioner(Protocol):
+    """(c_skip, c_out) as functions of the time t [B]."""
+
+    def coefficients(self, t: Time) -> tuple[Time, Time]:
+        """Return c_skip and c_out."""
+        ...
+
+
+def preconditioned(preconditioner: Preconditioner, z: Image, F: Image, t: Time) -> Image:
+    """Return X = c_skip(t) z + c_out(t) F."""
+    c_skip, c_out = preconditioner.coefficients(t)
+    return spread(c_skip, z) * z + spread(c_out, z) * F
+
+
+@dataclass(frozen=True)
+class Linear:
+    """X = (1-t) z + t F: the clean end of the path is passed through (pMF, table 3a)."""
+
+    def coefficients(self, t: Time) -> tuple[Time, Time]:
+        """Return 1 - t and t."""
+        return 1 - t, t
+
+
+@dataclass(frozen=True)
+class EDM:
+    """EDM's (Karras et al. 2022, table 1), carried over from z' = x + sigma e to our path.
+
+    z' = z / (1-t) and sigma = t / (1-t) turn sigma_data^2 / (sigma^2 + sigma_data^2) z' into
+    c_skip = (1-t) sigma_data^2 / s^2 and c_out = t sigma_data / s, with s^2 = t^2 + (1-t)^2 sigma_data^2 the variance
+    of z. With unit variance of F they make X the best linear guess of x plus a residual of the right size.
+    """
+
+    sigma_data: Number
+
+    def coefficients(self, t: Time) -> tuple[Time, Time]:
+        """Return c_skip and c_out."""
+        variance = t * t + (1 - t) * (1 - t) * self.sigma_data**2
+        return (1 - t) * self.sigma_data**2 / variance, t * self.sigma_data / variance.sqrt()
+
+
+@dataclass(frozen=True)
+class SCM:
+    """TrigFlow's X = cos(tau) z - sin(tau) sigma_data F (Lu and Song 2024, sCM), at the angle tau = pi t / 2.
+
+    The angle takes the place of our time. Carried over exactly, tan(tau) = t / ((1-t) sigma_data), the pair would be
+    EDM's but for the sign of F, and no pre-conditioner of its own.
+    """
+
+    sigma_data: Number
+
+    def coefficients(self, t: Time) -> tuple[Time, Time]:
+        """Return cos(pi t / 2) and -sigma_data sin(pi t / 2)."""
+        angle = t * (math.pi / 2)
+        return angle.cos(), angle.sin() * -self.sigma_data
