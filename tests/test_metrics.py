@@ -30,6 +30,7 @@ from pmf_lightning.metrics.train_classifier import ClassifierSettings, cached_cl
 
 CONF = Path(__file__).parents[1] / "conf" / "metrics"
 QUICK = ClassifierSettings(
+    side=32,
     seed=0, features=16, steps=12, batch=24, lr=5e-3, warm_up=2, weight_decay=0.0, shift=0.1
 )  # far from converged, but enough for the easy images below
 
@@ -78,7 +79,7 @@ def same_weights(one, other):
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32), (1, 50), (3, 96)])
 def test_classifier_takes_images_of_any_size(channels, side):
-    classifier = Classifier(channels, 7, 16, seed=0)
+    classifier = Classifier(channels, 7, 16, seed=0, side=32)
     images = uint8_noise("sizes", count=3, side=side, channels=channels)
     assert classifier.embed(images).shape == (3, classifier.num_features) == (3, 16)
     assert classifier(images).shape == (3, 7)
@@ -88,11 +89,11 @@ def test_classifier_takes_images_of_any_size(channels, side):
 def test_shrinking_averages_so_that_fine_patterns_do_not_alias():
     checkers = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     checkers[..., ::2, ::2] = checkers[..., 1::2, 1::2] = 255
-    torch.testing.assert_close(Classifier(1, 2, 4, seed=0).shrink(checkers), torch.zeros(1, 1, 32, 32))
+    torch.testing.assert_close(Classifier(1, 2, 4, seed=0, side=32).shrink(checkers), torch.zeros(1, 1, 32, 32))
 
 
 def test_one_image_is_judged_the_same_in_any_company():
-    classifier, images = Classifier(1, 3, 8, seed=0), uint8_noise("company", count=5)
+    classifier, images = Classifier(1, 3, 8, seed=0, side=32), uint8_noise("company", count=5)
     torch.testing.assert_close(classifier(images)[:2], classifier(images[:2]))
 
 
@@ -168,7 +169,7 @@ def test_damaged_classifier_is_trained_again_with_a_notice(tmp_path, trainings, 
         content[len(content) // 2] ^= 0x40
     path.write_bytes({"cut": content[:-500], "empty": b""}.get(damage, content))
     if damage == "foreign":
-        torch.save(Classifier(1, 3, 5, seed=0).state_dict(), path)
+        torch.save(Classifier(1, 3, 5, seed=0, side=32).state_dict(), path)
     with caplog.at_level(logging.WARNING):
         assert same_weights(first, cached_classifier(Patches(), QUICK, str(tmp_path)))
     assert len(trainings) == 2
@@ -212,7 +213,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_also_when_rank_deficient():
 
 
 def test_reference_is_kept_between_sets_and_the_network_is_not_changed():
-    classifier, real = Classifier(1, 3, 8, seed=0), uint8_noise("real", count=20)
+    classifier, real = Classifier(1, 3, 8, seed=0, side=32), uint8_noise("real", count=20)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     state = torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -7,19 +7,18 @@ from torch.nn import functional
 
 from pmf_lightning.draws import generator
 
-SIDE = 32  # larger images are averaged down to this; smaller ones stay as they are
-
 
 class Classifier(nn.Module):
     """Three convolutions, a layer of ``features`` numbers and a linear head; no batch statistics, no dropout.
 
     The answer for one image thus depends on that image alone. The weights are drawn from ``seed``, never from the
-    global generator. Images are uint8 [B, C, H, W] of any size; larger than 32 px are averaged down (area, so without
-    aliasing). Not from a paper: only its determinism matters, the scale of its features is arbitrary.
+    global generator. Images are uint8 [B, C, H, W] of any size; larger than ``side`` pixels are averaged down to it
+    (area, so without aliasing), which also averages pixel noise away: judge at full size where noise matters. Not from a paper: only its determinism matters, the scale of its features is arbitrary.
     """
 
-    def __init__(self, channels: int, classes: int, features: int, seed: int):
+    def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):
         super().__init__()
+        self.side = side
         self.num_features = features  # the name torchmetrics looks for
         with torch.device("meta"):  # building on a real device would advance the global generator
             self.body = nn.Sequential(
@@ -51,12 +50,12 @@ class Classifier(nn.Module):
                 weight.fill_(float(name.endswith("weight")))
 
     def shrink(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c s s2"]:
-        """Average images down to at most 32 px and scale them from 0..255 to [-1, 1]."""
+        """Average images down to at most ``side`` pixels and scale them from 0..255 to [-1, 1]."""
         pixels = images.to(self.head.weight.dtype) / 127.5 - 1
         height, width = images.shape[-2:]
-        if max(height, width) <= SIDE:
+        if max(height, width) <= self.side:
             return pixels
-        return functional.adaptive_avg_pool2d(pixels, (min(height, SIDE), min(width, SIDE)))
+        return functional.adaptive_avg_pool2d(pixels, (min(height, self.side), min(width, self.side)))
 
     def embed(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
         """Return the last hidden layer, ``num_features`` numbers per image."""

@@ -30,10 +30,12 @@ class ClassifierSettings:
     """How the classifier is made: ``conf/metrics/small.yaml`` holds the numbers.
 
     ``seed`` is apart from the run's seed on purpose: runs can be compared only when one classifier judges them all.
-    ``shift`` is the largest augmenting shift as a share of the side; ``warm_up`` counts steps.
+    Images are judged at ``side`` pixels at most. ``shift`` is the largest augmenting shift as a share of the side;
+    ``warm_up`` counts steps.
     """
 
     seed: int
+    side: int
     features: int
     steps: int
     batch: int
@@ -62,7 +64,7 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
 
 
 def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifier | None:
-    classifier = Classifier(source.channels, source.classes, settings.features, settings.seed)
+    classifier = Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         classifier.load_state_dict(kept["weights"])
@@ -108,7 +110,7 @@ def train_classifier(
     if classes < 2:
         raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
     split = ArrayDataset(images, labels)
-    classifier = Classifier(images.shape[1], classes, settings.features, settings.seed)
+    classifier = Classifier(images.shape[1], classes, settings.features, settings.seed, settings.side)
     adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
         draw = generator(settings.seed, "classifier", "batch", step)
