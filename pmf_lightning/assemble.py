@@ -1,6 +1,7 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
 
-from pmf_lightning import checks, draws
+from pmf_lightning import checks, draws, weights_folder
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.models.vit import init_weights
@@ -19,22 +21,26 @@ from pmf_lightning.module import GenerativeModule
 from pmf_lightning.optim.schedules import rate_factor
 
 
-def build(cfg: DictConfig) -> GenerativeModule:
+def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     """Build network, objective and optimiser of a composed configuration; the weights are a function of ``cfg.seed``.
 
+    ``empty`` leaves the network on the meta device, without memory, for weights that follow.
     Raises UserError where the numbers do not fit each other.
     """
     checks.model(cfg)
-    network, objective, optimizer = (_make(cfg, part) for part in ("backbone", "objective", "optimizer"))
+    with torch.device("meta") if empty else nullcontext():
+        network = make_part(cfg, "backbone")
+    objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
+    decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)
-    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
     module.configure_optimizers()  # bad numbers show up now, not when training begins
     return module
 
 
-def _make(cfg: DictConfig, part: str) -> Any:
+def make_part(cfg: DictConfig, part: str) -> Any:
     """Instantiate ``cfg[part]``; what its constructor objects to becomes a UserError that names the part."""
     try:
         return instantiate(cfg[part], _convert_="all")
@@ -46,6 +52,8 @@ def _make(cfg: DictConfig, part: str) -> Any:
 def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file at ``path``, or the last one of the run directory ``path``; UserError if none."""
     path = Path(path)
+    if weights_folder.is_weights_folder(path):
+        raise UserError(f"ckpt={path}: this folder holds weights to sample with; training goes on from a checkpoint")
     if path.is_dir():
         if not (path / "checkpoints" / "last.ckpt").is_file():
             raise UserError(f"ckpt={path}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
@@ -70,12 +78,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModule:
     """Rebuild the module of a checkpoint with the averaged weights called ``ema``; None: as judged, "raw": unaveraged.
 
+    A folder that pmf_lightning.convert wrote holds one set of weights: None takes it, and ``ema`` may only name it.
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
     """
+    if weights_folder.is_weights_folder(path):
+        return _load_weights_folder(Path(path), ema)
     checkpoint = read_checkpoint(path)
-    foreign = sorted(name for name in _targets(checkpoint["config"]) if not name.startswith("pmf_lightning."))
-    if foreign:
-        raise UserError(f"ckpt={path}: it would run code outside pmf_lightning ({', '.join(foreign)}); refused")
+    _refuse_foreign_code(checkpoint["config"], path)
     module = build(OmegaConf.create(checkpoint["config"]))
     module.load_state_dict(checkpoint["state_dict"])
     ema = ema or module.config["sampling"]["ema"]
@@ -85,6 +94,36 @@ def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModul
             raise UserError(f"ema={ema}: the checkpoint has no such average; {near(ema, [*averages, 'raw'])}")
         module.network.load_state_dict(averages[ema], strict=False)
     return module.eval()
+
+
+def _load_weights_folder(folder: Path, ema: str | None) -> GenerativeModule:
+    stored = weights_folder.read(folder)
+    about = stored.about
+    if ema not in (None, about.weights):
+        raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
+    _refuse_foreign_code(about.config, folder)
+    module = build(OmegaConf.create(about.config), empty=True)
+    _place(module.network, stored.network, folder)
+    return module.eval()
+
+
+def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give an empty network (on the meta device) its ``weights``, in float32 at least.
+
+    Raises UserError, naming ``source``, unless they are exactly the network's.
+    """
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    if shapes != {name: value.shape for name, value in weights.items()}:
+        wrong = sorted(shapes.keys() ^ weights.keys()) or [k for k in shapes if shapes[k] != weights[k].shape]
+        raise UserError(f"{source}: weights and configuration do not belong together ({', '.join(wrong[:3])} ...)")
+    wide = {name: value.to(torch.promote_types(value.dtype, torch.float32)) for name, value in weights.items()}
+    network.load_state_dict(wide, assign=True)
+
+
+def _refuse_foreign_code(config: Any, path: str | Path) -> None:
+    foreign = sorted(name for name in _targets(config) if not str(name).startswith("pmf_lightning."))
+    if foreign:
+        raise UserError(f"ckpt={path}: it would run code outside pmf_lightning ({', '.join(foreign)}); refused")
 
 
 def _targets(config: Any) -> list[str]:

@@ -15,6 +15,9 @@ def model(cfg: DictConfig) -> None:
     if size % patch:
         fitting = max(1, round(size / patch)) * patch
         raise UserError(f"data.resolution={size} is not divisible by backbone.patch={patch}; set it to {fitting}")
+    decoder, channels = cfg.get("decoder"), cfg.data.channels
+    if decoder is not None and len(decoder.mean) != channels:
+        raise UserError(f"decoder.mean has {len(decoder.mean)} numbers, data.channels={channels}: give one for each")
     for name, share in cfg.schedule.items():
         if not 0 <= share <= 1:
             raise UserError(f"schedule.{name}={share}: it is a share of the run, from 0 to 1")
@@ -26,8 +29,8 @@ def model(cfg: DictConfig) -> None:
 
 
 def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
-    """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k."""
-    return [f"{half_life:g}k" for half_life in half_lives_kimg]
+    """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k; above 1000k in whole k."""
+    return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in half_lives_kimg]
 
 
 def guidance(*, omega: Number, t_min: Number, t_max: Number, steps: int, prefix: str = "") -> None:
@@ -80,7 +83,8 @@ def world_size(trainer: DictConfig) -> int:
 def training(cfg: DictConfig) -> None:
     """Check the length of a run and its cadences; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)
-    for key in ("steps", "batch", "log_every_steps", "grid.every_images", "checkpoint.every_images", "grid.rows"):
+    pictures = ("grid.every_images", "grid.rows", "checkpoint.every_images")
+    for key in ("steps", "batch", "log_every_steps", *pictures, "diagnostics.t_bins", "non_finite.stop_after"):
         value = _lookup(cfg, key)
         if value < 1:
             raise UserError(f"{key}={value}: must be at least 1")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import CONF, check_choices, compose, one_line
-from pmf_lightning.errors import UserError
+from pmf_lightning.errors import Diverged, UserError
 
 # With these flags Hydra does something else than to run one job.
 _OTHER = {
@@ -58,9 +58,9 @@ def _check_arguments(config_name: str) -> None:
 
 
 def with_one_line_errors(work: Callable[[], None]) -> None:
-    """Run ``work``; print bad input as one line and exit with 2."""
+    """Run ``work``; print bad input as one line and exit with 2, or with 3 where training diverged."""
     try:
         work()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, Diverged) else 2)

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input. The message names the thing, the value and the remedy; commands print it and exit with 2."""
 
 
+class Diverged(UserError):
+    """Training met numbers that are not finite and ended itself; commands print the message and exit with 3."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Say what ``name`` could have been: the closest of ``known``, or all of them when nothing is close."""
     known = sorted(known)

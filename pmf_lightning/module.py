@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class GenerativeModule(LightningModule):
         rate_factor: from the step (from 0) to the factor on the learning rate.
         seed: key of all random draws of training.
         config: the resolved configuration as plain data; it travels in the checkpoint.
+        decoder: what turns the latents of a latent model into pixels (models/sd_vae.py); None: the network makes
+            pixels. It is no part of parameters, checkpoint and averages.
     """
 
     def __init__(
@@ -33,12 +36,15 @@ class GenerativeModule(LightningModule):
         rate_factor: Callable[[int], float],
         seed: int,
         config: dict,
+        decoder: Any = None,
     ):
         super().__init__()
         self.network = network
         self.objective = objective
         self.seed = seed
         self.config = config
+        self.decoder = decoder
+        self.features: dict[str, Any] = {}  # name -> perceptual distance of a training run; no weights of the module
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -48,17 +54,36 @@ class GenerativeModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one micro-batch: uint8 images [B,C,H,W] and labels [B]."""
+    def on_fit_start(self) -> None:
+        """Take the perceptual distances along to the device."""
+        for distance in self.features.values():
+            distance.to(self.device)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
+        """Return the loss of one micro-batch, images [B,C,H,W] and labels [B], and what to watch by time.
+
+        Images are uint8 pixels, or floats that already are what the network sees, such as normalised latents.
+        "by_time" holds name -> (t [n], squares per pixel [n]) for the rows that count: all of them for squared errors,
+        those with t != r for what is watched of du/dt.
+        """
         images, labels = batch
-        batch = Batch(to_float(images), labels)
+        batch = Batch(to_float(images) if images.dtype == torch.uint8 else images, labels)
         draws = self.objective.draw(batch, self.seed, self.global_step, self._shard(batch_idx))
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
-        losses = self.objective(self.network, batch, draws)
+        losses = self.objective(self.network, batch, draws, self.features)
+        pixels, moving = batch.x[0].numel(), draws.t != draws.r
         for name, sums in losses.per_sample.items():
-            mean = sums.mean() / batch.x[0].numel()
+            mean = sums.mean() / pixels
             self.log(name, mean, prog_bar=True, batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
-        return losses.total
+        for name, values in losses.distances.items():
+            self.log(name, values.mean(), batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
+        by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items()}
+        by_time |= {name: (draws.t[moving], sums[moving] / pixels) for name, sums in losses.diagnostics.items()}
+        return {"loss": losses.total, "by_time": by_time}
+
+    def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
+        """Return what the network's images show, in about [-1, 1]: latents decoded, pixels as they are."""
+        return images if self.decoder is None else self.decoder.decode(images)
 
     def _shard(self, batch_idx: int) -> Shard:
         """Return which rows of the global batch this rank's micro-batch holds; the data loader deals alike."""
@@ -68,3 +93,11 @@ class GenerativeModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Let the configuration travel with the weights."""
         checkpoint["config"] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take moments from a checkpoint, but learning rate and other settings from this run's configuration."""
+        stored = checkpoint["optimizer_states"][0]["param_groups"]
+        for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
+            old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})
+            old["lr"] = old["initial_lr"] * self._rate_factor(checkpoint["global_step"])
+        checkpoint["lr_schedulers"][0]["base_lrs"] = [group["initial_lr"] for group in stored]

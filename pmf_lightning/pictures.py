@@ -1,9 +1,11 @@
 """PNG files: grids of images and curves of metrics."""
 
 import json
+import math
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -12,6 +14,7 @@ from pmf_lightning.data.pixels import to_uint8
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 SMALLEST = 64  # pixels an image has on a grid, at least: digits of 32 pixels are hard to see
 
@@ -36,11 +39,48 @@ def save_curves(log: Path, path: Path) -> Path:
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, names, scale) in zip(axes[0], panels, strict=True):
         for name in names:
-            points = [(row["images"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, label=name)
+            _plot(axis, rows, name, label=name)
         axis.set(title=title, xlabel="images seen", yscale=scale)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if names:
+            axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return Path(path)
+
+
+def save_time_bins(log: Path, path: Path) -> Path | None:
+    """Draw what was logged by time, a line per bin, and the gradient norm; return the path, None without such a log."""
+    rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    names = sorted({tuple(name.split("/t", 1)) for row in rows for name in row if "/t" in name})
+    if not names:
+        return None
+    bins = sorted({label for _, label in names}, key=lambda label: float(label.split("-")[0]))
+    colours = dict(zip(bins, matplotlib.colormaps["plasma"](np.linspace(0, 0.9, len(bins))), strict=True))
+    watched = sorted({name for name, _ in names}, key=lambda name: (name == "du_dt", name))
+    figure, axes = plt.subplots(1, len(watched) + 1, figsize=(4.5 * (len(watched) + 1), 4))
+    figure.subplots_adjust(left=0.04, right=0.9, bottom=0.13, top=0.92, wspace=0.2)
+    for axis, name in zip(axes, watched, strict=False):
+        for label in bins:
+            _plot(axis, rows, f"{name}/t{label}", label=label, color=colours[label])
+        axis.set(title="rms of du/dt" if name == "du_dt" else f"mean of {name}")
+    _plot(axes[-1], rows, "grad_norm", color="black")
+    axes[-1].set(title="norm of the gradient")
+    for axis in axes:
+        axis.set(xlabel="images seen", yscale="log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else AutoLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), title="t (1: noise)", loc="center right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return Path(path)
+
+
+def _plot(axis, rows: list[dict], name: str, **style) -> None:
+    """Draw one logged number over images seen; a gap where it was not finite, or 0, which a log scale lacks."""
+    points = [(row["images"], row[name] or math.nan) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, **style)

@@ -6,22 +6,24 @@ import time
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from pmf_lightning.module import GenerativeModule
-from pmf_lightning.pictures import save_curves
-
-STARTED = time.perf_counter()  # the module is imported when a command starts
+from pmf_lightning.pictures import save_curves, save_time_bins
 
 
-def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path) -> dict:
-    """Draw the final grid and the curves, write summary.json, print the table; return the summary."""
+def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
+    """Draw the final grid and the curves, write summary.json, print the table; return the summary.
+
+    ``started`` is the reading of time.perf_counter() when the run began.
+    """
     if not trainer.is_global_zero:
         return {}
-    grid = hands.grids.draw(module, cfg.sampling.ema, "final.png")
-    curves = save_curves(folder / "metrics.jsonl", folder / "curves.png")
+    grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
+    curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
     quality = hands.quality.latest if measured else None
     summary = {
@@ -35,10 +37,12 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         "sampling_steps": cfg.sampling.steps,
         "images_per_second": round(hands.progress.images_per_second, 1),
         "steps": trainer.global_step,
-        "wall_seconds": round(time.perf_counter() - STARTED, 1),
+        "wall_seconds": round(time.perf_counter() - started, 1),
         "checkpoint": str(hands.checkpoint.path),
-        "grid": str(grid),
+        "grid": grid and str(grid),
         "curves": str(curves),
+        "time_bins": time_bins and str(time_bins),
+        "skipped_steps": hands.finite.skipped,
         "stopped_early": hands.checkpoint.stopped,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -48,6 +52,13 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         again = " ".join(["python -m pmf_lightning.train", *arguments, f"run_dir={folder}", "ckpt=last"])
         print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
     return summary
+
+
+@rank_zero_only
+def pictures(folder: Path) -> tuple[Path, Path | None]:
+    """Draw the log of a run; return the paths of curves.png and time_bins.png (None where nothing was logged)."""
+    log = folder / "metrics.jsonl"
+    return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
 
 
 def _print(summary: dict, distance: str | None) -> None:
@@ -60,6 +71,6 @@ def _print(summary: dict, distance: str | None) -> None:
         }
         rows = named | rows
     for name, value in rows.items():
-        if value is not None:
+        if value is not None and (name, value) != ("skipped_steps", 0):
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(width=max(100, Console().width)).print(table)

@@ -1,5 +1,6 @@
 """Draw images from a checkpoint: python -m pmf_lightning.sample ckpt=runs/... classes=[3,7] n=64 omega=2 out=samples"""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
     checks.torch_device(cfg.device)
     out = writable(Path(cfg.out), "out")
     module = load_checkpoint(cfg.ckpt, cfg.ema)
+    prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
     classes = list(range(module.network.classes)) if cfg.classes is None else list(cfg.classes)
     checks.classes(classes, module.network.classes)
@@ -43,6 +45,17 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
     grid = save_grid(images[:MOST_ON_GRID], _columns(len(classes), cfg.n), out / "grid.png")
     np.savez(out / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     return {"grid": grid, "images": out / "samples.npz"}
+
+
+def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
+    """Load the decoder of a latent model now, from ``weights`` where they are given; raises UserError."""
+    if module.decoder is None:
+        if weights is not None:
+            raise UserError(f"decoder.weights={weights}: this model makes pixels and decodes nothing; leave it out")
+        return
+    if weights is not None:
+        module.decoder = replace(module.decoder, weights=weights)
+    module.decoder.load()
 
 
 def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:

@@ -31,7 +31,8 @@ def generate(
         steps: network evaluations, at least 1.
         omega, t_min, t_max: guidance scale and interval, inputs of the network; nothing is mixed here.
 
-    Returns images in about [-1, 1], not clipped.
+    Returns what the network makes, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
+    which ``module.to_pixels`` decodes.
     Raises ValueError for steps < 1, omega < 1 or t_min > t_max.
     """
     if steps < 1:
@@ -60,8 +61,11 @@ def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Fl
 def numbered_images(
     module: nn.Module, labels: Int64[Tensor, " b"], seed: int, first: int, **options: Any
 ) -> Float[Tensor, "b c h w"]:
-    """Draw a seed's images number first, first + 1, ... on the module's device; options as of ``generate``."""
+    """Draw a seed's images number first, first + 1, ... on the module's device; options as of ``generate``.
+
+    They are pixels in about [-1, 1], not clipped: what a latent model makes is decoded.
+    """
     network = module.network
     shape = (network.channels, network.resolution, network.resolution)
     noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
-    return generate(module, noise.to(module.device), labels.to(module.device), **options)
+    return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))

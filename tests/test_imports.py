@@ -12,9 +12,10 @@ import pmf_lightning
 
 PACKAGE = Path(pmf_lightning.__file__).parent
 FRAMEWORKS = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
-PURE = ("fields", "draws", "sampling", "precision", "objectives", "models", "optim")
+PURE = ("diagnostics", "fields", "draws", "sampling", "precision", "objectives", "models", "optim", "perceptual")
 # Room -> the only rooms of ours that it may import.
 ALLOWED = {
+    "diagnostics": set(),
     "errors": set(),
     "draws": set(),
     "fields": {"precision"},
@@ -22,13 +23,18 @@ ALLOWED = {
     "sampling": {"draws", "fields", "precision"},
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
+    "weights_folder": {"cache", "errors"},
+    "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
 }
 FORBIDDEN = {
     "data": {"objectives", "models", "module", "sampling", "callbacks", "train"},
     "metrics": {"objectives", "models", "module", "train"},
     "optim": {"objectives", "models", "module", "data", "metrics", "train"},
-    "module": {"train", "callbacks", "sample", "metrics"},
+    "module": {"train", "callbacks", "sample", "metrics", "perceptual", "features"},
     "callbacks": {"train", "sample"},
+    "toys": {"train", "sample", "toy", "callbacks"},
+    "features": {"module", "callbacks", "train", "sample", "models"},
+    "conversion": {"convert", "train", "sample", "callbacks"},
 }
 
 

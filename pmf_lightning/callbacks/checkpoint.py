@@ -6,18 +6,21 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
+from pmf_lightning.callbacks.finite import SkipNonFinite
+
 
 class LastCheckpoint(Callback):
     """Keeps ``last.ckpt`` in a folder up to date: every so many steps, and when training ends or is stopped.
 
     The file is written beside itself and renamed, so that the previous one stays whole until the new one is. SIGINT
-    (Ctrl-C) and SIGTERM end training after the running step; a second SIGINT ends it at once.
+    (Ctrl-C) and SIGTERM end training after the running step; a second SIGINT ends it at once. While steps are skipped
+    the weights may be past help, so that a save which falls due then waits for the next good step.
     """
 
-    def __init__(self, folder: Path, every_steps: int):
+    def __init__(self, folder: Path, every_steps: int, finite: SkipNonFinite):
         self.path = Path(folder) / "last.ckpt"
-        self.every_steps = every_steps
-        self.stopped = False
+        self.every_steps, self.finite = every_steps, finite
+        self.stopped = self._due = False
         self._saved = -1
         self._handlers: dict[int, object] = {}
 
@@ -37,7 +40,10 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Save when it is time."""
         step = trainer.global_step
-        if step != self._saved and (step % self.every_steps == 0 or trainer.should_stop):
+        if step == self._saved:
+            return
+        self._due |= step % self.every_steps == 0
+        if trainer.should_stop or (self._due and not self.finite.in_a_row):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +58,7 @@ class LastCheckpoint(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of this moment, a moment between two steps."""
-        self._saved = trainer.global_step
+        self._saved, self._due = trainer.global_step, False
         draft = self.path.with_suffix(".draft")
         trainer.save_checkpoint(draft)
         if trainer.is_global_zero:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class Ledger(Logger):
-    """Writes one JSON object per log call, with the step and the images seen; the CSV follows at the end.
+    """Writes one JSON object per logged step, with the images seen; the CSV follows at the end.
+
+    Log calls of the same step share a row; the numbers of the last call, Lightning's own with the losses, stand first.
 
     Args:
         folder: the run directory.
@@ -23,6 +26,8 @@ class Ledger(Logger):
     def __init__(self, folder: Path, batch: int, first_step: int):
         super().__init__()
         self.path, self.batch = Path(folder) / "metrics.jsonl", batch
+        self._last: dict[str, Any] = {}  # the row that is written last, and where it begins in the file
+        self._start = 0
         self._keep_until(first_step)
 
     @property
@@ -43,8 +48,12 @@ class Ledger(Logger):
         """Append a row. Lightning counts steps from 0: row n describes the step that made the count n."""
         row = {"step": step + 1, "images": (step + 1) * self.batch}
         row |= {name: _plain(value) for name, value in metrics.items() if name != "epoch"}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        same = self._last.get("step") == row["step"]
+        self._last = {**row, **{name: value for name, value in self._last.items() if same and name not in row}}
+        with self.path.open("r+") as file:
+            self._start = file.seek(self._start) if same else file.seek(0, os.SEEK_END)
+            file.write(json.dumps(self._last) + "\n")  # over the shorter line: at no moment is there none
+            file.truncate()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

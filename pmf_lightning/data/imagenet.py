@@ -20,6 +20,9 @@ class ImageNet:
         """Raise UserError, always."""
         if self.root is None:
             raise UserError(f"data={self.name} needs its WebDataset shards: set data.root to their folder")
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
         raise UserError(
             f"data={self.name} cannot read shards yet (data.root={self.root}): folder-per-class images work today, "
             f"data=folder data.root=<folder> data.resolution={self.resolution}"
@@ -36,3 +39,14 @@ class ImageNet:
     def fingerprint(self) -> NoReturn:
         """Raise UserError, always."""
         self.check()
+
+
+@dataclass(frozen=True)
+class ImageNetLatents(ImageNet):
+    """The same as latents of an SD-VAE, ``channels`` x ``resolution`` x ``resolution``; refused likewise."""
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            f"data={self.name} cannot read shards of latents yet (data.root={self.root}): models of latents sample "
+            f"today; to train, take pixels, model=imf_b16 data=folder data.root=<folder> data.resolution=256"
+        )

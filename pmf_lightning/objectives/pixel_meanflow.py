@@ -153,8 +153,9 @@ class PixelMeanFlow:
 
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
         """Query the network and read its raw answers as velocities; at the boundary "v" is what "u" answers."""
-        # The guidance scale enters as 1 - 1/omega, the weight of the correction; the time only as t - r (pMF, iMF).
-        conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "h": t - r}
+        # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks take what they are built for:
+        # those of pMF and iMF see the time only as h, since a noisy image tells t by itself.
+        conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
         known = heads if self.velocity == "head" else ("u",)
         raw = network(z, conditions, heads=known, attention=attention)
         fields = {head: self._as_velocity(z, answer, t) for head, answer in raw.items()}

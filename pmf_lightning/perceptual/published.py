@@ -1,0 +1,83 @@
+"""Weights that others publish: from a file of the user, or by the download of the library that knows them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pmf_lightning.errors import UserError
+
+Anything = TypeVar("Anything")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights of a frozen network.
+
+    ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published.
+    """
+
+    name: str
+    what: str
+    source: str
+
+    @property
+    def remedy(self) -> str:
+        """Say what can be done without these weights."""
+        return f"give its path as features.{self.name}.weights, or leave the loss out with perceptual=none"
+
+    def read(self, path: str) -> dict[str, Tensor]:
+        """Return the state dict in a .safetensors file or in a file of torch; no code in it is run.
+
+        Raises UserError for a missing file, or one that holds no state dict.
+        """
+        key = f"features.{self.name}.weights={path}"
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"{key}: no such file; get {self.source}, {self.remedy}")
+        try:
+            state = _read(Path(path).expanduser())
+        except Exception as error:  # a foreign file makes torch raise nearly anything
+            reason = type(error).__name__
+            raise UserError(f"{key}: cannot be read as weights ({reason}); it should be {self.what}") from error
+        if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+            state = state["model"]  # as original releases wrap them
+        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise UserError(f"{key}: holds no state dict; it should be {self.what}, {self.source}")
+        return dict(state)
+
+    def fetch(self, download: Callable[[], Anything]) -> Anything:
+        """Return what the library's own download gives; raises UserError where it fails."""
+        try:
+            return download()
+        except Exception as error:  # every library has its own errors for a missing network
+            reason = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+            raise UserError(
+                f"perceptual loss {self.name}: the weights of {self.what} are not on this machine and cannot be "
+                f"downloaded ({reason}); get {self.source}, {self.remedy}"
+            ) from error
+
+    def fill(self, network: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+        """Let ``network``, built without memory, take its weights from ``state``, in float32; the rest is ignored.
+
+        Raises UserError where some are missing or of another shape.
+        """
+        wanted = network.state_dict()
+        wrong = [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]
+        if wrong:
+            found = f"of shape {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "missing"
+            raise UserError(
+                f"features.{self.name}.weights={path}: not the weights of {self.what}: {wrong[0]} is {found}, "
+                f"{len(wrong)} of {len(wanted)} do not fit; get {self.source}, {self.remedy}"
+            )
+        network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+
+
+def _read(path: Path):
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
