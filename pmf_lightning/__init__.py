@@ -7,7 +7,7 @@ from typing import Any
 _HOMES = {
     "Batch": "objectives.contract",
     "Losses": "objectives.contract",
-    "MeanFlowDraws": "objectives.pixel_meanflow",
+    "MeanFlowDraws": "objectives.meanflow_draws",
     "MuonAdam": "optim.muon_adam",
     "PixelMeanFlow": "objectives.pixel_meanflow",
     "UserError": "errors",
@@ -18,6 +18,7 @@ _HOMES = {
     "image_noise": "sampling",
     "load_checkpoint": "assemble",
     "load_official": "models.official",
+    "official_weights": "models.official",
 }
 __all__ = list(_HOMES)
 

@@ -34,36 +34,36 @@ GOLDEN = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def family() -> str:
-    """Whose golden numbers: a test file overrides this to see iMF's too."""
+    """Whose golden numbers: a test file overrides this to see iMF's too (so no fixture lives longer than a file)."""
     return "pmf"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def golden(family) -> dict[str, torch.Tensor]:
     """Weights, batch and draws of the official code (float32); see tests/reference/README.md."""
     return _load(f"{family}_tiny.npz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def golden_values(family) -> dict[str, torch.Tensor]:
     """What the official code computes from ``golden``, in float64."""
     return _load(f"{family}_tiny_f64.npz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def official_weights(golden) -> dict[str, torch.Tensor]:
     return {key.removeprefix("w/"): value for key, value in golden.items() if key.startswith("w/")}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_config(family):
     """The configuration of the golden network."""
     return compose(GOLDEN[family])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def golden_module(tiny_config, official_weights) -> Callable[[torch.dtype], torch.nn.Module]:
     """A maker of the golden module: composed, built, with the official weights, of a given dtype."""
 

@@ -23,7 +23,7 @@ def batch_and_draws(golden, dtype):
     return batch, MeanFlowDraws(noise=golden["e"].to(dtype), drop=golden["drop_mask"], **numbers)
 
 
-@pytest.fixture(scope="session", params=["pmf", "imf"])
+@pytest.fixture(scope="module", params=["pmf", "imf"])
 def family(request):
     return request.param
 

@@ -1,0 +1,135 @@
+"""Between weights and what must be known beside them: which preset an official file fits, which heads it has."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning.assemble import build, load_checkpoint
+from pmf_lightning.config import compose
+from pmf_lightning.errors import UserError
+from pmf_lightning.models.official import (
+    FAMILIES,
+    bare,
+    family_of,
+    official_weights,
+    preset,
+    recognise,
+    translate,
+)
+from pmf_lightning.models.vit import ViT
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.published import published
+from pmf_lightning.weights_folder import About, StoredWeights
+
+_OFFICIAL = "official"  # the name of the one set of weights in a released file
+_CHUNK = 2**24  # bytes hashed at a time
+
+
+def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
+    """Turn the contents of an official file into weights and configuration; head v goes unless the file has it whole.
+
+    The preset is that of ``cfg`` (conf/convert.yaml) where ``model`` is chosen there, else the one whose shapes fit.
+    Raises UserError where none or several do, or as ``translate`` does.
+    """
+    weights = bare(contents, f"official weights {path}")
+    module, ours, aside = _fitting(weights, cfg)
+    config = copy.deepcopy(module.config)
+    heads = config["backbone"]["heads"]
+    config["backbone"]["heads"] = {head: n for head, n in heads.items() if _has_head(ours, head)}
+    return StoredWeights(ours, aside, About(family_of(module.network).name, _OFFICIAL, _source(path), config))
+
+
+def from_checkpoint(path: Path, ema: str | None) -> StoredWeights:
+    """Take one average of a training checkpoint, None: the one it is judged by; UserError as ``load_checkpoint``."""
+    module = load_checkpoint(path, ema)
+    config = copy.deepcopy(module.config)
+    config["sampling"]["ema"] = ema = ema or config["sampling"]["ema"]
+    about = About(_family_name(module.network), ema, _source(path), config)
+    return StoredWeights(module.network.state_dict(), {}, about)
+
+
+def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
+    """Return what an official file of these weights holds, each tensor in memory of its own; see official_weights.
+
+    Raises UserError where no official file has this architecture.
+    """
+    network = build(OmegaConf.create(stored.about.config), empty=True).network
+    weights = official_weights(network, inference=inference, weights=stored.network, aside=stored.aside)
+    return {name: value.clone() if _is_part(value) else value for name, value in weights.items()}
+
+
+def _is_part(value: Tensor) -> bool:
+    """Whether a tensor lies in a larger memory, all of which torch.save would write."""
+    return value.untyped_storage().nbytes() != value.nbytes
+
+
+def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[GenerativeModule, dict, dict]:
+    """Return the module, without values, that the weights fit, and what ``translate`` says of them."""
+    names = [cfg.name] if cfg.get("name") else _candidates(weights)
+    fits, refusals = {}, []
+    for name in tqdm(names, desc="presets", disable=len(names) == 1):
+        module = build(_run_config(name, cfg), empty=True)
+        try:
+            fits[name] = (module, *translate(weights, module.network))
+        except UserError as error:
+            refusals.append(error)
+    if len(fits) == 1:
+        return next(iter(fits.values()))
+    if len(names) == 1:
+        raise refusals[0]
+    if fits:
+        raise UserError(f"this file fits several models; add model={' or model='.join(fits)}")
+    raise UserError(
+        f"this file looks like {recognise(weights)}, which no preset is; say model=, data= and what differs"
+    )
+
+
+def _candidates(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the preset that the sizes belong to; where the papers have no such model, our own presets."""
+    seen = recognise(weights)
+    papers = {preset(model) for family in FAMILIES for model in family.models}
+    return [seen.preset] if seen.preset else sorted(published().keys() - papers)
+
+
+def _run_config(name: str, cfg: DictConfig) -> DictConfig:
+    """Compose what ``train model=name`` would, on the data that the preset is made for, with the changes in ``cfg``."""
+    choices = [f"model={name}"]
+    if cfg.get("data") is None:
+        if name not in published():
+            raise UserError(f"model={name}: it is made for no data in particular; add data=")
+        choices.append(f"data={published()[name].data}")
+    run = compose(choices)
+    changed = [key for key in cfg if key in run and key not in ("ema", "hydra")]  # ``ema`` means another thing here
+    with open_dict(run):
+        for key in changed:
+            run[key] = cfg._get_node(key)
+    return run
+
+
+def _has_head(weights: Iterable[str], head: str) -> bool:
+    return any(name.startswith(f"heads.{head}.") for name in weights)
+
+
+def _family_name(network: ViT) -> str | None:
+    try:
+        return family_of(network).name
+    except UserError:
+        return None
+
+
+def _source(path: Path) -> dict[str, str]:
+    """Return name and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=path.stat().st_size, desc="sha256", unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return {"file": path.name, "sha256": digest.hexdigest()}

@@ -1,0 +1,114 @@
+"""Weights between formats: python -m pmf_lightning.convert in=pMF-B-16.pt out=pmf_b16
+
+Three kinds of source (official files of pMF and iMF, checkpoints of our training, folders that this command wrote) go
+to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+
+from pmf_lightning import weights_folder
+from pmf_lightning.assemble import find_checkpoint, load_checkpoint
+from pmf_lightning.cache import atomic_write
+from pmf_lightning.command import command
+from pmf_lightning.conversion import from_checkpoint, from_official, official_dict
+from pmf_lightning.errors import UserError
+from pmf_lightning.folders import writable
+from pmf_lightning.models.official import read_tensors
+from pmf_lightning.weights_folder import StoredWeights, is_weights_folder
+
+_FILES = (".pt", ".pth")  # official weights
+_NO_FOLDERS = (".safetensors", ".ckpt", ".json")
+
+
+def convert(cfg: DictConfig) -> StoredWeights:
+    """Convert as ``cfg`` (conf/convert.yaml) says and return what was written.
+
+    Raises UserError for bad input, before anything is written.
+    """
+    source, out = _path(cfg, "in"), _path(cfg, "out")
+    _check_out(out, source, cfg.force)
+    if not source.exists():
+        raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
+    try:
+        stored = _read(source, out, cfg)
+    except UserError as error:  # of code that knows the source as ckpt
+        raise UserError(str(error).replace(f"ckpt={source}", f"in={source}")) from error
+    _write(out, stored, cfg)
+    return stored
+
+
+def _path(cfg: DictConfig, key: str) -> Path:
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(f"{key} is not set; --help shows what it may be")
+    return Path(str(cfg[key])).expanduser()
+
+
+def _check_out(out: Path, source: Path, force: bool) -> None:
+    if out.suffix in _NO_FOLDERS:
+        raise UserError(f"out={out}: give the name of a folder, or of a .pt or .pth file")
+    if out.exists() or out.is_symlink():
+        replaceable = out.is_file() if out.suffix in _FILES else is_weights_folder(out)
+        if not replaceable:
+            raise UserError(f"out={out}: something else is there; set another out")
+        if not force:
+            raise UserError(f"out={out}: exists already; set another out, or force=true to replace it")
+        if source.exists() and out.samefile(source):
+            raise UserError(f"out={out}: that is also in; set another out")
+    writable(out.parent, "out")
+
+
+def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
+    to_file, folder = out.suffix in _FILES, source.is_dir()
+    contents = None if folder else read_tensors(source)
+    if not folder and not _is_checkpoint(contents):
+        if to_file:
+            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
+        if cfg.ema is not None:
+            raise UserError(f"ema={cfg.ema}: an official file holds one set of weights; leave ema out")
+        return from_official(contents, source, cfg)
+    given = [key for key, sign in (("model", "name"), ("data", "data")) if cfg.get(sign) is not None]
+    if given:
+        raise UserError(f"{given[0]}=...: {source} brings its own configuration; leave {' and '.join(given)} out")
+    if not is_weights_folder(source):
+        return from_checkpoint(find_checkpoint(source), cfg.ema)
+    if not to_file:
+        raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
+    load_checkpoint(source, cfg.ema)  # refuses what does not fit together
+    return weights_folder.read(source)
+
+
+def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
+    weights = official_dict(stored, cfg.inference) if out.suffix in _FILES else None
+    try:
+        if weights is None:
+            weights_folder.write(out, stored, cfg.force)
+        else:
+            with atomic_write(out) as draft:
+                torch.save(weights, draft)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them
+        raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
+
+
+def _is_checkpoint(contents: object) -> bool:
+    return isinstance(contents, dict) and {"state_dict", "config"} <= contents.keys()
+
+
+@command("convert")
+def main(cfg: DictConfig) -> None:
+    """Convert what the command line names and say what lies where."""
+    stored = convert(cfg)
+    about, heads = stored.about, list(stored.about.config["backbone"]["heads"])
+    count = sum(value.numel() for value in stored.network.values())
+    print(f"{cfg.out}: weights {about.weights} of {about.config['name']}, {count:,} values, heads {', '.join(heads)}")
+    if Path(str(cfg.out)).suffix in _FILES:
+        print(f"under the official names of {about.family}")
+    else:
+        print(f"images from them: python -m pmf_lightning.sample ckpt={cfg.out}")
+
+
+if __name__ == "__main__":
+    main()
