@@ -11,9 +11,11 @@ from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import CONF, choices
 from pmf_lightning.train import train
 
-COMBINATIONS = list(product(choices("model"), choices("data"), choices("objective"), choices("optimizer")))
-NATIVE = {"pmf_b4": 64, "pmf_b64": 1024, "pmf_tiny": 32, "pmf_digits": 32} | {
-    f"pmf_{size}{patch}": 16 * patch for size in "blh" for patch in (16, 32)
+VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
+NATIVE = {
+    **{"pmf_b4": 64, "pmf_b64": 1024, "pmf_tiny": 32, "pmf_digits": 32},
+    **{f"pmf_{size}{patch}": 16 * patch for size in "blh" for patch in (16, 32)},
+    **{f"imf_{size}{patch}": 16 * patch for size in ("b", "m", "l", "xl") for patch in (2, 16)},
 }
 
 
@@ -22,11 +24,11 @@ def _build_on_meta(cfg):
         return build(cfg)
 
 
-@pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
-def test_combination_composes_or_is_refused(names, tmp_path):
-    groups = dict(zip(("model", "data", "objective", "optimizer"), names, strict=True))
-    overrides = [f"{group}={name}" for group, name in groups.items()] + BACKBONE
-    if groups["data"] == "folder":
+@pytest.mark.parametrize("names", list(product(choices("model"), choices("data"))), ids="-".join)
+def test_model_on_data_composes_or_is_refused(names, tmp_path):
+    model, data = names
+    overrides = [f"model={model}", f"data={data}", *BACKBONE]
+    if data == "folder":
         for name in "ab":
             (tmp_path / name).mkdir()
         overrides.append(f"data.root={tmp_path}")
@@ -40,7 +42,23 @@ def test_combination_composes_or_is_refused(names, tmp_path):
         assert module.network.classes == cfg.data.classes
 
 
-@pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+@pytest.mark.parametrize(
+    "names",
+    [(m, g, name) for m in ("pmf_b16", "pmf_digits", "imf_b16") for g in VARIANTS for name in choices(g)],
+    ids="-".join,
+)
+def test_variant_composes_or_is_refused(names):
+    model, group, name = names
+    cfg = compose([f"model={model}", f"data.resolution={NATIVE[model]}", f"{group}={name}", *BACKBONE])
+    if cfg.objective.prediction == "u" and cfg.objective.preconditioner is not None:
+        with pytest.raises(UserError, match="objective: prediction=u: a pre-conditioner makes images"):
+            _build_on_meta(cfg)
+    else:
+        objective = _build_on_meta(cfg).objective
+        assert (objective.perceptual.keys(), objective.prediction) == (cfg.features.keys(), cfg.objective.prediction)
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "toys"))
 def test_every_choice_composes(group):
     extra = {"backbone": ["backbone.patch=8"], "experiment": []}.get(group, [])
     for name in choices(group):
@@ -65,7 +83,7 @@ def test_noise_scale_follows_the_resolution(model):
     native = NATIVE[model]
     data = ["data=digits", "data.channels=3"]
     at = {size: compose([f"model={model}", *data, f"data.resolution={size}"]) for size in (native, 2 * native)}
-    if model in ("pmf_tiny", "pmf_digits"):
+    if model in ("pmf_tiny", "pmf_digits") or model.startswith("imf"):
         assert at[native].objective.noise_scale == at[2 * native].objective.noise_scale
     else:
         assert at[2 * native].objective.noise_scale == 2 * at[native].objective.noise_scale

@@ -1,0 +1,119 @@
+"""What a configured model is and what it costs, beside what its paper says."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from pmf_lightning import checks
+from pmf_lightning.assemble import build
+from pmf_lightning.costs import block_forwards, spaces
+from pmf_lightning.costs.block_forwards import BlockForwards
+from pmf_lightning.costs.step_memory import StepMemory, step_memory
+from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.draws import Shard
+from pmf_lightning.models import cost
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.precision import Number
+from pmf_lightning.published import Published, published
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model on one kind of data. ``bottleneck`` None: one patch convolution; ``paper`` None: an unknown name.
+
+    ``blocks`` are those of the trunk and of each head; ``perceptual`` the weights of perceptual distances, whose
+    networks are in no number here; ``official`` the block-forwards of the official code, None where there is none.
+    """
+
+    model: str
+    data: str
+    image: tuple[int, int, int]
+    condition_tokens: int
+    patch_tokens: int
+    patch_dimension: int
+    width: int
+    bottleneck: int | None
+    blocks: dict[str, int]
+    parameters: int
+    training_parameters: int
+    multiply_adds: int
+    prediction: str
+    target: str
+    velocity: str
+    perceptual: dict[str, Number]
+    block_forwards: BlockForwards
+    official: BlockForwards | None
+    memory: StepMemory
+    paper: Published | None
+
+    def differences(self) -> dict[str, float]:
+        """Return, in percent, how far each number is from the paper's (block-forwards: the official code's)."""
+        paper = self.paper or Published("")
+        pairs = {
+            "parameters": (self.parameters, paper.parameters),
+            "training_parameters": (self.training_parameters, paper.training_parameters),
+            "multiply_adds": (self.multiply_adds, paper.gmacs and paper.gmacs * 1e9),
+            "block_forwards": (self.block_forwards.total, self.official and self.official.total),
+        }
+        return {name: 100 * (ours / theirs - 1) for name, (ours, theirs) in pairs.items() if theirs}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain data, with sums and differences; bytes, counts and percent."""
+        table = asdict(self)
+        table["tokens"] = self.condition_tokens + self.patch_tokens
+        table["block_forwards"]["total"] = self.block_forwards.total
+        table["official"] = self.official and asdict(self.official) | {"total": self.official.total}
+        table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak}
+        table["difference_percent"] = self.differences()
+        return table
+
+
+def find_facts(cfg: DictConfig) -> Facts:
+    """Find the facts of what ``train`` would train from ``cfg``; nothing is read or allocated, no data need exist.
+
+    Raises UserError where the numbers do not fit each other.
+    """
+    module = build(cfg, empty=True)
+    network, objective = module.network, module.objective
+    costs = cost.count(network)
+    boundary = objective.velocity == "boundary"
+    return Facts(
+        model=cfg.name,
+        data=cfg.data.name,
+        image=(network.channels, network.resolution, network.resolution),
+        condition_tokens=network.prefix,
+        patch_tokens=network.grid**2,
+        patch_dimension=network.channels * network.patch**2,
+        width=cfg.backbone.width,
+        bottleneck=cfg.backbone.bottleneck,
+        blocks={"trunk": len(network.trunk), **{name: len(head.blocks) for name, head in network.heads.items()}},
+        parameters=costs.parameters,
+        training_parameters=costs.training_parameters,
+        multiply_adds=costs.multiply_adds,
+        prediction=spaces.conversion(objective),
+        target=spaces.target(objective),
+        velocity=spaces.velocity(objective),
+        perceptual=dict(objective.perceptual),
+        block_forwards=block_forwards.count(network, objective, cfg.seed),
+        official=None if boundary else block_forwards.official(network),
+        memory=_memory(cfg, module),
+        paper=published().get(cfg.name),
+    )
+
+
+def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
+    """Count a step as train would take it on each device."""
+    devices = checks.world_size(cfg.trainer)
+    source = instantiate(cfg.data)
+    accumulation = ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers).accumulation(devices)
+    shares = accumulation * devices
+    return step_memory(
+        module.network,
+        module.objective,
+        lambda: module.configure_optimizers()["optimizer"],
+        averages=len(cfg.ema.half_lives_kimg),
+        micro_batch=cfg.batch // shares,
+        shard=Shard(shares - 1, shares),  # the last share has the most rows with t != r
+    )

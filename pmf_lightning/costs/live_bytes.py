@@ -1,0 +1,92 @@
+"""How many bytes of tensors live at once while some work runs, counted storage by storage.
+
+The work may run on real tensors, or on the meta device, where it needs neither memory nor arithmetic and its bytes are
+those of a real run: only the allocator's rounding, and what kernels take for themselves, are not seen.
+"""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class LiveBytes(TorchDispatchMode):
+    """While on, ``now`` is the size of the storages made since the start and still alive, ``peak`` its maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref] = {}  # by address, until the storage dies
+        self._results: dict[tuple, tuple] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = _leaves((*args, *(kwargs or {}).items()))
+        self._note(given, made_here=False)
+        # What a step does in one block it does in all: on the meta device, a known result is made without the work.
+        key = (func, *((x.shape, x.stride(), x.dtype, x.is_meta) if isinstance(x, Tensor) else x for x in given))
+        if key in self._results and not any(isinstance(x, Tensor) and x._is_zerotensor() for x in given):
+            shape, stride, dtype = self._results[key]
+            result = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        else:
+            result = func(*args, **(kwargs or {}))
+            if self._is_plain(result):
+                self._results[key] = result.shape, result.stride(), result.dtype
+        self._note(_leaves((result,)), made_here=True)
+        return result
+
+    def _is_plain(self, result) -> bool:
+        """Say whether a result is one new tensor on the meta device, and no symbolic zero of forward mode."""
+        if not isinstance(result, Tensor) or not result.is_meta or result._is_zerotensor():
+            return False
+        return result.untyped_storage()._cdata not in self._known
+
+    def _note(self, leaves: list, made_here: bool) -> None:
+        for storage in [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]:
+            address = storage._cdata
+            if address not in self._known:
+                size = storage.nbytes() if made_here else 0
+                self._known[address] = weakref.ref(storage, partial(self._forget, address, size))
+                self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, address: int, size: int, _) -> None:
+        del self._known[address]
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Let scaled_dot_product_attention keep on the meta device what it keeps on a CPU or GPU: no attention weights."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        others = [kind for kind in types if kind not in (Tensor, torch.nn.Parameter)]
+        if others:  # a subclass has its own way, which comes back here with the tensors it holds
+            with self:
+                return others[0].__torch_function__(func, types, args, kwargs or {})
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the largest number of bytes alive at once of what ``work()`` makes; its result is dropped."""
+    with FusedAttention(), LiveBytes() as live:
+        work()
+    return live.peak
+
+
+def _leaves(values) -> list:
+    """Flatten lists and tuples, each with its length in front, and numbers with their types."""
+    leaves: list = []
+    for value in values:
+        if isinstance(value, Tensor):
+            leaves.append(value)
+        elif isinstance(value, list | tuple):
+            leaves += [len(value), *_leaves(value)]
+        else:
+            leaves += [type(value), value]
+    return leaves

@@ -1,0 +1,71 @@
+"""What a model is and what it costs, beside its paper's numbers: python -m pmf_lightning.info model=pmf_b16"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from tqdm import tqdm
+
+from pmf_lightning.command import command
+from pmf_lightning.config import choices, compose
+from pmf_lightning.costs.facts import Facts, find_facts
+from pmf_lightning.costs.tables import all_models, one_model
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.published import published
+
+FORMATS = ("table", "json")
+
+
+def info(overrides: Sequence[str] = ()) -> list[Facts]:
+    """Return the facts of the model that ``overrides`` describe, or of every preset with "every_model=true".
+
+    Without a choice of data, or of an experiment, a preset stands on the data that it is made for. Raises UserError.
+    """
+    cfg = compose(overrides, "info")
+    if cfg.format not in FORMATS:
+        raise UserError(f"format={cfg.format}: there is no such format; {near(str(cfg.format), FORMATS)}")
+    if not cfg.every_model:
+        return [find_facts(_on_its_data(cfg, overrides))]
+    chosen = [override for override in overrides if override.startswith("model=")]
+    if chosen:
+        raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
+    return [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
+
+
+def _preset(name: str, overrides: Sequence[str]) -> Facts:
+    overrides = [f"model={name}", *overrides]
+    try:
+        return find_facts(_on_its_data(compose(overrides, "info"), overrides))
+    except UserError as error:
+        raise UserError(f"model={name}: {error}") from error
+
+
+def _on_its_data(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return ``cfg`` on the data that its model is made for, unless the overrides say which."""
+    if cfg.name not in published() or any(o.startswith(("data=", "experiment=", "+experiment=")) for o in overrides):
+        return cfg
+    return compose([f"data={published()[cfg.name].data}", *overrides], "info")
+
+
+@command("info")
+def _main(cfg: DictConfig) -> None:
+    models = info(HydraConfig.get().overrides.task)
+    if cfg.format == "json":
+        tables = [facts.as_json() for facts in models]
+        print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
+        return
+    console = Console(width=max(100, Console().width))
+    console.print(all_models(models) if cfg.every_model else one_model(models[0]))
+
+
+def main() -> None:
+    """Print what the command line asks for; model=all is every preset, although no file of that name exists."""
+    sys.argv[1:] = ["every_model=true" if argument == "model=all" else argument for argument in sys.argv[1:]]
+    _main()
+
+
+if __name__ == "__main__":
+    main()

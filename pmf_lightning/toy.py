@@ -1,0 +1,53 @@
+"""Small studies that show one idea each: python -m pmf_lightning.toy experiment=manifold"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pmf_lightning.command import command, with_one_line_errors
+from pmf_lightning.config import choices
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.toys.fields import fields
+from pmf_lightning.toys.manifold import manifold
+
+# The name of a file in conf/toys -> what it configures: a function that returns the paths of what it wrote.
+TOYS: dict[str, Callable[[DictConfig], dict[str, Path]]] = {"manifold": manifold, "fields": fields}
+GROUP = "toys"  # conf/experiment is the train command's
+
+
+def toy(cfg: DictConfig) -> dict[str, Path]:
+    """Run the experiment that ``cfg`` (conf/toy.yaml) describes; return the paths of what it wrote."""
+    return TOYS[cfg.experiment](cfg)
+
+
+@command("toy")
+def _main(cfg: DictConfig) -> None:
+    paths = toy(cfg)
+    if "table.md" in paths:
+        print(paths["table.md"].read_text(), end="")
+    print("written: " + ", ".join(str(path) for path in paths.values()))
+
+
+def main() -> None:
+    """Run what the command line describes and say where it lies; ``experiment=`` picks a file of conf/toys."""
+    with_one_line_errors(lambda: _check_names(sys.argv[1:]))
+    sys.argv[1:] = [_as_group(argument) for argument in sys.argv[1:]]
+    _main()
+
+
+def _check_names(arguments: list[str]) -> None:
+    for argument in arguments:
+        key, _, names = argument.partition("=")
+        for name in names.split(",") if key == "experiment" else ():
+            if name not in (known := choices(GROUP)):
+                raise UserError(f"experiment={name}: there is no such experiment; {near(name, known)}")
+
+
+def _as_group(argument: str) -> str:
+    return f"{GROUP}={argument.removeprefix('experiment=')}" if argument.startswith("experiment=") else argument
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The first figure of the articles: the average velocity u(z, r, t) beside the image x(z, r, t) = z - t u(z, r, t).
+
+u is a noisy field: its target contains the noise; x looks like an image wherever r and t lie, which is why a network
+finds it easier to answer. Both are shown twice: as the network answers them in one evaluation, and as they follow from
+a path that is simulated in many small steps of the network's own instantaneous velocity v(z, t) = u(z, t, t).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning import checks
+from pmf_lightning.assemble import load_checkpoint
+from pmf_lightning.errors import UserError
+from pmf_lightning.fields import Image, image_from_velocity
+from pmf_lightning.folders import writable
+from pmf_lightning.module import GenerativeModule
+from pmf_lightning.sampling import image_noise
+from pmf_lightning.toys.fields_figure import save_fields
+from pmf_lightning.toys.noise_content import noise_content
+from pmf_lightning.toys.ode import ode_path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Fields [n,C,H,W] for one (r, t), from the network and from the simulated path."""
+
+    r: float
+    t: float
+    u: Image
+    u_path: Image
+    x: Image
+    x_path: Image
+
+    def measured(self) -> dict[str, Any]:
+        """Return the mean noise content of each field, and how far the network is from the path, relatively (rms)."""
+        content = {name: noise_content(getattr(self, name)).mean().item() for name in ("u", "u_path", "x", "x_path")}
+        miss = ((self.u - self.u_path).square().sum() / self.u_path.square().sum()).sqrt().item()
+        return {"r": self.r, "t": self.t, "noise_content": content, "u_error": miss}
+
+
+def fields(cfg: DictConfig) -> dict[str, Path]:
+    """Draw and measure the fields of the model that ``cfg`` (conf/toys/fields.yaml) names; return the paths written.
+
+    Raises UserError for bad input.
+    """
+    check(cfg)
+    out = writable(Path(cfg.out), "out")
+    module = load_checkpoint(cfg.ckpt, cfg.ema)
+    options = guidance_options(cfg, module)
+    times = sorted(map(float, cfg.path_times), reverse=True)
+    path, pairs = follow(module.to(cfg.device), times, cfg, options)
+    measured = {
+        "ckpt": str(cfg.ckpt),
+        "images": cfg.n,
+        "guidance": options,
+        "noise_content_z": {str(t): noise_content(z).mean().item() for t, z in zip(times, path, strict=True)},
+        "pairs": [pair.measured() for pair in pairs],
+    }
+    (out / "fields.json").write_text(json.dumps(measured, indent=1) + "\n")
+    save_fields(path, times, pairs, measured, cfg.shown, out / "fields.png")
+    return {"fields.png": out / "fields.png", "fields.json": out / "fields.json"}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError unless the numbers of ``cfg`` make sense."""
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise UserError("ckpt is not set; give a run directory or a checkpoint file (make train makes one)")
+    for key in ("n", "heun_steps"):
+        if cfg[key] < 1:
+            raise UserError(f"{key}={cfg[key]}: must be at least 1")
+    if not 0 <= cfg.shown < cfg.n:
+        raise UserError(f"shown={cfg.shown}: it is the number of an image, 0 to {cfg.n - 1}")
+    times = sorted(cfg.path_times)
+    if len(set(times)) < len(times) or not times or (times[0], times[-1]) != (0, 1):
+        raise UserError(f"path_times={list(cfg.path_times)}: they are different numbers from 0 to 1, with both ends")
+    checks.torch_device(cfg.device)
+
+
+def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, float]:
+    """Return omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    if module.decoder is not None:
+        raise UserError(f"ckpt={cfg.ckpt}: a model of latents; its fields are no pictures, take one of pixels")
+    judged = module.config["sampling"]
+    options = {name: judged[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}
+    checks.guidance(**options, steps=1)
+    return options
+
+
+@torch.no_grad()
+def follow(
+    module: GenerativeModule, times: list[float], cfg: DictConfig, options: dict[str, float]
+) -> tuple[list[Image], list[Pair]]:
+    """Return the simulated z at each of ``times`` (falling), and the fields of every pair r <= t with t > 0."""
+    network, objective = module.network, module.objective
+    labels = torch.arange(cfg.n, device=module.device) % network.classes
+    noise = image_noise(cfg.seed, 0, cfg.n, (network.channels, network.resolution, network.resolution))
+    start = objective.noise_scale * noise.to(module.device)
+    condition = [start.new_full((cfg.n,), value) for value in options.values()]
+
+    def u(z: Tensor, r: float, t: float) -> Tensor:
+        t, r = (z.new_full((cfg.n,), time) for time in (t, r))
+        return objective.average_velocity(network, z, t, r, *condition, labels)
+
+    with tqdm(total=2 * cfg.heun_steps * (len(times) - 1), desc="simulating", unit="evaluation") as bar:
+
+        def velocity(z: Tensor, t: float) -> Tensor:
+            bar.update(1)
+            return u(z, t, t)
+
+        path = ode_path(velocity, start, times, cfg.heun_steps)
+    pairs = []
+    for i, (t, z) in enumerate(zip(times[:-1], path[:-1], strict=True)):
+        for r, z_r in zip(times[i:], path[i:], strict=True):
+            answer = u(z, r, t)
+            true = answer if r == t else (z - z_r) / (t - r)
+            images = (image_from_velocity(z, field, z.new_full((cfg.n,), t)) for field in (answer, true))
+            pairs.append(Pair(r, t, *(field.cpu() for field in (answer, true, *images))))
+    return [z.cpu() for z in path], pairs

@@ -1,0 +1,202 @@
+"""The toy of pMF's figure 2: MeanFlow on a 2-D Swiss roll that lies on a plane in D dimensions.
+
+A network of limited width can answer the image, which lies on the plane, in any number of dimensions; the velocity
+contains the noise of all D of them and does not pass through it. Both predictions are trained on the same loss, that of
+the velocity, by the objective that trains images.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pmf_lightning import draws
+from pmf_lightning.assemble import make_part
+from pmf_lightning.errors import UserError
+from pmf_lightning.fields import noisy_image, velocity_from_image
+from pmf_lightning.folders import writable
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
+from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.sampling import generate, image_noise
+from pmf_lightning.toys.arms import Arms
+from pmf_lightning.toys.distance import directions, sliced_wasserstein
+from pmf_lightning.toys.manifold_report import write_report
+from pmf_lightning.toys.swiss_roll import exact_image, project, random_plane, roll_images, swiss_roll
+
+# What determines the result of an arm, beside the arm itself.
+SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
+DATA_POINTS = 4096  # that stand for the roll where the exact velocity is computed
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: ``prediction`` in ``dimension`` dimensions from ``seed``."""
+
+    dimension: int
+    prediction: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name files and lines of progress."""
+        return f"D{self.dimension}-{self.prediction}-seed{self.seed}"
+
+
+def manifold(cfg: DictConfig) -> dict[str, Path]:
+    """Train and judge every arm of ``cfg`` (conf/toys/manifold.yaml); return the paths of figure and tables.
+
+    Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
+    """
+    out = writable(Path(cfg.out), "out")
+    check(cfg)
+    store = Arms(out / "arms")
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
+    arms = [Arm(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
+    arms.sort(key=lambda arm: arm.seed)  # a stopped study has one seed of everything first
+    done = sum(store.finished(arm.name, settings) is not None for arm in arms)
+    if done:
+        print(f"{done} of {len(arms)} arms are finished already, under {store.folder}")
+    results = {}
+    with tqdm(total=len(arms) * cfg.steps, unit="step", smoothing=0.01) as bar:
+        for arm in arms:
+            bar.set_description(arm.name)
+            before = bar.n
+            results[arm] = store.run(arm.name, settings, lambda arm=arm: run(cfg, arm, bar.update))
+            bar.update(cfg.steps - (bar.n - before))
+    references = {dimension: reference(cfg, dimension) for dimension in cfg.dimensions}
+    rows = [asdict(arm) | result for arm, result in results.items()]
+    return write_report(out, rows, references, settings)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError unless the study can be run; builds each kind of arm once."""
+    for key in ("dimensions", "predictions", "seeds"):
+        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key}={list(cfg[key])}: name at least one, each once")
+    if min(cfg.dimensions) < 2:
+        raise UserError(f"dimensions={list(cfg.dimensions)}: a plane needs at least 2")
+    numbers = {key: cfg[key] for key in ("steps", "batch")}
+    numbers |= {
+        f"evaluation.{key}": cfg.evaluation[key] for key in ("points", "directions", "batches", "steps", "shown")
+    }
+    for key, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
+    if cfg.evaluation.shown > cfg.evaluation.points:
+        raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
+    for prediction in cfg.predictions:
+        network, _ = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
+        try:
+            make_part(cfg, "optimizer")(parameter_groups(network))
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}") from error
+
+
+def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, PixelMeanFlow]:
+    """Return the network, its weights a function of the seed, and the objective of an arm."""
+    sizes = {"network": {"channels": arm.dimension, "resolution": 1}, "objective": {"prediction": arm.prediction}}
+    cfg = OmegaConf.merge(OmegaConf.masked_copy(cfg, ["network", "objective"]), sizes)
+    network, objective = make_part(cfg, "network"), make_part(cfg, "objective")
+    init_weights(network, lambda name: draws.generator(arm.seed, "init", name))
+    return network, objective
+
+
+def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, Any]:
+    """Train and judge one arm; ``advance`` is told of every step."""
+    started = time.perf_counter()
+    network, objective = build(cfg, arm)
+    train(cfg, arm, network, objective, advance)
+    seconds = time.perf_counter() - started
+    return {**judge(cfg, arm, network, objective), "train_seconds": round(seconds, 1)}
+
+
+def train(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlow, advance: Callable) -> None:
+    """Minimise the objective on fresh points in every step."""
+    plane = random_plane(arm.dimension, cfg.plane_seed)
+    optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, cfg.steps, **cfg.schedule))
+    for step in range(cfg.steps):
+        batch = unlabelled(roll_images(arm.seed, "roll", step, cfg.batch, cfg.radius, plane))
+        losses = objective(network, batch, objective.draw(batch, arm.seed, step))
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        rate.step()
+        advance(1)
+
+
+def unlabelled(x: Tensor) -> Batch:
+    """Return a batch whose labels mean none."""
+    return Batch(x, torch.zeros(len(x), dtype=torch.long))
+
+
+@torch.no_grad()
+def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlow) -> dict[str, Any]:
+    """Return the v-loss, and how points drawn in ``evaluation.steps`` evaluations of the network lie.
+
+    ``v_loss``: mean over points and dimensions of (V - v_t)^2, on draws that all arms of a dimension share;
+    ``distance``: sliced Wasserstein to the roll, on the plane; ``off_plane``: root mean square distance from the plane;
+    ``points``: the first of them, on the plane.
+    """
+    known, plane = cfg.evaluation, random_plane(arm.dimension, cfg.plane_seed)
+    sums = []
+    for step in range(known.batches):
+        batch = unlabelled(roll_images(known.seed, "roll", step, cfg.batch, cfg.radius, plane))
+        losses = objective(network, batch, objective.draw(batch, known.seed, step))
+        sums.append(losses.per_sample[known.loss].mean().item())
+    noise = objective.noise_scale * image_noise(known.seed, 0, known.points, (arm.dimension, 1, 1))
+    labels = torch.full((known.points,), network.classes)
+    points, off = project(generate(network, noise, labels, known.steps, objective=objective), plane)
+    return {
+        "v_loss": mean(sums) / arm.dimension,
+        "distance": sliced_wasserstein(points, fresh_points(cfg, "truth"), _along(cfg)).item(),
+        "off_plane": off.square().mean().sqrt().item(),
+        "points": [[round(value, 4) for value in point] for point in points[: known.shown].tolist()],
+    }
+
+
+@torch.no_grad()
+def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
+    """Return what the judged numbers are at best: those of the exact velocity, and of fresh points of the roll.
+
+    The exact velocity (z - E[x | z]) / t still has a ``v_loss``: that of what z does not tell. ``distance`` is that of
+    two sets of points of the roll; ``noise`` that of the starting points of sampling.
+    """
+    known, plane = cfg.evaluation, random_plane(dimension, cfg.plane_seed)
+    _, objective = build(cfg, Arm(dimension, cfg.predictions[0], 0))
+    data = fresh_points(cfg, "exact", DATA_POINTS)
+    losses = []
+    for step in range(known.batches):
+        batch = unlabelled(roll_images(known.seed, "roll", step, cfg.batch, cfg.radius, plane))
+        on = objective.draw(batch, known.seed, step)
+        z = noisy_image(batch.x, on.noise, on.t)
+        best = exact_image(z, on.t, objective.noise_scale, data, plane)
+        errors = velocity_from_image(batch.x, best, on.t, objective.t_clip)  # of (z - best) / t beside (z - x) / t
+        losses.append(errors.square().mean().item())
+    truth = fresh_points(cfg, "truth")
+    return {
+        "v_loss": mean(losses),
+        "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, _along(cfg)).item(),
+        "points": [[round(value, 4) for value in point] for point in truth[: known.shown].tolist()],
+    }
+
+
+def fresh_points(cfg: DictConfig, name: str, count: int | None = None) -> Tensor:
+    """Draw points of the roll that no arm has seen, float32 [count, 2]."""
+    uniform = draws.uniform(cfg.evaluation.seed, name, count=count or cfg.evaluation.points)
+    return swiss_roll(uniform, cfg.radius).float()
+
+
+def _along(cfg: DictConfig) -> Tensor:
+    return directions(cfg.evaluation.seed, cfg.evaluation.directions, 2)

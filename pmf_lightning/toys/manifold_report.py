@@ -1,0 +1,106 @@
+"""Figure and tables of the manifold toy."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+from pmf_lightning.cache import atomic_write
+
+matplotlib.use("Agg")  # no screen is needed
+from matplotlib import pyplot as plt
+
+MEASURED = ("v_loss", "distance", "off_plane")
+COLOURS = {"x": "tab:blue", "u": "tab:red"}
+Row = Mapping[str, Any]
+
+
+def write_report(
+    out: Path, rows: Sequence[Row], references: Mapping[int, Row], settings: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Write figure.png, table.md, arms.csv and results.json; return their paths.
+
+    ``rows`` are the arms with what was measured of them, ``references`` what is best possible for each dimension.
+    """
+    paths = {name: out / name for name in ("figure.png", "table.md", "arms.csv", "results.json")}
+    summary = summarise(rows, references)
+    draw(rows, references, summary, paths["figure.png"])
+    paths["table.md"].write_text(table(summary) + "\n")
+    columns = [name for name in rows[0] if name != "points"]
+    with atomic_write(paths["arms.csv"]) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    arms = [{name: row[name] for name in columns} for row in rows]
+    content = {"summary": summary, "arms": arms, "settings": settings}
+    paths["results.json"].write_text(json.dumps(content, indent=1) + "\n")
+    return paths
+
+
+def summarise(rows: Sequence[Row], references: Mapping[int, Row]) -> list[dict[str, Any]]:
+    """Return, for each dimension and prediction, mean and spread (standard deviation) over the seeds."""
+    summary = []
+    for dimension, reference in references.items():
+        for prediction in dict.fromkeys(row["prediction"] for row in rows):
+            arms = [row for row in rows if (row["dimension"], row["prediction"]) == (dimension, prediction)]
+            line = {"dimension": dimension, "prediction": prediction, "seeds": len(arms)}
+            for name in MEASURED:
+                values = [arm[name] for arm in arms]
+                line |= {name: mean(values), f"{name}_spread": stdev(values) if len(values) > 1 else None}
+            line |= {"v_loss_exact": reference["v_loss"], "distance_floor": reference["distance"]}
+            summary.append(line)
+    return summary
+
+
+def table(summary: Sequence[Row]) -> str:
+    """Return the summary as a Markdown table."""
+    head = (
+        "| D | prediction | v-loss | v-loss, exact velocity | distance on the plane | distance, real points | "
+        "rms distance from the plane |"
+    )
+    lines = [head, "|" + "---|" * 7]
+    for line in summary:
+        v_loss, distance, off = (_with_spread(line, name) for name in MEASURED)
+        cells = [line["dimension"], line["prediction"], v_loss, f"{line['v_loss_exact']:.4f}"]
+        cells += [distance, f"{line['distance_floor']:.3f}", off]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _with_spread(line: Row, name: str) -> str:
+    digits = 4 if name == "v_loss" else 3
+    spread = line[f"{name}_spread"]
+    return f"{line[name]:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def draw(rows: Sequence[Row], references: Mapping[int, Row], summary: Sequence[Row], path: Path) -> None:
+    """Draw a column per dimension: the data, then the points of each prediction's first seed, on the plane."""
+    predictions = list(dict.fromkeys(row["prediction"] for row in rows))
+    size = (len(predictions) + 1, len(references))
+    figure, axes = plt.subplots(*size, figsize=(2.6 * size[1], 2.8 * size[0]), squeeze=False, layout="constrained")
+    for column, (dimension, reference) in enumerate(references.items()):
+        _scatter(axes[0][column], reference["points"], f"D = {dimension}", "tab:grey")
+        for axis, prediction in zip(axes[1:, column], predictions, strict=True):
+            matching = {"dimension": dimension, "prediction": prediction}
+            first = next(row for row in rows if matching.items() <= row.items())
+            line = next(line for line in summary if matching.items() <= line.items())
+            title = (
+                f"v-loss {line['v_loss']:.3g}, distance {line['distance']:.2f},\noff the plane {line['off_plane']:.2f}"
+            )
+            _scatter(axis, first["points"], title, COLOURS.get(prediction, "black"))
+    for axis, name in zip(
+        axes[:, 0], ["data", *(f"{prediction}-prediction" for prediction in predictions)], strict=True
+    ):
+        axis.set_ylabel(name, fontsize=12)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _scatter(axis, points: Sequence[Sequence[float]], title: str, colour: str) -> None:
+    axis.scatter(*zip(*points, strict=True), s=2, alpha=0.5, linewidths=0, color=colour)
+    axis.set(xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=9)

@@ -1,0 +1,62 @@
+"""Data on a plane in a space of D dimensions: a Swiss roll, its projection, and the velocity that is exact for it."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pmf_lightning import draws
+from pmf_lightning.fields import Image, Time
+from pmf_lightning.precision import Number
+
+Points = Float[Tensor, "n 2"]
+Plane = Float[Tensor, "d 2"]
+FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi  # angles at the inner and at the outer end
+
+
+def swiss_roll(uniform: Float[Tensor, " n"], radius: Number) -> Points:
+    """Return points (a cos a, a sin a), a from 1.5 pi to 4.5 pi as ``uniform`` goes from 0 to 1, the outermost at
+    ``radius`` from the centre; the law of scikit-learn's make_swiss_roll. With radius 2 a coordinate has variance 1.
+    """
+    angle = FIRST + (LAST - FIRST) * uniform
+    return torch.stack((angle * angle.cos(), angle * angle.sin()), dim=1) * (radius / LAST)
+
+
+def random_plane(dimension: int, seed: int) -> Plane:
+    """Return a ``dimension`` x 2 float32 matrix of orthonormal columns, uniform among them; ValueError below 2."""
+    if dimension < 2:
+        raise ValueError(f"dimension={dimension}: a plane needs at least 2")
+    normal = draws.normal(seed, "plane", dimension, count=2 * dimension).reshape(dimension, 2)
+    q, r = torch.linalg.qr(normal)
+    return (q * r.diagonal().sign()).float()
+
+
+def roll_images(seed: int, name: str, step: int, count: int, radius: Number, plane: Plane) -> Image:
+    """Draw ``count`` points of the roll and lift them: images [count, D, 1, 1]."""
+    points = swiss_roll(draws.uniform(seed, name, step, count=count), radius).to(plane.dtype)
+    return lift(points, plane)
+
+
+def lift(points: Points, plane: Plane) -> Float[Tensor, "n d 1 1"]:
+    """Return the points as images of D numbers."""
+    return (points @ plane.T)[:, :, None, None]
+
+
+def project(images: Float[Tensor, "n d 1 1"], plane: Plane) -> tuple[Points, Float[Tensor, " n"]]:
+    """Return where images of D numbers lie on the plane, and how far from it."""
+    vectors = images.flatten(1)
+    points = vectors @ plane
+    return points, (vectors - points @ plane.T).norm(dim=1)
+
+
+def exact_image(z: Image, t: Time, noise_scale: Number, data: Points, plane: Plane) -> Image:
+    """Return E[x | z] at time t, for data that are the lifted points ``data``, each as likely as the other.
+
+    Noise off the plane says nothing of x, so the weights are those of the plane: softmax of the Gaussian exponents.
+    """
+    points, _ = project(z, plane)
+    t = t[:, None]
+    squares = (points[:, None] - (1 - t)[:, None] * data).square().sum(2)
+    weights = torch.softmax(-squares / (2 * (t * noise_scale).square()), dim=1)
+    return lift(weights @ data, plane)

@@ -1,0 +1,438 @@
+"""What a model costs: the papers' numbers, counted blocks, counted bytes, and the command that prints them."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from common import objective, tiny_network
+from rich.console import Console
+from shrunk import BACKBONE
+from torch.autograd import forward_ad
+from torch.profiler import ProfilerActivity, profile
+
+from pmf_lightning import Batch, UserError, build, compose
+from pmf_lightning.config import choices
+from pmf_lightning.costs import block_forwards, spaces
+from pmf_lightning.costs.facts import find_facts
+from pmf_lightning.costs.live_bytes import LiveBytes, peak_bytes
+from pmf_lightning.costs.step_memory import step_memory
+from pmf_lightning.costs.tables import all_models, number, percent
+from pmf_lightning.draws import Shard
+from pmf_lightning.info import info
+from pmf_lightning.info import main as info_main
+from pmf_lightning.models.layers import Block
+from pmf_lightning.objectives.forward_mode import Dual
+from pmf_lightning.objectives.forward_rules import RULES
+from pmf_lightning.published import Published, published
+
+# Fact by fact: data, parameters to sample and to train, millions as printed, 10^9 multiply-adds, FID, inception score
+PAPERS = {
+    "pmf_b4": ("imagenet64", 117_588_400, 174_274_784, None, None, 3.80, None),
+    "pmf_b16": ("imagenet256", 118_234_240, 175_474_304, 118, 33, 3.12, 254.6),
+    "pmf_b32": ("imagenet512", 120_300_928, 179_312_768, 120, 34, 3.70, 271.9),
+    "pmf_b64": ("imagenet1024", 128_567_680, 194_666_624, None, None, 4.58, None),
+    "pmf_l16": ("imagenet256", 410_320_768, 511_789_696, 410, 117, 2.52, 262.6),
+    "pmf_l32": ("imagenet512", 412_977_280, 516_807_808, 413, 117, 2.75, 276.8),
+    "pmf_h16": ("imagenet256", 955_508_992, 1_113_904_640, 956, 271, 2.22, 268.8),
+    "pmf_h32": ("imagenet512", 959_050_240, 1_120_397_312, 959, 272, 2.48, 284.9),
+    "imf_b2": ("imagenet256_latents", 88_935_184, 145_596_960, 89, 24.9, 3.39, 255.3),
+    "imf_m2": ("imagenet256_latents", 173_908_240, 230_570_016, 174, None, 2.27, 257.7),
+    "imf_l2": ("imagenet256_latents", 409_054_224, 509_752_352, 409, 116.4, 1.86, 276.6),
+    "imf_xl2": ("imagenet256_latents", 610_415_632, 711_113_760, 610, 174.6, 1.72, 282.0),
+}
+RELEASED = {"imf_b2": 88_948_256, "imf_m2": 173_921_312, "imf_l2": 409_071_648, "imf_xl2": 610_433_056}
+TINY = ["model=pmf_tiny", "data=digits", "batch=16"]
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capfd):
+    """Call the command in an empty folder; return (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pmf_lightning.info", *arguments])
+        try:
+            info_main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def every_preset():
+    """The facts of all presets with a backbone of almost nothing."""
+    return {facts.model: facts for facts in info(["every_model=true", "batch=2", *BACKBONE])}
+
+
+@pytest.fixture(scope="module")
+def b16():
+    return info(["model=pmf_b16", "micro_batch=32"])[0]
+
+
+# Published numbers
+
+
+def test_published_numbers_are_the_papers():
+    for model, row in PAPERS.items():
+        paper = published()[model]
+        numbers = (paper.parameters, paper.training_parameters, paper.paper_parameters_m, paper.gmacs)
+        assert (paper.data, *numbers, paper.fid, paper.inception_score) == row, model
+        assert ("2601.22158" if model.startswith("pmf") else "2512.02012") in paper.source
+        assert paper.released_parameters == RELEASED.get(model)
+
+
+def test_every_preset_names_its_data_and_no_other_is_published():
+    assert published().keys() == set(choices("model"))
+    assert {paper.data for paper in published().values()} <= set(choices("data"))
+    for model in published().keys() - PAPERS.keys():
+        assert published()[model] == Published(published()[model].data)
+
+
+@pytest.mark.parametrize("model", RELEASED)
+def test_released_file_keeps_the_last_layer_of_the_v_head(model):
+    network = build(compose([f"model={model}", "data=imagenet256_latents"]), empty=True).network
+    head = network.heads["v"]
+    last = sum(weight.numel() for part in (head.norm, head.out) for weight in part.parameters())
+    sampling = sum(w.numel() for w in network.parameters()) - sum(w.numel() for w in head.parameters())
+    assert sampling == published()[model].parameters
+    assert sampling + last == published()[model].released_parameters
+    assert sum(weight.numel() for weight in network.parameters()) == published()[model].training_parameters
+
+
+# Spaces
+
+
+@pytest.mark.parametrize(
+    ("overrides", "conversion", "target", "velocity"),
+    [
+        ([], "x -> u = (z - x) / clip(t, 0.05, 1) -> V", "(z - x) / clip(t, 0.05, 1)", "head"),
+        (["objective.prediction=u", "objective.target=plain"], "u -> V", "e - x", "head"),
+        (
+            ["preconditioner=edm", "objective.t_clip=0.1", "objective.velocity=boundary"],
+            "F -> x = c_skip(t) z + c_out(t) F (EDM) -> u = (z - x) / clip(t, 0.1, 1) -> V",
+            "(z - x) / clip(t, 0.1, 1)",
+            "v = u(z, t, t)",
+        ),
+    ],
+)
+def test_spaces_in_letters(overrides, conversion, target, velocity):
+    chosen = build(compose([*TINY, "perceptual=none", *overrides]), empty=True).objective
+    assert spaces.conversion(chosen) == conversion
+    assert spaces.target(chosen) == target
+    assert velocity in spaces.velocity(chosen)
+
+
+# Block-forwards
+
+
+class BlockCount:
+    """Counts, image by image, what the blocks of a real network and the tape of forward mode do."""
+
+    def __init__(self, network, monkeypatch):
+        self.guidance = self.values = self.tangent = self.backward = 0
+        for block in network.modules():
+            if isinstance(block, Block):
+                block.register_forward_hook(self.note)
+        rule = RULES["silu"]
+
+        def counting(func, out, values, slopes, kwargs):
+            if out.ndim == 3:  # the one of a block; embedders have two axes
+                self.tangent += len(out)
+            return rule(func, out, values, slopes, kwargs)
+
+        monkeypatch.setitem(RULES, "silu", counting)
+
+    def note(self, block, args, output):
+        rows = len(output)
+        if torch.is_grad_enabled():
+            self.values += rows
+            (output.value if isinstance(output, Dual) else output).register_hook(self.note_backward)
+        elif forward_ad.unpack_dual(output).tangent is not None:
+            self.tangent += 2 * rows
+        else:
+            self.guidance += rows
+
+    def note_backward(self, gradient):
+        self.backward += 2 * len(gradient)
+
+
+@pytest.mark.parametrize("velocity", ["head", "boundary"])
+@pytest.mark.parametrize("form", ["one_pass", "two_pass"])
+def test_block_forwards_are_those_of_a_real_step(form, velocity, monkeypatch):
+    images = 48
+    network = tiny_network(torch.float32, trunk=2, heads={"u": 3, "v": 1})
+    chosen = objective(derivative=form, velocity=velocity)
+    counted = block_forwards.count(network, chosen, seed=7, images=images)
+    real = BlockCount(network, monkeypatch)
+    batch = Batch(torch.zeros(images, 3, 8, 8), torch.zeros(images, dtype=torch.long))
+    chosen(network, batch, chosen.draw(batch, 7, 0)).total.backward()
+    assert counted.guidance * images == real.guidance
+    assert counted.values * images == real.values
+    assert counted.tangent * images == real.tangent
+    assert counted.backward * images == real.backward
+    assert counted.total == pytest.approx(counted.guidance + counted.values + counted.tangent + counted.backward)
+    assert 0 < counted.guidance < 2 * (2 + (1 if velocity == "head" else 3))
+
+
+def test_block_forwards_of_the_paper_and_the_official_code(b16):
+    """The fact sheet: 136 in the reference, 104 (one pass) to 112 (two) where every row is guided."""
+    assert b16.official.total == 136
+    assert (b16.official.guidance, b16.official.tangent, b16.official.backward) == (48, 16, 48)
+    assert (b16.block_forwards.values, b16.block_forwards.tangent, b16.block_forwards.backward) == (24, 8, 48)
+    assert 16 * 0.9 < b16.block_forwards.guidance < 24
+    assert 94 < b16.block_forwards.total < 104
+    two = build(compose(["model=pmf_b16", "data=imagenet256", "objective.derivative=two_pass"]), empty=True)
+    again = block_forwards.count(two.network, two.objective)
+    assert again == replace(b16.block_forwards, tangent=16.0)
+
+
+def test_only_flow_matching_rows_need_no_tangent(every_preset):
+    chosen = objective(tied_fraction=1.0)
+    counted = block_forwards.count(tiny_network(), chosen, images=64)
+    assert counted.tangent == 0
+    assert counted.guidance < 2  # v_u alone, of rows with a label
+    assert every_preset["imf_b2"].official.total == 3 * 2 + 3 + 2 + 2 * 3
+
+
+# Memory
+
+
+def test_live_bytes_by_hand():
+    def work(device):
+        a = torch.empty(100, 100, device=device)  # 40,000 bytes
+        b = a + 1
+        del a
+        c = b.view(-1)[3:]  # no memory of its own, but keeps b's
+        del b
+        d = c * 2
+        del c
+        return d + 1
+
+    assert peak_bytes(lambda: work("meta")) == 80_000
+    assert peak_bytes(lambda: work("cpu")) == 80_000
+    known = torch.empty(1000)
+    with LiveBytes() as live:
+        known.add_(1)
+        view = known[1:]
+        assert live.now == live.peak == 0
+        kept = view + 1
+        assert live.now == 4 * 999
+        del kept
+        assert live.now == 0
+    assert live.peak == 4 * 999
+
+
+def real_peak(work):
+    """The peak of what torch's own CPU allocator hands out while ``work`` runs."""
+    work()  # what is made once is there already
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["backbone.attention=fused"],
+        ["backbone.attention=plain", "optimizer=adam"],
+        ["objective.derivative=two_pass"],
+    ],
+    ids="-".join,
+)
+def test_memory_of_a_step_is_that_of_a_real_one(overrides):
+    cfg = compose(["model=pmf_tiny", "perceptual=none", "backbone.heads={u: 1, v: 1}", *overrides])
+    size, shard = 16, Shard(1, 2)
+    empty = build(cfg, empty=True)
+    estimate = step_memory(
+        empty.network,
+        empty.objective,
+        lambda: empty.configure_optimizers()["optimizer"],
+        averages=2,
+        micro_batch=size,
+        shard=shard,
+    )
+    module = build(cfg)
+    weights = list(module.network.parameters())
+    batch = Batch(torch.zeros(size, 1, 32, 32), torch.zeros(size, dtype=torch.long))
+    draws = module.objective.draw(batch, 0, 0, shard)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer = module.configure_optimizers()["optimizer"]
+    real = real_peak(lambda: module.objective(module.network, batch, draws).total.backward())
+    assert abs(estimate.activations / real - 1) < 0.01
+    assert abs(estimate.update / real_peak(optimizer.step) - 1) < 0.05
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert estimate.optimizer == sum(value.numel() * 4 for value in moments)
+    assert estimate.weights == estimate.gradients == estimate.averages / 2 == 4 * sum(w.numel() for w in weights)
+    assert estimate.peak == estimate.fixed + max(estimate.activations, estimate.update)
+    assert estimate.per_image * size == pytest.approx(estimate.activations)
+
+
+def test_memory_of_a_large_model(b16):
+    """Activations grow with the micro-batch, weights do not; the moments of Muon are one copy, those of Adam two."""
+    memory = b16.memory
+    assert memory.micro_batch == 32
+    assert memory.weights == memory.gradients == 4 * 175_474_304
+    assert memory.averages == 3 * memory.weights
+    assert memory.weights < memory.optimizer < 1.02 * memory.weights
+    block = 276 * 4 * (10 * 768 + 4 * 2048)  # q, k, v and so on of a block, the least a backward pass needs
+    assert 20 * block < memory.per_image < 60 * block
+
+
+def test_micro_batch_follows_the_run():
+    def memory(*overrides):
+        return find_facts(compose([*TINY, *BACKBONE, *overrides])).memory
+
+    whole, part = memory(), memory("micro_batch=4")
+    assert (whole.micro_batch, part.micro_batch) == (16, 4)
+    assert whole.fixed == part.fixed
+    assert 3 < whole.activations / part.activations < 4.5
+    with pytest.raises(UserError, match="micro_batch=5 does not divide"):
+        memory("micro_batch=5")
+
+
+# Facts
+
+
+def test_facts_of_b16_beside_the_paper(b16):
+    assert (b16.model, b16.data, b16.image) == ("pmf_b16", "imagenet256", (3, 256, 256))
+    assert (b16.condition_tokens, b16.patch_tokens, b16.patch_dimension, b16.width, b16.bottleneck) == (
+        20,
+        256,
+        768,
+        768,
+        128,
+    )
+    assert b16.blocks == {"trunk": 8, "u": 8, "v": 8}
+    apart = b16.differences()
+    assert apart["parameters"] == apart["training_parameters"] == 0
+    assert 0 < apart["multiply_adds"] < 1.5
+    assert apart["block_forwards"] == pytest.approx(100 * (b16.block_forwards.total / 136 - 1))
+
+
+def test_changes_show_as_differences(every_preset):
+    facts = every_preset["pmf_h16"]
+    assert facts.differences()["parameters"] == pytest.approx(100 * (facts.parameters / 955_508_992 - 1))
+    assert facts.differences()["parameters"] < -99
+    assert every_preset["pmf_tiny"].differences().keys() == {"block_forwards"}
+
+
+def test_every_preset_stands_on_its_data(every_preset):
+    assert every_preset.keys() == set(choices("model"))
+    for model, facts in every_preset.items():
+        assert facts.data == published()[model].data
+    assert every_preset["imf_xl2"].image == (4, 32, 32)
+    assert every_preset["pmf_b64"].patch_dimension == 12_288
+    assert every_preset["imf_b16"].prediction == "u -> V"
+
+
+def test_data_can_be_chosen():
+    assert info(["model=pmf_b4", "data=digits", "batch=2", *BACKBONE])[0].data == "digits"
+    assert info(["batch=2", *BACKBONE])[0].data == "digits"
+
+
+@pytest.mark.parametrize("pixels", ["imf_b16", "imf_l16"])
+def test_pixel_presets_of_imf_differ_from_the_latent_ones_by_their_patches(pixels):
+    """768 instead of 16 numbers in a patch, into the width and out of it, once for each head."""
+    latent = published()[pixels.replace("16", "2")]
+    network = build(compose([f"model={pixels}", "data=imagenet256"]), empty=True).network
+    width, more = network.heads["u"].out.in_features, 768 - 16
+    once = more * width + more * (width + 1)
+    assert sum(w.numel() for w in network.parameters()) == latent.training_parameters + once + more * (width + 1)
+
+
+# The command
+
+
+def test_table_of_one_model(call):
+    status, output, errors = call("model=pmf_tiny", "batch=8")
+    assert (status, errors) == (0, "")
+    for text in ("pmf_tiny on digits", "36 = 20 of conditions + 4 x 4 patches", "x -> u = (z - x) / clip(t, 0.05, 1)"):
+        assert text in output
+    assert "304,768" in output
+    assert "micro_batch=8" in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_table_of_all_models(every_preset):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(all_models(list(every_preset.values())))
+    output = console.export_text()
+    for model in choices("model"):
+        assert f"\n{model} " in output
+    assert "…" not in output  # nothing is cut off
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_model_all_is_every_preset(call, monkeypatch):
+    presets = ["imf_xl2", "pmf_h16"]
+    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: presets)
+    status, output, _ = call("model=all", "batch=2", *BACKBONE)
+    assert status == 0
+    assert all(f"\n{model} " in output for model in presets)
+    status, output, _ = call("model=all", "batch=2", "format=json", *BACKBONE)
+    models = json.loads(output)
+    assert status == 0
+    assert [entry["model"] for entry in models] == presets
+    assert models[1]["paper"]["parameters"] == 955_508_992
+    assert models[1]["difference_percent"]["parameters"] < -99
+
+
+def test_json_of_one_model(call):
+    status, output, _ = call("model=pmf_tiny", "batch=8", "format=json", *BACKBONE)
+    one = json.loads(output)
+    assert status == 0
+    assert (one["model"], one["data"], one["memory"]["micro_batch"]) == ("pmf_tiny", "digits", 8)
+    assert one["block_forwards"]["total"] == pytest.approx(sum(list(one["block_forwards"].values())[:-1]))
+    assert one["memory"]["peak"] >= one["memory"]["fixed"] + one["memory"]["activations"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["format=xml"], "format=xml: there is no such format; known: json, table"),
+        (["model=pmf_b17"], "model=pmf_b17: there is no such model; did you mean"),
+        (["model=pmf_b16", "every_model=true"], "every_model=true model=pmf_b16: choose one of the two"),
+        (["model=pmf_b16", "data=imagenet256", "backbone.patch=17"], "data.resolution=256 is not divisible by"),
+        (["model=all", "data=digits", "data.resolution=20"], "model=imf_b16: data.resolution=20 is not divisible by"),
+        (["model=pmf_tiny", "batch=10", "micro_batch=4"], "micro_batch=4 does not divide the 10 images"),
+    ],
+)
+def test_bad_input_is_one_line(call, arguments, message):
+    status, output, errors = call(*arguments)
+    assert (status, output) == (2, "")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_help_names_choices_and_examples(call):
+    status, output, _ = call("--help")
+    assert status == 0
+    for text in ("python -m pmf_lightning.info model=all", "format=json", "imf_xl2", "imagenet256_latents"):
+        assert text in output
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(118_234_240, "118,234,240"), (33.3312, "33.33"), (0.010981, "0.01098"), (98.25, "98.25")]
+)
+def test_numbers_as_text(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (0.0, "0%"), (1.04, "+1.0%"), (-27.76, "-27.8%"), (0.041, "+0.04%"), (2e-5, "+2e-05%")],
+)
+def test_differences_as_text(value, text):
+    assert percent(value) == text
