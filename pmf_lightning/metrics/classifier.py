@@ -13,7 +13,8 @@ class Classifier(nn.Module):
 
     The answer for one image thus depends on that image alone. The weights are drawn from ``seed``, never from the
     global generator. Images are uint8 [B, C, H, W] of any size; larger than ``side`` pixels are averaged down to it
-    (area, so without aliasing), which also averages pixel noise away: judge at full size where noise matters. Not from a paper: only its determinism matters, the scale of its features is arbitrary.
+    (area, so without aliasing), which also averages pixel noise away: judge at full size where noise matters. Not from
+    a paper: only its determinism matters, the scale of its features is arbitrary.
     """
 
     def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):

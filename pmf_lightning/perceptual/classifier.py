@@ -20,10 +20,9 @@ class ClassifierFeatures(FrozenDistance):
     another seed may judge the samples (metrics=small): give this one a seed of its own, so that the judge is not the
     trainer.
 
-    ``norm_eps`` takes the place of the eps of the group norms. An untrained network answers an exactly grey image, whose
-    features have no variance: with torch's 1e-5 the gradient of the first step was 1000 times that of the others
-    (pmf_digits), and Adam's second moment remembered it for hundreds of steps. Between images of any contrast the
-    distance hardly notices.
+    ``norm_eps`` takes the place of the eps of the group norms. An untrained network answers an exactly grey image,
+    whose features have no variance: with torch's 1e-5 the gradient of the first step was 1000 times that of the others
+    (pmf_digits), which Adam's second moment remembers for hundreds of steps. Images of any contrast hardly notice.
     """
 
     def __init__(self, classifier: Classifier, side: int, norm_eps: Number):
@@ -51,7 +50,9 @@ class ClassifierFeatures(FrozenDistance):
         return found
 
 
-def classifier_features(settings: ClassifierSettings, source: Source, cache_dir: str | None) -> ClassifierFeatures:
+def classifier_features(
+    settings: ClassifierSettings, norm_eps: Number, source: Source, cache_dir: str | None
+) -> ClassifierFeatures:
     """Return the distance in a classifier of ``source``'s training split, trained now or read from the cache folder.
 
     Raises UserError where the data have fewer than two classes, or the classifier cannot be made.
