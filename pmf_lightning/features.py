@@ -1,5 +1,6 @@
 """From a configuration to the perceptual distances of a run."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from hydra.errors import InstantiationException
@@ -37,6 +38,12 @@ def make_features(cfg: DictConfig, source: Source) -> dict[str, Distance]:
         name: distance(source=source, cache_dir=cfg.cache_dir) if isinstance(distance, partial) else distance
         for name, distance in made.items()
     }
+
+
+def describe(cfg: DictConfig, features: Mapping[str, Distance]) -> str:
+    """Say in a line which distances are part of the loss."""
+    terms = (f"{cfg.objective.perceptual[name]:g} {name} ({d.side} pixels)" for name, d in features.items())
+    return f"perceptual loss where t < {cfg.objective.t_thr:g}, in random crops: {', '.join(terms)}"
 
 
 def _make(cfg: DictConfig, name: str) -> Distance | partial:

@@ -26,7 +26,7 @@ from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
 from pmf_lightning.command import command
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.errors import Diverged, UserError
-from pmf_lightning.features import make_features
+from pmf_lightning.features import describe, make_features
 from pmf_lightning.metrics.quality import QualityProbe, metric_name
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
@@ -106,6 +106,8 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int)
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")
     print(f"  {cost.count(module.network)}")
     print(f"  {cfg.steps:,} steps of {cfg.batch} images{start}; everything is written to {folder}")
+    if module.features:
+        print(f"  {describe(cfg, module.features)}")
     print("  loss_u and loss_v are plain mean squared errors; the adaptive loss that is minimised is about 2 by itself")
 
 

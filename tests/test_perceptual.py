@@ -368,10 +368,11 @@ def test_choices_do_not_mix():
         assert (list(cfg.objective.crop.area), list(cfg.objective.crop.ratio)) == ([0.08, 1.0], [3 / 4, 4 / 3])
 
 
-def test_training_with_the_classifier(tmp_path, monkeypatch):
+def test_training_with_the_classifier(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PMF_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
     train(compose([*RUN, *TINY_CLASSIFIER, "steps=2", f"run_dir={run}"]))
+    assert "perceptual loss where t < 0.8, in random crops: 0.4 classifier (32 pixels)" in capsys.readouterr().out
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [0 < row["classifier"] < 100 for row in rows] == [True, True]
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -18,7 +18,7 @@ from pmf_lightning.models.mlp import MLP
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.toy import TOYS, main, toy
 from pmf_lightning.toys.arms import Arms
-from pmf_lightning.toys.distance import directions, sliced_wasserstein
+from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
 from pmf_lightning.toys.fields import guidance_options
 from pmf_lightning.toys.manifold import SETTINGS, Arm, build
 from pmf_lightning.toys.noise_content import noise_content
@@ -109,6 +109,12 @@ def test_sliced_wasserstein():
     b = draws.normal("tests", "b", count=600).reshape(200, 3)
     assert sliced_wasserstein(a, b, along) == sliced_wasserstein(b, a, along) > 0
     assert torch.allclose(sliced_wasserstein(3 * a, 3 * b, along), 3 * sliced_wasserstein(a, b, along))
+
+
+def test_nearest_is_how_far_points_stick_out():
+    data = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    assert nearest(torch.tensor([[0.0, 1.0], [3.0, -2.0], [3.0, 0.0]]), data) == 1
+    assert nearest(data[:1], data) == 0  # one side only: a part of the data is near
 
 
 def test_noise_content_knows_noise_from_smoothness():
@@ -234,7 +240,8 @@ def test_manifold_writes_everything_and_keeps_finished_arms(call, tmp_path):
         values = [arm["v_loss"] for arm in numbers(first) if arm["dimension"] == line["dimension"]]
         assert min(values) <= line["v_loss"] <= max(values)
         assert line["v_loss_exact"] < line["v_loss"]
-        assert line["distance_floor"] < line["distance"]
+        assert line["distance_floor"] < min(line["distance"], line["distance_noise"])
+        assert 0 < line["off_roll_noise"] < 1
         assert (line["off_plane"] > 1e-3) == (line["dimension"] > 2)
 
     kept = {path: path.stat().st_mtime_ns for path in (first / "arms").iterdir()}

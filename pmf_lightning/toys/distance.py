@@ -1,5 +1,6 @@
 """How far two sets of points are from each other."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,3 +22,11 @@ def sliced_wasserstein(
     """
     a, b = (points.to(along.dtype) @ along.T for points in (a, b))
     return (a.sort(dim=0).values - b.sort(dim=0).values).abs().mean()
+
+
+def nearest(points: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """Return the mean distance of ``points`` from the nearest of ``data``: small where they lie on the data's support.
+
+    It says nothing of how much of the support they cover.
+    """
+    return torch.cdist(points, data).min(dim=1).values.mean()

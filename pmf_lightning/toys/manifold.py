@@ -30,7 +30,7 @@ from pmf_lightning.optim.groups import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.sampling import generate, image_noise
 from pmf_lightning.toys.arms import Arms
-from pmf_lightning.toys.distance import directions, sliced_wasserstein
+from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
 from pmf_lightning.toys.manifold_report import write_report
 from pmf_lightning.toys.swiss_roll import exact_image, project, random_plane, roll_images, swiss_roll
 
@@ -75,7 +75,7 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
             results[arm] = store.run(arm.name, settings, lambda arm=arm: run(cfg, arm, bar.update))
             bar.update(cfg.steps - (bar.n - before))
     references = {dimension: reference(cfg, dimension) for dimension in cfg.dimensions}
-    rows = [asdict(arm) | result for arm, result in results.items()]
+    rows = [asdict(arm) | _with_support(result, references[arm.dimension]) for arm, result in results.items()]
     return write_report(out, rows, references, settings)
 
 
@@ -171,7 +171,8 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
     """Return what the judged numbers are at best: those of the exact velocity, and of fresh points of the roll.
 
     The exact velocity (z - E[x | z]) / t still has a ``v_loss``: that of what z does not tell. ``distance`` is that of
-    two sets of points of the roll; ``noise`` that of the starting points of sampling.
+    two sets of points of the roll. ``noise`` holds the distances of the noise that sampling starts from: what a network
+    reaches that leaves the plane as it finds it.
     """
     known, plane = cfg.evaluation, random_plane(dimension, cfg.plane_seed)
     _, objective = build(cfg, Arm(dimension, cfg.predictions[0], 0))
@@ -185,11 +186,23 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
         errors = velocity_from_image(batch.x, best, on.t, objective.t_clip)  # of (z - best) / t beside (z - x) / t
         losses.append(errors.square().mean().item())
     truth = fresh_points(cfg, "truth")
+    start = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
+    noise, shown = project(start, plane)[0], truth[: known.shown]
     return {
         "v_loss": mean(losses),
+        "noise": {
+            "distance": sliced_wasserstein(noise, truth, _along(cfg)).item(),
+            "off_roll": nearest(noise[: known.shown], shown).item(),
+        },
         "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, _along(cfg)).item(),
-        "points": [[round(value, 4) for value in point] for point in truth[: known.shown].tolist()],
+        "points": [[round(value, 4) for value in point] for point in shown.tolist()],
     }
+
+
+def _with_support(result: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
+    """Add ``off_roll``: the mean distance of the points shown from the nearest points of the data shown."""
+    points, data = (torch.tensor(values["points"]) for values in (result, truth))
+    return result | {"off_roll": nearest(points, data).item()}
 
 
 def fresh_points(cfg: DictConfig, name: str, count: int | None = None) -> Tensor:

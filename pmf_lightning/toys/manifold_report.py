@@ -14,7 +14,7 @@ from pmf_lightning.cache import atomic_write
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt
 
-MEASURED = ("v_loss", "distance", "off_plane")
+MEASURED = ("v_loss", "distance", "off_roll", "off_plane")
 COLOURS = {"x": "tab:blue", "u": "tab:red"}
 Row = Mapping[str, Any]
 
@@ -52,23 +52,27 @@ def summarise(rows: Sequence[Row], references: Mapping[int, Row]) -> list[dict[s
                 values = [arm[name] for arm in arms]
                 line |= {name: mean(values), f"{name}_spread": stdev(values) if len(values) > 1 else None}
             line |= {"v_loss_exact": reference["v_loss"], "distance_floor": reference["distance"]}
+            line |= {f"{name}_noise": value for name, value in reference["noise"].items()}
             summary.append(line)
     return summary
 
 
 def table(summary: Sequence[Row]) -> str:
-    """Return the summary as a Markdown table."""
-    head = (
-        "| D | prediction | v-loss | v-loss, exact velocity | distance on the plane | distance, real points | "
-        "rms distance from the plane |"
-    )
-    lines = [head, "|" + "---|" * 7]
+    """Return the summary as a Markdown table; a ± spread is the standard deviation over the seeds."""
+    columns = ("D", "prediction", "v-loss", "distance", "off the roll", "off the plane")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for line in summary:
-        v_loss, distance, off = (_with_spread(line, name) for name in MEASURED)
-        cells = [line["dimension"], line["prediction"], v_loss, f"{line['v_loss_exact']:.4f}"]
-        cells += [distance, f"{line['distance_floor']:.3f}", off]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        if line["prediction"] == summary[0]["prediction"]:
+            best = [f"{line['v_loss_exact']:.4f}", f"{line['distance_floor']:.3f}", "0", "0"]
+            lines.append(_row(line["dimension"], "(exact velocity, real points)", *best))
+        lines.append(_row(line["dimension"], line["prediction"], *(_with_spread(line, name) for name in MEASURED)))
+    noise = (f"{mean(line[name] for line in summary):.3f}" for name in ("distance_noise", "off_roll_noise"))
+    lines.append(_row("any", "(the noise itself)", "", *noise, "sqrt(D - 2)"))
     return "\n".join(lines)
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _with_spread(line: Row, name: str) -> str:
@@ -88,9 +92,8 @@ def draw(rows: Sequence[Row], references: Mapping[int, Row], summary: Sequence[R
             matching = {"dimension": dimension, "prediction": prediction}
             first = next(row for row in rows if matching.items() <= row.items())
             line = next(line for line in summary if matching.items() <= line.items())
-            title = (
-                f"v-loss {line['v_loss']:.3g}, distance {line['distance']:.2f},\noff the plane {line['off_plane']:.2f}"
-            )
+            title = f"v-loss {line['v_loss']:.3g}, distance {line['distance']:.2f}\n"
+            title += f"off the roll {line['off_roll']:.2f}, off the plane {line['off_plane']:.2f}"
             _scatter(axis, first["points"], title, COLOURS.get(prediction, "black"))
     for axis, name in zip(
         axes[:, 0], ["data", *(f"{prediction}-prediction" for prediction in predictions)], strict=True
