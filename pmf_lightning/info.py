@@ -24,30 +24,30 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
 
     Without a choice of data, or of an experiment, a preset stands on the data that it is made for. Raises UserError.
     """
-    cfg = compose(overrides, "info")
+    cfg = compose(_on_its_data(overrides), "info")
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}: there is no such format; {near(str(cfg.format), FORMATS)}")
     if not cfg.every_model:
-        return [find_facts(_on_its_data(cfg, overrides))]
-    chosen = [override for override in overrides if override.startswith("model=")]
-    if chosen:
+        return [find_facts(cfg)]
+    if chosen := [override for override in overrides if override.startswith("model=")]:
         raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
     return [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
 
 
 def _preset(name: str, overrides: Sequence[str]) -> Facts:
-    overrides = [f"model={name}", *overrides]
     try:
-        return find_facts(_on_its_data(compose(overrides, "info"), overrides))
+        return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
     except UserError as error:
         raise UserError(f"model={name}: {error}") from error
 
 
-def _on_its_data(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return ``cfg`` on the data that its model is made for, unless the overrides say which."""
-    if cfg.name not in published() or any(o.startswith(("data=", "experiment=", "+experiment=")) for o in overrides):
-        return cfg
-    return compose([f"data={published()[cfg.name].data}", *overrides], "info")
+def _on_its_data(overrides: Sequence[str]) -> list[str]:
+    """Add the data that the model is made for, unless the overrides say which."""
+    models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
+    said = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
+    if said or not models or models[-1] not in published():
+        return list(overrides)
+    return [f"data={published()[models[-1]].data}", *overrides]
 
 
 @command("info")

@@ -25,6 +25,7 @@ FUNCTIONS = {
     "clamp": lambda x: x.clamp(-0.5, 0.5),
     "cos sin": lambda x: x.cos() + torch.sin(x),
     "exp square": lambda x: x.exp() * torch.square(x),
+    "square root": lambda x: (x.square() + 1).sqrt(),
     "tanh sigmoid": lambda x: torch.tanh(x) - x.sigmoid(),
     "products": lambda x: x * OTHER + OTHER * x + x * x + 3 * x + x * 3,
     "matrix products": lambda x: x @ x.transpose(1, 2) @ OTHER + torch.matmul(OTHER @ x.transpose(1, 2), OTHER),

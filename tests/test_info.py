@@ -45,6 +45,7 @@ PAPERS = {
 }
 BLOCK = 7_081_088  # parameters of a block of size B
 RELEASED = {"imf_b2": 88_948_256, "imf_m2": 173_921_312, "imf_l2": 409_071_648, "imf_xl2": 610_433_056}
+SOME = ["imf_b16", "imf_xl2", "pmf_b64", "pmf_h16", "pmf_tiny"]
 TINY = ["model=pmf_tiny", "data=digits", "batch=16"]
 
 
@@ -66,9 +67,11 @@ def call(monkeypatch, tmp_path, capfd):
 
 
 @pytest.fixture(scope="module")
-def every_preset():
-    """The facts of all presets with a backbone of almost nothing."""
-    return {facts.model: facts for facts in info(["every_model=true", "batch=2", *BACKBONE])}
+def presets():
+    """The facts of some presets with a backbone of almost nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pmf_lightning.info.choices", lambda group: SOME)
+        return {facts.model: facts for facts in info(["every_model=true", "batch=2", *BACKBONE])}
 
 
 # Published numbers
@@ -189,12 +192,12 @@ def test_block_forwards_of_the_paper_and_the_official_code():
     assert again == replace(ours, tangent=16.0)
 
 
-def test_only_flow_matching_rows_need_no_tangent(every_preset):
+def test_only_flow_matching_rows_need_no_tangent(presets):
     chosen = objective(tied_fraction=1.0)
     counted = block_forwards.count(tiny_network(), chosen, images=64)
     assert counted.tangent == 0
     assert counted.guidance < 2  # v_u alone, of rows with a label
-    assert every_preset["imf_b2"].official.total == 3 * 2 + 3 + 2 + 2 * 3
+    assert presets["imf_xl2"].official.total == 3 * 2 + 3 + 2 + 2 * 3
 
 
 # Memory
@@ -302,10 +305,10 @@ def test_micro_batch_follows_the_run():
 # Facts
 
 
-def test_facts_beside_the_paper(every_preset):
+def test_facts_beside_the_paper(presets):
     sizes = {"parameters": 118_234_240, "training_parameters": 175_474_304, "multiply_adds": 33_330_000_000}
-    facts = replace(every_preset["pmf_b16"], **sizes)
-    assert (facts.model, facts.data, facts.image) == ("pmf_b16", "imagenet256", (3, 256, 256))
+    facts = replace(presets["pmf_h16"], paper=published()["pmf_b16"], **sizes)
+    assert (facts.model, facts.data, facts.image) == ("pmf_h16", "imagenet256", (3, 256, 256))
     assert (facts.condition_tokens, facts.patch_tokens, facts.patch_dimension) == (20, 256, 768)
     assert (facts.width, facts.bottleneck, facts.blocks) == (32, 8, {"trunk": 1, "u": 1, "v": 1})
     apart = facts.differences()
@@ -314,25 +317,24 @@ def test_facts_beside_the_paper(every_preset):
     assert apart["block_forwards"] == pytest.approx(100 * (facts.block_forwards.total / facts.official.total - 1))
 
 
-def test_changes_show_as_differences(every_preset):
-    facts = every_preset["pmf_h16"]
+def test_changes_show_as_differences(presets):
+    facts = presets["pmf_h16"]
     assert facts.differences()["parameters"] == pytest.approx(100 * (facts.parameters / 955_508_992 - 1))
     assert facts.differences()["parameters"] < -99
-    assert every_preset["pmf_tiny"].differences().keys() == {"block_forwards"}
+    assert presets["pmf_tiny"].differences().keys() == {"block_forwards"}
 
 
-def test_every_preset_stands_on_its_data(every_preset):
-    assert every_preset.keys() == set(choices("model"))
-    for model, facts in every_preset.items():
+def test_presets_stand_on_their_own_data(presets):
+    assert list(presets) == SOME
+    for model, facts in presets.items():
         assert facts.data == published()[model].data
-    assert every_preset["imf_xl2"].image == (4, 32, 32)
-    assert every_preset["pmf_b64"].patch_dimension == 12_288
-    assert every_preset["imf_b16"].prediction == "u -> V"
+    assert presets["imf_xl2"].image == (4, 32, 32)
+    assert presets["pmf_b64"].patch_dimension == 12_288
+    assert presets["imf_b16"].prediction == "u -> V"
 
 
 def test_data_can_be_chosen():
     assert info(["model=pmf_b4", "data=digits", "batch=2", *BACKBONE])[0].data == "digits"
-    assert info(["batch=2", *BACKBONE])[0].data == "digits"
 
 
 @pytest.mark.parametrize("pixels", ["imf_b16", "imf_l16"])
@@ -349,35 +351,36 @@ def test_pixel_presets_of_imf_differ_from_the_latent_ones_by_their_patches(pixel
 
 
 def test_table_of_one_model(call):
-    status, output, errors = call("model=pmf_tiny", "batch=8")
+    status, output, errors = call("model=pmf_tiny", "batch=8", "backbone.trunk=1")
     assert (status, errors) == (0, "")
     for text in ("pmf_tiny on digits", "36 = 20 of conditions + 4 x 4 patches", "x -> u = (z - x) / clip(t, 0.05, 1)"):
         assert text in output
-    assert "304,768" in output
+    assert "255,232" in output
     assert "micro_batch=8" in output
     assert max(map(len, output.splitlines())) <= 100
 
 
-def test_table_of_all_models(every_preset):
+def test_table_of_all_models(presets):
+    wide = {"parameters": 955_508_992, "training_parameters": 1_113_904_640, "multiply_adds": 270_400_000_000}
+    models = [replace(presets["pmf_h16"], model=name, data=published()[name].data, **wide) for name in choices("model")]
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(all_models(list(every_preset.values())))
+    console.print(all_models(models))
     output = console.export_text()
     for model in choices("model"):
         assert f"\n{model} " in output
     assert "…" not in output  # nothing is cut off
+    assert output.count("the same") == 2 * len(models)
+    assert output.count("271 -0.2%") == len(models)
     assert max(map(len, output.splitlines())) <= 100
 
 
 def test_model_all_is_every_preset(call, monkeypatch):
-    presets = ["imf_xl2", "pmf_h16"]
-    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: presets)
-    status, output, _ = call("model=all", "batch=2", *BACKBONE)
-    assert status == 0
-    assert all(f"\n{model} " in output for model in presets)
+    some = ["imf_xl2", "pmf_h16"]
+    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: some if group == "model" else ["?"])
     status, output, _ = call("model=all", "batch=2", "format=json", *BACKBONE)
     models = json.loads(output)
     assert status == 0
-    assert [entry["model"] for entry in models] == presets
+    assert [entry["model"] for entry in models] == some
     assert models[1]["paper"]["parameters"] == 955_508_992
     assert models[1]["difference_percent"]["parameters"] < -99
 
