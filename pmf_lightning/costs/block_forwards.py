@@ -17,7 +17,7 @@ from pmf_lightning.objectives.contract import Batch
 from pmf_lightning.objectives.forward_mode import Dual
 from pmf_lightning.precision import Number
 
-IMAGES = 4096  # over which shares such as that of guided rows are averaged: the total is right to 0.2 %
+IMAGES = 2048  # over which shares such as that of guided rows are averaged: the total is right to 0.3 %
 
 
 @dataclass(frozen=True)
