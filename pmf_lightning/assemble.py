@@ -36,7 +36,10 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
-    module.configure_optimizers()  # bad numbers show up now, not when training begins
+    try:
+        module.configure_optimizers()  # bad numbers show up now, not when training begins
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error
     return module
 
 

@@ -19,7 +19,7 @@ from common import (
 )
 from shrunk import BACKBONE
 
-from pmf_lightning import Batch, build, compose, draws
+from pmf_lightning import Batch, UserError, build, compose, draws
 from pmf_lightning.fields import noisy_image, spread
 from pmf_lightning.objectives.crops import CropLaw, resized_crops
 from pmf_lightning.objectives.preconditioners import EDM, SCM, Linear, preconditioned
@@ -308,6 +308,11 @@ def test_squares_of_du_dt_are_reported():
     losses = objective()(tiny_network(), batch, numbers, keep_fields=True)
     torch.testing.assert_close(losses.diagnostics["du_dt"], losses.fields["du_dt"].square().flatten(1).sum(1))
     assert (losses.diagnostics["du_dt"][numbers.t == numbers.r] == 0).all()
+
+
+def test_bad_rate_of_adam_is_named():
+    with pytest.raises(UserError, match="optimizer: Invalid learning rate: -1"):
+        build(compose(["model=pmf_tiny", "optimizer=adam", "optimizer.lr=-1", *BACKBONE]))
 
 
 # iMF
