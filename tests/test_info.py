@@ -331,12 +331,22 @@ def test_presets_stand_on_their_own_data(presets):
     assert presets["imf_b16"].prediction == "u -> V"
 
 
-def test_data_can_be_chosen(monkeypatch):
-    monkeypatch.setattr("pmf_lightning.info.find_facts", lambda cfg: cfg)  # composition alone
-    assert info(["model=pmf_b4"])[0].data.name == "imagenet64"
-    assert info(["model=pmf_b4", "data=digits"])[0].data.name == "digits"
-    assert info(["model=imf_b2", "data.classes=10"])[0].data.classes == 10
-    assert info()[0].name == "pmf_digits"
+@pytest.mark.parametrize(
+    ("overrides", "data", "classes"),
+    [
+        (["model=pmf_b4"], "imagenet64", 1000),
+        (["model=pmf_b4", "data=digits"], "digits", 10),
+        (["model=imf_b2", "data.classes=7"], "imagenet256_latents", 7),
+        ([], "digits", 10),
+    ],
+)
+def test_data_can_be_chosen(overrides, data, classes, monkeypatch):
+    def name_data(cfg):
+        raise UserError(f"{cfg.data.classes} classes of {cfg.data.name}")
+
+    monkeypatch.setattr("pmf_lightning.info.find_facts", name_data)  # composition alone
+    with pytest.raises(UserError, match=f"^{classes} classes of {data}$"):
+        info(overrides)
 
 
 @pytest.mark.parametrize("pixels", ["imf_b16", "imf_l16"])

@@ -26,6 +26,11 @@ PRESETS = {
     "pmf_l32": ("imagenet512", 412_977_280, 516_807_808, 276, 117),
     "pmf_h16": ("imagenet256", 955_508_992, 1_113_904_640, 276, 271),
     "pmf_h32": ("imagenet512", 959_050_240, 1_120_397_312, 276, 272),
+    # of iMF's released files 17 width + 16 are left out: they keep the last layer of the v-head
+    "imf_b2": ("imagenet256_latents", 88_948_256 - 13_072, 145_596_960, 276, 24.9),
+    "imf_m2": ("imagenet256_latents", 173_921_312 - 13_072, 230_570_016, 276, 49.7),
+    "imf_l2": ("imagenet256_latents", 409_071_648 - 17_424, 509_752_352, 276, 116.4),
+    "imf_xl2": ("imagenet256_latents", 610_433_056 - 17_424, 711_113_760, 276, 174.6),
 }
 
 
@@ -48,8 +53,8 @@ def images(batch=3, dtype=torch.float64, shape=SHAPE):
 
 
 def test_every_preset_is_in_the_table():
-    assert {*PRESETS, "pmf_tiny", "pmf_digits"} <= set(choices("model"))
-    assert {name for name in choices("model") if name[:5] in ("pmf_b", "pmf_l", "pmf_h")} == set(PRESETS)
+    pixels_of_imf = {f"imf_{size}16" for size in ("b", "m", "l", "xl")}  # of no paper
+    assert {*PRESETS, *pixels_of_imf, "pmf_tiny", "pmf_digits"} == set(choices("model"))
 
 
 @pytest.mark.parametrize("model", PRESETS)
