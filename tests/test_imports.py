@@ -23,6 +23,7 @@ ALLOWED = {
     "sampling": {"draws", "fields", "precision"},
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
+    "published": {"config", "precision"},
     "weights_folder": {"cache", "errors"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
 }
@@ -34,6 +35,7 @@ FORBIDDEN = {
     "callbacks": {"train", "sample"},
     "toys": {"train", "sample", "toy", "callbacks"},
     "features": {"module", "callbacks", "train", "sample", "models"},
+    "costs": {"callbacks", "info", "sample", "train"},
     "conversion": {"convert", "train", "sample", "callbacks"},
 }
 

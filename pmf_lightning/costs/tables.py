@@ -45,10 +45,11 @@ def one_model(facts: Facts) -> Group:
         if value is not None:
             table.add_row(name, "", f"{value:g}")
     table.add_section()
-    total = _pair(facts.block_forwards.total, official and official.total, apart.get("block_forwards"))
+    total = _pair(round(facts.block_forwards.total, 1), official and official.total, apart.get("block_forwards"))
     table.add_row("block-forwards per image; official code", *total)
     for part, name in PARTS.items():
-        table.add_row(f"  {name}", *_pair(getattr(facts.block_forwards, part), official and getattr(official, part)))
+        ours = round(getattr(facts.block_forwards, part), 1)
+        table.add_row(f"  {name}", *_pair(ours, official and getattr(official, part)))
     table.add_section()
     for row in _memory(facts):
         table.add_row(*row)
@@ -129,7 +130,7 @@ def _summary(facts: Facts) -> tuple[str, ...]:
         f"{facts.parameters:,}\n{_beside(paper.parameters, apart.get('parameters'))}",
         f"{facts.training_parameters:,}\n{_beside(paper.training_parameters, apart.get('training_parameters'))}",
         f"{facts.multiply_adds / 1e9:.4g}\n{_beside(paper.gmacs, apart.get('multiply_adds'))}",
-        f"{facts.block_forwards.total:.4g}\n{_beside(official and official.total, apart.get('block_forwards'))}",
+        f"{facts.block_forwards.total:.1f}\n{_beside(official and official.total, apart.get('block_forwards'))}",
         f"{gigabytes(memory.fixed)}\n+ {gigabytes(memory.per_image)}",
     )
 
