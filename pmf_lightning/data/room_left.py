@@ -1,0 +1,36 @@
+"""How much memory and disk is left, asked before something large is made."""
+
+import os
+import shutil
+from pathlib import Path
+
+GROUP_MEMORY = Path("/sys/fs/cgroup")  # of containers and batch systems: their limit is lower than the machine's
+MACHINE_MEMORY = Path("/proc/meminfo")
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take: what the machine has available, or less in a container."""
+    amounts = [_of_the_machine()]
+    try:
+        limit, used = ((GROUP_MEMORY / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            amounts.append(max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass  # no such limit here
+    return min(amounts)
+
+
+def _of_the_machine() -> int:
+    try:
+        lines = dict(line.split(":", 1) for line in MACHINE_MEMORY.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: all memory there is, the best that the standard library knows
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_disk(folder: Path) -> int:
+    """Return the bytes that are free where ``folder`` is, or where it would be made."""
+    folder = folder.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
