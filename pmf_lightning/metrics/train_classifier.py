@@ -59,7 +59,7 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
             split = source.train()
             classifier = train_classifier(split.images, split.labels, source.classes, settings)
             with atomic_write(path) as partial:
-                torch.save({"weights": classifier.state_dict(), "checksum": _checksum(classifier)}, partial)
+                torch.save({"weights": classifier.state_dict(), "checksum": checksum(classifier)}, partial)
     return classifier
 
 
@@ -68,7 +68,7 @@ def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifie
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         classifier.load_state_dict(kept["weights"])
-        if kept["checksum"] != _checksum(classifier):
+        if kept["checksum"] != checksum(classifier):
             raise ValueError("checksum")
     except Exception as reason:  # a damaged file makes torch raise nearly anything
         log.warning("%s is damaged (%s): training the classifier again", path, type(reason).__name__)
@@ -76,13 +76,14 @@ def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifie
     return classifier.eval().requires_grad_(False)
 
 
-def _checksum(classifier: Classifier) -> str:
-    numbers = torch.cat([weight.detach().flatten() for weight in classifier.state_dict().values()])
+def checksum(network: torch.nn.Module) -> str:
+    """Return hex digits of all weights of a network."""
+    numbers = torch.cat([weight.detach().flatten() for weight in network.state_dict().values()])
     return hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()  # torch.load misses flipped bits
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sum in one order however many cores there are: more threads give other last bits, so another judge."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -92,7 +93,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
+@one_thread()
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)

@@ -26,11 +26,7 @@ class ConvNeXtFeatures(FrozenDistance):
 
     def __init__(self, network: str, weights: str | None, side: int):
         super().__init__(side)
-        published = _published(network)
-        state = published.read(weights) if weights else published.fetch(lambda: _download(network))
-        with torch.device("meta"):  # without memory, and without the global generator
-            self.net = timm.create_model(network, num_classes=0)
-        published.fill(self.net, _in_timms_names(state, self.net), weights or network)
+        self.net = pretrained(network, weights)
         self.freeze()
 
     def forward(self, generated: Square, real: Square) -> Distances:
@@ -42,11 +38,25 @@ class ConvNeXtFeatures(FrozenDistance):
         return (at_least_float32(ours) - at_least_float32(theirs)).square().sum(1)
 
 
+def pretrained(network: str, weights: str | None, **purpose: str) -> nn.Module:
+    """Return timm's ``network`` without its classifier, its weights from a file or by timm's own copy or download.
+
+    ``purpose`` may say what they are for (``role`` and ``instead`` of Published). Raises UserError where they are
+    missing or others.
+    """
+    published = _published(network, purpose)
+    state = published.read(weights) if weights else published.fetch(lambda: _download(network))
+    with torch.device("meta"):  # without memory, and without the global generator
+        net = timm.create_model(network, num_classes=0)
+    published.fill(net, _in_timms_names(state, net), weights or network)
+    return net
+
+
 def _download(network: str) -> dict[str, Tensor]:
     return load_state_dict_from_hf(timm.get_pretrained_cfg(network).hf_hub_id, FILE)
 
 
-def _published(network: str) -> Published:
+def _published(network: str, purpose: Mapping[str, str]) -> Published:
     try:
         home = timm.get_pretrained_cfg(network)
     except RuntimeError:
@@ -56,7 +66,7 @@ def _published(network: str) -> Published:
         raise UserError(
             f"features.convnext.network={network}: timm has no weights of that name; {near(network, known)}"
         )
-    return Published("convnext", f"timm's {network}", f"{FILE} (published as {home.hf_hub_id})")
+    return Published("convnext", f"timm's {network}", f"{FILE} (published as {home.hf_hub_id})", **purpose)
 
 
 def _in_timms_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:

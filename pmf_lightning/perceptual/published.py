@@ -19,17 +19,20 @@ Anything = TypeVar("Anything")
 class Published:
     """Weights of a frozen network.
 
-    ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published.
+    ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published; ``role`` says
+    what the weights are for, ``instead`` how to do without them.
     """
 
     name: str
     what: str
     source: str
+    role: str = "perceptual loss"
+    instead: str = "leave the loss out with perceptual=none"
 
     @property
     def remedy(self) -> str:
         """Say what can be done without these weights."""
-        return f"give its path as features.{self.name}.weights, or leave the loss out with perceptual=none"
+        return f"give its path as features.{self.name}.weights, or {self.instead}"
 
     def read(self, path: str) -> dict[str, Tensor]:
         """Return the state dict in a .safetensors file or in a file of torch; no code in it is run.
@@ -57,7 +60,7 @@ class Published:
         except Exception as error:  # every library has its own errors for a missing network
             reason = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
             raise UserError(
-                f"perceptual loss {self.name}: the weights of {self.what} are not on this machine and cannot be "
+                f"{self.role} {self.name}: the weights of {self.what} are not on this machine and cannot be "
                 f"downloaded ({reason}); get {self.source}, {self.remedy}"
             ) from error
 

@@ -1,0 +1,151 @@
+"""A small masked autoencoder of the data at hand, trained once: a minute or two, then a file in the cache folder.
+
+For data that no published encoder was trained on, such as digits. Large ones are trained by the train command
+(model=mae_r256) instead, on all devices and with averaged weights.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pmf_lightning import draws
+from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.order import micro_batch_indices
+from pmf_lightning.data.pixels import to_float
+from pmf_lightning.errors import UserError
+from pmf_lightning.metrics.train_classifier import checksum, one_thread
+from pmf_lightning.models.mae.network import MAE
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
+from pmf_lightning.precision import Number
+
+VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MAESettings:
+    """How the autoencoder is made; the numbers are in conf/drift_features.
+
+    ``seed`` is apart from the run's: runs can be compared only where one encoder serves them all. ``patch``,
+    ``base_channels``, ``blocks``: see MAEEncoder; ``cell`` to ``class_rise``: see MaskedAutoencoder. AdamW takes
+    ``steps`` of ``batch`` images at ``lr``, risen over ``warm_up`` steps and falling to 0 over the last half, gradient
+    norms cut at ``clip``.
+    """
+
+    seed: int
+    patch: int
+    base_channels: int
+    blocks: Sequence[int]
+    cell: int
+    mask_fraction: Number
+    class_weight: Number
+    class_steps: int
+    class_rise: int
+    steps: int
+    batch: int
+    lr: Number
+    warm_up: int
+    weight_decay: Number
+    clip: Number
+
+    def network(self, source: Source) -> MAE:
+        """Return the untrained network, its weights a function of the seed; UserError where sizes do not fit."""
+        try:
+            network = MAE(
+                resolution=source.resolution,
+                channels=source.channels,
+                patch=self.patch,
+                base_channels=self.base_channels,
+                blocks=self.blocks,
+                classes=source.classes,
+            )
+        except ValueError as error:
+            raise UserError(f"feature encoder on data {source.name}: {error}") from error
+        init_weights(network, lambda name: draws.generator(self.seed, "mae", name))
+        return network
+
+    def objective(self) -> MaskedAutoencoder:
+        """Return what is minimised; UserError for numbers that mean nothing."""
+        names = ("patch", "cell", "mask_fraction", "class_weight", "class_steps", "class_rise", "steps")
+        try:
+            return MaskedAutoencoder(**{name: getattr(self, name) for name in names}, crop=None, mirror=False)
+        except ValueError as error:
+            raise UserError(f"feature encoder: {error}") from error
+
+
+def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> MAE:
+    """Return the autoencoder of ``source``'s training split, from the cache folder or trained and kept there; frozen.
+
+    A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where it diverges, or
+    where the cache folder cannot be written.
+    """
+    folder = cache_root(cache_dir) / "encoders"
+    folder.mkdir(exist_ok=True)
+    parts = [str(list(value)) if isinstance(value, Sequence) else value for value in asdict(settings).values()]
+    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *parts)}.pt"
+    with sole_writer(path):
+        network = _load(path, source, settings) if path.exists() else None
+        if network is None:
+            network = train_mae(source, settings)
+            with atomic_write(path) as partial:
+                torch.save({"weights": network.state_dict(), "checksum": checksum(network)}, partial)
+    return network
+
+
+def _load(path: Path, source: Source, settings: MAESettings) -> MAE | None:
+    network = settings.network(source)
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(kept["weights"])
+        if kept["checksum"] != checksum(network):
+            raise ValueError("checksum")
+    except Exception as reason:  # a damaged file makes torch raise nearly anything
+        log.warning("%s is damaged (%s): training the feature encoder again", path, type(reason).__name__)
+        return None
+    return network.requires_grad_(False).eval()
+
+
+@one_thread()
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.enable_grad()
+@torch.autocast("cpu", enabled=False)
+def train_mae(source: Source, settings: MAESettings) -> MAE:
+    """Train on the CPU, with a progress bar; return the network frozen.
+
+    The same input gives the same weights bit for bit, for any number of threads. Raises UserError where sizes do not
+    fit the data, or if it diverges.
+    """
+    network, objective, split = settings.network(source), settings.objective(), source.train()
+    adam = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    bar = tqdm(range(settings.steps), "training the feature encoder", leave=False, disable=None)
+    for step in bar:
+        chosen = micro_batch_indices(len(split), settings.batch, settings.seed, step, draws.Shard())
+        images, labels = split.batch(chosen)
+        batch = Batch(to_float(images), labels)
+        losses = objective(network, batch, objective.draw(batch, settings.seed, step))
+        for group in adam.param_groups:
+            group["lr"] = settings.lr * _rate(step, settings)
+        adam.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        adam.step()
+        if step % 10 == 0 or step == settings.steps - 1:
+            error = losses.per_sample["loss_reconstruction"].mean() / batch.x[0].numel()
+            bar.set_postfix({"error": f"{error:.4f}", "accuracy": f"{losses.distances['accuracy'].mean():.2f}"})
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise UserError(f"the feature encoder diverged at lr={settings.lr}: lower it")
+    return network.requires_grad_(False).eval()
+
+
+def _rate(step: int, settings: MAESettings) -> float:
+    """Return the factor on the learning rate: up over the warm-up, down to 0 over the last half."""
+    return min(1.0, (step + 1) / (settings.warm_up + 1), 2 * (settings.steps - step) / settings.steps)

@@ -1,0 +1,124 @@
+"""Files of flax.serialization (.msgpack): nested names and arrays, read into flat dictionaries of tensors.
+
+The format: a msgpack map of maps; an array is an extension of type 1 whose bytes are again msgpack, (shape, name of the
+dtype, row-major bytes); a scalar of numpy is the same with type 3. An array above 2^30 bytes is a map of flat pieces
+under "__msgpack_chunked_array__". Nothing in such a file is code. Written from the format, not from flax.
+"""
+
+import math
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmf_lightning.errors import UserError
+
+ARRAY, SCALAR = 1, 3  # extension types; 2 is a complex Python number, which no weights are
+CHUNKED = "__msgpack_chunked_array__"
+INSTALL = "pip install 'pmf_lightning[flax-files]'"
+_DTYPES = {
+    **{f"float{n}": getattr(torch, f"float{n}") for n in (16, 32, 64)},
+    **{f"int{n}": getattr(torch, f"int{n}") for n in (8, 16, 32, 64)},
+    **{"bfloat16": torch.bfloat16, "uint8": torch.uint8, "bool": torch.bool},
+}
+
+
+def read_msgpack(path: str | Path) -> dict[str, Tensor]:
+    """Return the arrays of a file by their nested names joined with "/", in their own dtype and layout (flax's).
+
+    Numbers outside arrays become tensors of one number. Raises UserError for a missing file, one that is no such file,
+    or an entry whose bytes and shape do not belong together (named).
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give an ema_params.msgpack, or the folder that holds it")
+    tree = _unpack(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__}, not a dictionary of weights")
+    try:
+        return dict(_flat(tree, ""))
+    except _BadEntry as error:
+        raise UserError(f"{path}: {error}; the file is damaged or no file of flax weights") from error
+
+
+class _BadEntry(Exception):
+    """What is wrong with one entry of a file, with its name."""
+
+
+class _Packed:
+    """The bytes of an array that is not read yet: its name in the tree is only known to the one who walks it."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+
+
+def _msgpack() -> Any:
+    try:
+        import msgpack  # an extra that only these files need
+    except ImportError as error:
+        raise UserError(f".msgpack files need the package msgpack: {INSTALL}") from error
+    return msgpack
+
+
+def _unpack(path: Path) -> Any:
+    msgpack = _msgpack()
+
+    def extension(kind: int, data: bytes) -> Any:
+        if kind not in (ARRAY, SCALAR):
+            raise ValueError(f"extension type {kind}")
+        return _Packed(data)
+
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return msgpack.unpackb(content, ext_hook=extension, raw=False)
+    except Exception as error:  # msgpack has many kinds of its own for foreign bytes
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{path}: cannot be read as a .msgpack of flax ({why})") from error
+
+
+def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor), emptying the tree on the way, so that no two copies of all weights exist."""
+    while tree:
+        key = next(iter(tree))
+        name, value = f"{prefix}{key}", tree.pop(key)
+        if isinstance(value, dict) and CHUNKED in value:
+            yield name, _joined(value, name)
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{name}/")
+        elif isinstance(value, bool | int | float):
+            yield name, torch.tensor(value)
+        elif isinstance(value, _Packed):
+            yield name, _array(value, name)
+        else:
+            raise _BadEntry(f"{name} is a {type(value).__name__}, not an array")
+
+
+def _array(packed: _Packed, name: str) -> Tensor:
+    try:
+        shape, dtype, data = _msgpack().unpackb(packed.data, raw=True)
+        shape, dtype = tuple(int(n) for n in shape), dtype.decode()
+    except Exception as error:
+        raise _BadEntry(f"{name} is no array of flax ({type(error).__name__})") from error
+    if dtype not in _DTYPES:
+        raise _BadEntry(f"{name} has the dtype {dtype}; known: {', '.join(sorted(_DTYPES))}")
+    wanted = math.prod(shape) * _DTYPES[dtype].itemsize
+    if min(shape, default=0) < 0 or len(data) != wanted:
+        raise _BadEntry(f"{name} has {len(data)} bytes, its shape {shape} of {dtype} needs {wanted}")
+    if not data:
+        return torch.empty(shape, dtype=_DTYPES[dtype])
+    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).reshape(shape)
+
+
+def _joined(pieces: dict, name: str) -> Tensor:
+    """Put an array together from its pieces."""
+    try:
+        chunks, shape = ([table[str(i)] for i in range(len(table))] for table in (pieces["chunks"], pieces["shape"]))
+        flat = torch.cat([_array(chunk, f"{name}, piece {i}") for i, chunk in enumerate(chunks)])
+        return flat.reshape([int(n) for n in shape])
+    except _BadEntry:
+        raise
+    except Exception as error:
+        raise _BadEntry(f"{name} cannot be put together from its pieces ({type(error).__name__})") from error

@@ -1,0 +1,178 @@
+"""The masked autoencoder of drifting's features (arXiv 2602.04770): fill in what is hidden, then classify.
+
+Square cells of the grid of patches are set to zero, each by its own coin. The reconstruction error of an image is the
+sum of squares over its hidden pixels, divided by the number of its hidden patches; the loss of an image is
+w cross-entropy + (1 - w) reconstruction error, and that of a batch the plain mean over images. So equal shards of a
+batch average to the whole batch exactly. There is no time and no noise here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pmf_lightning import draws as keyed
+from pmf_lightning.objectives.contract import Batch, Losses
+from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes, resized_crops
+from pmf_lightning.precision import Number, at_least_float32
+
+Images = Float[Tensor, "b c h w"]
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Images with holes to whole images "image" [B,C,H,W] and "logits" [B,classes]."""
+
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """Return both."""
+        ...
+
+
+@dataclass(frozen=True)
+class MAEDraws:
+    """The random numbers of one batch, and the weight that this step gives to the classes.
+
+    ``hidden`` [B, rows, columns] says which cells are hidden; ``crops`` the boxes (top, left, height, width), in parts
+    of the image, that augmentation cuts out, and ``mirrored`` which images it turns around; None: it does not.
+    """
+
+    hidden: Bool[Tensor, "b rows columns"]
+    class_weight: float
+    crops: Float[Tensor, "b 4"] | None = None
+    mirrored: Bool[Tensor, " b"] | None = None
+
+    def to(self, device: torch.device) -> "MAEDraws":
+        """Return the draws on a device."""
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in given.items()})
+
+
+@dataclass(frozen=True)
+class MaskedAutoencoder:
+    """The objective; its numbers live in conf/objective and conf/model.
+
+    Fields: ``patch`` pixels along a side of the network's patches; ``cell`` patches along a side of what is hidden as
+    one; ``mask_fraction`` the probability of a cell to be hidden; ``class_weight`` w at the end of training, which
+    rises from 0 in ``class_rise`` steps over the last ``class_steps`` of ``steps`` (class_steps=0: no classes);
+    ``crop`` the law of random resized crops and ``mirror`` whether half of the images are turned around, as
+    augmentation; None and False: images as they are.
+
+    Raises ValueError for numbers that mean nothing.
+    """
+
+    heads: ClassVar = ("image", "logits")  # of the network
+    methods: ClassVar = ()  # of sampling: it is no generator
+    note: ClassVar = "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
+
+    patch: int
+    cell: int
+    mask_fraction: Number
+    class_weight: Number
+    class_steps: int
+    class_rise: int
+    steps: int
+    crop: CropLaw | None
+    mirror: bool
+
+    def __post_init__(self):
+        for name in ("patch", "cell"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in ("mask_fraction", "class_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it lies between 0 and 1")
+        if self.class_steps < 0 or self.class_rise < 0:
+            raise ValueError(f"class_steps={self.class_steps} class_rise={self.class_rise}: steps are 0 or more")
+
+    def class_weight_at(self, step: int) -> float:
+        """Return w at ``step`` (from 0)."""
+        since = step - (self.steps - self.class_steps)
+        if not self.class_steps or since < 0:
+            return 0.0
+        return self.class_weight * min(1.0, since / max(1, self.class_rise))
+
+    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MAEDraws:
+        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+
+        Every number depends on (seed, step, global row) alone and comes on the CPU. Raises ValueError where the image
+        is no whole number of cells.
+        """
+        shard = shard or keyed.Shard()
+        size, (height, width) = len(batch.x), batch.x.shape[2:]
+        total, rows, side = size * shard.count, shard.rows(size), self.patch * self.cell
+        if height % side or width % side:
+            raise ValueError(
+                f"images of {height} x {width} pixels are no whole number of hidden cells, which have patch x cell = "
+                f"{self.patch} x {self.cell} = {side} pixels along a side; change patch, cell or the resolution"
+            )
+        shape = (height // side, width // side)
+        coins = keyed.uniform(seed, "hidden", step, count=total * shape[0] * shape[1]).view(total, *shape)
+        crops = mirrored = None
+        if self.crop is not None:
+            numbers = keyed.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
+            crops = crop_boxes(numbers[rows], height, width, self.crop).to(batch.x.dtype)
+        if self.mirror:
+            mirrored = keyed.uniform(seed, "mirror", step, count=total)[rows] < 0.5
+        return MAEDraws(coins[rows] < self.mask_fraction, self.class_weight_at(step), crops, mirrored)
+
+    def __call__(
+        self,
+        network: Autoencoder,
+        batch: Batch,
+        draws: MAEDraws,
+        features: Mapping[str, Any] | None = None,
+        keep_fields: bool = False,
+    ) -> Losses:
+        """Return the losses of a batch.
+
+        ``per_sample`` "loss_reconstruction" is the reconstruction error as if the whole image were hidden, a sum over
+        C, H, W; divided by their number it is the mean squared error of a hidden pixel. ``distances`` holds
+        "cross_entropy" (in nats) and "accuracy" (0 or 1), watched in every step though the former counts with weight w
+        alone. An image of which nothing is hidden has no reconstruction error. With ``keep_fields``: "x" (augmented),
+        "masked" (what the network sees) and "image" (its answer).
+
+        Raises ValueError where ``features`` hold perceptual distances.
+        """
+        if features:
+            raise ValueError(f"features= gives ({', '.join(features)}): an autoencoder has none; leave them out")
+        on = draws.to(batch.x.device)
+        x = augmented(batch.x, on)
+        hidden = self.hidden_pixels(on.hidden)
+        masked = x.masked_fill(hidden, 0.0)
+        answer = network(masked)
+        squares = at_least_float32(answer["image"] - x).square() * hidden
+        patches = hidden.flatten(1).sum(1) / self.patch**2
+        error = squares.flatten(1).sum(1) / patches.clamp_min(1)
+        logits = at_least_float32(answer["logits"])
+        entropy = F.cross_entropy(logits, batch.y, reduction="none")
+        w = draws.class_weight
+        total = (w * entropy + (1 - w) * error).mean()
+        whole = x.shape[2] * x.shape[3] / self.patch**2
+        watched = {"cross_entropy": entropy.detach(), "accuracy": (logits.argmax(1) == batch.y).to(error.dtype)}
+        kept = {"x": x, "masked": masked, "image": answer["image"]} if keep_fields else None
+        return Losses(total, {"loss_reconstruction": error.detach() * whole}, kept, distances=watched)
+
+    @torch.no_grad()
+    def reconstructions(self, network: Autoencoder, batch: Batch, draws: MAEDraws) -> tuple[Images, Images, Images]:
+        """Return what the network sees, the same with its answer in the holes, and the truth, each [B,C,H,W]."""
+        fields = self(network, batch, draws, keep_fields=True).fields
+        hidden = self.hidden_pixels(draws.hidden.to(batch.x.device))
+        return fields["masked"], torch.where(hidden, fields["image"], fields["x"]), fields["x"]
+
+    def hidden_pixels(self, hidden: Bool[Tensor, "b rows columns"]) -> Bool[Tensor, "b 1 h w"]:
+        """Return which pixels the hidden cells cover."""
+        side = self.patch * self.cell
+        return hidden[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
+def augmented(x: Images, draws: MAEDraws) -> Images:
+    """Cut the boxes of ``draws`` out of square images, resize them to the old size (cubic, clipped) and mirror some."""
+    if draws.crops is not None:
+        x = resized_crops(x, draws.crops, x.shape[-1]).clamp(-1, 1).to(x.dtype)
+    if draws.mirrored is not None:
+        x = torch.where(draws.mirrored[:, None, None, None], x.flip(3), x)
+    return x
