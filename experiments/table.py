@@ -22,7 +22,7 @@ def numbers(folder: Path) -> dict[str, float]:
         "fd": summary["fd"],
         "fd of held-out images": summary["fd_floor"],
     }
-    for name in ("loss_u", "loss_v"):
+    for name in sorted({name for row in logged for name in row if name.startswith("loss_") and "/" not in name}):
         values = [row[name] for row in logged if row.get(name) is not None]
         if values:
             last = values[-max(1, len(values) // 10) :]

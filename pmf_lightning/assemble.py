@@ -1,6 +1,7 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     Raises UserError where the numbers do not fit each other.
     """
     checks.model(cfg)
-    with torch.device("meta") if empty else nullcontext():
-        network = make_part(cfg, "backbone")
+    checks.objective(cfg)
     objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
+    checks.method(cfg.sampling.get("method"), objective.methods, "sampling.")
+    with torch.device("meta") if empty else nullcontext():
+        network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
     decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
@@ -41,6 +44,16 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     return module
+
+
+def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
+    """Leave out the heads of the backbone that the objective does not train."""
+    heads = cfg.backbone.get("heads")
+    if heads is None or set(heads) <= set(trained):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    cfg.backbone.heads = {name: blocks for name, blocks in heads.items() if name in trained}
+    return cfg
 
 
 def make_part(cfg: DictConfig, part: str) -> Any:

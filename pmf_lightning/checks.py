@@ -1,8 +1,10 @@
 """Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from pmf_lightning.errors import UserError, near
@@ -26,6 +28,25 @@ def model(cfg: DictConfig) -> None:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {near(chosen, known)}")
     asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
     guidance(**asked, prefix="sampling.")
+
+
+def objective(cfg: DictConfig) -> None:
+    """Check that the model sets the numbers of its objective, all of them and no others; raises UserError."""
+    kind = get_class(cfg.objective["_target_"])
+    known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
+    problems = {"does not know": sorted(given - known), "misses": sorted(known - given)}
+    listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise UserError(
+            f"objective: {kind.__name__} {listed}, as model={cfg.name} sets it; choose a model that is made for this "
+            "objective (and backbone= for its network), or leave objective= out"
+        )
+
+
+def method(chosen: str | None, known: Sequence[str], prefix: str = "") -> None:
+    """Check the way from noise to images; raises UserError."""
+    if chosen not in (None, *known):
+        raise UserError(f"{prefix}method={chosen}: this model samples by {', '.join(known)}")
 
 
 def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:

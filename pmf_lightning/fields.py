@@ -5,6 +5,8 @@ u(z, r, t) = 1/(t-r) * integral of v over [r, t] is the average velocity, u(z, t
 Every conversion of the project lives here, once. Fields are [B,C,H,W], times [B].
 """
 
+from typing import Literal
+
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from pmf_lightning.precision import Number
 
 Image = Float[Tensor, "b c h w"]
 Time = Float[Tensor, " b"]
+Quantity = Literal["x", "eps", "v"]  # what a network may answer: the image x, the noise e, the velocity v
 
 
 def spread(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
@@ -42,6 +45,44 @@ def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
 def image_from_velocity(z: Image, u: Image, t: Time) -> Image:
     """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8): no clip here."""
     return z - spread(t, z) * u
+
+
+def noise_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
+    """Return (z - (1-t) x) / clip(t, t_clip, 1) (JiT, table 1)."""
+    return (z - spread(1 - t, z) * x) / spread(t.clamp(t_clip, 1.0), z)
+
+
+def image_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
+    """Return (z - t e) / clip(1-t, t_clip, 1) (JiT, table 1); the paper states no clip for this division."""
+    return (z - spread(t, z) * e) / spread((1 - t).clamp(t_clip, 1.0), z)
+
+
+def velocity_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
+    """Return (e - z) / clip(1-t, t_clip, 1) (JiT, table 1); the clip as in ``image_from_noise``."""
+    return (e - z) / spread((1 - t).clamp(t_clip, 1.0), z)
+
+
+def noise_from_velocity(z: Image, v: Image, t: Time) -> Image:
+    """Return z + (1-t) v (JiT, table 1)."""
+    return z + spread(1 - t, z) * v
+
+
+def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity, t_clip: Number) -> Image:
+    """Return what an ``answer`` of the kind ``given`` says of another quantity of z: JiT's table 1 as a function."""
+    match given, wanted:
+        case "x", "eps":
+            return noise_from_image(z, answer, t, t_clip)
+        case "x", "v":
+            return velocity_from_image(z, answer, t, t_clip)
+        case "eps", "x":
+            return image_from_noise(z, answer, t, t_clip)
+        case "eps", "v":
+            return velocity_from_noise(z, answer, t, t_clip)
+        case "v", "x":
+            return image_from_velocity(z, answer, t)
+        case "v", "eps":
+            return noise_from_velocity(z, answer, t)
+    return answer
 
 
 def compound_velocity(u: Image, du_dt: Image, t: Time, r: Time) -> Image:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_curves, save_time_bins
+from pmf_lightning.sampling import OPTIONS, network_evaluations
 
 
 def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
@@ -23,6 +24,8 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     if not trainer.is_global_zero:
         return {}
     grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
+    for steps in hands.quality.by_steps if grid and hands.quality else ():
+        hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
     curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
     quality = hands.quality.latest if measured else None
@@ -32,9 +35,9 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         "n": quality and quality.n,
         "class_accuracy": quality and quality.class_accuracy,
         "real_accuracy": quality and quality.real_accuracy,
-        "omega": cfg.sampling.omega,
         "ema": cfg.sampling.ema,
-        "sampling_steps": cfg.sampling.steps,
+        **(_sampling(cfg, module, hands) if module.objective.methods else {}),
+        **(getattr(hands.grids, "latest", None) or {}),
         "images_per_second": round(hands.progress.images_per_second, 1),
         "steps": trainer.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),
@@ -54,6 +57,31 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     return summary
 
 
+def _sampling(cfg: DictConfig, module: GenerativeModule, hands) -> dict:
+    """Return how the model is judged, with the network evaluations per image (NFE), and other numbers of steps."""
+    return {
+        "omega": cfg.sampling.omega,
+        "sampling_steps": cfg.sampling.steps,
+        "sampling_method": cfg.sampling.method,
+        "nfe": _evaluations(cfg, module, cfg.sampling.steps),
+        "by_steps": _by_steps(cfg, module, hands),
+    }
+
+
+def _evaluations(cfg: DictConfig, module: GenerativeModule, steps: int) -> int:
+    options = {name: cfg.sampling[name] for name in OPTIONS} | {"steps": steps}
+    return network_evaluations(module.objective, **options)
+
+
+def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dict]:
+    """Return what was measured at other numbers of sampling steps, with the network evaluations (NFE) of each."""
+    measured = hands.quality.by_steps if hands.quality else {}
+    return {
+        str(steps): {"nfe": _evaluations(cfg, module, steps), "fd": q.fd, "class_accuracy": q.class_accuracy}
+        for steps, q in measured.items()
+    }
+
+
 @rank_zero_only
 def pictures(folder: Path) -> tuple[Path, Path | None]:
     """Draw the log of a run; return the paths of curves.png and time_bins.png (None where nothing was logged)."""
@@ -64,6 +92,10 @@ def pictures(folder: Path) -> tuple[Path, Path | None]:
 def _print(summary: dict, distance: str | None) -> None:
     table = Table(title="summary", show_header=False)
     rows = dict(summary)
+    for steps, numbers in rows.pop("by_steps", {}).items():
+        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = (
+            f"fd {numbers['fd']:.4g}, class accuracy {numbers['class_accuracy']:.4g}"
+        )
     if distance:
         named = {
             f"{distance} (lower is better)": rows.pop("fd"),

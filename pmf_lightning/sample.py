@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_grid
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.sampling import OPTIONS, network_evaluations, numbered_images
 
 MOST_ON_GRID = 400
 
 
-def sample(cfg: DictConfig) -> dict[str, Path]:
-    """Draw the images that ``cfg`` (conf/sample.yaml) asks for; return the paths of the grid and the .npz.
+def sample(cfg: DictConfig) -> dict[str, Any]:
+    """Draw the images that ``cfg`` (conf/sample.yaml) asks for; return the paths "grid" and "images" and their "nfe".
 
     Image i has label ``classes[i % len(classes)]`` and depends on (seed, i) besides. Raises UserError for bad input.
     """
@@ -44,7 +45,7 @@ def sample(cfg: DictConfig) -> dict[str, Path]:
     images = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
     grid = save_grid(images[:MOST_ON_GRID], _columns(len(classes), cfg.n), out / "grid.png")
     np.savez(out / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    return {"grid": grid, "images": out / "samples.npz"}
+    return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
 
 
 def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
@@ -59,11 +60,11 @@ def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
 
 
 def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
-    """Return steps, omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    """Return steps, method, omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
     judged = module.config["sampling"]
-    names = ("steps", "omega", "t_min", "t_max")
-    options = {name: judged[name] if cfg[name] is None else cfg[name] for name in names}
-    checks.guidance(**options)
+    options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
+    checks.guidance(**{name: value for name, value in options.items() if name != "method"})
+    checks.method(options["method"], module.objective.methods)
     return options
 
 
@@ -87,6 +88,7 @@ def main(cfg: DictConfig) -> None:
     """Draw what the command line describes and say where it lies."""
     paths = sample(cfg)
     print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
+    print(f"{paths['nfe']} network evaluations for each")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def test_another_number_or_size_of_images_is_refused(classifier):
 
 
 def quick_probe(cache_dir, source=None):
-    settings = QualitySettings(enabled=True, every_images=1, chunk=7, classifier=QUICK)
+    settings = QualitySettings(enabled=True, every_images=1, extra_steps=[], chunk=7, classifier=QUICK)
     return QualityProbe(source or Patches(), settings, str(cache_dir))
 
 
@@ -319,7 +319,7 @@ def test_probe_refuses_what_cannot_be_measured(tmp_path):
     with pytest.raises(UserError, match="holds out 1"):
         quick_probe(tmp_path, lonely)(lambda labels, first: None)
     with pytest.raises(UserError, match=r"metrics\.chunk=0"):
-        QualitySettings(enabled=True, every_images=1, chunk=0, classifier=QUICK)
+        QualitySettings(enabled=True, every_images=1, extra_steps=[], chunk=0, classifier=QUICK)
 
 
 def test_balanced_labels_and_metric_name():

@@ -1,6 +1,7 @@
 """Pictures of the same noise again and again while training, with raw and with averaged weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -9,17 +10,17 @@ from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.callbacks.wandb_logger import WandbRun
 from pmf_lightning.pictures import save_grid
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.sampling import OPTIONS, numbered_images
 
 
 class SampleGrids(Callback):
-    """Writes ``grids/<images seen>-<weights>.png``: a column per class, each image in ``sampling.steps`` evaluations.
+    """Writes ``grids/<images seen>-<weights>.png``: a column per class, each image in ``sampling.steps`` steps.
 
     Args:
         folder: where the pictures go.
         every_steps: how often.
         rows, columns: images per class, and classes at most.
-        sampling: omega, t_min, t_max, steps and the name of the average to show beside the raw weights.
+        sampling: the options of sampling and the name of the average to show beside the raw weights.
         averages, progress: the callbacks that hold the averages and the clock.
     """
 
@@ -50,9 +51,9 @@ class SampleGrids(Callback):
                             logger.log_picture(f"samples/{weights}", path, images)
         self._step = step
 
-    def draw(self, module: LightningModule, weights: str, name: str) -> Path:
-        """Write one grid and return its path."""
-        network, options = module.network, {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
+    def draw(self, module: LightningModule, weights: str, name: str, **changes: Any) -> Path:
+        """Write one grid and return its path; ``changes`` of the options of sampling, such as its steps."""
+        network, options = module.network, {key: self.sampling[key] for key in OPTIONS} | changes
         columns = min(self.columns, network.classes)
         labels = torch.arange(columns).repeat(self.rows)
         with self.averages.swapped(module, weights):

@@ -1,4 +1,7 @@
-"""Quality of one-evaluation samples during and after training, in the metric that the data allow."""
+"""Quality of samples during and after training, in the metric that the data allow."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -6,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.metrics.quality import Quality, QualityProbe
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.sampling import OPTIONS, numbered_images
 
 
 class QualityCheck(Callback):
@@ -18,7 +21,8 @@ class QualityCheck(Callback):
         probe: the metric.
         name: what the Frechet distance is called in the log.
         every_steps: how often, besides the end.
-        sampling: omega, t_min, t_max, steps and the name of the average.
+        sampling: the options of sampling and the name of the average.
+        extra_steps: other numbers of steps, measured once at the end, to ``by_steps``.
         averages, progress: the callbacks that hold the averages and the clock.
     """
 
@@ -28,11 +32,13 @@ class QualityCheck(Callback):
         name: str,
         every_steps: int,
         sampling: dict,
+        extra_steps: Sequence[int],
         averages: WeightAverages,
         progress: Progress,
     ):
         self.probe, self.name, self.every_steps = probe, name, every_steps
         self.sampling, self.averages, self.progress = sampling, averages, progress
+        self.extra_steps, self.by_steps = extra_steps, {}
         self.latest: Quality | None = None
         self.measured_at = self._step = -1
 
@@ -48,14 +54,16 @@ class QualityCheck(Callback):
         if step != self._step and due and trainer.is_global_zero:
             with self.progress.paused():
                 self.latest, self.measured_at = self.measure(pl_module), step
+                if step == trainer.max_steps:
+                    self.by_steps = {n: self.measure(pl_module, steps=n) for n in self.extra_steps}
             numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step - 1)
         self._step = step
 
-    def measure(self, module: LightningModule) -> Quality:
-        """Generate with the averaged weights and compare with the real images."""
-        options = {key: self.sampling[key] for key in ("steps", "omega", "t_min", "t_max")}
+    def measure(self, module: LightningModule, **changes: Any) -> Quality:
+        """Generate with the averaged weights, compare with the real images; ``changes`` of the options of sampling."""
+        options = {key: self.sampling[key] for key in OPTIONS} | changes
 
         def images(labels: torch.Tensor, first: int) -> torch.Tensor:
             return numbered_images(module, labels, module.seed, first, **options).cpu()

@@ -23,10 +23,14 @@ Generate = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """When and how to measure: every ``every_images`` training images, ``chunk`` images at a time."""
+    """When and how to measure: every ``every_images`` training images, ``chunk`` images at a time.
+
+    ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end.
+    """
 
     enabled: bool
     every_images: int
+    extra_steps: list[int]
     chunk: int
     classifier: ClassifierSettings
 
@@ -34,6 +38,8 @@ class QualitySettings:
         for name in ("every_images", "chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"metrics.{name}={getattr(self, name)}: set it to 1 or more")
+        if any(steps < 1 for steps in self.extra_steps):
+            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
 
 
 @dataclass(frozen=True)

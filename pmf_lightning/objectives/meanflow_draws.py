@@ -25,6 +25,11 @@ class MeanFlowDraws:
     drop: Bool[Tensor, " b"]
     crops: Float[Tensor, "b 4"] | None = None
 
+    @property
+    def moving(self) -> Bool[Tensor, " b"]:
+        """The rows with t != r, where the derivative counts."""
+        return self.t != self.r
+
     def to(self, device: torch.device) -> "MeanFlowDraws":
         """Return the draws on a device."""
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}

@@ -8,7 +8,7 @@ with other choices: a network that answers u, the plain target e - x, and anothe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -56,6 +56,9 @@ class PixelMeanFlow:
     Raises ValueError for a choice that does not exist or does not go with another.
     """
 
+    methods: ClassVar = ("average", "heun", "euler")  # of sampling; the first is the paper's
+    note: ClassVar = "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
+
     prediction: str
     noise_scale: Number
     P_mean: Number
@@ -88,6 +91,11 @@ class PixelMeanFlow:
             raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
         if self.perceptual and self.crop is None:
             raise ValueError(f"perceptual={dict(self.perceptual)} needs the law of crops; choose perceptual=<a name>")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads of the backbone that are trained."""
+        return ("u", "v") if self.velocity == "head" else ("u",)
 
     def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MeanFlowDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
@@ -151,6 +159,24 @@ class PixelMeanFlow:
         """Return u alone: what sampling needs, without the cost of the v-head."""
         return self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
 
+    def ode_velocity(
+        self,
+        network: Network,
+        z: Image,
+        t: float,
+        y: Int64[Tensor, " b"],
+        omega: Number = 1.0,
+        t_min: Number = 0.0,
+        t_max: Number = 1.0,
+    ) -> Image:
+        """Return u(z, t, t) = v(z, t), guided by its conditions: the slope of the path that average steps cut short."""
+        times, *conditions = (z.new_full((len(z),), value) for value in (t, omega, t_min, t_max))
+        return self.average_velocity(network, z, times, times, *conditions, y)
+
+    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+        """Return how often the network runs per image for one velocity: guidance is an input, so once."""
+        return 1
+
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
         """Query the network and read its raw answers as velocities; at the boundary "v" is what "u" answers."""
         # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks take what they are built for:
@@ -196,7 +222,7 @@ class PixelMeanFlow:
         v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
-        moving = draws.t != draws.r
+        moving = draws.moving
         omega = scale_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
         guided = ~draws.drop & (omega != 1)
         # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.

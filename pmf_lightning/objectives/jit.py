@@ -1,0 +1,134 @@
+"""JiT (arXiv 2511.13720): predict the image, the noise or the velocity, and regress any of the three.
+
+Flow matching on the straight path z = (1-t) x + t e: the network answers x, eps or v, the conversions of fields.py turn
+answer and truth alike into the quantity of the loss, and sampling follows dz/dt = v. The paper's t is our 1 - t.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from pmf_lightning import draws as keyed
+from pmf_lightning.fields import Image, Quantity, Time, convert, noisy_image, path_velocity
+from pmf_lightning.objectives.contract import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.jit_draws import JiTDraws
+from pmf_lightning.objectives.time_laws import logit_normal
+from pmf_lightning.precision import Number, at_least_float32
+
+
+@dataclass(frozen=True)
+class JiT:
+    """The objective; its numbers live in conf/objective and conf/model.
+
+    Fields: ``prediction`` what the network answers and ``loss`` what is compared, each "x", "eps" or "v" (the paper's
+    table 2); ``noise_scale`` the standard deviation of the noise; ``P_mean``, ``P_std`` the logit-normal law of t (the
+    paper's mu is -P_mean); ``label_drop`` the probability of no label, row by row; ``t_clip`` the floor of divisors, in
+    answer and truth alike, so that a perfect answer has no loss.
+
+    Raises ValueError for a quantity that does not exist.
+    """
+
+    heads: ClassVar = ("u",)  # of the backbone: its main one
+    methods: ClassVar = ("heun", "euler")  # of sampling; the first is the paper's
+    note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
+
+    prediction: str
+    loss: str
+    noise_scale: Number
+    P_mean: Number
+    P_std: Number
+    label_drop: Number
+    t_clip: Number
+
+    def __post_init__(self):
+        for name in ("prediction", "loss"):
+            if getattr(self, name) not in get_args(Quantity):
+                raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
+
+    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> JiTDraws:
+        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+
+        Every number depends on (seed, step, global row) alone. The scalars come on the CPU, the noise on the device of
+        ``batch.x``.
+        """
+        shard = shard or keyed.Shard()
+        size = len(batch.x)
+        total, rows = size * shard.count, shard.rows(size)
+        t = logit_normal(keyed.normal(seed, "t", step, count=total), self.P_mean, self.P_std)
+        drop = keyed.uniform(seed, "drop", step, count=total) < self.label_drop
+        noise = keyed.normal_images(
+            seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
+        ).to(batch.x.dtype)
+        keys = (keyed.uniform(seed, "dropout", step, count=total) * 2**53).long()
+        return JiTDraws(t[rows].to(batch.x.dtype), self.noise_scale * noise, drop[rows], keys[rows])
+
+    def __call__(
+        self,
+        network: Network,
+        batch: Batch,
+        draws: JiTDraws,
+        features: Mapping[str, Distance] | None = None,
+        keep_fields: bool = False,
+    ) -> Losses:
+        """Return the losses of a batch; ``per_sample`` "loss_x", "loss_eps", "loss_v" are sums of squares over C, H, W.
+
+        The total is the mean over batch and pixels of the one that ``loss`` names (JiT, eq. 6 for v); "loss_v" is there
+        besides, to compare across losses. With ``keep_fields`` the fields z, answer and v are returned too.
+
+        Raises ValueError where ``features`` hold distances: there is no perceptual loss.
+        """
+        if features:
+            raise ValueError(f"features= gives ({', '.join(features)}): JiT has no perceptual loss; leave them out")
+        on = draws.to(batch.x.device)
+        z = noisy_image(batch.x, on.noise, on.t)
+        y = torch.where(on.drop, network.classes, batch.y)
+        answer = self._answer(network, z, on.t, y, dropout=on.dropout)
+        truth = {"x": batch.x, "eps": on.noise, "v": path_velocity(batch.x, on.noise)}[self.prediction]
+        both = {
+            name: [convert(field, z, on.t, self.prediction, name, self.t_clip) for field in (answer, truth)]
+            for name in dict.fromkeys((self.loss, "v"))
+        }
+        sums = {f"loss_{name}": _squares(ours - theirs) for name, (ours, theirs) in both.items()}
+        total = sums[f"loss_{self.loss}"].mean() / batch.x[0].numel()
+        kept = {"z": z, "answer": answer, "v": both["v"][0]} if keep_fields else None
+        return Losses(total, {name: values.detach() for name, values in sums.items()}, kept)
+
+    def ode_velocity(
+        self,
+        network: Network,
+        z: Image,
+        t: float,
+        y: Int64[Tensor, " b"],
+        omega: Number = 1.0,
+        t_min: Number = 0.0,
+        t_max: Number = 1.0,
+    ) -> Image:
+        """Return the velocity that sampling follows at time t: v_u + omega (v_c - v_u) where guided, else v_c."""
+        guided = self._guided(t, omega, t_min, t_max)
+        if guided:
+            z, y = torch.cat((z, z)), torch.cat((y, torch.full_like(y, network.classes)))
+        times = z.new_full((len(z),), t)
+        v = convert(self._answer(network, z, times, y), z, times, self.prediction, "v", self.t_clip)
+        if not guided:
+            return v
+        v_c, v_u = v.chunk(2)
+        return v_u + omega * (v_c - v_u)
+
+    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+        """Return how often the network runs per image for one velocity at time t: twice where it is guided."""
+        return 2 if self._guided(t, omega, t_min, t_max) else 1
+
+    def _guided(self, t: float, omega: Number, t_min: Number, t_max: Number) -> bool:
+        """Strictly inside the interval; t_max=1 includes the pure noise (official code, whose t is our 1 - t)."""
+        return omega != 1 and t_min < t and (t < t_max or t_max == 1)
+
+    def _answer(self, network: Network, z: Image, t: Time, y: Tensor, **more: Tensor) -> Image:
+        return network(z, {"label": y, "t": t, **more}, heads=self.heads)["u"]
+
+
+def _squares(field: Image) -> Tensor:
+    return at_least_float32(field).square().flatten(1).sum(1)
