@@ -6,6 +6,11 @@ from typing import Any
 # Name -> module that holds it. Loaded at first use: the mathematics can be imported without Lightning or Hydra.
 _HOMES = {
     "Batch": "objectives.contract",
+    "Drifting": "objectives.drifting",
+    "DriftingBatch": "objectives.drifting_draws",
+    "DriftingDraws": "objectives.drifting_draws",
+    "JiT": "objectives.jit",
+    "JiTDraws": "objectives.jit_draws",
     "Losses": "objectives.contract",
     "MeanFlowDraws": "objectives.meanflow_draws",
     "MuonAdam": "optim.muon_adam",
@@ -13,6 +18,8 @@ _HOMES = {
     "UserError": "errors",
     "build": "assemble",
     "compose": "config",
+    "drift_loss": "objectives.drift_loss",
+    "drifting_field": "objectives.drifting_field",
     "ema_beta": "optim.ema_beta",
     "generate": "sampling",
     "image_noise": "sampling",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.draws import Shard
 from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.objectives.drifting_draws import DriftingBatch
 from pmf_lightning.optim.groups import parameter_groups
 
 
@@ -44,7 +45,8 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self.decoder = decoder
-        self.features: dict[str, Any] = {}  # name -> perceptual distance of a training run; no weights of the module
+        # Perceptual distances of a run by name, or the features that drifting compares; no weights of the module
+        self.features: Any = {}
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -56,30 +58,41 @@ class GenerativeModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the perceptual distances along to the device."""
-        for distance in self.features.values():
-            distance.to(self.device)
+        for part in self.features.values() if isinstance(self.features, dict) else [self.features]:
+            part.to(self.device)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
-        """Return the loss of one micro-batch, images [B,C,H,W] and labels [B], and what to watch by time.
+        """Return the loss of one micro-batch, and what to watch by time, where the objective has times.
 
-        Images are uint8 pixels, or floats that already are what the network sees, such as normalised latents.
-        "by_time" holds name -> (t [n], squares per pixel [n]) for the rows that count: all of them for squared errors,
-        those with t != r for what is watched of du/dt.
+        The micro-batch is images [B,C,H,W] and labels [B]; for drifting, real images [n,P,C,H,W], labels [n] and
+        negatives [n,N,C,H,W]. Images are uint8 pixels, or floats that already are what the network sees, such as
+        normalised latents. "by_time" holds name -> (t [n], squares per pixel [n]) for the rows that count: all of them
+        for squared errors, those with t != r for what is watched of du/dt.
         """
-        images, labels = batch
-        batch = Batch(to_float(images) if images.dtype == torch.uint8 else images, labels)
+        images, labels, *negatives = (to_float(part) if part.dtype == torch.uint8 else part for part in batch)
+        batch = DriftingBatch(images, labels, *negatives) if negatives else Batch(images, labels)
         draws = self.objective.draw(batch, self.seed, self.global_step, self._shard(batch_idx))
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
-        losses = self.objective(self.network, batch, draws, self.features)
-        pixels, moving = batch.x[0].numel(), draws.t != draws.r
+        joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "coupled", False) else {}
+        losses = self.objective(self.network, batch, draws, self.features, **joined)
+        pixels = batch.x[0].numel()
         for name, sums in losses.per_sample.items():
             mean = sums.mean() / pixels
             self.log(name, mean, prog_bar=True, batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
         for name, values in losses.distances.items():
             self.log(name, values.mean(), batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
-        by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items()}
-        by_time |= {name: (draws.t[moving], sums[moving] / pixels) for name, sums in losses.diagnostics.items()}
+        for name, value in losses.scalars.items():
+            self.log(name, value, prog_bar=True, batch_size=len(labels))
+        by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items() if hasattr(draws, "t")}
+        for name, sums in losses.diagnostics.items():
+            by_time[name] = (draws.t[draws.moving], sums[draws.moving] / pixels)
         return {"loss": losses.total, "by_time": by_time}
+
+    def _mean_of_all_devices(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Turn sums and counts of this device into means over all."""
+        if self.trainer.world_size > 1:
+            sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
+        return sums / counts
 
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
         """Return what the network's images show, in about [-1, 1]: latents decoded, pixels as they are."""

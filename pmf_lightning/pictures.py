@@ -33,14 +33,19 @@ def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Pat
 def save_curves(log: Path, path: Path) -> Path:
     """Draw the logged squared errors, and quality where it was measured, over images seen; return the path."""
     rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
-    errors = [name for name in ("loss_u", "loss_v") if any(name in row for row in rows)]
-    distances = sorted({name for row in rows for name in row if name.startswith("fd_")})
-    panels = [("mean squared error", errors, "log")] + [("Frechet distance", distances, "log")] * bool(distances)
+    known = sorted({name for row in rows for name in row if "/" not in name})
+    titles = {
+        "loss_": "mean squared error",
+        "force_norm_": "force norm (the loss is constant by construction)",
+        "fd_": "Frechet distance",
+    }
+    panels = {title: [name for name in known if name.startswith(start)] for start, title in titles.items()}
+    panels = {title: names for title, names in panels.items() if names} or {"nothing was logged": []}
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False, layout="constrained")
-    for axis, (title, names, scale) in zip(axes[0], panels, strict=True):
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             _plot(axis, rows, name, label=name)
-        axis.set(title=title, xlabel="images seen", yscale=scale)
+        axis.set(title=title, xlabel="images seen", yscale="log")
         axis.grid(alpha=0.3)
         if names:
             axis.legend()
@@ -58,8 +63,9 @@ def save_time_bins(log: Path, path: Path) -> Path | None:
     bins = sorted({label for _, label in names}, key=lambda label: float(label.split("-")[0]))
     colours = dict(zip(bins, matplotlib.colormaps["plasma"](np.linspace(0, 0.9, len(bins))), strict=True))
     watched = sorted({name for name, _ in names}, key=lambda name: (name == "du_dt", name))
-    figure, axes = plt.subplots(1, len(watched) + 1, figsize=(4.5 * (len(watched) + 1), 4))
-    figure.subplots_adjust(left=0.04, right=0.9, bottom=0.13, top=0.92, wspace=0.2)
+    width = 4.5 * (len(watched) + 1) + 1  # inches, one of them for the legend
+    figure, axes = plt.subplots(1, len(watched) + 1, figsize=(width, 4))
+    figure.subplots_adjust(left=0.6 / width, right=1 - 1.4 / width, bottom=0.13, top=0.92, wspace=0.2)
     for axis, name in zip(axes, watched, strict=False):
         for label in bins:
             _plot(axis, rows, f"{name}/t{label}", label=label, color=colours[label])

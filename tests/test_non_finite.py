@@ -18,8 +18,9 @@ from pmf_lightning.callbacks.time_bins import TimeBinLog
 from pmf_lightning.command import with_one_line_errors
 from pmf_lightning.config import compose
 from pmf_lightning.errors import Diverged
+from pmf_lightning.hands import Hands
 from pmf_lightning.module import GenerativeModule
-from pmf_lightning.train import Hands, train
+from pmf_lightning.train import train
 
 EVERY_STEP = "checkpoint.every_images=16"
 

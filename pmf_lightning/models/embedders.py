@@ -1,6 +1,8 @@
 """From image and named conditions to tokens: patches, and a few learned tokens in front for every condition."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,36 @@ class ClassCondition(nn.Module):
         return self.tokens.weight + self.table(labels)[:, None]
 
 
+class StyleCondition(nn.Module):
+    """Tokens of a style: learned tokens, plus on each the sum of ``codes`` rows, one from every code's own table.
+
+    Drifting's style embeddings (arXiv 2602.04770): random codes, so that one noise makes several images of a kind.
+    """
+
+    def __init__(self, tokens: int, width: int, codes: int, rows: int):
+        super().__init__()
+        self.tokens = Learned(tokens, width, std=width**-0.5)
+        self.codes, self.rows = codes, rows
+        self.table = Table(codes * rows, width)
+
+    def forward(self, style: Int64[Tensor, "b codes"]) -> Tokens:
+        """Embed the codes of each sample, each in 0 ... rows - 1."""
+        first = torch.arange(0, self.codes * self.rows, self.rows, device=style.device)
+        return self.tokens.weight + self.table(style + first).sum(1, keepdim=True)
+
+
+def make_condition(spec: Mapping[str, Any], width: int, classes: int) -> nn.Module:
+    """Return the tokens of one condition; ValueError for an unknown kind."""
+    match spec:
+        case {"kind": "class", "tokens": tokens}:
+            return ClassCondition(tokens, width, classes)
+        case {"kind": "scalar", "tokens": tokens}:
+            return ScalarCondition(tokens, width)
+        case {"kind": "style", "tokens": tokens, "codes": codes, "rows": rows}:
+            return StyleCondition(tokens, width, codes, rows)
+    raise ValueError(f"conditions: {dict(spec)} has no kind class, scalar or style with its numbers")
+
+
 class Conv(nn.Conv2d):
     """A patch convolution (stride = kernel), xavier-uniform as the matrix [fan_in p p, fan_out], bias 0; Adam's."""
 
@@ -92,15 +124,16 @@ class Conv(nn.Conv2d):
         fan_out, *fan_in = self.weight.shape
         bound = math.sqrt(6.0 / (fan_out + math.prod(fan_in)))
         nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class PatchEmbedding(nn.Module):
     """Patches to tokens: a p x p convolution to ``bottleneck`` channels and 1 x 1 to the width; or one convolution."""
 
-    def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None):
+    def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None, patch_bias: bool = True):
         super().__init__()
-        self.patches = Conv(channels, bottleneck or width, kernel_size=patch, stride=patch)
+        self.patches = Conv(channels, bottleneck or width, kernel_size=patch, stride=patch, bias=patch_bias)
         self.expand = Conv(bottleneck, width, kernel_size=1) if bottleneck else nn.Identity()
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Tokens:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.embedders import ClassCondition, Learned, PatchEmbedding, ScalarCondition
+from pmf_lightning.models.embedders import Learned, PatchEmbedding, make_condition
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
 from pmf_lightning.models.rope import Rotation, rotation_1d, rotation_2d
 from pmf_lightning.precision import Number
@@ -48,7 +48,8 @@ class ViT(nn.Module):
         resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
         width, attention_heads, mlp_hidden: sizes of every block.
         trunk: blocks shared by the heads; heads: blocks of each named head.
-        conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar", "tokens": n}``.
+        conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar" | "style", "tokens": n}``,
+            a style with ``codes`` and ``rows`` besides; one of no tokens is left out.
         classes: labels of class conditions; label ``classes`` means none.
         bottleneck: channels between the two patch convolutions, or None for one convolution.
         block_gain: standard deviation of block weights times sqrt(fan_in).
@@ -98,12 +99,7 @@ class ViT(nn.Module):
 
         self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck)
         self.conditions = nn.ModuleDict(
-            {
-                name: ClassCondition(spec["tokens"], width, classes)
-                if spec["kind"] == "class"
-                else ScalarCondition(spec["tokens"], width)
-                for name, spec in conditions.items()
-            }
+            {name: make_condition(spec, width, classes) for name, spec in conditions.items() if spec["tokens"]}
         )
         self.positions = Learned(self.tokens, width, std=0.02) if positions == "learned" else None
         self.trunk = nn.ModuleList(block() for _ in range(trunk))

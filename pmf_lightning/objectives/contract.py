@@ -21,8 +21,9 @@ class Losses:
     """What an objective returns.
 
     ``total`` is the scalar to minimise; ``per_sample`` holds the raw sums over C, H, W of each squared error, [B];
-    ``distances`` the perceptual distances, [B], 0 where they do not count; ``diagnostics`` sums over C, H, W that are
-    watched and not minimised, [B]; ``fields`` the intermediate fields, [B,C,H,W], when they were asked for.
+    ``distances`` numbers per image whose mean is watched, [B], such as perceptual distances, 0 where they do not count;
+    ``diagnostics`` sums over C, H, W that are watched and not minimised, [B]; ``scalars`` numbers of the whole batch
+    to watch; ``fields`` the intermediate fields, [B,C,H,W], when they were asked for.
     """
 
     total: Float[Tensor, ""]
@@ -30,6 +31,7 @@ class Losses:
     fields: dict[str, Float[Tensor, "b c h w"]] | None = None
     distances: dict[str, Float[Tensor, " b"]] = field(default_factory=dict)
     diagnostics: dict[str, Float[Tensor, " b"]] = field(default_factory=dict)
+    scalars: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -1,0 +1,138 @@
+"""The training stream of drifting models: in every step a few new images are queued, and labels meet their rivals."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pmf_lightning import draws
+from pmf_lightning.data.class_queues import ClassQueues
+from pmf_lightning.data.datamodule import StepLoader
+from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.order import GlobalOrder
+from pmf_lightning.data.queue_sizes import QueueSizes
+from pmf_lightning.draws import Shard, generator
+from pmf_lightning.errors import UserError
+
+KEPT = 4  # states of the last steps: Lightning fetches ahead of the step that a checkpoint is of
+
+
+@dataclass(frozen=True)
+class QueueSettings:
+    """``labels`` per step, each with ``positives`` and ``negatives``; ``push`` new images queued before every step.
+
+    ``per_class`` and ``overall`` images are kept, in memory or in a file under ``folder``.
+    """
+
+    labels: int
+    positives: int
+    negatives: int
+    push: int
+    per_class: int
+    overall: int
+    folder: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "positives", "push", "per_class", "overall"):
+            if getattr(self, name) < 1:
+                raise UserError(f"queues.{name}={getattr(self, name)}: set it to 1 or more")
+        if self.negatives < 0:
+            raise UserError(f"queues.negatives={self.negatives}: set it to 0 or more")
+        if self.push < self.labels:
+            raise UserError(
+                f"queues.push={self.push}: the {self.labels} labels of a step (batch / objective.generated) come from "
+                f"the images that it queues; set queues.push={self.labels} or more, or a smaller batch"
+            )
+
+
+class _Indexed(Dataset):
+    """The items of a data set as whole batches (images, labels, indices)."""
+
+    def __init__(self, images: ArrayDataset):
+        self.images = images
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        return *self.images.batch(indices), indices
+
+
+class DriftingData(LightningDataModule):
+    """Steps of (positives uint8 [n,P,C,H,W], labels [n], negatives uint8 [n,N,C,H,W]), n = labels / devices.
+
+    Every device queues the same new images, in an order fixed by ``seed``, and takes its own labels. What a step sees
+    depends on (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
+    """
+
+    def __init__(self, source: Source, seed: int, settings: QueueSettings, workers: int) -> None:
+        super().__init__()
+        self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
+        self._queues: ClassQueues | None = None
+        self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
+        self._resumed: dict[str, Any] | None = None
+
+    def accumulation(self, world_size: int) -> int:
+        """Return 1: the loss has means over all labels of a step; UserError unless they divide over the devices."""
+        if self.settings.labels % world_size:
+            raise UserError(
+                f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
+                f"set batch to a multiple of {world_size} x objective.generated"
+            )
+        return 1
+
+    def prepare_data(self) -> None:
+        """Open the images once per machine, before the other devices do."""
+        self.source.train()
+
+    def train_dataloader(self) -> StepLoader:
+        """Return this device's stream."""
+        trainer, images = self.trainer, self.source.train()
+        shard = Shard(trainer.global_rank, trainer.world_size)
+        copies = max(1, trainer.world_size // trainer.num_nodes)
+        self._queues = self._make_queues(images, copies)
+        return StepLoader(
+            lambda step: self._stream(images, shard, step), reached=lambda: trainer.global_step, resume=lambda: None
+        )
+
+    def _make_queues(self, images: ArrayDataset, copies: int) -> ClassQueues:
+        source, known = self.source, self.settings
+        shape = (source.channels, source.resolution, source.resolution)
+        sizes = QueueSizes(source.classes, known.per_class, known.overall, shape)
+        queues = ClassQueues(sizes, known.folder and Path(known.folder), copies)
+        if self._resumed is not None:
+            queues.load_state_dict(self._resumed, images.batch)
+        return queues
+
+    def _stream(self, images: ArrayDataset, shard: Shard, first: int) -> Iterator[list[Tensor]]:
+        loader = DataLoader(
+            _Indexed(images),
+            batch_sampler=GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first),
+            collate_fn=lambda batch: batch,
+            num_workers=self.workers,
+            generator=generator("workers"),  # else the seed of the workers comes from the global generator
+        )
+        for step, (new, labels, indices) in enumerate(loader, first):
+            self._states[step] = self._queues.state_dict()
+            self._states.pop(step - KEPT, None)
+            self._queues.push(new, labels, indices)
+            yield self._step(labels, shard, step)
+
+    def _step(self, newest: Tensor, shard: Shard, step: int) -> list[Tensor]:
+        known, queues = self.settings, self._queues
+        chosen = draws.permutation(self.seed, "labels", step, count=len(newest))[: known.labels]
+        rows = shard.rows(known.labels // shard.count)
+        labels = newest[chosen][rows]
+        positives = queues.positives(labels, rows, known.positives, self.seed, step)
+        negatives = queues.negatives(rows, known.negatives, self.seed, step)
+        return [positives, labels, negatives]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the queues held before the step that comes next."""
+        state = self._states.get(self.trainer.global_step)
+        return {"queues": self._queues.state_dict() if state is None else state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what the queues held; they are filled when they are made."""
+        self._resumed = state["queues"]

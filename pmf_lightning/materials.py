@@ -1,0 +1,54 @@
+"""What a run is fed with: its stream of data, and the frozen networks that its loss and its pictures need."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pmf_lightning.assemble import make_part
+from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.drifting import DriftingData, QueueSettings
+from pmf_lightning.errors import UserError
+from pmf_lightning.features import make_features
+from pmf_lightning.module import GenerativeModule
+
+
+def make_data(cfg: DictConfig, source: Source) -> ImageData | DriftingData:
+    """Build the stream of training data: single images, or what drifting compares; raises UserError."""
+    if "queues" not in cfg:
+        return ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
+    if cfg.micro_batch is not None:
+        raise UserError(
+            f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the whole batch; leave it out, or "
+            "set a smaller batch"
+        )
+    if cfg.batch % cfg.objective.generated:
+        raise UserError(
+            f"batch={cfg.batch}: it is a number of labels times objective.generated={cfg.objective.generated}; set a "
+            "multiple"
+        )
+    labels = cfg.batch // cfg.objective.generated
+    return DriftingData(source, cfg.seed, QueueSettings(labels=labels, **cfg.queues), cfg.workers)
+
+
+def make_training_features(cfg: DictConfig, source: Source) -> Any:
+    """Build the frozen networks that the loss looks through: drifting's features, or perceptual distances by name.
+
+    Raises UserError where their weights are missing or they do not fit the data.
+    """
+    if "drift_features" in cfg:
+        return make_part(cfg, "drift_features")(source=source, cache_dir=cfg.cache_dir)
+    return make_features(cfg, source)
+
+
+def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
+    """See before a run of a latent model that its pictures can be drawn; raises UserError."""
+    if module.decoder is None:
+        return
+    if cfg.metrics.enabled:
+        raise UserError(f"metrics.enabled=true: no classifier judges the latents of {cfg.data.name}; metrics=none")
+    if cfg.grid.enabled:
+        try:
+            module.decoder.load()
+        except UserError as error:
+            raise UserError(f"{error}; or train without pictures, grid.enabled=false") from error

@@ -1,0 +1,163 @@
+"""Drifting (arXiv 2602.04770): a generator whose samples move a step along a field, every time the weights do.
+
+For each label the generator makes G images from noise in one evaluation. In every feature and at every location of it,
+they are drawn to real images of the class and pushed off one another and off real images of any class; how much the
+latter counts follows from alpha, the strength of guidance, which the generator is told. Sampling is one evaluation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pmf_lightning import draws as keyed
+from pmf_lightning.fields import Image
+from pmf_lightning.objectives.contract import Losses, Network
+from pmf_lightning.objectives.drift_loss import Mean, drift_loss, local_mean
+from pmf_lightning.objectives.drifting_draws import DriftingBatch, DriftingDraws
+from pmf_lightning.objectives.guidance import guidance_scale
+from pmf_lightning.precision import Number
+
+Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]]
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """The objective; its numbers live in conf/objective and conf/model.
+
+    Fields: ``generated`` images per label, G; ``noise_scale`` the standard deviation of the noise; ``alpha_max``,
+    ``alpha_power`` the law of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for ``alpha_one`` of the labels;
+    ``styles`` codes of ``style_rows`` values each that an image is told; ``temperatures`` of the kernel;
+    ``attraction``, ``repulsion``, ``normalisation``: see drift_loss.
+
+    Raises ValueError for numbers that mean nothing.
+    """
+
+    heads: ClassVar = ("u",)  # of the backbone: its main one
+    methods: ClassVar = ("one_step",)  # of sampling
+    coupled: ClassVar = True  # the loss has means over the whole batch of all devices, so micro-batches cannot add up
+    note: ClassVar = (
+        "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
+    )
+
+    generated: int
+    noise_scale: Number
+    alpha_max: Number
+    alpha_power: Number
+    alpha_one: Number
+    styles: int
+    style_rows: int
+    temperatures: Sequence[Number]
+    attraction: Number
+    repulsion: Number
+    normalisation: str
+
+    def __post_init__(self):
+        if self.generated < 2:
+            raise ValueError(f"generated={self.generated}: samples push one another, at least 2 are needed")
+        if self.alpha_max < 1:
+            raise ValueError(f"alpha_max={self.alpha_max}: alpha is 1 (no guidance) or more")
+        if not 0 <= self.alpha_one <= 1:
+            raise ValueError(f"alpha_one={self.alpha_one}: it is a share of the labels, from 0 to 1")
+        if self.styles < 0 or (self.styles and self.style_rows < 1):
+            raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
+
+    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: keyed.Shard | None = None) -> DriftingDraws:
+        """Draw the numbers of training step ``step`` for one shard of its labels (all of them by default).
+
+        Every number depends on (seed, step, global place of the label) alone; scalars come on the CPU, the noise on
+        the device of ``batch.x``.
+        """
+        shard = shard or keyed.Shard()
+        size, G = len(batch.y), self.generated
+        total, rows = size * shard.count, shard.rows(size)
+        alpha = guidance_scale(keyed.uniform(seed, "alpha", step, count=total), self.alpha_max, self.alpha_power)
+        alpha = torch.where(keyed.uniform(seed, "alpha one", step, count=total) < self.alpha_one, 1.0, alpha)
+        images = (rows[:, None] * G + torch.arange(G)).flatten()
+        noise = keyed.normal_images(
+            seed, "noise", step, rows=images, shape=tuple(batch.x.shape[2:]), device=batch.x.device
+        ).to(batch.x.dtype)
+        codes = keyed.uniform(seed, "style", step, count=total * G * self.styles) * self.style_rows
+        style = codes.long().view(total, G, self.styles)[rows]
+        return DriftingDraws(alpha[rows].to(batch.x.dtype), self.noise_scale * noise.unflatten(0, (-1, G)), style)
+
+    def __call__(
+        self,
+        network: Network,
+        batch: DriftingBatch,
+        draws: DriftingDraws,
+        features: Features,
+        keep_fields: bool = False,
+        mean: Mean = local_mean,
+    ) -> Losses:
+        """Return the loss, summed over features, and what is worth watching as ``scalars``.
+
+        "force_norm_R" is, per temperature R, the mean over features of the root mean square of the field before it is
+        normalised; "scale" that of the mean distance. ``mean`` joins the batch means of several processes; see
+        drift_loss. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
+        """
+        on = draws.to(batch.x.device)
+        G, P, N = self.generated, batch.x.shape[1], batch.negatives.shape[1]
+        y, alpha = (value.repeat_interleave(G) for value in (batch.y, on.alpha))
+        images = self.images(network, on.noise.flatten(0, 1), y, alpha, on.style.flatten(0, 1))
+        with torch.no_grad():
+            real = features(torch.cat((batch.x, batch.negatives), dim=1).flatten(0, 1))
+        weight = (on.alpha - 1) * (G - 1) / max(1, N)
+        losses, infos = [], []
+        for name, made in features(images).items():
+            gen, others = _problems(made, G), _problems(real[name], P + N)
+            each = weight.repeat_interleave(made.shape[1])[:, None].expand(-1, N)
+            loss, info = drift_loss(
+                gen,
+                others[:, :P],
+                others[:, P:],
+                weight_neg=each,
+                temperatures=self.temperatures,
+                attraction=self.attraction,
+                repulsion=self.repulsion,
+                normalisation=self.normalisation,
+                mean=mean,
+            )
+            losses.append(loss.mean())
+            infos.append(info)
+        norms = torch.stack([info["force_norm"] for info in infos]).mean(0)
+        scalars = {f"force_norm_{R:g}": norm for R, norm in zip(self.temperatures, norms, strict=True)}
+        scalars["scale"] = torch.stack([info["scale"] for info in infos]).mean()
+        kept = {"x": images.detach()} if keep_fields else None
+        return Losses(torch.stack(losses).sum(), {}, kept, scalars=scalars)
+
+    def images(
+        self,
+        network: Network,
+        noise: Image,
+        y: Int64[Tensor, " b"],
+        alpha: Float[Tensor, " b"],
+        style: Int64[Tensor, "b codes"],
+    ) -> Image:
+        """Return what the generator makes of noise, [b,C,H,W]: images in about [-1, 1], not clipped."""
+        return network(noise, {"label": y, "alpha": alpha, "style": style}, heads=self.heads)["u"]
+
+    def one_step(self, network: Network, noise: Image, y: Tensor, alpha: Number, style: Tensor | None = None) -> Image:
+        """Return images at one strength of guidance; ``style`` [b,codes] is needed where there are styles."""
+        if style is None:
+            if self.styles:
+                raise ValueError(f"styles={self.styles}: give conditions={{'style': ...}}, see image_conditions")
+            style = y.new_zeros(len(y), 0)
+        return self.images(network, noise, y, noise.new_full((len(y),), alpha), style.to(y.device))
+
+    def image_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
+        """Return the styles of images number ``first`` ... of a seed; image i's depend on (seed, i) alone."""
+        codes = [keyed.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
+        return {"style": (torch.stack(codes) * self.style_rows).long()}
+
+    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+        """Return how often the network runs per image and step: once."""
+        return 1
+
+
+def _problems(features: Float[Tensor, "rows locations channels"], points: int) -> Float[Tensor, "b points channels"]:
+    """Make every location of every label a problem of its own: [n points, T, D] to [n T, points, D]."""
+    return features.unflatten(0, (-1, points)).transpose(1, 2).flatten(0, 1)
