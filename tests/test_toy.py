@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import Batch, UserError, compose, draws, generate, image_noise, load_checkpoint
+from pmf_lightning import Batch, JiT, UserError, compose, draws, generate, image_noise, load_checkpoint, ode
 from pmf_lightning.config import CONF, choices
 from pmf_lightning.models.mlp import MLP
 from pmf_lightning.models.vit import init_weights
@@ -20,10 +21,18 @@ from pmf_lightning.toy import TOYS, main, toy
 from pmf_lightning.toys.arms import Arms
 from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
 from pmf_lightning.toys.fields import guidance_options
-from pmf_lightning.toys.manifold import SETTINGS, Arm, build
+from pmf_lightning.toys.manifold import SETTINGS, Arm, build, clipped_quantity
+from pmf_lightning.toys.manifold_report import table
 from pmf_lightning.toys.noise_content import noise_content
-from pmf_lightning.toys.ode import ode_path
-from pmf_lightning.toys.swiss_roll import exact_image, lift, project, random_plane, roll_images, swiss_roll
+from pmf_lightning.toys.swiss_roll import (
+    exact_image,
+    lift,
+    project,
+    random_plane,
+    roll_images,
+    swiss_roll,
+    velocity_error,
+)
 from pmf_lightning.train import train
 
 TINY = ["dimensions=[2,5]", "seeds=[0,1]", "steps=2", "batch=16", "network.width=8", "network.depth=3"]
@@ -135,7 +144,7 @@ def test_paths_follow_the_exact_solution_to_second_order():
     z = torch.tensor([1.0, -2.0]).double().view(2, 1, 1, 1)
 
     def error(steps):
-        path = ode_path(lambda z, t: 2 * t * z, z, [1.0, 0.5, 0.0], steps)  # z(t) = z(1) exp(t^2 - 1)
+        path = ode.path(lambda z, t: 2 * t * z, z, [1.0, 0.5, 0.0], steps)  # z(t) = z(1) exp(t^2 - 1)
         assert len(path) == 3
         assert path[0] is z
         return (path[2] - z * math.exp(-1)).abs().max().item(), (path[1] - z * math.exp(-0.75)).abs().max().item()
@@ -147,12 +156,13 @@ def test_paths_follow_the_exact_solution_to_second_order():
 # The network in the objective
 
 
-def test_the_network_has_the_layers_of_the_paper():
-    network = build(compose(["toys=manifold"], "toy"), Arm(512, "x", 0))[0]
+@pytest.mark.parametrize(("name", "depth", "scalars"), [("manifold", 7, 2), ("manifold_jit", 5, 1)])
+def test_the_network_has_the_layers_of_the_paper(name, depth, scalars):
+    network = build(compose([f"toys={name}"], "toy"), Arm(512, "x", 0))[0]
     layers = [*network.hidden, network.heads["u"]]
-    assert len(layers) == 7
-    assert [layer.out_features for layer in layers] == [256] * 6 + [512]
-    assert layers[0].in_features == 512 + 2
+    assert len(layers) == depth
+    assert [layer.out_features for layer in layers] == [256] * (depth - 1) + [512]
+    assert layers[0].in_features == 512 + scalars
     with pytest.raises(ValueError, match="depth 1"):
         mlp(depth=1)
 
@@ -190,6 +200,32 @@ def test_knowing_the_image_is_a_loss_of_zero_in_any_dimension():
     z = (1 - on.t).view(-1, 1, 1, 1) * batch.x + on.t.view(-1, 1, 1, 1) * on.noise
     losses = meanflow(Oracle(z, batch.x, classes=0), batch, on)
     assert losses.per_sample["loss_u"].max() < 1e-12
+
+
+WIDE = {"noise_scale": 0.7, "P_mean": 0.0, "P_std": 2.5, "t_clip": 0.1}  # many times inside the clips, at both ends
+EXACT = {
+    "jit-x": (JiT("x", "v", label_drop=0.0, **WIDE), "x"),
+    "jit-eps": (JiT("eps", "v", label_drop=0.0, **WIDE), "eps"),
+    "jit-v": (JiT("v", "v", label_drop=0.0, **WIDE), "v"),
+    "meanflow-clipped": (flow(prediction="x", target="clipped", tied_fraction=1.0, **WIDE), "x"),
+    "meanflow-plain": (flow(prediction="u", target="plain", tied_fraction=1.0, **WIDE), "v"),
+}
+
+
+@pytest.mark.parametrize(("judged", "answered"), EXACT.values(), ids=list(EXACT))
+def test_what_z_does_not_tell_is_the_loss_of_knowing_the_mean_image(judged, answered):
+    batch, plane = roll_batch(5), random_plane(5, 0).double()
+    data = swiss_roll(draws.uniform("tests", count=500), 2.0)
+    on = judged.draw(batch, 0, 0)
+    assert on.t.min() < 0.1
+    assert on.t.max() > 0.9
+    t = on.t.view(-1, 1, 1, 1)
+    z = (1 - t) * batch.x + t * on.noise
+    best = exact_image(z, on.t, judged.noise_scale, data, plane)
+    answers = {"x": best, "eps": (z - (1 - t) * best) / t, "v": (z - best) / t}
+    (loss,) = judged(Oracle(z, answers[answered], classes=0), batch, on).per_sample.values()
+    error = velocity_error(best - batch.x, on.t, clipped_quantity(judged), judged.t_clip)
+    assert torch.allclose(error.square().flatten(1).sum(1), loss, rtol=1e-9, atol=1e-12)
 
 
 def test_images_of_one_pixel_are_sampled_like_others():
@@ -252,6 +288,31 @@ def test_manifold_writes_everything_and_keeps_finished_arms(call, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_manifold_jit_compares_three_predictions(call, tmp_path):
+    status, output, errors = call("experiment=manifold_jit", *TINY, "seeds=[0]", "evaluation.steps=2", "out=here")
+    assert status == 0, errors
+    summary = json.loads((tmp_path / "here" / "results.json").read_text())["summary"]
+    assert [(line["dimension"], line["prediction"]) for line in summary] == [*product((2, 5), ("x", "eps", "v"))]
+    assert all(line["v_loss_exact"] < line["v_loss"] for line in summary)
+    assert len({line["v_loss"] for line in summary}) == 6
+    assert (tmp_path / "here" / "table.md").read_text() in output
+    assert min(Image.open(tmp_path / "here" / "figure.png").size) > 400
+
+    summary[1]["v_loss_exact"] = 0.5  # a clip that counts for one prediction alone
+    same = f"{summary[0]['v_loss_exact']:.4f}"
+    assert f"| 2 | (exact velocity, real points) | {same} / 0.5000 |" in table(summary)
+
+
+def test_the_sampler_is_the_configured_one(tmp_path):
+    found = {}
+    for method in ("heun", "euler"):
+        tiny = [*TINY, "dimensions=[5]", "predictions=[x]", "seeds=[0]", "evaluation.steps=3"]
+        toy(compose(["toys=manifold_jit", *tiny, f"evaluation.method={method}", f"out={tmp_path / method}"], "toy"))
+        found[method] = numbers(tmp_path / method)[0]
+    assert found["heun"]["v_loss"] == found["euler"]["v_loss"]
+    assert found["heun"]["distance"] != found["euler"]["distance"]
+
+
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     for name, seeds in (("a", "[0,1]"), ("b", "[1,0]")):
         tiny = [*TINY, "dimensions=[5]", "predictions=[x]", f"seeds={seeds}"]
@@ -279,9 +340,10 @@ def test_every_toy_composes_and_says_its_command(name):
     assert any(f"python -m pmf_lightning.toy experiment={name}" in line for line in header)
 
 
-def test_settings_of_arms_cover_the_configuration():
+@pytest.mark.parametrize("name", ["manifold", "manifold_jit"])
+def test_settings_of_arms_cover_the_configuration(name):
     """Whatever may change an arm's numbers is in its key; what is not is listed here."""
-    cfg = compose(["toys=manifold"], "toy")
+    cfg = compose([f"toys={name}"], "toy")
     others = {"experiment", "out", "dimensions", "predictions", "seeds"}
     unused = {"conditions", "features"}  # of image models
     assert set(cfg) - unused == {*SETTINGS, *others}
@@ -357,6 +419,9 @@ def configs():
         ("manifold", "batch", 0, ["batch=0"]),
         ("manifold", "evaluation.points", 0, ["evaluation.points=0"]),
         ("manifold", "evaluation.shown", 6000, ["evaluation.shown=6000", "5000"]),
+        ("manifold", "evaluation.loss", "loss_v", ["evaluation.loss=loss_v", "loss_u"]),
+        ("manifold_jit", "predictions", ["x", "u"], ["objective", "prediction=u", "x, eps, v"]),
+        ("manifold_jit", "evaluation.method", "average", ["evaluation.method=average", "heun, euler"]),
         ("manifold", "network.depth", 1, ["network", "depth 1"]),
         ("manifold", "optimizer.lr", -1, ["optimizer", "learning rate", "-1"]),
         ("manifold", "out", "/proc/nowhere", ["out=/proc/nowhere"]),

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pmf_lightning import checks
+from pmf_lightning import checks, ode
 from pmf_lightning.assemble import load_checkpoint
 from pmf_lightning.errors import UserError
 from pmf_lightning.fields import Image, image_from_velocity
@@ -24,7 +24,6 @@ from pmf_lightning.module import GenerativeModule
 from pmf_lightning.sampling import image_noise
 from pmf_lightning.toys.fields_figure import save_fields
 from pmf_lightning.toys.noise_content import noise_content
-from pmf_lightning.toys.ode import ode_path
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, flo
     """Return omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
     if module.decoder is not None:
         raise UserError(f"ckpt={cfg.ckpt}: a model of latents; its fields are no pictures, take one of pixels")
+    if "average" not in module.objective.methods:
+        raise UserError(f"ckpt={cfg.ckpt}: this model answers no average velocity u(z, r, t); take one of pMF or iMF")
     judged = module.config["sampling"]
     options = {name: judged[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}
     checks.guidance(**options, steps=1)
@@ -114,7 +115,7 @@ def follow(
             bar.update(1)
             return u(z, t, t)
 
-        path = ode_path(velocity, start, times, cfg.heun_steps)
+        path = ode.path(velocity, start, times, cfg.heun_steps)
     pairs = []
     for i, (t, z) in enumerate(zip(times[:-1], path[:-1], strict=True)):
         for r, z_r in zip(times[i:], path[i:], strict=True):

@@ -1,8 +1,8 @@
-"""The toy of pMF's figure 2: MeanFlow on a 2-D Swiss roll that lies on a plane in D dimensions.
+"""The toys of figure 2 of pMF and of JiT: a 2-D Swiss roll that lies on a plane in D dimensions.
 
-A network of limited width can answer the image, which lies on the plane, in any number of dimensions; the velocity
-contains the noise of all D of them and does not pass through it. Both predictions are trained on the same loss, that of
-the velocity, by the objective that trains images.
+A network of limited width can answer the image, which lies on the plane, in any number of dimensions; velocity and
+noise have all D of them and do not pass through it. All predictions are trained on the same loss, that of the velocity,
+by the objective that trains images: MeanFlow for pMF, flow matching for JiT.
 """
 
 import time
@@ -18,13 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pmf_lightning import draws
+from pmf_lightning import checks, draws
 from pmf_lightning.assemble import make_part
-from pmf_lightning.errors import UserError
-from pmf_lightning.fields import noisy_image, velocity_from_image
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.fields import Quantity, noisy_image
 from pmf_lightning.folders import writable
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.objectives.jit import JiT
 from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
 from pmf_lightning.optim.groups import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
@@ -32,11 +33,13 @@ from pmf_lightning.sampling import generate, image_noise
 from pmf_lightning.toys.arms import Arms
 from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
 from pmf_lightning.toys.manifold_report import write_report
-from pmf_lightning.toys.swiss_roll import exact_image, project, random_plane, roll_images, swiss_roll
+from pmf_lightning.toys.swiss_roll import exact_image, project, random_plane, roll_images, swiss_roll, velocity_error
 
 # What determines the result of an arm, beside the arm itself.
 SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
 DATA_POINTS = 4096  # that stand for the roll where the exact velocity is computed
+
+Objective = PixelMeanFlow | JiT
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Arm:
 
 
 def manifold(cfg: DictConfig) -> dict[str, Path]:
-    """Train and judge every arm of ``cfg`` (conf/toys/manifold.yaml); return the paths of figure and tables.
+    """Train and judge every arm of ``cfg`` (conf/toys/manifold*.yaml); return the paths of figure and tables.
 
     Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
     """
@@ -96,14 +99,19 @@ def check(cfg: DictConfig) -> None:
     if cfg.evaluation.shown > cfg.evaluation.points:
         raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
     for prediction in cfg.predictions:
-        network, _ = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
+        network, objective = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
+        checks.method(cfg.evaluation.get("method"), objective.methods, "evaluation.")
+        batch = unlabelled(torch.zeros(1, cfg.dimensions[0], 1, 1))
+        losses = objective(network, batch, objective.draw(batch, 0, 0)).per_sample
+        if (loss := cfg.evaluation.loss) not in losses:
+            raise UserError(f"evaluation.loss={loss}: the objective has no such loss; {near(loss, losses)}")
         try:
             make_part(cfg, "optimizer")(parameter_groups(network))
         except ValueError as error:
             raise UserError(f"optimizer: {error}") from error
 
 
-def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, PixelMeanFlow]:
+def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, Objective]:
     """Return the network, its weights a function of the seed, and the objective of an arm."""
     sizes = {"network": {"channels": arm.dimension, "resolution": 1}, "objective": {"prediction": arm.prediction}}
     cfg = OmegaConf.merge(OmegaConf.masked_copy(cfg, ["network", "objective"]), sizes)
@@ -121,7 +129,7 @@ def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, A
     return {**judge(cfg, arm, network, objective), "train_seconds": round(seconds, 1)}
 
 
-def train(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlow, advance: Callable) -> None:
+def train(cfg: DictConfig, arm: Arm, network: nn.Module, objective: Objective, advance: Callable) -> None:
     """Minimise the objective on fresh points in every step."""
     plane = random_plane(arm.dimension, cfg.plane_seed)
     optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
@@ -142,10 +150,11 @@ def unlabelled(x: Tensor) -> Batch:
 
 
 @torch.no_grad()
-def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlow) -> dict[str, Any]:
-    """Return the v-loss, and how points drawn in ``evaluation.steps`` evaluations of the network lie.
+def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: Objective) -> dict[str, Any]:
+    """Return the v-loss, and how points drawn in ``evaluation.steps`` steps lie.
 
-    ``v_loss``: mean over points and dimensions of (V - v_t)^2, on draws that all arms of a dimension share;
+    ``v_loss``: mean over points and dimensions of the velocity's squared error, on draws that all arms of a dimension
+    share (pMF: that of V = u + (t - r) du/dt);
     ``distance``: sliced Wasserstein to the roll, on the plane; ``off_plane``: root mean square distance from the plane;
     ``points``: the first of them, on the plane.
     """
@@ -157,7 +166,8 @@ def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlo
         sums.append(losses.per_sample[known.loss].mean().item())
     noise = objective.noise_scale * image_noise(known.seed, 0, known.points, (arm.dimension, 1, 1))
     labels = torch.full((known.points,), network.classes)
-    points, off = project(generate(network, noise, labels, known.steps, objective=objective), plane)
+    images = generate(network, noise, labels, known.steps, method=known.get("method"), objective=objective)
+    points, off = project(images, plane)
     return {
         "v_loss": mean(sums) / arm.dimension,
         "distance": sliced_wasserstein(points, fresh_points(cfg, "truth"), _along(cfg)).item(),
@@ -170,26 +180,29 @@ def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: PixelMeanFlo
 def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
     """Return what the judged numbers are at best: those of the exact velocity, and of fresh points of the roll.
 
-    The exact velocity (z - E[x | z]) / t still has a ``v_loss``: that of what z does not tell. ``distance`` is that of
-    two sets of points of the roll. ``noise`` holds the distances of the noise that sampling starts from: what a network
-    reaches that leaves the plane as it finds it.
+    The exact velocity (z - E[x | z]) / t still has a ``v_loss``: that of what z does not tell. It is given for each
+    prediction, since objectives may clip the divisors of some. ``distance`` is that of two sets of points of the roll.
+    ``noise`` holds the distances of the noise that sampling starts from: what a network reaches that leaves the plane
+    as it finds it.
     """
     known, plane = cfg.evaluation, random_plane(dimension, cfg.plane_seed)
-    _, objective = build(cfg, Arm(dimension, cfg.predictions[0], 0))
+    objectives = {prediction: build(cfg, Arm(dimension, prediction, 0))[1] for prediction in cfg.predictions}
+    objective = objectives[cfg.predictions[0]]  # the draws are the same for all
     data = fresh_points(cfg, "exact", DATA_POINTS)
-    losses = []
+    losses = {prediction: [] for prediction in objectives}
     for step in range(known.batches):
         batch = unlabelled(roll_images(known.seed, "roll", step, cfg.batch, cfg.radius, plane))
         on = objective.draw(batch, known.seed, step)
         z = noisy_image(batch.x, on.noise, on.t)
         best = exact_image(z, on.t, objective.noise_scale, data, plane)
-        errors = velocity_from_image(batch.x, best, on.t, objective.t_clip)  # of (z - best) / t beside (z - x) / t
-        losses.append(errors.square().mean().item())
+        for prediction, each in objectives.items():
+            error = velocity_error(best - batch.x, on.t, clipped_quantity(each), each.t_clip)
+            losses[prediction].append(error.square().mean().item())
     truth = fresh_points(cfg, "truth")
     start = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
     noise, shown = project(start, plane)[0], truth[: known.shown]
     return {
-        "v_loss": mean(losses),
+        "v_loss": {prediction: mean(values) for prediction, values in losses.items()},
         "noise": {
             "distance": sliced_wasserstein(noise, truth, _along(cfg)).item(),
             "off_roll": nearest(noise[: known.shown], shown).item(),
@@ -197,6 +210,13 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
         "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, _along(cfg)).item(),
         "points": [[round(value, 4) for value in point] for point in shown.tolist()],
     }
+
+
+def clipped_quantity(objective: Objective) -> Quantity:
+    """Return what the target of the v-loss is computed from, by a division that is clipped; "v" where none is."""
+    if isinstance(objective, JiT):
+        return objective.prediction
+    return {"clipped": "x", "plain": "v"}[objective.target]
 
 
 def _with_support(result: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:

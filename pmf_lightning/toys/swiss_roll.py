@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pmf_lightning import draws
-from pmf_lightning.fields import Image, Time
+from pmf_lightning.fields import Image, Quantity, Time, convert
 from pmf_lightning.precision import Number
 
 Points = Float[Tensor, "n 2"]
@@ -60,3 +60,14 @@ def exact_image(z: Image, t: Time, noise_scale: Number, data: Points, plane: Pla
     squares = (points[:, None] - (1 - t)[:, None] * data).square().sum(2)
     weights = torch.softmax(-squares / (2 * (t * noise_scale).square()), dim=1)
     return lift(weights @ data, plane)
+
+
+def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Number) -> Image:
+    """Return the error of the velocity that an error of the image makes, the network answering ``quantity``.
+
+    What the network answers follows from the image without a clip; what the velocity is, from the answer and with the
+    clip of the objective. Both are linear in image and z, and z is the same for the truth.
+    """
+    z = torch.zeros_like(image_error)
+    answer = convert(image_error, z, t, "x", quantity, t_clip=0.0)
+    return convert(answer, z, t, quantity, "v", t_clip)

@@ -1,0 +1,217 @@
+"""The toy of the drifting paper: a generator of points drifts to data of two modes, from three starts.
+
+The start is exact: a point is start + spread * noise + MLP(noise), and the last layer of the MLP begins at zero. The
+loss is ``drift_loss``, as for images. Its value hardly moves; what tells is the norm of the forces before they are
+normalised, and how many points lie at each mode.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pmf_lightning import draws
+from pmf_lightning.assemble import make_part
+from pmf_lightning.errors import UserError
+from pmf_lightning.folders import writable
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.drift_loss import drift_loss
+from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.toys.arms import Arms
+from pmf_lightning.toys.distance import directions, sliced_wasserstein
+from pmf_lightning.toys.drift2d_report import write_report
+from pmf_lightning.toys.two_modes import TwoModes, shares
+
+# What determines the result of an arm, beside the arm itself.
+SETTINGS = ("modes", "network", "steps", "problems", "samples", "positives", "optimizer", "schedule")
+SETTINGS += ("loss", "evaluation", "film")
+Points = Float[Tensor, "n 2"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: from the start called ``start``, with draws of ``seed``."""
+
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name files and lines of progress."""
+        return f"{self.start}-seed{self.seed}"
+
+
+class Generator(nn.Module):
+    """Points centre + spread * noise + MLP(noise), of ``noise`` [n,2]."""
+
+    def __init__(self, mlp: nn.Module, centre: Points, spread: float):
+        super().__init__()
+        self.mlp, self.centre, self.spread = mlp, centre, spread
+
+    def forward(self, noise: Points) -> Points:
+        """Return the points."""
+        return self.centre + self.spread * noise + self.mlp(noise[:, :, None, None], {})["x"][:, :, 0, 0]
+
+
+def drift2d(cfg: DictConfig) -> dict[str, Path]:
+    """Train and judge every arm of ``cfg`` (conf/toys/drift2d.yaml); return the paths of pictures and tables.
+
+    Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
+    """
+    out = writable(Path(cfg.out), "out")
+    check(cfg)
+    store = Arms(out / "arms")
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
+    results = {}
+    arms = [Arm(*place) for place in product(cfg.starts, cfg.seeds)]
+    with tqdm(total=len(arms) * cfg.steps, unit="step") as bar:
+        for arm in arms:
+            bar.set_description(arm.name)
+            before, own = bar.n, settings | {"start": OmegaConf.to_container(cfg.starts[arm.start])}
+            results[arm] = store.run(arm.name, own, lambda arm=arm: run(cfg, arm, bar.update))
+            bar.update(cfg.steps - (bar.n - before))
+    rows = [asdict(arm) | result for arm, result in results.items()]
+    return write_report(out, rows, reference(cfg), settings | {"starts": OmegaConf.to_container(cfg.starts)})
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError unless the study can be run; builds an arm and takes its loss once."""
+    for key in ("starts", "seeds"):
+        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key}={list(cfg[key])}: name at least one, each once")
+    least = {"steps": 1, "problems": 1, "samples": 2, "positives": 1}
+    least |= {"evaluation.points": 2, "evaluation.directions": 1, "evaluation.every": 1, "evaluation.batches": 1}
+    least |= {"film.frames": 2, "film.shown": 1}
+    for key, value in least.items():
+        if OmegaConf.select(cfg, key) < value:
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {value}")
+    if cfg.film.shown > cfg.evaluation.points:
+        raise UserError(f"film.shown={cfg.film.shown}: only {cfg.evaluation.points} points are drawn")
+    if len(cfg.modes.centres) != 2 or any(len(centre) != 2 for centre in cfg.modes.centres):
+        raise UserError(f"modes.centres={cfg.modes.centres}: two points of two numbers each")
+    if cfg.modes.spread <= 0:
+        raise UserError(f"modes.spread={cfg.modes.spread}: must be above 0")
+    for name, start in cfg.starts.items():
+        if set(start) != {"centre", "spread"} or len(start.centre) != 2 or start.spread < 0:
+            raise UserError(f"starts.{name}={start}: give a centre of two numbers, and a spread of 0 or more")
+    network = build(cfg, Arm(next(iter(cfg.starts)), cfg.seeds[0]))
+    try:
+        make_part(cfg, "optimizer")(parameter_groups(network))
+        loss_of(cfg, torch.zeros(2 * cfg.problems, 2), torch.zeros(cfg.problems, 2))
+    except ValueError as error:
+        raise UserError(f"optimizer or loss: {error}") from error
+
+
+def build(cfg: DictConfig, arm: Arm) -> Generator:
+    """Return the generator of an arm: weights from the seed, the last layer zero."""
+    sizes = {"network": {"channels": 2, "resolution": 1, "scalars": [], "heads": ["x"]}}
+    mlp = make_part(OmegaConf.merge(OmegaConf.masked_copy(cfg, "network"), sizes), "network")
+    init_weights(mlp, lambda name: draws.generator(arm.seed, "init", name))
+    nn.init.zeros_(mlp.heads["x"].weight)
+    start = cfg.starts[arm.start]
+    return Generator(mlp, torch.tensor([list(map(float, start.centre))]), float(start.spread))
+
+
+def loss_of(cfg: DictConfig, gen: Points, pos: Float[Tensor, "m 2"]) -> tuple[Float[Tensor, " b"], dict[str, Tensor]]:
+    """Return the loss of the independent problems that the points are dealt out to, and what is logged of it."""
+    gen, pos = (points.unflatten(0, (cfg.problems, -1)) for points in (gen, pos))
+    return drift_loss(gen, pos, **OmegaConf.to_container(cfg.loss))
+
+
+def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, Any]:
+    """Train and judge one arm; ``advance`` is told of every step."""
+    started = time.perf_counter()
+    network, frames = build(cfg, arm), set(film_steps(cfg.steps, cfg.film.frames))
+    optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, cfg.steps, **cfg.schedule))
+    data, log, film = TwoModes(**cfg.modes), [], []
+    for step in range(cfg.steps):
+        if step in frames:
+            film.append(photograph(cfg, network, step))
+        gen = network(noise(arm.seed, "noise", step, cfg.problems * cfg.samples))
+        pos = data.points(arm.seed, "data", step, cfg.problems * cfg.positives)
+        loss, info = loss_of(cfg, gen, pos)
+        if step % cfg.evaluation.every == 0 or step == cfg.steps - 1:
+            log.append(logged(cfg, step, gen.detach(), loss, info))
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        rate.step()
+        advance(1)
+    film.append(photograph(cfg, network, cfg.steps))
+    seconds = round(time.perf_counter() - started, 1)
+    return {**judge(cfg, network), "train_seconds": seconds, "log": log, "film": film}
+
+
+def noise(seed: int, name: str, step: int, count: int) -> Points:
+    """Draw standard normal points, float32."""
+    return draws.normal(seed, name, step, count=2 * count).view(count, 2).float()
+
+
+def film_steps(steps: int, frames: int) -> list[int]:
+    """Return the steps before which points are kept, beside the end: step k of n lies at (k / n)^2 of the run."""
+    return sorted({int(steps * (k / (frames - 1)) ** 2) for k in range(frames - 1)})
+
+
+@torch.no_grad()
+def photograph(cfg: DictConfig, network: Generator, step: int) -> dict[str, Any]:
+    """Return the same points, those of the judge, as they lie before a step."""
+    points = network(noise(cfg.evaluation.seed, "noise", 0, cfg.evaluation.points)[: cfg.film.shown])
+    return {"step": step, "points": [[round(value, 2) for value in point] for point in points.tolist()]}
+
+
+def logged(cfg: DictConfig, step: int, gen: Points, loss: Tensor, info: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the numbers of a step: its loss, the scale, a norm per temperature, the shares of its points."""
+    return {
+        "step": step,
+        "loss": loss.mean().item(),
+        "scale": info["scale"].item(),
+        "force_norm": info["force_norm"].tolist(),
+        "shares": shares(gen, TwoModes(**cfg.modes), cfg.evaluation.near),
+    }
+
+
+@torch.no_grad()
+def judge(cfg: DictConfig, network: Generator) -> dict[str, Any]:
+    """Return where fresh points lie: shares at each mode, and the sliced Wasserstein distance to the data."""
+    known, data = cfg.evaluation, TwoModes(**cfg.modes)
+    points = network(noise(known.seed, "noise", 0, known.points))
+    return measured(cfg, points, data)
+
+
+def measured(cfg: DictConfig, points: Points, data: TwoModes) -> dict[str, Any]:
+    """Return the shares of ``points`` at each mode, the rest, and the distance to fresh data."""
+    known = cfg.evaluation
+    truth = data.points(known.seed, "truth", 0, known.points)
+    first, second = shares(points, data, known.near)
+    distance = sliced_wasserstein(points, truth, directions(known.seed, known.directions, 2)).item()
+    return {"first": first, "second": second, "elsewhere": 1 - first - second, "distance": distance}
+
+
+def reference(cfg: DictConfig) -> dict[str, Any]:
+    """Return what fresh points of the data give, and the numbers of a loss whose samples are data already.
+
+    Force norms do not fall to 0 where samples and data agree: two finite sets of the same law differ.
+    """
+    data, known, log = TwoModes(**cfg.modes), cfg.evaluation, []
+    counts = {"gen": cfg.problems * cfg.samples, "pos": cfg.problems * cfg.positives}
+    for batch in range(known.batches):
+        gen, pos = (data.points(known.seed, name, batch, count) for name, count in counts.items())
+        log.append(logged(cfg, batch, gen, *loss_of(cfg, gen, pos)))
+    points = data.points(known.seed, "again", 0, known.points)
+    return {
+        **measured(cfg, points, data),
+        "loss": mean(entry["loss"] for entry in log),
+        "force_norm": [mean(norms) for norms in zip(*(entry["force_norm"] for entry in log), strict=True)],
+        "points": [[round(value, 2) for value in point] for point in points[: cfg.film.shown].tolist()],
+    }
