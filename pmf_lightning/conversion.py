@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pmf_lightning.assemble import build, load_checkpoint
@@ -14,34 +14,44 @@ from pmf_lightning.config import compose
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.official import (
     FAMILIES,
+    SETS,
     bare,
     family_of,
     official_weights,
     preset,
     recognise,
+    sets_in,
     translate,
 )
-from pmf_lightning.models.vit import ViT
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.published import published
 from pmf_lightning.weights_folder import About, StoredWeights
 
-_OFFICIAL = "official"  # the name of the one set of weights in a released file
+_OFFICIAL = "official"  # the name of the weights in a released file that holds one set
 _CHUNK = 2**24  # bytes hashed at a time
 
 
 def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
     """Turn the contents of an official file into weights and configuration; head v goes unless the file has it whole.
 
-    The preset is that of ``cfg`` (conf/convert.yaml) where ``model`` is chosen there, else the one whose shapes fit.
-    Raises UserError where none or several do, or as ``translate`` does.
+    The preset is that of ``cfg`` (conf/convert.yaml) where ``model`` is chosen there, else the one whose shapes fit;
+    ``cfg.ema`` picks one of several sets of weights. Raises UserError where none or several presets fit, or as ``bare``
+    and ``translate`` do.
     """
-    weights = bare(contents, f"official weights {path}")
+    weights = bare(contents, f"official weights {path}", cfg.ema, key="ema")
     module, ours, aside = _fitting(weights, cfg)
     config = copy.deepcopy(module.config)
-    heads = config["backbone"]["heads"]
-    config["backbone"]["heads"] = {head: n for head, n in heads.items() if _has_head(ours, head)}
-    return StoredWeights(ours, aside, About(family_of(module.network).name, _OFFICIAL, _source(path), config))
+    if "heads" in config["backbone"]:  # of a choice of heads; other networks have the one that they have
+        known, there = config["backbone"]["heads"], heads_of(ours)
+        config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
+    chosen = (cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
+    return StoredWeights(ours, aside, About(family_of(module.network).name, chosen, _source(path), config))
+
+
+def heads_of(weights: Iterable[str]) -> list[str]:
+    """Return the names of the heads that weights (by our names) belong to."""
+    parts = (name.split(".") for name in weights)
+    return list(dict.fromkeys(part[1] for part in parts if part[0] == "heads"))
 
 
 def from_checkpoint(path: Path, ema: str | None) -> StoredWeights:
@@ -111,11 +121,7 @@ def _run_config(name: str, cfg: DictConfig) -> DictConfig:
     return run
 
 
-def _has_head(weights: Iterable[str], head: str) -> bool:
-    return any(name.startswith(f"heads.{head}.") for name in weights)
-
-
-def _family_name(network: ViT) -> str | None:
+def _family_name(network: nn.Module) -> str | None:
     try:
         return family_of(network).name
     except UserError:

@@ -1,7 +1,7 @@
 """Weights between formats: python -m pmf_lightning.convert in=pMF-B-16.pt out=pmf_b16
 
-Three kinds of source (official files of pMF and iMF, checkpoints of our training, folders that this command wrote) go
-to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
+Three kinds of source (official files of pMF, iMF and JiT, checkpoints of our training, folders that this command wrote)
+go to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from pmf_lightning import weights_folder
 from pmf_lightning.assemble import find_checkpoint, load_checkpoint
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.command import command
-from pmf_lightning.conversion import from_checkpoint, from_official, official_dict
+from pmf_lightning.conversion import from_checkpoint, from_official, heads_of, official_dict
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 from pmf_lightning.models.official import read_tensors
@@ -67,8 +67,6 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
     if not folder and not _is_checkpoint(contents):
         if to_file:
             raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
-        if cfg.ema is not None:
-            raise UserError(f"ema={cfg.ema}: an official file holds one set of weights; leave ema out")
         return from_official(contents, source, cfg)
     given = [key for key, sign in (("model", "name"), ("data", "data")) if cfg.get(sign) is not None]
     if given:
@@ -101,7 +99,7 @@ def _is_checkpoint(contents: object) -> bool:
 def main(cfg: DictConfig) -> None:
     """Convert what the command line names and say what lies where."""
     stored = convert(cfg)
-    about, heads = stored.about, list(stored.about.config["backbone"]["heads"])
+    about, heads = stored.about, heads_of(stored.network)
     count = sum(value.numel() for value in stored.network.values())
     print(f"{cfg.out}: weights {about.weights} of {about.config['name']}, {count:,} values, heads {', '.join(heads)}")
     if Path(str(cfg.out)).suffix in _FILES:

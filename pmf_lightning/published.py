@@ -21,6 +21,7 @@ class Published:
     gmacs: Number | None = None
     fid: Number | None = None
     inception_score: Number | None = None
+    evaluations: int = 1
     source: str | None = None
 
 

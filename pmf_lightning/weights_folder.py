@@ -24,10 +24,10 @@ class About:
     """What a folder's weights are; ``config.json`` holds these fields beside its format and version.
 
     Args:
-        family: "pMF" or "iMF" where the architecture is the official one, else None.
-        weights: the average that they are ("2000k", "raw"), or "official".
+        family: "pMF", "iMF" or "JiT" where the architecture is the official one, else None.
+        weights: the average that they are ("2000k", "raw"), or "official", or the set of JiT's file ("model_ema1").
         source: ``file``, the name of the file they come from, and its ``sha256``.
-        config: the resolved configuration; ``backbone.heads`` names the heads that the folder has weights of.
+        config: the resolved configuration; ``backbone.heads``, where it has that, names the heads that are there.
     """
 
     family: str | None
@@ -42,8 +42,8 @@ class StoredWeights:
 
     Args:
         network: the weights by our names, all that the network of ``about.config`` has.
-        aside: official names and values of what our network has no place for (iMF's final v layer without v-heads);
-            kept for the way back.
+        aside: official names and values of what our network has no place for (iMF's final v layer without v-heads,
+            JiT's table of positions); kept for the way back.
         about: what they are.
     """
 

@@ -8,6 +8,14 @@ BACKBONE = [
     "backbone.heads={u: 1, v: 1}",
     "backbone.bottleneck=8",
 ]
+JIT_BACKBONE = [*BACKBONE[:4], "backbone.context_start=0", BACKBONE[5]]  # of JiT's own network
+
+
+def backbone(model: str) -> list[str]:
+    """What shrinks the backbone of a preset."""
+    return JIT_BACKBONE if model.startswith("jit_") and model != "jit_tiny" else BACKBONE
+
+
 RUN = [
     *BACKBONE,
     "model=pmf_tiny",

@@ -129,7 +129,7 @@ def test_models_have_the_names_of_presets(family, model):
     assert (seen.model, seen.preset) == (model, preset(model))
     assert (seen.width, seen.blocks, seen.patch) == PAPER[family].models[model]
     assert (seen.channels, seen.classes) == (ours.channels, ours.classes)
-    assert seen.side == (ours.resolution if family == "pMF" else None)
+    assert seen.side == (None if family == "iMF" else ours.resolution)
 
 
 @pytest.mark.parametrize(

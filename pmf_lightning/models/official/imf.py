@@ -1,14 +1,20 @@
 """The PyTorch files of iMF (arXiv 2512.02012): iMF-B-2.pth and its kin."""
 
+from pmf_lightning.models.official.meanflow import NORM, RULES, STACKS, TABLE
 from pmf_lightning.models.official.names import Family
 
 IMF = Family(
     name="iMF",
-    rules=((r"patch_embedding\.patches\.", "x_embedder.proj."),),
+    rules=((r"patch_embedding\.patches\.", "x_embedder.proj."), *RULES),
     mark="x_embedder.proj.weight",
+    patches="x_embedder.proj.weight",
+    norm=NORM,
+    table=TABLE,
+    stacks=STACKS,
     flat_tokens=True,
     recomputed=frozenset(),
     keeps_v_layer=True,
+    head_v=True,
     models={
         "iMF-B/2": (768, 12, 2),
         "iMF-M/2": (768, 24, 2),

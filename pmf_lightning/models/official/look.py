@@ -59,22 +59,22 @@ def look(family: Family, weights: Mapping[str, Tensor]) -> Look:
         shape = weights[name].shape if name in weights else ()
         return shape[axis] if len(shape) == dimensions else None
 
-    patch = size(family.mark, 4, 2)
-    rows = size("y_embedder.embedding_table._flax_embedding.weight", 2, 0)
+    patch = size(family.patches, 4, 2)
+    rows = size(family.table, 2, 0)
     return Look(
         family=family,
-        width=size("u_final_layer.norm.weight", 1, 0),
-        blocks=_blocks(weights, "shared_blocks") + _blocks(weights, "u_heads") or None,
+        width=size(family.norm, 1, 0),
+        blocks=sum(_blocks(weights, stack) for stack in family.stacks) or None,
         patch=patch,
-        channels=size(family.mark, 4, 1),
+        channels=size(family.patches, 4, 1),
         side=_side(weights, patch),
         classes=rows - 1 if rows else None,
     )
 
 
-def _blocks(weights: Mapping[str, Tensor], where: str) -> int:
-    """Count blocks by their last q matrix, so that one weight too many or too few makes no other size."""
-    found = (re.fullmatch(rf"{where}\.(\d+)\.attn\.q_proj\._flax_linear\.weight", name) for name in weights)
+def _blocks(weights: Mapping[str, Tensor], stack: str) -> int:
+    """Count blocks by the last one of a weight, so that one weight too many or too few makes no other size."""
+    found = (re.fullmatch(stack, name) for name in weights)
     return max((1 + int(match[1]) for match in found if match), default=0)
 
 

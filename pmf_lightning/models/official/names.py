@@ -1,61 +1,53 @@
-"""How official weight names and shapes follow from ours: what the files of a family share."""
+"""How official weight names and shapes follow from ours: what a family's files are like."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-# Ours -> theirs, tried in order on the whole name, after the rules of the family.
-_SHARED = (
-    (r"conditions\.label\.tokens\.weight", "class_tokens"),
-    (r"conditions\.label\.table\.", "y_embedder.embedding_table._flax_embedding."),
-    (r"conditions\.h\.tokens\.weight", "time_tokens"),
-    (r"conditions\.(\w+)\.tokens\.weight", r"\1_tokens"),
-    (r"conditions\.t_min\.", "cfg_t_start_embedder."),
-    (r"conditions\.t_max\.", "cfg_t_end_embedder."),
-    (r"conditions\.(\w+)\.", r"\1_embedder."),
-    (r"mlp_in\.", "mlp.0._flax_linear."),
-    (r"mlp_out\.", "mlp.2._flax_linear."),
-    (r"heads\.(\w)\.blocks\.", r"\1_heads."),
-    (r"heads\.(\w)\.norm\.", r"\1_final_layer.norm."),
-    (r"heads\.(\w)\.out\.", r"\1_final_layer.linear._flax_linear."),
-    (r"trunk\.", "shared_blocks."),
-    (r"attention_norm\.", "norm1."),
-    (r"mlp_norm\.", "norm2."),
-    (r"attention_gate\.weight", "attn_scale"),
-    (r"mlp_gate\.weight", "mlp_scale"),
-    (r"attention\.(q|k)_norm\.", r"attn.\1_norm."),
-    (r"attention\.(q|k|v|out)\.", r"attn.\1_proj._flax_linear."),
-    (r"\.mlp\.(w\d)\.", r".mlp.\1._flax_linear."),
-)
+
+def _nothing(network: nn.Module) -> dict[str, Tensor]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """The official files of one family of models.
+    """The official files of one family of models. Official names are without the prefix ``net.``.
 
     Args:
         name: as the paper writes it.
-        rules: pairs (pattern of our name, official name) of what the families do not share.
-        mark: the official name of the patch convolution, by which the family is recognised.
+        rules: pairs (pattern of our name, official name), tried in order on the whole name.
+        mark: the official name by which the family is recognised.
+        patches: the official name of the first patch convolution.
+        norm: the official name of a vector as long as the width.
+        table: the official name of the class table.
+        stacks: a pattern for each stack of blocks on the way to u, of one weight of every block, its number in group 1.
         flat_tokens: learned tokens are [n, width]; ours are [1, n, width].
-        recomputed: official buffers that hold no learned value.
+        recomputed: official buffers that hold no learned value and are not looked at.
+        fixed: what the files of a network hold that is not learned, by official name; the file's must be the same.
         keeps_v_layer: files without v-heads still hold the final layer behind them.
+        head_v: files of training hold a head v, which those for sampling lack.
         models: (width, blocks on the way to u, patch) of each size of the papers, and of its presets at other patches.
     """
 
     name: str
     rules: tuple[tuple[str, str], ...]
     mark: str
+    patches: str
+    norm: str
+    table: str
+    stacks: tuple[str, ...]
     flat_tokens: bool
     recomputed: frozenset[str]
     keeps_v_layer: bool
+    head_v: bool
     models: Mapping[str, tuple[int, int, int]]
+    fixed: Callable[[nn.Module], dict[str, Tensor]] = _nothing
 
     def official_name(self, name: str) -> str:
         """Return the name that official files give to our weight ``name``, without the prefix ``net.``."""
-        for ours, theirs in (*self.rules, *_SHARED):
+        for ours, theirs in self.rules:
             name = re.sub(ours, theirs, name)
         return name
 

@@ -1,5 +1,6 @@
 """The PyTorch files of pMF (arXiv 2601.22158): pMF-B-16.pt and its kin."""
 
+from pmf_lightning.models.official.meanflow import NORM, RULES, STACKS, TABLE
 from pmf_lightning.models.official.names import Family
 
 PMF = Family(
@@ -8,11 +9,17 @@ PMF = Family(
         (r"patch_embedding\.patches\.", "x_embedder.proj1."),
         (r"patch_embedding\.expand\.", "x_embedder.proj2."),
         (r"positions\.weight", "pos_embed"),
+        *RULES,
     ),
     mark="x_embedder.proj1.weight",
+    patches="x_embedder.proj1.weight",
+    norm=NORM,
+    table=TABLE,
+    stacks=STACKS,
     flat_tokens=False,
     recomputed=frozenset({"rope_freqs"}),
     keeps_v_layer=False,
+    head_v=True,
     models={
         "pMF-B/4": (768, 16, 4),
         "pMF-B/16": (768, 16, 16),

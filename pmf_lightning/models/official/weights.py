@@ -1,4 +1,4 @@
-"""Official weights into our backbone and out of it: names are mapped, and nothing is skipped in silence."""
+"""Official weights into our backbones and out of it: names are mapped, and nothing is skipped in silence."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,15 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.models.drifting_vit import DriftingViT
+from pmf_lightning.models.jit_vit import JiTViT
+from pmf_lightning.models.official.drifting import generator_tensors, load_official_generator
 from pmf_lightning.models.official.imf import IMF
+from pmf_lightning.models.official.jit import JIT
 from pmf_lightning.models.official.look import Look, look
 from pmf_lightning.models.official.names import Family
 from pmf_lightning.models.official.pmf import PMF
+from pmf_lightning.models.official.reading import PREFIX, read_official
 from pmf_lightning.models.vit import ViT
 
-FAMILIES = (PMF, IMF)
-PREFIX = "net."  # of every name in the released files
+FAMILIES = (PMF, IMF, JIT)
 _MOST_LISTED = 6  # names of one kind of problem in an error
+_SAME = 0.01  # how far fixed values may be from ours: bfloat16 is off by 0.004
 
 
 def official_name(name: str, family: Family = PMF) -> str:
@@ -23,9 +28,15 @@ def official_name(name: str, family: Family = PMF) -> str:
     return family.official_name(name)
 
 
-def family_of(network: ViT) -> Family:
+def family_of(network: nn.Module) -> Family:
     """Return the family whose official architecture ``network`` has; UserError where it has none's."""
+    if not isinstance(network, ViT | JiTViT):
+        raise UserError(f"no official weights have the architecture of {type(network).__name__}: give a ViT or JiTViT")
     bottleneck = not isinstance(network.patch_embedding.expand, nn.Identity)
+    if isinstance(network, JiTViT):
+        if bottleneck and network.context is not None:
+            return JIT
+        raise UserError("no official weights have this architecture: JiT's has a bottleneck and class tokens (context)")
     parts = (bottleneck, network.positions is not None, network.rope)
     for family, theirs in ((PMF, (True, True, "patches")), (IMF, (False, False, "sequence"))):
         if parts == theirs:
@@ -38,81 +49,77 @@ def family_of(network: ViT) -> Family:
     )
 
 
-def load_official(state_dict_or_path: Mapping[str, Tensor] | str | Path, network: ViT) -> ViT:
-    """Load official weights of pMF or iMF into ``network`` in place and return it.
+def load_official(
+    state_dict_or_path: Mapping[str, object] | str | Path, network: nn.Module, weights: str | None = None
+) -> nn.Module:
+    """Load official weights of pMF, iMF, JiT or drifting's generator into ``network`` in place and return it.
 
     Takes a flat state dict, or the path of a .pt or .pth file (read without executing pickled code); ``translate``
-    says what may be absent. A head v whose weights the file lacks keeps the values that it had.
+    says what may be absent. A head v whose weights the file lacks keeps the values that it had. A checkpoint of JiT's
+    training holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Drifting's files are the
+    .msgpack of flax, or the folder that holds it; given as a state dict, their names are joined with "/".
 
     Raises UserError where the file is no weights file, is of another family or size (named, with the model that it
     fits), lacks a weight, or holds one that the network does not know or that has another shape.
     """
-    ours, _ = translate(read_official(state_dict_or_path), network)
+    if isinstance(network, DriftingViT):
+        return _load_generator(state_dict_or_path, network, weights)
+    ours, _ = translate(read_official(state_dict_or_path, weights), network)
     network.load_state_dict(ours, strict=False)
     return network
 
 
-def read_official(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    """Return official weights by their names without the prefix ``net.``; a file is mapped into memory, not copied.
-
-    Raises UserError for a file that is absent, cannot be read as plain tensors, or is no flat dictionary of them.
-    """
-    if isinstance(source, Mapping):
-        return bare(source, "official weights")
-    return bare(read_tensors(source), f"official weights {source}")
-
-
-def bare(contents: object, name: str) -> dict[str, Tensor]:
-    """Return the contents of an official file without the prefix ``net.``; UserError, naming ``name``, for others."""
-    if not isinstance(contents, Mapping) or not all(isinstance(value, Tensor) for value in contents.values()):
-        raise UserError(f"{name} are not a flat dictionary of tensors; give a pMF or iMF file")
-    return {key.removeprefix(PREFIX): value for key, value in contents.items()}
-
-
-def read_tensors(path: str | Path) -> object:
-    """Read a file of torch.save without executing pickled code, on the CPU; UserError where that is impossible."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"official weights {path} do not exist; give the path of a pMF-*.pt or iMF-*.pth file")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); is it a .pt file?") from error
+def _load_generator(
+    state_dict_or_path: Mapping[str, object] | str | Path, network: DriftingViT, weights: str | None
+) -> DriftingViT:
+    if weights is not None:
+        raise UserError(f"weights={weights}: official weights of drifting hold one set of weights; leave weights out")
+    if not isinstance(state_dict_or_path, Mapping):
+        return load_official_generator(state_dict_or_path, network)
+    network.load_state_dict(generator_tensors(state_dict_or_path, network))
+    return network
 
 
 def recognise(weights: Mapping[str, Tensor]) -> Look:
     """Return family and sizes of official weights (names without ``net.``); UserError where they are of no family."""
-    for family in FAMILIES:
+    for family in reversed(FAMILIES):  # pMF's mark is in JiT's files too
         if family.mark in weights:
             return look(family, weights)
     marks = " nor ".join(f"{family.mark} ({family.name})" for family in FAMILIES)
-    raise UserError(f"these are no official weights of pMF or iMF: they hold neither {marks}")
+    raise UserError(f"these are no official weights of pMF, iMF or JiT: they hold neither {marks}")
 
 
-def translate(weights: Mapping[str, Tensor], network: ViT) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return official weights under our names and shapes, and those that ``network`` has no use for.
 
     The v-heads serve training alone and are absent in the released files. Where the file has none, or the network has
     no head v, nothing of v is taken: also not the final v layer that iMF's files keep, meaningless without its blocks.
-    Part of a head v is never taken. RoPE buffers are recomputed and appear nowhere.
+    Part of a head v is never taken. RoPE buffers are recomputed and appear nowhere. JiT's table of positions is fixed:
+    it must be there, be ours, and has no use.
 
-    Raises UserError as ``load_official`` does. Values are not looked at: meta tensors will do.
+    Raises UserError as ``load_official`` does. Other values are not looked at: meta tensors will do.
     """
     ours, seen = family_of(network), recognise(weights)
     weights = {key: value for key, value in weights.items() if key not in seen.family.recomputed}
-    state = network.state_dict()
+    state, fixed = network.state_dict(), ours.fixed(network)
     names = {ours.official_name(name): name for name in state}
-    expected = {key: ours.to_official(name, state[name]) for key, name in names.items()}
+    expected = {key: ours.to_official(name, state[name]) for key, name in names.items()} | fixed
     wanted = look(ours, expected)
     if seen.differs(wanted):
         raise UserError(_another(seen, wanted))
-    weights, expected, unused = _without_half_heads(weights, expected)
+    unused: dict[str, Tensor] = {}
+    if ours.head_v:
+        weights, expected, unused = _without_half_heads(weights, expected)
     _check(weights, expected, ours)
-    return {names[key]: ours.from_official(names[key], value) for key, value in weights.items()}, unused
+    for key, value in fixed.items():
+        _check_fixed(key, weights[key], value)
+        unused[key] = weights[key]
+    learned = {names[key]: value for key, value in weights.items() if key in names}
+    return {name: ours.from_official(name, value) for name, value in learned.items()}, unused
 
 
 def official_weights(
-    network: ViT,
+    network: nn.Module,
     prefix: str = PREFIX,
     inference: bool = False,
     weights: Mapping[str, Tensor] | None = None,
@@ -128,10 +135,12 @@ def official_weights(
         weights: values by our names to write instead of the network's own, such as an average's.
         aside: official weights that ``translate`` found no use for, to write too.
 
-    pMF's RoPE buffer is not written: the official code recomputes it. Raises UserError as ``family_of`` does.
+    pMF's RoPE buffer is not written: the official code recomputes it. JiT's table of positions is, from ``aside`` or as
+    we compute it. Raises UserError as ``family_of`` does.
     """
     family = family_of(network)
     weights = official_tensors(network, network.state_dict() if weights is None else weights)
+    weights |= {name: value.to(weights[family.mark]) for name, value in family.fixed(network).items()}
     if family.keeps_v_layer and "v" not in network.heads:
         weights |= _fresh_v_layer(weights)
     weights |= aside or {}
@@ -141,7 +150,7 @@ def official_weights(
     return {f"{prefix}{name}": value for name, value in weights.items()}
 
 
-def official_tensors(network: ViT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def official_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``tensors`` (weights or gradients, by our weight names) under official names and in official shapes."""
     family = family_of(network)
     return {family.official_name(name): family.to_official(name, value) for name, value in tensors.items()}
@@ -197,6 +206,15 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family
         )
 
 
+def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
+    """Raise UserError where a file's fixed values are not those that we compute."""
+    apart = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
+    if not apart <= _SAME:
+        raise UserError(
+            f"{name} holds other values than this network's (up to {apart:.3g} away); take an official file"
+        )
+
+
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     return ", ".join(names[:_MOST_LISTED]) + more
@@ -207,9 +225,3 @@ def _another(seen: Look, wanted: Look) -> str:
     if seen.preset and seen.preset == wanted.preset:
         remedy += " with data of the file's size, channels and classes"
     return f"this file looks like {seen}, the network is {wanted}; {remedy}, or another file"
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether torch can map the file: its own format since 1.6."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

@@ -1,0 +1,140 @@
+"""JiT's own network (arXiv 2511.13720, official code): adaLN-zero, and class tokens that join midway.
+
+Beside the shared backbone of vit.py it differs in how conditions enter: time and class as one vector that modulates
+every block, and the class again as tokens in front of the patches from block ``context_start`` on.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pmf_lightning.models.adaln import SITES, AdaBlock, Dense, Keys, LabelVector, Modulation, ScalarVector, Vector
+from pmf_lightning.models.embedders import Learned, PatchEmbedding
+from pmf_lightning.models.layers import AttentionKind, RMSNorm, Tokens
+from pmf_lightning.models.rope import rotation_2d
+from pmf_lightning.models.sincos import sincos_2d
+from pmf_lightning.precision import Number
+
+STD = 0.02  # of the class table, the time's MLP and the positions of the class tokens, at the start
+
+
+class FinalLayer(nn.Module):
+    """Tokens to pixels: RMSNorm, shift and scale from c, Linear from zero, unpatchify. ``blocks`` are none."""
+
+    def __init__(self, width: int, patch: int, channels: int, grid: int):
+        super().__init__()
+        self.patch, self.channels, self.grid = patch, channels, grid
+        self.blocks = nn.ModuleList()
+        self.norm = RMSNorm(width)
+        self.modulation = Modulation(width, parts=2)
+        self.out = Dense(width, patch * patch * channels, std=0)
+
+    def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "b c h w"]:
+        """Map patch tokens to a field; the channels of a patch are in the order (row, column, colour)."""
+        shift, scale = self.modulation(c)
+        x = self.out(self.norm(x) * (1 + scale) + shift)
+        x = x.unflatten(2, (self.patch, self.patch, self.channels)).unflatten(1, (self.grid, self.grid))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class JiTViT(nn.Module):
+    """Vision transformer of JiT: one trunk of adaLN-zero blocks, one head "u".
+
+    Args:
+        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
+        width, attention_heads, mlp_hidden: sizes of every block; trunk: how many blocks.
+        classes: labels; label ``classes`` means none.
+        bottleneck: channels between the two patch convolutions, of which the first has no bias; None: one convolution.
+        context: class tokens in front of the patches; context_start: the first block that sees them.
+        dropout: after the projection of attention and inside the SwiGLU, in the middle half of the blocks;
+            attention_dropout: of attention weights, in the same blocks.
+        rope_theta: base of the rotary frequencies, by row and column; class tokens are not turned.
+        attention: "plain" or "fused", where the caller does not say.
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        patch: int,
+        width: int,
+        attention_heads: int,
+        mlp_hidden: int,
+        trunk: int,
+        classes: int,
+        bottleneck: int | None,
+        context: int,
+        context_start: int,
+        dropout: Number,
+        attention_dropout: Number,
+        rope_theta: Number,
+        attention: AttentionKind,
+    ):
+        super().__init__()
+        if resolution % patch:
+            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
+        if width % attention_heads or (width // attention_heads) % 4:
+            raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
+        if not 0 <= context_start < trunk:
+            raise ValueError(f"context_start {context_start} is no block of {trunk}: give 0 to {trunk - 1}")
+        for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} {rate} is not in [0, 1)")
+        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
+        self.grid, self.head_dim, self.width = resolution // patch, width // attention_heads, width
+        self.rope_theta, self.attention = rope_theta, attention
+        self.prefix, self.context_start = context, context_start
+
+        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck, patch_bias=bottleneck is None)
+        self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "t": ScalarVector(width, STD)})
+        self.context = Learned(context, width, STD) if context else None
+        middle = range(trunk // 4, 3 * (trunk // 4))
+
+        def block(i: int) -> AdaBlock:
+            rates = (dropout, attention_dropout) if i in middle else (0, 0)
+            return AdaBlock(width, attention_heads, mlp_hidden, i * SITES, *rates)
+
+        self.trunk = nn.ModuleList(block(i) for i in range(trunk))
+        self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})
+
+    @property
+    def tokens(self) -> int:
+        """Class tokens and patches, as the last block sees them."""
+        return self.prefix + self.grid**2
+
+    def forward(
+        self,
+        image: Float[Tensor, "b c h w"],
+        conditions: Mapping[str, Tensor],
+        heads: Iterable[str] | None = None,
+        attention: AttentionKind | None = None,
+    ) -> dict[str, Float[Tensor, "b c h w"]]:
+        """Return the field of head "u", the only one.
+
+        ``conditions`` has "label" and "t"; with keys "dropout", an integer per row, activations are dropped, without
+        them they are not, in training mode or not. Other names are ignored.
+        """
+        label = self.conditions["label"](conditions["label"])
+        # Our t is the share of noise, that of the official network the share of data.
+        c = self.conditions["t"](1 - conditions["t"]) + label
+        x = self.patch_embedding(image)
+        like = self.patch_embedding.patches.weight
+        x = x + sincos_2d(self.grid, self.width, like).to(like.dtype)
+        x = self._trunk(x, c, label, attention or self.attention, conditions.get("dropout"))
+        return {name: self.heads[name](x, c) for name in (heads or self.heads)}
+
+    def _trunk(self, x: Tokens, c: Vector, label: Vector, kind: AttentionKind, keys: Keys) -> Tokens:
+        """Run the blocks, the class tokens among the patches from ``context_start`` on; return the patches."""
+        like, patches = self.patch_embedding.patches.weight, x.shape[1]
+        rotate = rotation_2d(0, self.grid, self.head_dim, self.rope_theta, like)
+        for i, block in enumerate(self.trunk):
+            if i == self.context_start and self.context is not None:
+                x = torch.cat((label[:, None] + self.context.weight, x), dim=1)
+                rotate = rotation_2d(self.prefix, self.grid, self.head_dim, self.rope_theta, like)
+            x = block(x, c, rotate, kind, keys)
+        return x[:, -patches:]
