@@ -34,7 +34,8 @@ def objective(cfg: DictConfig) -> None:
     """Check that the model sets the numbers of its objective, all of them and no others; raises UserError."""
     kind = get_class(cfg.objective["_target_"])
     known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
-    problems = {"does not know": sorted(given - known), "misses": sorted(known - given)}
+    streams = {"queues", "drift_features"} if getattr(kind, "coupled", False) else set()
+    problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
     listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
     if listed:
         raise UserError(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pmf_lightning.command import command
 from pmf_lightning.config import choices, compose
 from pmf_lightning.costs.facts import Facts, find_facts
+from pmf_lightning.costs.spaces import NoFlowError
 from pmf_lightning.costs.tables import all_models, one_model
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.published import published
@@ -31,12 +32,17 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
         return [find_facts(cfg)]
     if chosen := [override for override in overrides if override.startswith("model=")]:
         raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
-    return [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
+    found = [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
+    return [facts for facts in found if facts is not None]
 
 
-def _preset(name: str, overrides: Sequence[str]) -> Facts:
+def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
+    """Return the facts of a preset; None, said on stderr, where its objective is of a kind without them."""
     try:
         return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
+    except NoFlowError as error:
+        print(f"left out: model={name} ({error})", file=sys.stderr)
+        return None
     except UserError as error:
         raise UserError(f"model={name}: {error}") from error
 

@@ -8,12 +8,15 @@ BACKBONE = [
     "backbone.heads={u: 1, v: 1}",
     "backbone.bottleneck=8",
 ]
-JIT_BACKBONE = [*BACKBONE[:4], "backbone.context_start=0", BACKBONE[5]]  # of JiT's own network
 
 
 def backbone(model: str) -> list[str]:
-    """What shrinks the backbone of a preset."""
-    return JIT_BACKBONE if model.startswith("jit_") and model != "jit_tiny" else BACKBONE
+    """What shrinks the backbone of a preset: the shared one, or the own networks of JiT, drifting and its encoders."""
+    if model.startswith("mae_"):
+        return ["backbone.base_channels=32", "backbone.blocks=[1, 1, 1, 1]"]
+    if model.endswith(("_tiny", "_digits")) or model[:3] in ("pmf", "imf"):
+        return BACKBONE
+    return [*BACKBONE[:4], *(["backbone.context_start=0", BACKBONE[5]] if model.startswith("jit_") else [])]
 
 
 RUN = [

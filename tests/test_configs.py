@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from omegaconf import OmegaConf
-from shrunk import BACKBONE
+from shrunk import BACKBONE, backbone
 
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import CONF, choices
@@ -14,8 +14,12 @@ from pmf_lightning.train import train
 
 VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
 NATIVE = {
-    **{"pmf_b4": 64, "pmf_b64": 1024, "pmf_tiny": 32, "pmf_digits": 32},
+    **{"pmf_b4": 64, "pmf_b64": 1024, "jit_b64": 1024, "pmf_digits": 32, "imf_digits": 32},
+    **{f"{kind}_tiny": 32 for kind in ("pmf", "jit", "drifting", "mae")},
+    **{"mae_r256": 256, "mae_r640": 256},
+    **{f"drifting_{size}{patch}": 16 * patch for size in "bl" for patch in (2, 16)},
     **{f"pmf_{size}{patch}": 16 * patch for size in "blh" for patch in (16, 32)},
+    **{f"jit_{size}{patch}": 16 * patch for size in "blhg" for patch in (16, 32)},
     **{f"imf_{size}{patch}": 16 * patch for size in ("b", "m", "l", "xl") for patch in (2, 16)},
 }
 
@@ -26,14 +30,24 @@ def _build_on_meta(cfg):
 
 
 # Sizes of one kind differ in numbers of the backbone alone: one of each kind meets all data, the others their own.
-KINDS = ("pmf_digits", "pmf_tiny", "pmf_b4", "pmf_b16", "pmf_b32", "pmf_b64", "imf_b2", "imf_b16")
+KINDS = (
+    "pmf_digits",
+    "pmf_b16",
+    "pmf_b64",
+    "imf_b2",
+    "jit_tiny",
+    "jit_b32",
+    "drifting_tiny",
+    "drifting_b16",
+    "mae_r256",
+)
 OTHERS = [(model, published()[model].data) for model in choices("model") if model not in KINDS]
 
 
 @pytest.mark.parametrize("names", [*product(KINDS, choices("data")), *OTHERS], ids="-".join)
 def test_model_on_data_composes_or_is_refused(names, tmp_path):
     model, data = names
-    overrides = [f"model={model}", f"data={data}", *BACKBONE]
+    overrides = [f"model={model}", f"data={data}", *backbone(model)]
     if data == "folder":
         for name in "ab":
             (tmp_path / name).mkdir()
@@ -44,33 +58,63 @@ def test_model_on_data_composes_or_is_refused(names, tmp_path):
             _build_on_meta(cfg)
     else:
         module = _build_on_meta(cfg)
-        assert module.network.grid == cfg.data.resolution // cfg.backbone.patch
+        grid = cfg.data.resolution // cfg.backbone.patch
+        assert getattr(module.network, "grid", grid) == grid  # an autoencoder has none
         assert module.network.classes == cfg.data.classes
+
+
+MADE_FOR = {"jit": "jit", "drifting": "drifting", "masked_autoencoder": "mae"}  # the other objectives: pMF's and iMF's
 
 
 @pytest.mark.parametrize(
     "names",
-    [(m, g, name) for m in ("pmf_b16", "pmf_digits", "imf_b16") for g in VARIANTS for name in choices(g)],
+    [(m, g, name) for m in ("pmf_b16", "pmf_digits", "imf_b16", "jit_b16") for g in VARIANTS for name in choices(g)],
     ids="-".join,
 )
 def test_variant_composes_or_is_refused(names):
     model, group, name = names
-    cfg = compose([f"model={model}", f"data.resolution={NATIVE[model]}", f"{group}={name}", *BACKBONE])
-    if cfg.objective.prediction == "u" and cfg.objective.preconditioner is not None:
+    overrides = [f"model={model}", f"data.resolution={NATIVE[model]}", f"{group}={name}", *backbone(model)]
+    if model == "jit_b16" and group not in ("objective", "optimizer"):
+        with pytest.raises(UserError, match=f"Could not override '{group}'"):  # JiT has no such part
+            compose(overrides)
+        return
+    cfg = compose(overrides)
+    if group == "objective" and model[:3] not in MADE_FOR.get(name, "pmf imf"):
+        with pytest.raises(UserError, match=r"objective: \w+ (does not know|misses) .* a model that is made for"):
+            _build_on_meta(cfg)
+    elif cfg.objective.prediction == "u" and cfg.objective.preconditioner is not None:
         with pytest.raises(UserError, match="objective: prediction=u: a pre-conditioner makes images"):
             _build_on_meta(cfg)
     else:
         objective = _build_on_meta(cfg).objective
-        assert (objective.perceptual.keys(), objective.prediction) == (cfg.features.keys(), cfg.objective.prediction)
+        assert objective.prediction == cfg.objective.prediction
+        if model != "jit_b16":
+            assert objective.perceptual.keys() == cfg.features.keys()
 
 
-@pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "toys"))
+@pytest.mark.parametrize("backbone", ["vit_b", "jit_b", "imf_b"])
+@pytest.mark.parametrize(("prediction", "loss"), [*product(("x", "eps", "v"), repeat=2)])
+def test_jit_on_any_backbone(backbone, prediction, loss):
+    sizes = [*BACKBONE[:3], "backbone.trunk=2", *["backbone.context_start=1"] * (backbone == "jit_b")]
+    kinds = [f"objective.prediction={prediction}", f"objective.loss={loss}"]
+    cfg = compose(["model=jit_b16", "data=imagenet256", f"backbone={backbone}", *kinds, *sizes])
+    module = _build_on_meta(cfg)
+    assert list(module.network.heads) == ["u"]
+    assert set(module.network.conditions) == {"label", "t"}
+    assert (module.objective.prediction, module.objective.loss) == (prediction, loss)
+
+
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe"}  # recipes come with their models
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
 def test_every_choice_composes(group):
-    extra = {"backbone": ["backbone.patch=8"], "experiment": []}.get(group, [])
+    extra = {"backbone": ["backbone.patch=8"], "drift_features": ["model=drifting_tiny"]}.get(group, [])
     for name in choices(group):
-        if (group, name) in {("data", "folder"), ("backbone", "vit")}:
-            continue  # one needs a root, the other is what all sizes share
-        config = OmegaConf.to_container(compose([f"{group}={name}", *extra]), resolve=True)
+        if (group, name) == ("data", "folder") or (group == "backbone" and name in ("vit", "drifting", "mae")):
+            continue  # one needs a root, the others are what all sizes share
+        own = ["model=drifting_tiny"] if group == "backbone" and name.startswith("drifting") else []
+        config = OmegaConf.to_container(compose([f"{group}={name}", *extra, *own]), resolve=True)
         assert config["batch"] > 0
 
 
@@ -78,7 +122,7 @@ def test_every_choice_composes(group):
 def test_experiment_takes_a_step(name, tmp_path):
     header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert any("python -m pmf_lightning.train" in line for line in header[:3]), "the header gives the command"
-    overrides = [f"experiment={name}", *BACKBONE, "steps=1", "batch=8", "metrics=none", f"run_dir={tmp_path / 'run'}"]
+    overrides = [f"experiment={name}", *BACKBONE, "steps=1", "batch=16", "metrics=none", f"run_dir={tmp_path / 'run'}"]
     summary = train(compose(overrides))
     assert summary["steps"] == 1
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
@@ -89,7 +133,9 @@ def test_noise_scale_follows_the_resolution(model):
     native = NATIVE[model]
     data = ["data=digits", "data.channels=3"]
     at = {size: compose([f"model={model}", *data, f"data.resolution={size}"]) for size in (native, 2 * native)}
-    if model in ("pmf_tiny", "pmf_digits") or model.startswith("imf"):
+    if model.startswith("mae"):
+        assert "noise_scale" not in at[native].objective
+    elif model in ("pmf_tiny", "pmf_digits", "jit_tiny") or model.startswith(("imf", "drifting")):
         assert at[native].objective.noise_scale == at[2 * native].objective.noise_scale
     else:
         assert at[2 * native].objective.noise_scale == 2 * at[native].objective.noise_scale

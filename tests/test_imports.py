@@ -12,7 +12,10 @@ import pmf_lightning
 
 PACKAGE = Path(pmf_lightning.__file__).parent
 FRAMEWORKS = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
-PURE = ("diagnostics", "fields", "draws", "sampling", "precision", "objectives", "models", "optim", "perceptual")
+PURE = (
+    *("diagnostics", "fields", "draws", "ode", "sampling", "precision", "objectives", "models", "optim", "perceptual"),
+    "drift_features",
+)
 # Room -> the only rooms of ours that it may import.
 ALLOWED = {
     "diagnostics": set(),
@@ -20,12 +23,17 @@ ALLOWED = {
     "draws": set(),
     "fields": {"precision"},
     "precision": set(),
-    "sampling": {"draws", "fields", "precision"},
+    "ode": {"fields"},
+    "sampling": {"draws", "fields", "ode", "precision"},
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
     "weights_folder": {"cache", "errors"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
+    "drift_features": {
+        *{"drift_features", "cache", "data", "draws", "errors", "metrics", "models", "objectives", "perceptual"},
+        "precision",
+    },
 }
 FORBIDDEN = {
     "data": {"objectives", "models", "module", "sampling", "callbacks", "train"},

@@ -13,14 +13,16 @@ from shrunk import BACKBONE
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
-from pmf_lightning import Batch, UserError, build, compose
+from pmf_lightning import Batch, DriftingBatch, JiT, UserError, build, compose
 from pmf_lightning.config import choices
 from pmf_lightning.costs import block_forwards, spaces
+from pmf_lightning.costs.block_forwards import BlockForwards
 from pmf_lightning.costs.facts import find_facts
 from pmf_lightning.costs.live_bytes import LiveBytes, peak_bytes
 from pmf_lightning.costs.step_memory import step_memory
 from pmf_lightning.costs.tables import all_models, number, percent
 from pmf_lightning.draws import Shard
+from pmf_lightning.drift_features.frozen import DriftFeatures
 from pmf_lightning.info import info
 from pmf_lightning.info import main as info_main
 from pmf_lightning.models.layers import Block
@@ -42,11 +44,29 @@ PAPERS = {
     "imf_m2": ("imagenet256_latents", 173_908_240, 230_570_016, 174, None, 2.27, 257.7),
     "imf_l2": ("imagenet256_latents", 409_054_224, 509_752_352, 409, 116.4, 1.86, 276.6),
     "imf_xl2": ("imagenet256_latents", 610_415_632, 711_113_760, 610, 174.6, 1.72, 282.0),
+    "jit_b16": ("imagenet256", 131_123_712, 131_123_712, 131, 25, 3.66, 275.1),
+    "jit_b32": ("imagenet512", 133_190_400, 133_190_400, 133, 26, 4.02, 271.0),
+    "jit_b64": ("imagenet1024", 141_457_152, 141_457_152, 141, 30, 4.82, None),
+    "jit_l16": ("imagenet256", 458_877_664, 458_877_664, 459, 88, 2.36, 298.5),
+    "jit_l32": ("imagenet512", 461_534_176, 461_534_176, 462, 89, 2.53, 299.9),
+    "jit_h16": ("imagenet256", 952_514_368, 952_514_368, 953, 182, 1.86, 303.4),
+    "jit_h32": ("imagenet512", 956_055_616, 956_055_616, 956, 183, 1.94, 309.1),
+    "jit_g16": ("imagenet256", 2_007_130_000, 2_007_130_000, 2000, 383, 1.82, 292.6),
+    "jit_g32": ("imagenet512", 2_011_555_984, 2_011_555_984, 2000, 384, 1.78, 306.8),
+    "drifting_b16": ("imagenet256", 133_864_704, 133_864_704, 134, None, 1.76, 299.7),
+    "drifting_l16": ("imagenet256", 464_450_304, 464_450_304, 464, 87, 1.61, 307.5),
+    "drifting_b2": ("imagenet256_latents", 132_708_880, 132_708_880, 133, None, 1.75, 263.2),
+    "drifting_l2": ("imagenet256_latents", 462_909_456, 462_909_456, 463, None, 1.54, 258.9),
 }
+SOURCES = {"pmf": "2601.22158", "imf": "2512.02012", "jit": "2511.13720", "dri": "2602.04770"}
 BLOCK = 7_081_088  # parameters of a block of size B
 RELEASED = {"imf_b2": 88_948_256, "imf_m2": 173_921_312, "imf_l2": 409_071_648, "imf_xl2": 610_433_056}
 SOME = ["imf_xl2", "pmf_h16", "pmf_tiny"]
 TINY = ["model=pmf_tiny", "data=digits", "batch=16"]
+OWN = [  # of drifting's own network
+    *("backbone.patch=8", "backbone.context=3", "backbone.width=32", "backbone.attention_heads=2"),
+    *("backbone.mlp_hidden=48", "backbone.trunk=2"),
+]
 
 
 @pytest.fixture
@@ -82,7 +102,8 @@ def test_published_numbers_are_the_papers():
         paper = published()[model]
         numbers = (paper.parameters, paper.training_parameters, paper.paper_parameters_m, paper.gmacs)
         assert (paper.data, *numbers, paper.fid, paper.inception_score) == row, model
-        assert ("2601.22158" if model.startswith("pmf") else "2512.02012") in paper.source
+        assert SOURCES[model[:3]] in paper.source
+        assert paper.evaluations == (198 if model.startswith("jit") else 1)
         assert paper.released_parameters == RELEASED.get(model)
 
 
@@ -121,10 +142,47 @@ def test_released_file_keeps_the_last_layer_of_the_v_head(model):
     ],
 )
 def test_spaces_in_letters(overrides, conversion, target, velocity):
-    chosen = build(compose([*TINY, "perceptual=none", *overrides]), empty=True).objective
-    assert spaces.conversion(chosen) == conversion
-    assert spaces.target(chosen) == target
-    assert velocity in spaces.velocity(chosen)
+    told = spaces.describe(build(compose([*TINY, "perceptual=none", *overrides]), empty=True).objective)
+    assert (told.conversion, told.target) == (conversion, target)
+    assert told.compared == f"the guided velocity of v_t = {target}"
+    assert velocity in told.velocity
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "conversion", "target"),
+    [
+        ("x", "v", "x -> v = (z - x) / clip(t, 0.1, 1)", "x = x -> v = (z - x) / clip(t, 0.1, 1)"),
+        (
+            "eps",
+            "x",
+            "eps -> x = (z - t eps) / clip(1 - t, 0.1, 1)",
+            "eps = e -> x = (z - t eps) / clip(1 - t, 0.1, 1)",
+        ),
+        ("v", "v", "v", "v = e - x"),
+    ],
+)
+def test_spaces_of_jit_in_letters(given, wanted, conversion, target):
+    told = spaces.describe(JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_drop=0.1, t_clip=0.1))
+    assert (told.conversion, told.target) == (conversion, target)
+    assert told.compared.startswith(f"{wanted} of the data")
+    assert "label drop alone" in told.velocity
+
+
+def test_objectives_without_spaces_are_left_out_of_all(presets, monkeypatch, capsys):
+    with pytest.raises(
+        spaces.NoFlowError, match="objective object: info describes PixelMeanFlow, JiT, Drifting; choose"
+    ):
+        spaces.describe(object())
+
+    def find(cfg):
+        return spaces.describe(None) if cfg.name == "pmf_b4" else presets[cfg.name]
+
+    monkeypatch.setattr("pmf_lightning.info.find_facts", find)
+    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: ["pmf_tiny", "pmf_b4"])
+    assert info(["every_model=true"]) == [presets["pmf_tiny"]]
+    assert "left out: model=pmf_b4 (objective NoneType" in capsys.readouterr().err
+    with pytest.raises(spaces.NoFlowError):
+        info(["model=pmf_b4"])
 
 
 # Block-forwards
@@ -190,6 +248,22 @@ def test_block_forwards_of_the_paper_and_the_official_code():
     assert 94 < ours.total < 104
     again = block_forwards.count(module.network, replace(module.objective, derivative="two_pass"), images=1024)
     assert again == replace(ours, tangent=16.0)
+
+
+@pytest.mark.parametrize("backbone", ["jit_b", "vit_b"])
+def test_jit_needs_neither_guidance_nor_tangent(backbone):
+    module = build(compose(["model=jit_b16", f"backbone={backbone}", "data=imagenet256"]), empty=True)
+    blocks = len(module.network.trunk) + len(module.network.heads["u"].blocks)
+    assert block_forwards.count(module.network, module.objective, images=8) == BlockForwards(0, blocks, 0, 2 * blocks)
+
+
+@pytest.mark.parametrize("backbone", ["drifting_b", "vit_b"])
+def test_drifting_is_counted_by_the_images_that_it_makes(backbone):
+    module = build(compose(["model=drifting_b16", f"backbone={backbone}", "data=imagenet256"]), empty=True)
+    blocks = len(module.network.trunk) + len(module.network.heads["u"].blocks)
+    for images in (1, 200):  # one label of 64 images, and three
+        counted = block_forwards.count(module.network, module.objective, images=images)
+        assert counted == BlockForwards(0, blocks, 0, 2 * blocks)
 
 
 def test_only_flow_matching_rows_need_no_tangent(presets):
@@ -278,6 +352,34 @@ def test_memory_of_a_step_is_that_of_a_real_one(overrides):
     assert estimate.per_image * size == pytest.approx(estimate.activations)
 
 
+@pytest.mark.parametrize(
+    "network", [["model=drifting_tiny", *BACKBONE], ["model=drifting_b16", *OWN]], ids=["vit", "own"]
+)
+def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
+    """With the pixels as the one feature; the second of two devices makes half of the images."""
+    queues = ["queues.positives=6", "queues.negatives=3", "objective.generated=4"]
+    cfg = compose([*network, "data=digits", "drift_features=raw", *queues])
+    shard, size, known = Shard(1, 2), 16, torch.autocast
+    empty = build(cfg, empty=True)
+    options = {"averages": 1, "micro_batch": size, "shard": shard, "rivals": (6, 3)}
+    estimate = step_memory(empty.network, empty.objective, lambda: empty.configure_optimizers()["optimizer"], **options)
+    assert torch.autocast is known
+    module = build(cfg)
+    batch = DriftingBatch(torch.zeros(4, 6, 1, 32, 32), torch.arange(4), torch.zeros(4, 3, 1, 32, 32))
+    draws, features = module.objective.draw(batch, 0, 0, shard), DriftFeatures()
+    for weight in module.network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    real = real_peak(lambda: module.objective(module.network, batch, draws, features).total.backward())
+    assert abs(estimate.activations / real - 1) < 0.01
+    fewer = step_memory(
+        empty.network,
+        empty.objective,
+        lambda: empty.configure_optimizers()["optimizer"],
+        **{**options, "rivals": (1, 0)},
+    )
+    assert fewer.activations < 0.99 * estimate.activations
+
+
 def test_memory_of_large_blocks():
     """Activations grow with the micro-batch, weights do not; the moments of Muon are one copy of its matrices."""
     shallow = ["backbone.trunk=1", "backbone.heads={u: 1, v: 1}"]
@@ -359,6 +461,35 @@ def test_pixel_presets_of_imf_differ_from_the_latent_ones_by_their_patches(pixel
     assert sum(w.numel() for w in network.parameters()) == latent.training_parameters + once + more * (width + 1)
 
 
+def test_facts_of_jit(call):
+    sizes = ["backbone.width=32", "backbone.attention_heads=2", "backbone.mlp_hidden=48", "backbone.trunk=4"]
+    sizes += ["backbone.context_start=1", "backbone.bottleneck=8"]
+    status, output, errors = call("model=jit_h16", "batch=2", *sizes)
+    assert (status, errors) == (0, "")
+    for text in ("288 = 32 of conditions + 16 x 16", "x -> v = (z - x)", "198 evaluations each", "label drop alone"):
+        assert text in output, text
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_facts_of_drifting(call):
+    status, output, errors = call("model=drifting_b16", "batch=128", *OWN[1:])
+    assert (status, errors) == (0, "")
+    for text in (
+        "259 = 3 of conditions + 16 x 16",
+        "x + V, where the",
+        "alpha, a condition",
+        "2602.04770",
+        "micro_batch=128",
+    ):
+        assert text in output, text
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_micro_batches_of_drifting_are_refused_as_in_training():
+    with pytest.raises(UserError, match="micro_batch=64: the loss of drifting_b16 has means over the whole batch"):
+        info(["model=drifting_b16", "micro_batch=64", *OWN])
+
+
 # The command
 
 
@@ -423,7 +554,7 @@ def test_bad_input_is_one_line(call, argument, message):
     [
         (["model=pmf_b16", "every_model=true"], "every_model=true model=pmf_b16: choose one of the two"),
         (["model=pmf_b16", "backbone.patch=17"], r"data\.resolution=256 is not divisible by backbone\.patch=17"),
-        (["every_model=true", "data=digits", "data.resolution=20"], r"^model=imf_b16: data\.resolution=20 is not div"),
+        (["every_model=true", "data=digits", "data.resolution=20"], r"^model=drifting_b16: data\.resolution=20 is not"),
         (["model=pmf_tiny", "batch=10", "micro_batch=4"], "micro_batch=4 does not divide the 10 images"),
     ],
 )

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.metrics.quality import Quality, QualityProbe
-from pmf_lightning.sampling import OPTIONS, numbered_images
+from pmf_lightning.sampling import OPTIONS, network_evaluations, numbered_images
 
 
 class QualityCheck(Callback):
@@ -56,7 +56,9 @@ class QualityCheck(Callback):
                 self.latest, self.measured_at = self.measure(pl_module), step
                 if step == trainer.max_steps:
                     self.by_steps = {n: self.measure(pl_module, steps=n) for n in self.extra_steps}
-            numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy}
+            options = {key: self.sampling[key] for key in OPTIONS}
+            evaluations = network_evaluations(pl_module.objective, **options)
+            numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy, "nfe": evaluations}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step - 1)
         self._step = step

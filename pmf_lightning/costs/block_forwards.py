@@ -5,15 +5,14 @@ backward pass as two. The objective runs on a stand-in that answers at once, so 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from pmf_lightning.models.vit import ViT
-from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.costs.blank_steps import dots, further_arguments, images_of, without_perceptual
 from pmf_lightning.objectives.forward_mode import Dual
 from pmf_lightning.precision import Number
 
@@ -38,7 +37,7 @@ class BlockForwards:
 class StandIn:
     """Answers every head with its input and counts, over all images, the blocks that ``network`` would have run."""
 
-    def __init__(self, network: ViT):
+    def __init__(self, network: nn.Module):
         self.classes = network.classes
         self.trunk = len(network.trunk)
         self.heads = {name: len(head.blocks) for name, head in network.heads.items()}
@@ -67,19 +66,21 @@ class StandIn:
         return dict.fromkeys(heads, image)
 
 
-def count(network: ViT, objective: Any, seed: int = 0, images: int = IMAGES) -> BlockForwards:
-    """Return the block-forwards per image of a training step, from one batch of ``images``.
+def count(network: nn.Module, objective: Any, seed: int = 0, images: int = IMAGES) -> BlockForwards:
+    """Return the block-forwards per image of a training step, from one batch of about ``images``.
 
-    Perceptual networks have blocks of their own, which are not counted.
+    Drifting's images are those that it makes. Perceptual networks and encoders have blocks of their own, which are not
+    counted.
     """
     stand_in = StandIn(network)
     objective = without_perceptual(objective)
-    batch = Batch(torch.zeros(images, 1, 1, 1), torch.zeros(images, dtype=torch.long))
-    objective(stand_in, batch, objective.draw(batch, seed, step=0))
-    return BlockForwards(*(getattr(stand_in, field.name) / images for field in fields(BlockForwards)))
+    batch = dots(objective, images)
+    objective(stand_in, batch, objective.draw(batch, seed, step=0), **further_arguments(objective))
+    seen = images_of(objective, batch)
+    return BlockForwards(*(getattr(stand_in, field.name) / seen for field in fields(BlockForwards)))
 
 
-def official(network: ViT) -> BlockForwards | None:
+def official(network: nn.Module) -> BlockForwards | None:
     """Return the block-forwards of the official JAX codes of pMF and iMF; None for a network without heads u and v.
 
     There trunk and v-head run three times for the guided target (v_c at the sampled scale, v_c at the scale inside the
@@ -91,11 +92,6 @@ def official(network: ViT) -> BlockForwards | None:
     trunk = len(network.trunk)
     whole = trunk + depth["u"] + depth["v"]
     return BlockForwards(3 * (trunk + depth["v"]), whole, trunk + depth["u"], 2 * whole)
-
-
-def without_perceptual(objective: Any) -> Any:
-    """Return the objective without perceptual distances."""
-    return replace(objective, perceptual={}) if getattr(objective, "perceptual", None) else objective
 
 
 def _has_tangent(image: Tensor) -> bool:

@@ -11,8 +11,8 @@ from pmf_lightning.assemble import build
 from pmf_lightning.costs import block_forwards, spaces
 from pmf_lightning.costs.block_forwards import BlockForwards
 from pmf_lightning.costs.step_memory import StepMemory, step_memory
-from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.draws import Shard
+from pmf_lightning.materials import make_data
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.precision import Number
@@ -23,8 +23,9 @@ from pmf_lightning.published import Published, published
 class Facts:
     """One model on one kind of data. ``bottleneck`` None: one patch convolution; ``paper`` None: an unknown name.
 
-    ``blocks`` are those of the trunk and of each head; ``perceptual`` the weights of perceptual distances, whose
-    networks are in no number here; ``official`` the block-forwards of the official code, None where there is none.
+    ``blocks`` are those of the trunk and of each head; ``prediction``, ``target``, ``compared`` and ``velocity`` are in
+    letters (spaces.py); ``perceptual`` the weights of perceptual distances, whose networks are in no number here;
+    ``official`` the block-forwards of the official code, None where there is none.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Facts:
     multiply_adds: int
     prediction: str
     target: str
+    compared: str
     velocity: str
     perceptual: dict[str, Number]
     block_forwards: BlockForwards
@@ -77,8 +79,8 @@ def find_facts(cfg: DictConfig) -> Facts:
     """
     module = build(cfg, empty=True)
     network, objective = module.network, module.objective
-    costs = cost.count(network)
-    boundary = objective.velocity == "boundary"
+    told, costs = spaces.describe(objective), cost.count(network)
+    with_head_v = getattr(objective, "velocity", None) == "head"  # as in the official codes of pMF and iMF
     return Facts(
         model=cfg.name,
         data=cfg.data.name,
@@ -87,17 +89,18 @@ def find_facts(cfg: DictConfig) -> Facts:
         patch_tokens=network.grid**2,
         patch_dimension=network.channels * network.patch**2,
         width=cfg.backbone.width,
-        bottleneck=cfg.backbone.bottleneck,
+        bottleneck=cfg.backbone.get("bottleneck"),
         blocks={"trunk": len(network.trunk), **{name: len(head.blocks) for name, head in network.heads.items()}},
         parameters=costs.parameters,
         training_parameters=costs.training_parameters,
         multiply_adds=costs.multiply_adds,
-        prediction=spaces.conversion(objective),
-        target=spaces.target(objective),
-        velocity=spaces.velocity(objective),
-        perceptual=dict(objective.perceptual),
+        prediction=told.conversion,
+        target=told.target,
+        compared=told.compared,
+        velocity=told.velocity,
+        perceptual=dict(getattr(objective, "perceptual", {})),
         block_forwards=block_forwards.count(network, objective, cfg.seed),
-        official=None if boundary else block_forwards.official(network),
+        official=block_forwards.official(network) if with_head_v else None,
         memory=_memory(cfg, module),
         paper=published().get(cfg.name),
     )
@@ -106,9 +109,8 @@ def find_facts(cfg: DictConfig) -> Facts:
 def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
     """Count a step as train would take it on each device."""
     devices = checks.world_size(cfg.trainer)
-    source = instantiate(cfg.data)
-    accumulation = ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers).accumulation(devices)
-    shares = accumulation * devices
+    shares = make_data(cfg, instantiate(cfg.data)).accumulation(devices) * devices
+    queues = cfg.get("queues")
     return step_memory(
         module.network,
         module.objective,
@@ -116,4 +118,5 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         averages=len(cfg.ema.half_lives_kimg),
         micro_batch=cfg.batch // shares,
         shard=Shard(shares - 1, shares),  # the last share has the most rows with t != r
+        rivals=(queues.positives, queues.negatives) if queues else (1, 0),
     )

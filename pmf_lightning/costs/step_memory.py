@@ -2,21 +2,21 @@
 
 What is counted: tensors in the dtype of the weights, as a step of one device makes them, gradients among them all the
 time (they are there while micro-batches accumulate; with one micro-batch they grow while activations go). What is not:
-perceptual networks, DDP's second copy of the gradients, what the allocator and kernels take beyond the tensors, and
-savings of another ``trainer.precision``. On a CPU the count is the allocator's own, to 1 % (tests/test_info.py).
+perceptual networks, drifting's encoders (the pixels are its one feature here), DDP's second copy of the gradients, what
+the allocator and kernels take beyond the tensors, and savings of another ``trainer.precision``. On a CPU the count is
+the allocator's own, to 1 % (tests/test_info.py).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.costs.block_forwards import without_perceptual
+from pmf_lightning.costs.blank_steps import Rivals, further_arguments, without_perceptual, without_values
 from pmf_lightning.costs.live_bytes import peak_bytes
 from pmf_lightning.draws import Shard
-from pmf_lightning.objectives.contract import Batch
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def step_memory(
     averages: int,
     micro_batch: int,
     shard: Shard,
+    rivals: Rivals = (1, 0),
 ) -> StepMemory:
     """Count the memory of a training step of ``network``, which must be on the meta device.
 
@@ -66,13 +67,15 @@ def step_memory(
         averages: how many running averages of the weights are kept, in float32 at least.
         micro_batch: images per device and pass.
         shard: the rows of the global batch that these images are, which decides how many of them have t != r.
+        rivals: for drifting, the real images that each label meets.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    batch, draws = _batch(network, objective, micro_batch, shard)
-    objective = without_perceptual(objective)
-    activations = peak_bytes(lambda: objective(network, batch, draws).total.backward())
+    objective = without_perceptual(objective)  # which would draw crops
+    batch, draws = without_values(network, objective, micro_batch, shard, rivals)
+    more = further_arguments(objective)
+    activations = peak_bytes(lambda: objective(network, batch, draws, **more).total.backward())
     optimizer = make_optimizer()
     optimizer.step()  # the first step makes the moments
     update = peak_bytes(optimizer.step)
@@ -86,15 +89,6 @@ def step_memory(
         activations=activations,
         update=update,
     )
-
-
-def _batch(network: nn.Module, objective: Any, size: int, shard: Shard) -> tuple[Batch, Any]:
-    """Return a batch without values, and draws whose scalars have some, since they decide what is computed."""
-    objective = without_perceptual(objective)  # which would draw crops
-    blank = Batch(torch.zeros(size, 1, 1, 1), torch.zeros(size, dtype=torch.long))
-    draws = objective.draw(blank, 0, 0, shard)
-    image = torch.empty(size, network.channels, network.resolution, network.resolution, device="meta")
-    return Batch(image, blank.y.to("meta")), replace(draws, noise=torch.empty_like(image))
 
 
 def _bytes(tensors) -> int:

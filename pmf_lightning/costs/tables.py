@@ -18,7 +18,7 @@ PARTS = {"guidance": "guided target", "values": "values", "tangent": "du/dt", "b
 BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one more, a backward pass two."
 MEMORY_NOTE = (
     "Memory: tensors of one device, in float32, gradients kept all the time. On top come what allocator and kernels "
-    "take, a second copy of the gradients under DDP, and perceptual networks."
+    "take, a second copy of the gradients under DDP, perceptual networks, and drifting's encoders and their features."
 )
 
 
@@ -38,8 +38,9 @@ def one_model(facts: Facts) -> Group:
     table.add_row("parameters to train", *to_train)
     adds = _pair(facts.multiply_adds / 1e9, paper.gmacs, apart.get("multiply_adds"))
     table.add_row("10^9 multiply-adds of an evaluation", *adds)
+    each = "one evaluation each" if paper.evaluations == 1 else f"{paper.evaluations} evaluations each"
     for name, value in (
-        ("FID of 50,000 images, one evaluation each", paper.fid),
+        (f"FID of 50,000 images, {each}", paper.fid),
         ("  inception score", paper.inception_score),
     ):
         if value is not None:
@@ -77,7 +78,7 @@ def _description(facts: Facts, paper: Published) -> Table:
         f"beside width {facts.width:,}, {neck}",
         "blocks": ", ".join(f"{name} {count}" for name, count in facts.blocks.items()),
         "prediction": facts.prediction,
-        "compared with": f"the guided velocity of v_t = {facts.target}",
+        "compared with": facts.compared,
         "v": facts.velocity,
         "perceptual losses": ", ".join(f"{name} x {weight:g}" for name, weight in facts.perceptual.items()) or "none",
         "paper": f"{paper.source}, on {paper.data}" if paper.source else "none",
@@ -160,4 +161,6 @@ def percent(difference: Number | None) -> str:
 
 def gigabytes(count: Number) -> str:
     """Format a number of bytes as 10^9 bytes."""
+    if count < 1e6:
+        return f"{count / 1e9:.1g}"
     return f"{count / 1e9:,.3g}" if count < 1e12 else f"{count / 1e9:,.0f}"

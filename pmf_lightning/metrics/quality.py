@@ -1,7 +1,7 @@
 """Quality in training on small data: Frechet distance and class accuracy by a classifier of the real images."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,7 @@ class QualitySettings:
 
     enabled: bool
     every_images: int
-    extra_steps: list[int]
+    extra_steps: Sequence[int]
     chunk: int
     classifier: ClassifierSettings
 

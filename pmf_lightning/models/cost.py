@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from pmf_lightning.models.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,23 @@ class Cost:
         )
 
 
-def count(network: ViT, head: str = "u") -> Cost:
-    """Count a network's costs on the meta device: no memory, no arithmetic."""
+def count(network: nn.Module, head: str = "u") -> Cost:
+    """Count the costs of a backbone (vit.py, jit_vit.py) on the meta device: no memory, no arithmetic."""
     training = sum(weight.numel() for weight in network.parameters())
     others = sum(w.numel() for name, branch in network.heads.items() if name != head for w in branch.parameters())
     return Cost(training - others, training, network.prefix + network.grid**2, _multiply_adds(network, head))
 
 
-def _multiply_adds(network: ViT, head: str) -> int:
+def _blank(embed: nn.Module) -> Tensor:
+    """Return a condition without a value, as one sample gives it: codes, a label or a number."""
+    shape = (1, embed.codes) if hasattr(embed, "codes") else (1,)
+    return torch.zeros(shape, dtype=torch.long if hasattr(embed, "table") else torch.float32, device="meta")
+
+
+def _multiply_adds(network: nn.Module, head: str) -> int:
     on_meta = {name: torch.empty_like(weight, device="meta") for name, weight in network.named_parameters()}
     image = torch.empty(1, network.channels, network.resolution, network.resolution, device="meta")
-    conditions = {
-        name: torch.zeros(1, dtype=torch.long if hasattr(embed, "table") else torch.float32, device="meta")
-        for name, embed in network.conditions.items()
-    }
+    conditions = {name: _blank(embed) for name, embed in network.conditions.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call = {"heads": (head,), "attention": "plain"}
         torch.func.functional_call(network, on_meta, (image, conditions), call)

@@ -1,7 +1,7 @@
 """Rotary positions, in two dimensions for the patches (pMF) or in one for all tokens (iMF), in real arithmetic.
 
-Complex tensors get in the way of torch.compile and of forward-mode derivatives, so each pair (a, b) of neighbouring
-channels is turned by an angle with cosines and sines.
+Complex tensors get in the way of torch.compile and of forward-mode derivatives, so each pair (a, b) of channels, as a
+rule neighbours, is turned by an angle with cosines and sines.
 """
 
 import torch
@@ -24,6 +24,16 @@ class Rotation:
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
+class HalvesRotation(Rotation):
+    """The same with pairs (i, i + head_dim / 2) instead of neighbours: drifting's generator."""
+
+    def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
+        """Turn the pairs (i, i + d/2)."""
+        a, b = x.chunk(2, dim=-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
 def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tensor) -> Rotation:
     """Build the rotation of ``prefix`` unrotated tokens followed by a grid x grid raster of patches.
 
@@ -41,11 +51,12 @@ def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tens
     return Rotation(torch.cat((angles.new_zeros(prefix, half), angles)))
 
 
-def rotation_1d(tokens: int, head_dim: int, theta: Number, like: Tensor) -> Rotation:
+def rotation_1d(tokens: int, head_dim: int, theta: Number, like: Tensor, kind: type[Rotation] = Rotation) -> Rotation:
     """Build the rotation of ``tokens`` tokens in a row, condition tokens and raster of patches alike.
 
-    All channels of the head turn with the place, at frequencies theta^(-2i/head_dim) (iMF, official code).
+    All channels of the head turn with the place, pair i at the frequency theta^(-2i/head_dim) (iMF and drifting,
+    official codes). ``kind`` says which channels are a pair.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     powers = torch.arange(0, head_dim, 2, dtype=dtype, device=like.device) / head_dim
-    return Rotation(torch.arange(tokens, dtype=dtype, device=like.device)[:, None] * theta**-powers)
+    return kind(torch.arange(tokens, dtype=dtype, device=like.device)[:, None] * theta**-powers)

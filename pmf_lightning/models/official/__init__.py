@@ -1,18 +1,15 @@
-"""The released PyTorch weights of pMF and iMF, into our backbone and back."""
+"""The released PyTorch weights of pMF, iMF and JiT, into our backbones and back."""
 
 from pmf_lightning.models.official.look import Look, look
 from pmf_lightning.models.official.names import Family, preset
+from pmf_lightning.models.official.reading import PREFIX, SETS, bare, read_official, read_tensors, sets_in
 from pmf_lightning.models.official.weights import (
     FAMILIES,
-    PREFIX,
-    bare,
     family_of,
     load_official,
     official_name,
     official_tensors,
     official_weights,
-    read_official,
-    read_tensors,
     recognise,
     translate,
 )
@@ -20,6 +17,7 @@ from pmf_lightning.models.official.weights import (
 __all__ = [
     "FAMILIES",
     "PREFIX",
+    "SETS",
     "Family",
     "Look",
     "bare",
@@ -33,5 +31,6 @@ __all__ = [
     "read_official",
     "read_tensors",
     "recognise",
+    "sets_in",
     "translate",
 ]

@@ -4,9 +4,8 @@ Names are mapped, kernels are turned from flax's layout into torch's (convolutio
 matrices [in, out] to [out, in]), and nothing is skipped in silence.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.network import MAE
+from pmf_lightning.models.official import flax_release
 from pmf_lightning.models.official.flax_file import read_msgpack
 
-# Files of a release, and of a run's folder as older code wrote them: weights, and what they are of.
-FILES = (("ema_params.msgpack", "metadata.json"), ("ema_model.msgpack", "ema_model.metadata.json"))
-_MOST_LISTED = 6  # names of one kind of problem in an error
 _UPS = ("up43", "up32", "up21", "up10")
 _RULES = (  # a pattern of our names, and the official one without its last part
     (r"encoder\.stem\.0", "encoder/conv1"),
@@ -58,15 +55,15 @@ def mae_tensors(official: Mapping[str, Tensor], network: MAE | MAEEncoder, sourc
     leading "params/" is dropped. Raises UserError, naming ``source``, for names that are missing or that nobody knows,
     and for arrays of another shape.
     """
-    given = {name.removeprefix("params/"): value for name, value in official.items()}
+    given = flax_release.without_root(official)
     prefix = "encoder." if isinstance(network, MAEEncoder) else ""
     pairs = {(n, official_mae_name(prefix + n, value.ndim)): value for n, value in network.state_dict().items()}
     known = {theirs for _, theirs in pairs}
     unknown = given.keys() - known
     if prefix:
         unknown = {name for name in unknown if name.startswith("encoder/")}
-    _refuse(source, "lacks", known - given.keys())
-    _refuse(source, "holds, and this network has not,", unknown)
+    question = "is it an MAE of drifting, with as many blocks in each stage?"
+    flax_release.check_names(source, known - given.keys(), unknown, question)
     ours = {n: _in_torchs_layout(given[theirs]) for n, theirs in pairs}
     wrong = [(n, theirs) for (n, theirs), value in pairs.items() if ours[n].shape != value.shape]
     if wrong:
@@ -83,7 +80,7 @@ def load_official_mae(path: str | Path, network: MAE | MAEEncoder) -> nn.Module:
 
     Raises UserError for files that are missing or damaged, or of another network.
     """
-    path, _ = _files(path)
+    path, _ = flax_release.find(path)
     network.load_state_dict(mae_tensors(read_msgpack(path), network, str(path)), assign=True)
     return network
 
@@ -94,33 +91,18 @@ def official_mae_sizes(path: str | Path) -> dict[str, Any]:
     The resolution is not written there (the official grid has 32 x 32 patches); the classes are 1000 where none are.
     Also "cell", the side of a hidden cell in patches. Raises UserError for metadata that are missing or others.
     """
-    _, metadata = _files(path)
-    if metadata is None or not metadata.is_file():
-        raise UserError(f"{path}: no metadata.json beside the weights; give the sizes of the network yourself")
-    try:
-        about = json.loads(metadata.read_text(encoding="utf-8"))["model_config"]
-        return {
+    return flax_release.sizes(
+        path,
+        "an MAE",
+        lambda about: {
             "channels": int(about.get("in_channels", 3)),
             "patch": int(about.get("input_patch_size", 1)),
             "base_channels": int(about.get("base_channels", 64)),
             "blocks": [int(n) for n in about.get("layers", (2, 2, 2, 2))],
             "classes": int(about.get("num_classes", 1000)),
             "cell": int(about.get("patch_size", 4)),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{metadata}: no model_config of an MAE in it ({type(error).__name__})") from error
-
-
-def _files(path: str | Path) -> tuple[Path, Path | None]:
-    """Return the file of weights at ``path``, a file or a folder, and where its metadata would be."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path, path.with_name(dict(FILES).get(path.name, FILES[0][1]))
-    for folder in (path / "params_ema", path):
-        for weights, metadata in FILES:
-            if (folder / weights).is_file():
-                return folder / weights, folder / metadata
-    raise UserError(f"{path}: this folder holds no {FILES[0][0]}; give the folder of a release, or the file")
+        },
+    )
 
 
 def _in_torchs_layout(value: Tensor) -> Tensor:
@@ -129,16 +111,6 @@ def _in_torchs_layout(value: Tensor) -> Tensor:
     elif value.ndim == 2:
         value = value.T
     return value.float().contiguous()
-
-
-def _refuse(source: str, what: str, names: Iterable[str]) -> None:
-    names = sorted(names)
-    if names:
-        more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-        raise UserError(
-            f"{source}: it {what} {', '.join(names[:_MOST_LISTED])}{more}; "
-            "is it an MAE of drifting, with as many blocks in each stage?"
-        )
 
 
 def _shape(pairs: Mapping[tuple[str, str], Tensor], name: str) -> tuple[int, ...]:

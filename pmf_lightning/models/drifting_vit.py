@@ -1,0 +1,172 @@
+"""Drifting's own generator (arXiv 2602.04770, official code): adaLN-zero, and conditions as tokens in front as well.
+
+Class, strength of guidance and style become one vector, which modulates every block and, through one Linear, is each of
+the ``context`` tokens before its learned position. Positions start as sines and cosines and are learned; queries and
+keys turn with the place in the whole sequence.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pmf_lightning.models.adaln import AdaBlock, Dense, Keys, NormalTable, ScalarVector, Vector
+from pmf_lightning.models.embedders import Learned, PatchEmbedding
+from pmf_lightning.models.jit_vit import FinalLayer
+from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens
+from pmf_lightning.models.rope import HalvesRotation, rotation_1d
+from pmf_lightning.models.sincos import sincos_2d
+from pmf_lightning.precision import Number
+
+STD = 0.02  # of the tables, alpha's MLP and the positions of the context tokens, at the start
+ALPHA_SHARE = 0.02  # of alpha's normalised vector in the condition
+
+
+class ClassVector(nn.Module):
+    """A vector per class. There is no row for "no class": guidance comes from alpha."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.table = NormalTable(classes, width, STD)
+
+    def forward(self, labels: Int64[Tensor, " b"]) -> Vector:
+        """Embed one label per sample."""
+        return self.table(labels)
+
+
+class AlphaVector(nn.Module):
+    """A vector of the strength of guidance, of root mean square 0.02 at the start."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.vector = ScalarVector(width, STD)
+        self.norm = RMSNorm(width)
+
+    def forward(self, alpha: Float[Tensor, " b"]) -> Vector:
+        """Embed one number per sample."""
+        return ALPHA_SHARE * self.norm(self.vector(alpha))
+
+
+class StyleVector(nn.Module):
+    """The sum of ``codes`` vectors, one from every code's own table of ``rows``; the tables lie below each other."""
+
+    def __init__(self, codes: int, rows: int, width: int):
+        super().__init__()
+        self.codes, self.rows = codes, rows
+        self.table = NormalTable(codes * rows, width, STD)
+
+    def forward(self, style: Int64[Tensor, "b codes"]) -> Vector:
+        """Embed the codes of each sample, each in 0 ... rows - 1."""
+        first = torch.arange(0, self.codes * self.rows, self.rows, device=style.device)
+        return self.table(style + first).sum(1)
+
+
+class SplitSwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x) with biases; nothing is dropped, whatever the keys."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.w1, self.w3, self.w2 = Dense(width, hidden), Dense(width, hidden), Dense(hidden, width)
+
+    def forward(self, x: Tokens, keys: Keys = None, site: int = 0) -> Tokens:
+        """Map tokens to tokens."""
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class SinCosPositions(Learned):
+    """A learned vector per patch that starts as the sines and cosines of column and row."""
+
+    def __init__(self, grid: int, width: int):
+        super().__init__(grid**2, width, std=0)
+        self.grid = grid
+
+    def init_weights(self, stream: Stream) -> None:
+        """Fill the table, computed in float64."""
+        self.weight.copy_(sincos_2d(self.grid, self.weight.shape[2], like=self.weight.double()))
+
+
+class DriftingViT(nn.Module):
+    """Vision transformer of drifting: one trunk of adaLN-zero blocks, one head "u".
+
+    Args:
+        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
+        width, attention_heads, mlp_hidden: sizes of every block; trunk: how many blocks.
+        classes: labels 0 ... classes - 1.
+        context: tokens in front of the patches, made from the conditions.
+        codes, rows: codes of the style, each of so many values; no codes: there is no style.
+        rope_theta: base of the rotary frequencies.
+        attention: "plain" or "fused", where the caller does not say.
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int,
+        patch: int,
+        width: int,
+        attention_heads: int,
+        mlp_hidden: int,
+        trunk: int,
+        classes: int,
+        context: int,
+        codes: int,
+        rows: int,
+        rope_theta: Number,
+        attention: AttentionKind,
+    ):
+        super().__init__()
+        if resolution % patch:
+            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
+        if width % 4 or width % (2 * attention_heads):
+            raise ValueError(f"width {width} is no multiple of 4 and of 2 x {attention_heads} heads")
+        if context < 0 or codes < 0 or (codes and rows < 1):
+            raise ValueError(f"context {context}, codes {codes}, rows {rows}: none is below 0, and codes have rows")
+        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
+        self.grid, self.head_dim = resolution // patch, width // attention_heads
+        self.prefix, self.rope_theta, self.attention = context, rope_theta, attention
+
+        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck=None)
+        self.positions = SinCosPositions(self.grid, width)
+        self.conditions = nn.ModuleDict({"label": ClassVector(classes, width), "alpha": AlphaVector(width)})
+        if codes:
+            self.conditions["style"] = StyleVector(codes, rows, width)
+        self.to_context = Dense(width, width) if context else None
+        self.context = Learned(context, width, STD) if context else None
+
+        def block() -> AdaBlock:
+            return AdaBlock(width, attention_heads, mlp_hidden, mlp=SplitSwiGLU(width, mlp_hidden))
+
+        self.trunk = nn.ModuleList(block() for _ in range(trunk))
+        self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens and patches."""
+        return self.prefix + self.grid**2
+
+    def condition(self, conditions: Mapping[str, Tensor]) -> Vector:
+        """Return the sum of the conditions' vectors; names that the network does not know are ignored."""
+        return sum(embed(conditions[name]) for name, embed in self.conditions.items())
+
+    def forward(
+        self,
+        image: Float[Tensor, "b c h w"],
+        conditions: Mapping[str, Tensor],
+        heads: Iterable[str] | None = None,
+        attention: AttentionKind | None = None,
+    ) -> dict[str, Float[Tensor, "b c h w"]]:
+        """Return the field of head "u", the only one; ``conditions`` has "label", "alpha" and, with codes, "style"."""
+        c = self.condition(conditions)
+        x = self.patch_embedding(image) + self.positions.weight
+        if self.context is not None:
+            x = torch.cat((self.to_context(c)[:, None] + self.context.weight, x), dim=1)
+        like = self.patch_embedding.patches.weight
+        rotate = rotation_1d(self.tokens, self.head_dim, self.rope_theta, like, HalvesRotation)
+        for block in self.trunk:
+            x = block(x, c, rotate, attention or self.attention)
+        return {name: self.heads[name](x[:, self.prefix :], c) for name in (heads or self.heads)}

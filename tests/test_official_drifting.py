@@ -1,0 +1,216 @@
+"""Released files of drifting's generators: every size, names and layouts, the way back, and refusals."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from flax_files import nested, write
+from hydra.utils import instantiate
+from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
+
+from pmf_lightning import UserError, compose, load_official, official_weights
+from pmf_lightning.models.official.drifting import (
+    generator_arrays,
+    generator_tensors,
+    load_official_generator,
+    official_generator_sizes,
+)
+from pmf_lightning.published import published
+
+# width, blocks, heads, SwiGLU hidden; image, channels, patch
+SIZES = {
+    "drifting_b16": (768, 12, 12, 2048, 256, 3, 16),
+    "drifting_l16": (1024, 24, 16, 2752, 256, 3, 16),
+    "drifting_b2": (768, 12, 12, 2048, 32, 4, 2),
+    "drifting_l2": (1024, 24, 16, 2752, 32, 4, 2),
+}
+CONFIG = {  # model_config in metadata.json, of the tiny network
+    **{"cond_dim": 24, "num_classes": 7, "noise_classes": 4, "noise_coords": 5, "input_size": 12, "in_channels": 3},
+    **{"n_cls_tokens": 3, "patch_size": 4, "hidden_size": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0},
+    **{"out_channels": 3, "use_qknorm": True, "use_swiglu": True, "use_rope": True, "use_rmsnorm": True},
+    **{"use_bf16": True, "attn_fp32": True, "use_remat": True},
+}
+
+
+def shapes(model):
+    """Official names and shapes of a released file, as the official classes make them."""
+    d, blocks, heads, hidden, side, channels, patch = SIZES[model]
+    numbers, found = channels * patch**2, {}
+
+    def dense(name, fan_in, fan_out):
+        found[f"{name}/Dense_0/kernel"], found[f"{name}/Dense_0/bias"] = (fan_in, fan_out), (fan_out,)
+
+    found |= {"Embed_0/embedding": (1000, d), "RMSNorm_0/weight": (d,)}
+    found |= {f"noise_embeds_{i}/embedding": (64, d) for i in range(32)}
+    dense("TimestepEmbedder_0/TorchLinear_0", 256, d)
+    dense("TimestepEmbedder_0/TorchLinear_1", d, d)
+    dense("LightningDiT_0/TorchLinear_0", numbers, d)
+    dense("LightningDiT_0/TorchLinear_1", d, d)
+    found |= {"LightningDiT_0/pos_embed": (1, (side // patch) ** 2, d), "LightningDiT_0/cls_embed": (1, 16, d)}
+    for i in range(blocks):
+        block = f"LightningDiT_0/blocks_{i}"
+        found |= {f"{block}/RMSNorm_{j}/weight": (d,) for j in range(2)}
+        found |= {f"{block}/Attention_0/{q}_norm/weight": (d // heads,) for q in "qk"}
+        dense(f"{block}/Attention_0/TorchLinear_0", d, 3 * d)
+        dense(f"{block}/Attention_0/TorchLinear_1", d, d)
+        dense(f"{block}/SwiGLUFFN_0/TorchLinear_0", d, hidden)
+        dense(f"{block}/SwiGLUFFN_0/TorchLinear_1", d, hidden)
+        dense(f"{block}/SwiGLUFFN_0/TorchLinear_2", hidden, d)
+        dense(f"{block}/TorchLinear_0", d, 6 * d)
+    found["LightningDiT_0/FinalLayer_0/RMSNorm_0/weight"] = (d,)
+    dense("LightningDiT_0/FinalLayer_0/TorchLinear_0", d, 2 * d)
+    dense("LightningDiT_0/FinalLayer_0/TorchLinear_1", d, numbers)
+    return found
+
+
+def file(model):
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes(model).items()}
+
+
+@cache
+def preset_network(model):
+    cfg = compose([f"model={model}", f"data={published()[model].data}"])
+    with torch.device("meta"):
+        return instantiate(cfg.backbone, _convert_="all")
+
+
+def on_meta(**changes):
+    with torch.device("meta"):
+        return empty_network(**changes)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def release(arrays, tmp_path):  # noqa: F811
+    """A folder as the official code writes it."""
+    folder = tmp_path / "params_ema"
+    folder.mkdir()
+    write(folder / "ema_params.msgpack", nested({name: value.numpy() for name, value in arrays.items()}))
+    (folder / "metadata.json").write_text(json.dumps({"kind": "gen", "model_config": CONFIG}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_every_size(model):
+    wanted, made = shapes(model), preset_network(model)
+    assert len(wanted) == 16 * SIZES[model][1] + 49
+    assert sum(torch.Size(shape).numel() for shape in wanted.values()) == published()[model].parameters
+    assert {name: tuple(value.shape) for name, value in generator_arrays(made).items()} == wanted
+    ours = generator_tensors(file(model), made)
+    assert {name: value.shape for name, value in ours.items()} == {n: v.shape for n, v in made.state_dict().items()}
+
+
+def test_the_official_tree_of_names(arrays):  # noqa: F811
+    """Those that flax itself gave."""
+    assert {n: v.shape for n, v in generator_arrays(on_meta()).items()} == {n: v.shape for n, v in arrays.items()}
+
+
+@pytest.mark.parametrize("empty", [on_meta, empty_network])
+@pytest.mark.parametrize("place", [".", "params_ema", "params_ema/ema_params.msgpack"])
+def test_a_release_is_loaded_and_comes_back_bit_by_bit(release, arrays, golden, empty, place):  # noqa: F811
+    made = empty()
+    assert load_official(release / place, made) is made
+    assert same(generator_arrays(made), arrays)
+    with torch.no_grad():
+        out = made(*inputs(golden, torch.float32))["u"]
+    assert (out - golden["out"]).abs().max() < 1e-5
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in made.parameters())
+
+
+def test_a_dictionary_half_precision_and_an_outer_params_are_taken(arrays):  # noqa: F811
+    given = {f"params/{name}": value.bfloat16() for name, value in arrays.items()}
+    made = load_official(given, empty_network())
+    assert same(generator_arrays(made), {name: value.bfloat16().float() for name, value in arrays.items()})
+    again = load_official(generator_arrays(made), empty_network())
+    assert same(again.state_dict(), made.state_dict())
+
+
+def test_sizes_come_from_the_metadata(release):
+    sizes = official_generator_sizes(release)
+    assert sizes == {name: value for name, value in TINY.items() if name not in ("rope_theta", "attention")}
+    about = release / "params_ema" / "metadata.json"
+    large = {**CONFIG, "hidden_size": 1024, "cond_dim": 1024, "noise_classes": 0}
+    about.write_text(json.dumps({"model_config": large}))
+    sizes = official_generator_sizes(release)
+    assert (sizes["mlp_hidden"], sizes["codes"], sizes["rows"]) == (2752, 0, 1)
+    for change, message in (
+        ({"use_rope": False}, r"another architecture \(use_rope\)"),
+        ({"out_channels": 4}, r"another architecture \(condition or output of another size\)"),
+        ({"cond_dim": 32}, "another architecture"),
+        ({"depth": "many"}, r"no model_config of a generator in it \(ValueError\)"),
+    ):
+        about.write_text(json.dumps({"model_config": {**CONFIG, **change}}))
+        with pytest.raises(UserError, match=message):
+            official_generator_sizes(release)
+    about.write_text(json.dumps({"model_config": {"base_channels": 32}}))
+    with pytest.raises(UserError, match=r"no model_config of a generator in it \(KeyError\)"):
+        official_generator_sizes(release)
+    about.unlink()
+    with pytest.raises(UserError, match=r"no metadata\.json beside the weights"):
+        official_generator_sizes(release)
+
+
+def changed(arrays, **changes):  # noqa: F811
+    """Arrays with some replaced, by the end of their names; None takes one out."""
+    found = dict(arrays)
+    for end, value in changes.items():
+        name = next((name for name in arrays if name.endswith(end)), end)
+        found.pop(name, None)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"cls_embed": None},
+            r"it lacks LightningDiT_0/cls_embed; the file has 2 blocks of width 24 and patches of 48",
+        ),
+        ({"noise_embeds_4/embedding": None}, "it lacks noise_embeds_4/embedding"),
+        ({"noise_embeds_5/embedding": torch.zeros(4, 24)}, "this network has not, noise_embeds_5/embedding; the file"),
+        (
+            {"Embed_0/embedding": torch.zeros(8, 24)},
+            r"Embed_0/embedding is \(8, 24\), not \(7, 24\)\); .* set the back",
+        ),
+        ({"pos_embed": torch.zeros(1, 16, 24)}, r"1 of 54 arrays .*pos_embed is \(1, 16, 24\), not \(1, 9, 24\)"),
+    ],
+)
+def test_missing_unknown_and_other_sizes_are_named(arrays, changes, message):  # noqa: F811
+    made = on_meta()
+    with pytest.raises(UserError, match=f"some.msgpack: .*{message}"):
+        generator_tensors(changed(arrays, **changes), made, "some.msgpack")
+
+
+@pytest.mark.parametrize(
+    ("given", "network", "message"),
+    [
+        (
+            "drifting_b16",
+            "drifting_l16",
+            "it lacks .*blocks_12/.* and 186 more; .* 12 blocks .* take model=drifting_b16",
+        ),
+        ("drifting_l2", "drifting_b2", "has not, .*blocks_12/.* and 186 more; .* take model=drifting_l2 with its data"),
+        ("drifting_b2", "drifting_b16", r"TorchLinear_0/Dense_0/kernel is \(16, 768\), .* take model=drifting_b2"),
+    ],
+)
+def test_weights_of_another_model_are_named(given, network, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        load_official(file(given), preset_network(network))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_no_generator_is_refused(release, tmp_path):
+    with pytest.raises(UserError, match=r"it lacks .* is it a generator of drifting\?"):
+        load_official({"fc/kernel": torch.zeros(3)}, on_meta())
+    with pytest.raises(UserError, match=r"weights=model: official weights of drifting hold one set"):
+        load_official(release, on_meta(), weights="model")
+    with pytest.raises(UserError, match=r"absent\.msgpack: no such file"):
+        load_official_generator(tmp_path / "absent.msgpack", on_meta())
+    with pytest.raises(UserError, match="drifting's official files are not PyTorch's: generator_arrays of models"):
+        official_weights(on_meta())
