@@ -31,7 +31,9 @@ def numbers(folder: Path) -> dict[str, float]:
 
 
 def cell(values: list[float]) -> str:
-    """Mean and extremes."""
+    """Mean and extremes; nothing where no run of the arm has it."""
+    if not values:
+        return ""
     mean = sum(values) / len(values)
     return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({min(values):.3g} to {max(values):.3g})"
 
