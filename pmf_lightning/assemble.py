@@ -31,7 +31,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     checks.model(cfg)
     checks.objective(cfg)
     objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
-    checks.method(cfg.sampling.get("method"), objective.methods, "sampling.")
+    checks.method(cfg.sampling.get("method"), objective.methods, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
@@ -62,7 +62,7 @@ def make_part(cfg: DictConfig, part: str) -> Any:
         return instantiate(cfg[part], _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        raise UserError(f"{part}: {one_line(cause)}") from error
+        raise UserError(one_line(cause) if isinstance(cause, UserError) else f"{part}: {one_line(cause)}") from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

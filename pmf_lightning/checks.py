@@ -44,10 +44,12 @@ def objective(cfg: DictConfig) -> None:
         )
 
 
-def method(chosen: str | None, known: Sequence[str], prefix: str = "") -> None:
-    """Check the way from noise to images; raises UserError."""
-    if chosen not in (None, *known):
+def method(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
+    """Check the way from noise to images against those that the model knows, none for no generator; UserError."""
+    if known and chosen not in (None, *known):
         raise UserError(f"{prefix}method={chosen}: this model samples by {', '.join(known)}")
+    if (chosen or next(iter(known), None)) == "one_step" and steps != 1:
+        raise UserError(f"{prefix}steps={steps}: this model makes an image in one step; set {prefix}steps=1")
 
 
 def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:

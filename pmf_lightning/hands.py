@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.utils import instantiate
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from pmf_lightning.assemble import make_part
 from pmf_lightning.callbacks.checkpoint import LastCheckpoint
 from pmf_lightning.callbacks.ema import WeightAverages
 from pmf_lightning.callbacks.finite import SkipNonFinite
@@ -58,7 +58,7 @@ def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: Source, fo
             held_out, ema = source.held_out(), sampling["ema"]
             grids = Reconstructions(folder / "grids", every_steps, *size, held_out, ema, averages, progress)
     if cfg.metrics.enabled:
-        settings = instantiate(cfg.metrics)
+        settings = make_part(cfg, "metrics")
         probe = QualityProbe(source, settings, cfg.cache_dir)
         name, every_steps = metric_name(source), every(cfg.metrics.every_images)
         extra = list(settings.extra_steps)

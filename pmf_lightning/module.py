@@ -45,10 +45,18 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self.decoder = decoder
-        # Perceptual distances of a run by name, or the features that drifting compares; no weights of the module
-        self.features: Any = {}
+        self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
         self._optimizer = optimizer
         self._rate_factor = rate_factor
+
+    @property
+    def features(self) -> Any:
+        """What the loss of a run looks through: perceptual distances by name, or the features drifting compares."""
+        return self._features[0]
+
+    def look_through(self, features: Any) -> None:
+        """Set ``features``."""
+        self._features = [features]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimiser over the network's tagged parameters, and the schedule of its learning rate."""

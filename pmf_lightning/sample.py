@@ -64,7 +64,7 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     judged = module.config["sampling"]
     options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
     checks.guidance(**{name: value for name, value in options.items() if name != "method"})
-    checks.method(options["method"], module.objective.methods)
+    checks.method(options["method"], module.objective.methods, options["steps"])
     return options
 
 

@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> dict:
     prepare_decoder(cfg, module)
     data = make_data(cfg, source)
     data.accumulation(checks.world_size(cfg.trainer))
-    module.features = make_training_features(cfg, source)
+    module.look_through(make_training_features(cfg, source))
     folder = run_dir.choose(cfg)
     resume = run_dir.checkpoint_to_resume(cfg, folder)
     state = read_checkpoint(resume) if resume else {"global_step": 0}

@@ -406,7 +406,7 @@ def test_the_classifier_teaches_the_head_of_u_alone(digits_cfg):
 def test_distances_are_outside_the_module(distances):
     module = build(compose(["model=pmf_tiny"]))
     own = [name for name, _ in module.named_parameters()]
-    module.features = distances
+    module.look_through(distances)
     assert [name for name, _ in module.named_parameters()] == own == list(module.state_dict())
     assert all(name.startswith("network.") for name in own)
     module.on_fit_start()

@@ -1,0 +1,141 @@
+"""Every kind of model trains by the same command, goes on as if never stopped, and says how it is judged."""
+
+import json
+
+import pytest
+import torch
+from shrunk import backbone
+
+from pmf_lightning import UserError, compose, load_checkpoint
+from pmf_lightning.assemble import read_checkpoint
+from pmf_lightning.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.drift_features.runs import run_encoder
+from pmf_lightning.sample import sample
+from pmf_lightning.train import train
+
+SHORT = ["batch=16", "log_every_steps=1", "grid.every_images=48", "checkpoint.every_images=16", "metrics=none"]
+
+
+def run(model, folder, *overrides):
+    return train(compose([f"model={model}", *backbone(model), *SHORT, f"run_dir={folder}", *overrides]))
+
+
+@pytest.fixture(scope="module", params=["jit_tiny", "drifting_tiny", "mae_tiny"])
+def straight(request, tmp_path_factory):
+    """The model, the folder of its run of five steps, and the summary."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    return request.param, folder, run(request.param, folder, "steps=5")
+
+
+def weights(folder):
+    checkpoint = read_checkpoint(folder)
+    return {**checkpoint["state_dict"], **next(iter(checkpoint["ema"].values()))}
+
+
+def test_a_resumed_run_is_the_straight_one(straight, tmp_path):
+    model, folder, _ = straight
+    stopped = _stop_after(3, model, tmp_path / "stopped")  # not by steps=3, which would change the schedules
+    run(model, stopped, "steps=5", "ckpt=last")
+    there, wanted = weights(stopped), weights(folder)
+    assert there.keys() == wanted.keys()
+    assert not [name for name in wanted if not torch.equal(there[name], wanted[name])]
+
+
+def _stop_after(step, model, folder):
+    """Train, and die right after the checkpoint of ``step``."""
+
+    class Killed(Exception):
+        pass
+
+    save = LastCheckpoint.save
+
+    def and_die(self, trainer):
+        save(self, trainer)
+        if trainer.global_step == step:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "save", and_die)
+        with pytest.raises(Killed):
+            run(model, folder, "steps=5")
+    assert read_checkpoint(folder)["global_step"] == step
+    return folder
+
+
+def test_the_summary_says_how_it_is_judged(straight):
+    model, folder, summary = straight
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "grids" / "final.png").is_file()
+    assert (folder / "curves.png").is_file()
+    if model == "jit_tiny":
+        assert (summary["nfe"], summary["sampling_steps"], summary["sampling_method"]) == (187, 50, "heun")
+    if model == "drifting_tiny":
+        assert (summary["nfe"], summary["sampling_method"]) == (1, "one_step")
+    if model == "mae_tiny":
+        assert "nfe" not in summary
+        assert 0.1 < summary["held_out_error"] < 2
+        assert 0 <= summary["held_out_accuracy"] <= 1
+
+
+def test_what_the_loss_looks_through_is_no_part_of_the_model(tmp_path):
+    """The encoder of drifting's features is neither trained nor saved."""
+    encoder = ["drift_features=mae_tiny", "drift_features.settings.steps=2", f"cache_dir={tmp_path}"]
+    run("drifting_tiny", tmp_path / "run", *encoder, "steps=1")
+    names = read_checkpoint(tmp_path / "run")["state_dict"]
+    assert all(name.startswith("network.") for name in names)
+    assert load_checkpoint(tmp_path / "run").network.classes == 10
+
+
+def test_what_is_logged(straight):
+    model, folder, _ = straight
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    wanted = {
+        "jit_tiny": {"loss_v"},
+        "drifting_tiny": {"force_norm_0.2", "force_norm_0.05", "force_norm_0.02", "scale"},
+        "mae_tiny": {"loss_reconstruction", "cross_entropy", "accuracy"},
+    }[model]
+    assert all(wanted <= row.keys() and all(row[name] >= 0 for name in wanted) for row in rows)
+    timed = any("/t" in name for row in rows for name in row)
+    assert timed == (model == "jit_tiny")
+
+
+def test_what_comes_of_a_checkpoint(straight, tmp_path):
+    """A generator's draws images, in other steps too; an autoencoder's gives drifting its encoder."""
+    model, folder, _ = straight
+    if model == "mae_tiny":
+        pairs = zip(run_encoder(folder).parameters(), load_checkpoint(folder).network.encoder.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        return
+    cfg = compose([f"ckpt={folder}", f"out={tmp_path}", "n=3", "classes=[1]"], "sample")
+    assert sample(cfg)["nfe"] == {"jit_tiny": 187, "drifting_tiny": 1}[model]
+    other = compose([f"ckpt={folder}", f"out={tmp_path}", "n=1", "steps=2", "method=euler", "omega=1"], "sample")
+    if model == "jit_tiny":
+        assert sample(other)["nfe"] == 2
+    else:
+        with pytest.raises(UserError, match="method=euler: this model samples by one_step"):
+            sample(other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=jit_tiny", "objective.prediction=u"], "objective: .*prediction=u is not one of x, eps, v"),
+        (["model=jit_tiny", "objective.loss=e"], "objective: .*loss=e is not one of x, eps, v"),
+        (["model=jit_tiny", "sampling.steps=0"], "sampling.steps=0: at least one"),
+        (["model=jit_tiny", "sampling.method=average"], "sampling.method=average: this model samples by heun, euler"),
+        (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each is 1 or more"),
+        (["model=drifting_tiny", "sampling.omega=0.9"], "sampling.omega=0.9"),
+        (["model=drifting_tiny", "sampling.steps=2"], "sampling.steps=2: this model makes an image in one step"),
+        (["model=drifting_tiny", "objective.alpha_max=0.5"], "objective: .*alpha_max=0.5"),
+        (
+            ["model=drifting_tiny", "data.resolution=64", "drift_features=mae_released"],
+            "drift_features.path is not set",
+        ),
+        (["model=pmf_digits", "objective=drifting"], "objective: Drifting does not know .*misses .*queues"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as refused:
+        train(compose([*overrides, f"run_dir={tmp_path}"]))
+    assert "\n" not in str(refused.value)
