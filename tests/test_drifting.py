@@ -192,16 +192,16 @@ def test_refusals(change, message):
 
 
 class Few:
-    """60 images of 1 x 4 x 4 pixels, three classes; every image is its own index."""
+    """60 images of 1 x 4 x 4 pixels, four classes; every image is its own index."""
 
-    name, resolution, channels, classes = "few", 4, 1, 3
+    name, resolution, channels, classes = "few", 4, 1, 4
 
     def check(self):
         pass
 
     def train(self):
         index = torch.arange(60, dtype=torch.uint8)
-        return ArrayDataset(index[:, None, None, None].expand(60, 1, 4, 4).clone(), torch.arange(60) % 3)
+        return ArrayDataset(index[:, None, None, None].expand(60, 1, 4, 4).clone(), torch.arange(60) % 4)
 
     held_out = train
 
@@ -232,7 +232,7 @@ def test_positives_have_the_class_of_their_label():
     for _, (positives, labels, negatives) in zip(range(12), steps, strict=False):
         assert positives.shape == (4, 3, 1, 4, 4)
         assert negatives.shape == (4, 2, 1, 4, 4)
-        assert torch.equal(positives[:, :, 0, 0, 0].long() % 3, labels[:, None].expand(-1, 3))
+        assert torch.equal(positives[:, :, 0, 0, 0].long() % 4, labels[:, None].expand(-1, 3))
 
 
 def test_a_resumed_stream_goes_on_identically():
@@ -259,6 +259,7 @@ def test_devices_take_their_labels_of_the_same_step():
     [
         (["micro_batch=16"], "micro_batch=16: the loss of drifting_tiny has means over the whole batch"),
         (["batch=100"], "batch=100: it is a number of labels times objective.generated=16"),
+        (["data=digits"], "10 labels per step .* of 4 classes in data few: set batch to 4 x objective.generated"),
         (["queues.push=4"], "queues.push=4: the 10 labels of a step"),
         (["queues.positives=0"], "queues.positives=0"),
         (["queues.negatives=-1"], "queues.negatives=-1"),
@@ -271,10 +272,16 @@ def test_settings_that_do_not_fit_are_refused(overrides, message):
 
 
 def test_labels_divide_over_the_devices():
-    data = make_data(compose(["model=drifting_tiny"]), Few())
+    data = make_data(compose(["model=drifting_tiny", "batch=64"]), Few())
     assert data.accumulation(2) == 1
-    with pytest.raises(UserError, match=r"10 labels .* do not divide over 4 devices"):
-        data.accumulation(4)
+    with pytest.raises(UserError, match=r"4 labels .* do not divide over 3 devices"):
+        data.accumulation(3)
+
+
+def test_queues_too_large_are_refused_before_the_run():
+    data = make_data(compose(["model=drifting_tiny", "batch=64", "queues.per_class=1000000000000"]), Few())
+    with pytest.raises(UserError, match=r"4 classes x 1000000000000 .* memory has .* free"):
+        data.accumulation(1)
 
 
 def test_styles_are_tokens_of_the_shared_backbone():

@@ -14,7 +14,7 @@ from pmf_lightning.data.class_queues import ClassQueues
 from pmf_lightning.data.datamodule import StepLoader
 from pmf_lightning.data.dataset import ArrayDataset, Source
 from pmf_lightning.data.order import GlobalOrder
-from pmf_lightning.data.queue_sizes import QueueSizes
+from pmf_lightning.data.queue_sizes import QueueSizes, check_room
 from pmf_lightning.draws import Shard, generator
 from pmf_lightning.errors import UserError
 
@@ -68,18 +68,30 @@ class DriftingData(LightningDataModule):
 
     def __init__(self, source: Source, seed: int, settings: QueueSettings, workers: int) -> None:
         super().__init__()
+        if settings.labels > source.classes:
+            raise UserError(
+                f"{settings.labels} labels per step (batch / objective.generated) of {source.classes} classes in data "
+                f"{source.name}: set batch to {source.classes} x objective.generated or less"
+            )
         self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
+        shape = (source.channels, source.resolution, source.resolution)
+        self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape)
+        self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
         self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
         self._resumed: dict[str, Any] | None = None
 
     def accumulation(self, world_size: int) -> int:
-        """Return 1: the loss has means over all labels of a step; UserError unless they divide over the devices."""
+        """Return 1: the loss has means over all labels of a step.
+
+        Raises UserError unless the labels divide over the devices and their queues have room (on one machine, at most).
+        """
         if self.settings.labels % world_size:
             raise UserError(
                 f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
                 f"set batch to a multiple of {world_size} x objective.generated"
             )
+        check_room(self.sizes, self.folder)
         return 1
 
     def prepare_data(self) -> None:
@@ -91,19 +103,12 @@ class DriftingData(LightningDataModule):
         trainer, images = self.trainer, self.source.train()
         shard = Shard(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
-        self._queues = self._make_queues(images, copies)
+        self._queues = ClassQueues(self.sizes, self.folder, copies)
+        if self._resumed is not None:
+            self._queues.load_state_dict(self._resumed, images.batch)
         return StepLoader(
             lambda step: self._stream(images, shard, step), reached=lambda: trainer.global_step, resume=lambda: None
         )
-
-    def _make_queues(self, images: ArrayDataset, copies: int) -> ClassQueues:
-        source, known = self.source, self.settings
-        shape = (source.channels, source.resolution, source.resolution)
-        sizes = QueueSizes(source.classes, known.per_class, known.overall, shape)
-        queues = ClassQueues(sizes, known.folder and Path(known.folder), copies)
-        if self._resumed is not None:
-            queues.load_state_dict(self._resumed, images.batch)
-        return queues
 
     def _stream(self, images: ArrayDataset, shard: Shard, first: int) -> Iterator[list[Tensor]]:
         loader = DataLoader(
