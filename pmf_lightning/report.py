@@ -23,6 +23,8 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     """
     if not trainer.is_global_zero:
         return {}
+    if hands.quality and trainer.global_step == cfg.steps != hands.quality.measured_at:
+        hands.quality.take(trainer, module)  # the run was killed after its last step
     grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
     for steps in hands.quality.by_steps if grid and hands.quality else ():
         hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)

@@ -1,10 +1,11 @@
 """Where a run writes, and how it finds its way back after a stop."""
 
+import json
 import os
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
@@ -36,13 +37,37 @@ def choose(cfg: DictConfig) -> Path:
     return folder
 
 
+def finished(cfg: DictConfig) -> dict | None:
+    """Return the summary of ``run_dir`` where ckpt=auto finds this very run complete, else None.
+
+    Raises UserError where the directory holds a run of another configuration.
+    """
+    if cfg.ckpt != "auto":
+        return None
+    if cfg.run_dir is None:
+        raise UserError("ckpt=auto: it goes on with what lies in run_dir; set run_dir")
+    folder = Path(cfg.run_dir)
+    if not (folder / "config.yaml").is_file():
+        return None
+    there = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    asked = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    other = sorted(key for key in there.keys() | asked.keys() if there.get(key) != asked.get(key) and key != "ckpt")
+    if other:
+        raise UserError(f"run_dir={folder}: it holds a run with another {', '.join(other)}; set another run_dir")
+    summary = folder / "summary.json"
+    found = json.loads(summary.read_text()) if summary.is_file() else None
+    return found if found and not found["stopped_early"] else None
+
+
 def checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
     """Return the checkpoint that ``ckpt`` asks for, or None for a fresh start; raises UserError where it is missing."""
     if cfg.ckpt is None:
         return None
+    path = folder / "checkpoints" / "last.ckpt"
+    if cfg.ckpt == "auto":
+        return path if path.is_file() else None
     if cfg.ckpt != "last":
         return Path(cfg.ckpt)
-    path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
     return path

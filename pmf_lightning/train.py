@@ -35,6 +35,9 @@ def train(cfg: DictConfig) -> dict:
     """
     started = time.perf_counter()
     checks.training(cfg)
+    if (summary := run_dir.finished(cfg)) is not None:
+        print(f"{cfg.run_dir} is finished already, and left alone")
+        return summary
     source = instantiate(cfg.data)
     source.check()
     module = build(cfg)
@@ -45,7 +48,7 @@ def train(cfg: DictConfig) -> dict:
     folder = run_dir.choose(cfg)
     resume = run_dir.checkpoint_to_resume(cfg, folder)
     state = read_checkpoint(resume) if resume else {"global_step": 0}
-    if state["global_step"] >= cfg.steps:
+    if state["global_step"] >= cfg.steps and cfg.ckpt != "auto":
         done = state["global_step"]
         raise UserError(f"steps={cfg.steps}: {resume} has {done} already; set more steps or images")
     announce(cfg, module, folder, state["global_step"])

@@ -82,6 +82,22 @@ def test_same_command_same_numbers_and_no_global_random_numbers(straight, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_a_repeated_command_leaves_a_finished_run_alone(straight, tmp_path, capsys):
+    folder = tmp_path / "again"
+    summary = run(folder, "steps=2", "ckpt=auto")
+    saved = (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert run(folder, "steps=2", "ckpt=auto") == summary
+    assert "finished already" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == saved
+    (folder / "summary.json").unlink()  # killed between the last checkpoint and the summary
+    again = run(folder, "steps=2", "ckpt=auto")
+    assert {name for name in summary if summary[name] != again[name]} <= {"wall_seconds", "images_per_second"}
+    with pytest.raises(UserError, match=r"holds a run with another seed; set another run_dir"):
+        run(folder, "steps=2", "ckpt=auto", "seed=1")
+    with pytest.raises(UserError, match=r"ckpt=auto: .*set run_dir"):
+        train(compose([*RUN, "ckpt=auto"]))
+
+
 def test_another_seed_gives_other_numbers(straight, tmp_path):
     run(tmp_path / "other", "seed=1", "steps=1")
     assert rows(tmp_path / "other")[0]["loss_u"] != rows(straight[0])[0]["loss_u"]

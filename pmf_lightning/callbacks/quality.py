@@ -52,16 +52,20 @@ class QualityCheck(Callback):
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
         if step != self._step and due and trainer.is_global_zero:
-            with self.progress.paused():
-                self.latest, self.measured_at = self.measure(pl_module), step
-                if step == trainer.max_steps:
-                    self.by_steps = {n: self.measure(pl_module, steps=n) for n in self.extra_steps}
-            options = {key: self.sampling[key] for key in OPTIONS}
-            evaluations = network_evaluations(pl_module.objective, **options)
-            numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy, "nfe": evaluations}
-            for logger in trainer.loggers:
-                logger.log_metrics(numbers, step - 1)
+            self.take(trainer, pl_module)
         self._step = step
+
+    def take(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure now, at the end also in other numbers of steps, and log it."""
+        step = trainer.global_step
+        with self.progress.paused():
+            self.latest, self.measured_at = self.measure(module), step
+            if step == trainer.max_steps:
+                self.by_steps = {n: self.measure(module, steps=n) for n in self.extra_steps}
+        evaluations = network_evaluations(module.objective, **{key: self.sampling[key] for key in OPTIONS})
+        numbers = {self.name: self.latest.fd, "class_accuracy": self.latest.class_accuracy, "nfe": evaluations}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step - 1)
 
     def measure(self, module: LightningModule, **changes: Any) -> Quality:
         """Generate with the averaged weights, compare with the real images; ``changes`` of the options of sampling."""
