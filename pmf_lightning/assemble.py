@@ -61,8 +61,8 @@ def make_part(cfg: DictConfig, part: str) -> Any:
     try:
         return instantiate(cfg[part], _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        raise UserError(one_line(cause) if isinstance(cause, UserError) else f"{part}: {one_line(cause)}") from error
+        message = one_line(error.__cause__ or error)
+        raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

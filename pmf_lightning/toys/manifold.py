@@ -100,7 +100,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
     for prediction in cfg.predictions:
         network, objective = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
-        checks.method(cfg.evaluation.get("method"), objective.methods, "evaluation.")
+        checks.method(cfg.evaluation.get("method"), objective.methods, cfg.evaluation.steps, "evaluation.")
         batch = unlabelled(torch.zeros(1, cfg.dimensions[0], 1, 1))
         losses = objective(network, batch, objective.draw(batch, 0, 0)).per_sample
         if (loss := cfg.evaluation.loss) not in losses:
