@@ -1,5 +1,7 @@
 """Kinds of numbers: what a configuration may write, and where half precision must not be used."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,8 @@ Number = float | int  # YAML writes 1 where it means 1.0
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32, or unchanged where it is wider: sums, norms and softmax never run in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(like: Tensor) -> AbstractContextManager:
+    """Return a context that keeps autocast from the device of ``like``; the meta device knows none to be kept from."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

@@ -5,10 +5,8 @@ those of a real run: only the allocator's rounding, and what kernels take for th
 """
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,24 +72,9 @@ class FusedAttention(TorchFunctionMode):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
 
 
-@contextmanager
-def no_autocast_on_meta() -> Iterator[None]:
-    """Let torch.autocast do nothing on the meta device, where torch refuses it, also to switch it off."""
-    known = torch.autocast
-
-    def autocast(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager:
-        return nullcontext() if device_type == "meta" else known(device_type, *args, **kwargs)
-
-    torch.autocast = autocast
-    try:
-        yield
-    finally:
-        torch.autocast = known
-
-
 def peak_bytes(work: Callable[[], object]) -> int:
     """Return the largest number of bytes alive at once of what ``work()`` makes; its result is dropped."""
-    with no_autocast_on_meta(), FusedAttention(), LiveBytes() as live:
+    with FusedAttention(), LiveBytes() as live:
         work()
     return live.peak
 

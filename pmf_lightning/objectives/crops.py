@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pmf_lightning.fields import Image
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.precision import Number, at_least_float32, no_autocast
 
 UNIFORMS = 4  # numbers that one box takes: area, width / height, place from the top, place from the left
 Boxes = Float[Tensor, "b 4"]  # (top, left, height, width) as shares of the image's sides, inside [0, 1]
@@ -67,7 +67,7 @@ def resized_crops(images: Image, boxes: Boxes, side: int) -> Float[Tensor, "b c 
     height, width = images.shape[-2:]
     images = at_least_float32(images)
     top, left, tall, wide = boxes.to(images).unbind(1)
-    with torch.autocast(images.device.type, enabled=False):
+    with no_autocast(images):
         rows = _weights(top * height, tall * height, height, side)
         columns = _weights(left * width, wide * width, width, side)
         return rows[:, None] @ images @ columns[:, None].mT
