@@ -16,6 +16,7 @@ from pmf_lightning.callbacks.quality import QualityCheck
 from pmf_lightning.callbacks.reconstructions import Reconstructions
 from pmf_lightning.callbacks.time_bins import TimeBinLog
 from pmf_lightning.data.dataset import Source
+from pmf_lightning.errors import UserError
 from pmf_lightning.metrics.quality import QualityProbe, metric_name
 from pmf_lightning.module import GenerativeModule
 
@@ -39,7 +40,7 @@ class Hands:
 
 
 def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: Source, folder: Path) -> Hands:
-    """Build what watches over the run."""
+    """Build what watches over the run; raises UserError where a measurement is asked for that makes no sense."""
     sampling = OmegaConf.to_container(cfg.sampling, resolve=True)
     averages = WeightAverages(list(cfg.ema.half_lives_kimg), cfg.ema.ramp, cfg.batch)
     by_time = TimeBinLog(cfg.diagnostics.t_bins, cfg.log_every_steps)
@@ -58,6 +59,8 @@ def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: Source, fo
             held_out, ema = source.held_out(), sampling["ema"]
             grids = Reconstructions(folder / "grids", every_steps, *size, held_out, ema, averages, progress)
     if cfg.metrics.enabled:
+        if not module.objective.methods:
+            raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
         settings = make_part(cfg, "metrics")
         probe = QualityProbe(source, settings, cfg.cache_dir)
         name, every_steps = metric_name(source), every(cfg.metrics.every_images)
