@@ -44,6 +44,8 @@ def train(cfg: DictConfig) -> dict:
     prepare_decoder(cfg, module)
     data = make_data(cfg, source)
     data.accumulation(checks.world_size(cfg.trainer))
+    if isinstance(data, DriftingData):
+        data.check_room()
     module.look_through(make_training_features(cfg, source))
     folder = run_dir.choose(cfg)
     resume = run_dir.checkpoint_to_resume(cfg, folder)

@@ -281,7 +281,7 @@ def test_labels_divide_over_the_devices():
 def test_queues_too_large_are_refused_before_the_run():
     data = make_data(compose(["model=drifting_tiny", "batch=64", "queues.per_class=1000000000000"]), Few())
     with pytest.raises(UserError, match=r"4 classes x 1000000000000 .* memory has .* free"):
-        data.accumulation(1)
+        data.check_room()
 
 
 def test_styles_are_tokens_of_the_shared_backbone():

@@ -82,17 +82,17 @@ class DriftingData(LightningDataModule):
         self._resumed: dict[str, Any] | None = None
 
     def accumulation(self, world_size: int) -> int:
-        """Return 1: the loss has means over all labels of a step.
-
-        Raises UserError unless the labels divide over the devices and their queues have room (on one machine, at most).
-        """
+        """Return 1: the loss has means over all labels of a step; UserError unless these divide over the devices."""
         if self.settings.labels % world_size:
             raise UserError(
                 f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
                 f"set batch to a multiple of {world_size} x objective.generated"
             )
-        check_room(self.sizes, self.folder)
         return 1
+
+    def check_room(self) -> None:
+        """Raise UserError where this machine has no room for the queues of one device."""
+        check_room(self.sizes, self.folder)
 
     def prepare_data(self) -> None:
         """Open the images once per machine, before the other devices do."""
