@@ -94,7 +94,7 @@ def test_the_order_of_temperatures_is_that_of_the_numbers_logged(official):
 def written_out(
     gen, pos, neg, weight_gen, weight_pos, weight_neg, temperatures, attraction, repulsion, kind, floor=1e-6
 ):
-    """Section b of the sheet with the ablations' options, in loops; returns loss [B]."""
+    """The official loss with the options of the ablations, written out in loops; returns loss [B]."""
     batch, samples, size = gen.shape
     targets, weights = torch.cat((gen, neg, pos), 1), torch.cat((weight_gen, weight_neg, weight_pos), 1)
     count, pushing = targets.shape[1], samples + neg.shape[1]
