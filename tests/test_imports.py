@@ -28,10 +28,11 @@ ALLOWED = {
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
+    "kept_network": {"cache"},
     "weights_folder": {"cache", "errors"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
     "drift_features": {
-        *{"drift_features", "cache", "data", "draws", "errors", "metrics", "models", "objectives", "perceptual"},
+        *{"drift_features", "cache", "data", "draws", "errors", "kept_network", "models", "objectives", "perceptual"},
         "precision",
     },
 }

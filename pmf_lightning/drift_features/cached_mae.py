@@ -4,21 +4,19 @@ For data that no published encoder was trained on, such as digits. Large ones ar
 (model=mae_r256) instead, on all devices and with averaged weights.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from pmf_lightning import draws
-from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.cache import cache_root, digest
 from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.errors import UserError
-from pmf_lightning.metrics.train_classifier import checksum, one_thread
+from pmf_lightning.kept_network import kept_network, one_thread
 from pmf_lightning.models.mae.network import MAE
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.contract import Batch
@@ -26,7 +24,6 @@ from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
 from pmf_lightning.precision import Number
 
 VERSION = 1  # raise it when the network or its training changes: old files are then left alone
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,26 +87,9 @@ def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> 
     folder.mkdir(exist_ok=True)
     parts = [str(list(value)) if isinstance(value, Sequence) else value for value in asdict(settings).values()]
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *parts)}.pt"
-    with sole_writer(path):
-        network = _load(path, source, settings) if path.exists() else None
-        if network is None:
-            network = train_mae(source, settings)
-            with atomic_write(path) as partial:
-                torch.save({"weights": network.state_dict(), "checksum": checksum(network)}, partial)
-    return network
-
-
-def _load(path: Path, source: Source, settings: MAESettings) -> MAE | None:
-    network = settings.network(source)
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(kept["weights"])
-        if kept["checksum"] != checksum(network):
-            raise ValueError("checksum")
-    except Exception as reason:  # a damaged file makes torch raise nearly anything
-        log.warning("%s is damaged (%s): training the feature encoder again", path, type(reason).__name__)
-        return None
-    return network.requires_grad_(False).eval()
+    return kept_network(
+        path, lambda: settings.network(source), lambda: train_mae(source, settings), "the feature encoder"
+    )
 
 
 @one_thread()

@@ -1,12 +1,7 @@
 """Train the small classifier on a real training split, once: seconds of work, then a file in the cache folder."""
 
-import hashlib
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.cache import cache_root, digest
 from pmf_lightning.data.dataset import ArrayDataset, Source
 from pmf_lightning.draws import generator
 from pmf_lightning.errors import UserError
+from pmf_lightning.kept_network import kept_network, one_thread
 from pmf_lightning.metrics.classifier import Classifier
 
 VERSION = 1  # raise it when the network or its training changes: old files are then left alone
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,44 +48,15 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
     folder = cache_root(cache_dir) / "classifiers"
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
-    with sole_writer(path):
-        classifier = _load(path, source, settings) if path.exists() else None
-        if classifier is None:
-            split = source.train()
-            classifier = train_classifier(split.images, split.labels, source.classes, settings)
-            with atomic_write(path) as partial:
-                torch.save({"weights": classifier.state_dict(), "checksum": checksum(classifier)}, partial)
-    return classifier
 
+    def empty() -> Classifier:
+        return Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
 
-def _load(path: Path, source: Source, settings: ClassifierSettings) -> Classifier | None:
-    classifier = Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        classifier.load_state_dict(kept["weights"])
-        if kept["checksum"] != checksum(classifier):
-            raise ValueError("checksum")
-    except Exception as reason:  # a damaged file makes torch raise nearly anything
-        log.warning("%s is damaged (%s): training the classifier again", path, type(reason).__name__)
-        return None
-    return classifier.eval().requires_grad_(False)
+    def trained() -> Classifier:
+        split = source.train()
+        return train_classifier(split.images, split.labels, source.classes, settings)
 
-
-def checksum(network: torch.nn.Module) -> str:
-    """Return hex digits of all weights of a network."""
-    numbers = torch.cat([weight.detach().flatten() for weight in network.state_dict().values()])
-    return hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()  # torch.load misses flipped bits
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sum in one order however many cores there are: more threads give other last bits, so another judge."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return kept_network(path, empty, trained, "the classifier")
 
 
 @one_thread()

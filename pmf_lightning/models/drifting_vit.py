@@ -13,9 +13,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import AdaBlock, Dense, Keys, NormalTable, ScalarVector, Vector
-from pmf_lightning.models.embedders import Learned, PatchEmbedding
+from pmf_lightning.models.embedders import Learned, PatchEmbedding, sum_of_codes
 from pmf_lightning.models.jit_vit import FinalLayer
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens
+from pmf_lightning.models.patches import check_grid
 from pmf_lightning.models.rope import HalvesRotation, rotation_1d
 from pmf_lightning.models.sincos import sincos_2d
 from pmf_lightning.precision import Number
@@ -59,8 +60,7 @@ class StyleVector(nn.Module):
 
     def forward(self, style: Int64[Tensor, "b codes"]) -> Vector:
         """Embed the codes of each sample, each in 0 ... rows - 1."""
-        first = torch.arange(0, self.codes * self.rows, self.rows, device=style.device)
-        return self.table(style + first).sum(1)
+        return sum_of_codes(self.table, style, self.rows)
 
 
 class SplitSwiGLU(nn.Module):
@@ -120,8 +120,7 @@ class DriftingViT(nn.Module):
         attention: AttentionKind,
     ):
         super().__init__()
-        if resolution % patch:
-            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
+        check_grid(resolution, patch)
         if width % 4 or width % (2 * attention_heads):
             raise ValueError(f"width {width} is no multiple of 4 and of 2 x {attention_heads} heads")
         if context < 0 or codes < 0 or (codes and rows < 1):

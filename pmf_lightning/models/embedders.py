@@ -81,6 +81,12 @@ class ClassCondition(nn.Module):
         return self.tokens.weight + self.table(labels)[:, None]
 
 
+def sum_of_codes(table: nn.Embedding, style: Int64[Tensor, "b codes"], rows: int) -> Float[Tensor, "b d"]:
+    """Return the sum of one row per code, each code choosing among its own ``rows`` of the table."""
+    first = torch.arange(0, style.shape[1] * rows, rows, device=style.device)
+    return table(style + first).sum(1)
+
+
 class StyleCondition(nn.Module):
     """Tokens of a style: learned tokens, plus on each the sum of ``codes`` rows, one from every code's own table.
 
@@ -95,8 +101,7 @@ class StyleCondition(nn.Module):
 
     def forward(self, style: Int64[Tensor, "b codes"]) -> Tokens:
         """Embed the codes of each sample, each in 0 ... rows - 1."""
-        first = torch.arange(0, self.codes * self.rows, self.rows, device=style.device)
-        return self.tokens.weight + self.table(style + first).sum(1, keepdim=True)
+        return self.tokens.weight + sum_of_codes(self.table, style, self.rows)[:, None]
 
 
 def make_condition(spec: Mapping[str, Any], width: int, classes: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pmf_lightning.models.adaln import SITES, AdaBlock, Dense, Keys, LabelVector, Modulation, ScalarVector, Vector
 from pmf_lightning.models.embedders import Learned, PatchEmbedding
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Tokens
+from pmf_lightning.models.patches import check_grid, check_heads, tokens_to_image
 from pmf_lightning.models.rope import rotation_2d
 from pmf_lightning.models.sincos import sincos_2d
 from pmf_lightning.precision import Number
@@ -35,8 +36,7 @@ class FinalLayer(nn.Module):
         """Map patch tokens to a field; the channels of a patch are in the order (row, column, colour)."""
         shift, scale = self.modulation(c)
         x = self.out(self.norm(x) * (1 + scale) + shift)
-        x = x.unflatten(2, (self.patch, self.patch, self.channels)).unflatten(1, (self.grid, self.grid))
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return tokens_to_image(x, self.grid, self.patch, self.channels)
 
 
 class JiTViT(nn.Module):
@@ -76,10 +76,8 @@ class JiTViT(nn.Module):
         attention: AttentionKind,
     ):
         super().__init__()
-        if resolution % patch:
-            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
-        if width % attention_heads or (width // attention_heads) % 4:
-            raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
+        check_grid(resolution, patch)
+        check_heads(width, attention_heads)
         if not 0 <= context_start < trunk:
             raise ValueError(f"context_start {context_start} is no block of {trunk}: give 0 to {trunk - 1}")
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):

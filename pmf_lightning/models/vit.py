@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.embedders import Learned, PatchEmbedding, make_condition
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
+from pmf_lightning.models.patches import check_grid, check_heads, tokens_to_image
 from pmf_lightning.models.rope import Rotation, rotation_1d, rotation_2d
 from pmf_lightning.precision import Number
 
@@ -37,8 +38,7 @@ class Head(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, kind)
         x = self.out(self.norm(x[:, -(self.grid**2) :]))
-        x = x.unflatten(2, (self.patch, self.patch, self.channels)).unflatten(1, (self.grid, self.grid))
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return tokens_to_image(x, self.grid, self.patch, self.channels)
 
 
 class ViT(nn.Module):
@@ -82,10 +82,8 @@ class ViT(nn.Module):
         positions: str = "learned",
     ):
         super().__init__()
-        if resolution % patch:
-            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
-        if width % attention_heads or (width // attention_heads) % 4:
-            raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
+        check_grid(resolution, patch)
+        check_heads(width, attention_heads)
         self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
         for name, value, kind in (("rope", rope, Rope), ("positions", positions, Positions)):
             if value not in get_args(kind):

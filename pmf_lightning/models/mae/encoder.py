@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.mae.layers import MOST_GROUPS, Conv, ConvNormReLU, GroupNorm, Map, patchify
+from pmf_lightning.models.patches import check_grid
 
 STAGES = 4
 
@@ -61,8 +62,7 @@ class MAEEncoder(nn.Module):
 
     def __init__(self, *, resolution: int, channels: int, patch: int, base_channels: int, blocks: Sequence[int]):
         super().__init__()
-        if resolution % patch:
-            raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
+        check_grid(resolution, patch)
         if len(blocks) != STAGES or min(blocks) < 1:
             raise ValueError(f"blocks={list(blocks)}: give four numbers of at least 1, one for each stage")
         if base_channels < 1:
