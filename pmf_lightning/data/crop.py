@@ -1,5 +1,6 @@
 """From an image file to a square of whole levels, by the crop that every published ImageNet number uses."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,14 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def read_image(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "c size size"]:
-    """Decode a file, convert to RGB (or grey when ``channels`` is 1) and crop it: uint8 [channels, size, size].
+def read_image(source: Path | bytes, size: int, channels: int) -> UInt8[np.ndarray, "c size size"]:
+    """Decode a file, or its bytes, to a square of uint8 [channels, size, size]: RGB, or grey when ``channels`` is 1.
 
     Converted before the crop, as ADM does. EXIF orientation is not applied; transparency is dropped, not blended;
     16-bit grey keeps its high byte; CMYK goes through Pillow's plain conversion without colour profiles. An unreadable
     file raises whatever Pillow raises.
     """
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()
         if image.mode == "I" or image.mode.startswith("I;16"):
             image = _high_byte(image)

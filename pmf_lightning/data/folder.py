@@ -76,7 +76,7 @@ class Folder:
                 f"data.classes={self.classes}, but {self.root} holds {len(folders)} class folders: leave it out"
             )
         for folder in folders:
-            if next(_images(folder), None) is None:
+            if next(images_below(folder), None) is None:
                 raise UserError(f"class folder {folder} holds no image ({', '.join(ENDINGS)}): fill or remove it")
         cache_root(self.cache_dir)
 
@@ -111,7 +111,7 @@ class Folder:
         return [
             (label, os.path.relpath(path, self._root))
             for label, folder in enumerate(class_folders(self.root))
-            for path in sorted(_images(folder))
+            for path in sorted(images_below(folder))
         ]
 
     @cached_property
@@ -158,7 +158,8 @@ class Folder:
             )
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the image files in ``folder`` at any depth, hidden ones left out, in no particular order."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:

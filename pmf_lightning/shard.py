@@ -1,0 +1,241 @@
+"""Training shards from images: python -m pmf_lightning.shard in=/data/imagenet/train out=/data/shards size=256
+
+The rule of pixels: a file is decoded by Pillow and converted to RGB (EXIF orientation is not applied, nor are colour
+profiles; CMYK by Pillow's plain conversion; transparency dropped; of 16 bits the high byte), then shrunk and cropped to
+the central square as in ADM. A file that is empty, cut off or of no known format is listed and left out.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm.auto import tqdm
+
+from pmf_lightning import checks
+from pmf_lightning.command import command, with_one_line_errors
+from pmf_lightning.config import compose
+from pmf_lightning.data.crop import CROP_RULE
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.folders import writable
+from pmf_lightning.models.sd_vae import SDVAE
+from pmf_lightning.shards.disk import amount
+from pmf_lightning.shards.input_tars import find_tars, tar_inputs
+from pmf_lightning.shards.inputs import Inputs, folder_inputs
+from pmf_lightning.shards.latents import LatentMaker, weights_digest
+from pmf_lightning.shards.make import Job, Made, Maker, make_shards
+from pmf_lightning.shards.manifest import KINDS, Manifest, read_manifest
+from pmf_lightning.shards.payloads import PAYLOADS
+from pmf_lightning.shards.pixels import make_pixels
+from pmf_lightning.shards.processes import all_cores, in_processes
+from pmf_lightning.shards.progress import LIST, Finished
+from pmf_lightning.shards.recipe import Recipe, ShardTask
+from pmf_lightning.shards.verify import verify
+
+PATHS = ("in", "out", "class_names")  # may hold what Hydra would take for syntax: braces, commas, spaces
+
+
+def shard(cfg: DictConfig) -> Made:
+    """Make the shards that ``cfg`` (conf/shard.yaml) asks for, or what is missing of them.
+
+    Raises UserError for bad input before any image is read, and where too much of it is unreadable.
+    """
+    _check(cfg)
+    out = writable(_out(cfg), "out")
+    vae = _autoencoder(cfg) if cfg.kind == "latents" else None
+    workers = cfg.workers or all_cores()
+    inputs = _inputs(cfg, workers)
+    recipe = Recipe(
+        kind=cfg.kind,
+        payload=cfg.payload,
+        quality=cfg.quality if cfg.payload == "jpg" else None,
+        size=cfg.size,
+        channels=cfg.channels,
+        crop=CROP_RULE,
+        records_per_shard=cfg.records_per_shard,
+        autoencoder=None if vae is None else f"SD-VAE {weights_digest(vae.vae)}",
+        images=len(inputs),
+        inputs=inputs.fingerprint(),
+    )
+    side = None if vae is None else cfg.size // vae.scale
+    shape = None if vae is None else (2, len(vae.mean), side, side)
+    job = Job(inputs, recipe, out, str(cfg["in"]), float(cfg.max_unreadable), shape)
+    try:
+        return make_shards(job, _pixels(workers) if vae is None else _latents(cfg, vae, workers))
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot be written ({error.strerror or error}); make room and run the same command again, it "
+            "keeps the shards that are finished"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"workers={workers}: out of memory; set fewer, finished shards are kept") from error
+
+
+def _check(cfg: DictConfig) -> None:
+    """Check every option by itself."""
+    for key in ("in", "out", "size"):
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"{key} is not set; --help shows what it may be")
+    for key, known in (("kind", KINDS), ("payload", PAYLOADS)):
+        if cfg[key] not in known:
+            raise UserError(f"{key}={cfg[key]}: there is no such {key}; {near(str(cfg[key]), known)}")
+    for key in ("size", "records_per_shard", "batch", "workers", "classes"):
+        value = cfg[key]
+        if not (value is None and key in ("workers", "classes")) and (type(value) is not int or value < 1):
+            raise UserError(f"{key}={value}: set it to a whole number, 1 or more")
+    if cfg.channels not in (1, 3):
+        raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
+    if type(cfg.quality) is not int or not 1 <= cfg.quality <= 100:
+        raise UserError(f"quality={cfg.quality}: set it from 1 to 100")
+    if not isinstance(cfg.max_unreadable, int | float) or not 0 <= cfg.max_unreadable <= 1:
+        raise UserError(f"max_unreadable={cfg.max_unreadable}: it is a fraction of the inputs, from 0 to 1")
+    if cfg.kind == "latents" and (cfg.payload != "npy" or cfg.channels != 3):
+        raise UserError(
+            f"kind=latents payload={cfg.payload} channels={cfg.channels}: latents need payload=npy channels=3"
+        )
+
+
+def _out(cfg: DictConfig) -> Path:
+    """Return where shards go; UserError where that is among the images or no folder, or where there are no images."""
+    source, out = (Path(str(cfg[key])).expanduser() for key in ("in", "out"))
+    if not source.exists() and not set("{*?[") & set(str(source)):
+        raise UserError(f"in={source}: no such file or folder; give class folders, or WebDataset tars")
+    if source.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"out={out}: that is inside in={source}; set another out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: it is no folder; set another out")
+    return out
+
+
+def _inputs(cfg: DictConfig, workers: int) -> Inputs:
+    """List the images; prints what was found."""
+    source = Path(str(cfg["in"])).expanduser()
+    if _holds_class_folders(source):
+        if cfg.classes is not None or cfg.class_names is not None:
+            raise UserError("classes and class_names are for tars; class folders have their names: leave both out")
+        try:
+            inputs = folder_inputs(source)
+        except UserError as error:  # of the code that reads data=folder
+            raise UserError(str(error).replace("data.root=", "in=")) from error
+    else:
+        tars = find_tars(str(cfg["in"]))
+        with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
+            inputs = tar_inputs(tars, cfg.classes, cfg.class_names, workers, lambda done: bar.update(done - bar.n))
+    print(f"{len(inputs):,} images of {len(inputs.class_names):,} classes in {cfg['in']}", flush=True)
+    return inputs
+
+
+def _holds_class_folders(source: Path) -> bool:
+    """Say whether ``source`` is to be read as class folders, not as tars; UserError where it is both."""
+    tars = source.is_dir() and any(source.glob("*.tar"))
+    if tars and any(entry.is_dir() and not entry.name.startswith(".") for entry in source.iterdir()):
+        raise UserError(f"in={source}: it holds tars and folders; give the tars as '{source}/*.tar', or move them away")
+    return source.is_dir() and not tars
+
+
+def _autoencoder(cfg: DictConfig) -> SDVAE:
+    """Return the autoencoder of latents, loaded; its numbers are those of the latent data."""
+    checks.torch_device(cfg.device)
+    numbers = compose(["data=imagenet256_latents"]).decoder
+    vae = replace(instantiate(numbers), weights=cfg.decoder.weights, chunk=cfg.batch)
+    if cfg.size % vae.scale:
+        raise UserError(f"size={cfg.size}: the autoencoder needs a multiple of {vae.scale} pixels")
+    vae.load()
+    return vae
+
+
+def _pixels(workers: int) -> Maker:
+    return lambda tasks, progress: in_processes(make_pixels, tasks, workers, progress)
+
+
+def _latents(cfg: DictConfig, vae: SDVAE, threads: int) -> Maker:
+    """Make shards one after the other in this process, which has the device."""
+    make = LatentMaker(vae.encode, cfg.device, cfg.batch, threads)
+
+    def run(tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            progress(done)
+
+        for task in tasks:
+            yield make(task, tick)
+
+    return run
+
+
+def _verify(cfg: DictConfig) -> None:
+    """Read everything again; print every problem and exit with 1 where there is one."""
+    if OmegaConf.is_missing(cfg, "out"):
+        raise UserError("out is not set; give the folder of shards to verify")
+    out = Path(str(cfg.out)).expanduser()
+    manifest = read_manifest(out, "out")
+    with tqdm(total=manifest.count, desc="verifying", unit="record", mininterval=0.5) as bar:
+        problems = verify(out, manifest, cfg.workers or all_cores(), lambda done: bar.update(done - bar.n))
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        print(f"error: {len(problems)} problems in {out}; they were made from in={manifest.origin}", file=sys.stderr)
+        sys.exit(1)
+    print(f"{out}: all is well: {_contents(manifest)}")
+
+
+def _contents(manifest: Manifest) -> str:
+    size = amount(sum(shard.bytes for shard in manifest.shards))
+    classes, shards = len(manifest.class_names), len(manifest.shards)
+    what = f"{manifest.kind} {manifest.channels}x{manifest.resolution}x{manifest.resolution} as {manifest.payload}"
+    return f"{manifest.count:,} records of {classes:,} classes in {shards:,} shards, {size}, {what}"
+
+
+def _report(out: str, made: Made) -> None:
+    """Say what lies where."""
+    kept = f", {made.kept:,} shards kept" if made.kept else ""
+    speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
+    speed = speed if made.images else "nothing was missing"
+    print(f"{out}: {_contents(made.manifest)} ({speed}{kept})")
+    if made.unreadable:
+        print(
+            f"{len(made.unreadable):,} inputs are unreadable and left out, each with its reason in {Path(out) / LIST}"
+        )
+    empty = [name for name, count in zip(made.manifest.class_names, made.manifest.per_class, strict=True) if not count]
+    if empty:
+        print(f"{len(empty):,} classes have no record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
+    data = "shards" if made.manifest.kind == "pixels" else "imagenet256_latents"
+    print(f"to train on it: data={data} data.root={out}")
+
+
+@command("shard")
+def _main(cfg: DictConfig) -> None:
+    if cfg.verify:
+        _verify(cfg)
+        return
+    try:
+        made = shard(cfg)
+    except KeyboardInterrupt:
+        print("stopped; finished shards are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    _report(str(cfg.out), made)
+
+
+def _quote_paths() -> None:
+    """Protect paths on the command line from Hydra's grammar; see that the shell left ``in`` one word."""
+    if sum(argument.startswith("in=") for argument in sys.argv[1:]) > 1:
+        raise UserError("in is given more than once: put quotes around a pattern with braces or stars, in='...'")
+    for place, argument in enumerate(sys.argv[1:], 1):
+        key, equals, value = argument.partition("=")
+        if equals and key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            sys.argv[place] = f"{key}='{escaped}'"
+
+
+def main() -> None:
+    """Make or verify the shards that the command line describes and say where they lie."""
+    with_one_line_errors(_quote_paths)
+    _main()
+
+
+if __name__ == "__main__":
+    main()

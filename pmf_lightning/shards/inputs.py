@@ -1,0 +1,112 @@
+"""The images that shards are made of: where each lies, its key and its label. Listing reads no pixel."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from pmf_lightning.cache import digest
+from pmf_lightning.data.folder import ENDINGS, class_folders, images_below
+from pmf_lightning.errors import UserError
+from pmf_lightning.shards.keys import record_keys
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An input that gave no record: its key, why, the file it is in, and the shard that it is missing from."""
+
+    key: str
+    reason: str
+    file: str
+    shard: str = ""
+
+
+class Piece(NamedTuple):  # a million of them are made and sent to other processes: the lightest there is
+    """Where one image lies: a file, or ``size`` bytes at ``start`` of a file."""
+
+    key: str
+    label: int
+    file: str
+    start: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Return the bytes of the image file; OSError where they cannot be had, or not all."""
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            content = file.read() if self.size is None else file.read(self.size)
+        if self.size is not None and len(content) < self.size:
+            raise OSError(f"the tar ends after {len(content):,} of {self.size:,} bytes")
+        if not content:
+            raise OSError("the file is empty")
+        return content
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All images, in an order that depends on their names alone.
+
+    Image i is file ``names[files[i]]`` below ``root``, from ``starts[i]`` on, ``sizes[i]`` bytes (-1: all there are),
+    with key ``keys[i]`` and label ``labels[i]``, which is ``class_names[label]``. ``broken`` holds what the listing
+    itself could not read.
+    """
+
+    root: Path
+    names: list[str]
+    files: Int64[np.ndarray, " n"]
+    starts: Int64[np.ndarray, " n"]
+    sizes: Int64[np.ndarray, " n"]
+    keys: list[str]
+    labels: Int64[np.ndarray, " n"]
+    class_names: list[str]
+    broken: list[Unreadable]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def piece(self, index: int) -> Piece:
+        """Say where image ``index`` lies."""
+        size = int(self.sizes[index])
+        return Piece(
+            key=self.keys[index],
+            label=int(self.labels[index]),
+            file=os.path.join(self.root, self.names[self.files[index]]),
+            start=int(self.starts[index]),
+            size=None if size < 0 else size,
+        )
+
+    def fingerprint(self) -> str:
+        """Return hex digits of names, labels and places, not of the contents; the same wherever the folder lies."""
+        numbers = (digest(array.tobytes().hex()) for array in (self.files, self.starts, self.sizes, self.labels))
+        return digest(*numbers, "\n".join(self.names), "\n".join(self.keys), "\n".join(self.class_names))
+
+
+def folder_inputs(root: Path) -> Inputs:
+    """List a folder that holds a folder per class, by the rule of ``data=folder``.
+
+    Label = place of the class folder among the sorted names; images at any depth, sorted. Raises UserError where there
+    is no class folder or one without an image.
+    """
+    names, labels, classes = [], [], []
+    for label, folder in enumerate(class_folders(str(root))):
+        found = sorted(images_below(folder))
+        if not found:
+            raise UserError(f"class folder {folder} holds no image ({', '.join(ENDINGS)}): fill or remove it")
+        names += [os.path.relpath(path, root) for path in found]
+        labels += [label] * len(found)
+        classes.append(folder.name)
+    count = len(names)
+    return Inputs(
+        root=root,
+        names=names,
+        files=np.arange(count),
+        starts=np.zeros(count, np.int64),
+        sizes=np.full(count, -1),
+        keys=record_keys(os.path.splitext(name)[0] for name in names),
+        labels=np.array(labels, np.int64),
+        class_names=classes,
+        broken=[],
+    )

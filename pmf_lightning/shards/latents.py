@@ -1,0 +1,91 @@
+"""One shard of latents: images read ahead by threads, encoded in batches of fixed composition."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from pmf_lightning.data.pixels import to_float
+from pmf_lightning.shards.inputs import Piece, Unreadable
+from pmf_lightning.shards.payloads import Latents, Pixels, encode
+from pmf_lightning.shards.pixels import missing, read_piece
+from pmf_lightning.shards.processes import Tick
+from pmf_lightning.shards.progress import Finished, note
+from pmf_lightning.shards.recipe import ShardTask
+from pmf_lightning.shards.tar import Record, write_shard
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LatentMaker:
+    """Turns images into shards of latents.
+
+    Args:
+        encode: float images [b, 3, size, size] in [-1, 1], on ``device``, to mean and standard deviation of their raw
+            latents, each float32 [b, C, h, w].
+        batch: images encoded together. Row by row of a shard, so that a shard always has the same batches; the same
+            bytes again only where ``encode`` gives the same numbers again, as on a CPU.
+        threads: that read images.
+    """
+
+    encode: Encode
+    device: str
+    batch: int
+    threads: int
+
+    def __call__(self, task: ShardTask, tick: Tick) -> Finished:
+        """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
+        unreadable: list[Unreadable] = []
+
+        def records() -> Iterator[Record]:
+            for pieces, found in self._read_ahead(task):
+                images = [
+                    (piece, image) for piece, image in zip(pieces, found, strict=True) if not isinstance(image, str)
+                ]
+                reasons = [
+                    (piece, reason) for piece, reason in zip(pieces, found, strict=True) if isinstance(reason, str)
+                ]
+                unreadable.extend(missing(piece, reason, task) for piece, reason in reasons)
+                for (piece, _), values in zip(images, self._encode([image for _, image in images]), strict=True):
+                    yield Record(piece.key, piece.label, encode(values, task.recipe.payload), task.recipe.payload)
+                for _ in pieces:
+                    tick()
+
+        finished = Finished(write_shard(task.tar, records()), unreadable)
+        note(task.tar, finished)
+        return finished
+
+    def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[Piece], list[Pixels | str]]]:
+        """Yield the batches of a shard, decoded; the next is read while one is encoded."""
+        batches = [task.pieces[first : first + self.batch] for first in range(0, len(task.pieces), self.batch)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            reading = []
+            for pieces in batches:
+                reading.append((pieces, [pool.submit(read_piece, piece, task.recipe) for piece in pieces]))
+                if len(reading) > 1:
+                    yield _result(*reading.pop(0))
+            yield from (_result(*batch) for batch in reading)
+
+    def _encode(self, images: list[UInt8[np.ndarray, "3 size size"]]) -> list[Latents]:
+        if not images:
+            return []
+        mean, std = self.encode(to_float(torch.from_numpy(np.stack(images)).to(self.device)))
+        return list(torch.stack([mean, std], 1).float().cpu().numpy())
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return hex digits of all weights of a network, names and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(network.state_dict().items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _result(pieces: list[Piece], futures: list) -> tuple[list[Piece], list[Pixels | str]]:
+    return pieces, [future.result() for future in futures]

@@ -1,0 +1,137 @@
+"""From inputs to a finished folder of shards: what is there is kept, the rest is made, the manifest comes last."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from pmf_lightning.errors import UserError
+from pmf_lightning.shards import manifest
+from pmf_lightning.shards.disk import bytes_per_record, check_disk
+from pmf_lightning.shards.inputs import Inputs, Unreadable
+from pmf_lightning.shards.manifest import Manifest
+from pmf_lightning.shards.progress import Finished, making, read_note, write_list
+from pmf_lightning.shards.recipe import Recipe, ShardTask, shard_name, shard_tasks
+from pmf_lightning.shards.tar import read_index
+
+# Makes shards as they come, telling a function how many images are done.
+Maker = Callable[[Iterable[ShardTask], Callable[[int], None]], Iterator[Finished]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished folder: its manifest, what gave no record, shards ``kept`` of earlier runs, ``images`` of this one."""
+
+    manifest: Manifest
+    unreadable: list[Unreadable]
+    kept: int
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make and where: ``latent_shape`` is [2, C, h, w] for latents, ``origin`` what the user called inputs.
+
+    More than a fraction ``max_unreadable`` of inputs without a record is an error.
+    """
+
+    inputs: Inputs
+    recipe: Recipe
+    out: Path
+    origin: str
+    max_unreadable: float
+    latent_shape: tuple[int, ...] | None = None
+
+
+def make_shards(job: Job, maker: Maker) -> Made:
+    """Make what is missing in ``job.out``, then the manifest.
+
+    Raises UserError where the disk is too small, another run is at work or was another one, or too much is unreadable;
+    finished shards stay in any case.
+    """
+    recipe, out, start = job.recipe, job.out, time.perf_counter()
+    with making(out, recipe):
+        notes = {number: read_note(out / shard_name(number)) for number in range(recipe.shards)}
+        finished = {number: found for number, found in notes.items() if found is not None}
+        missing = [number for number in notes if number not in finished]
+        kept = sum(found.entry.count for found in finished.values())
+        if missing:
+            images = _announce(job, finished)
+            (out / manifest.NAME).unlink(missing_ok=True)
+            _make(job, maker, missing, finished, images)
+        made = _finish(job, finished)
+    seconds = time.perf_counter() - start
+    return Made(made, _unreadable(job, finished), recipe.shards - len(missing), made.count - kept, seconds)
+
+
+def _announce(job: Job, kept: dict[int, Finished]) -> int:
+    """Say what will be made and return how many images are waiting."""
+    if kept:
+        print(f"{len(kept):,} of {job.recipe.shards:,} shards are finished and kept", flush=True)
+    done = sum(found.entry.count + len(found.unreadable) for found in kept.values())
+    waiting = len(job.inputs) - done
+    per_record = bytes_per_record(job.inputs, job.recipe, job.latent_shape)
+    print(check_disk(job.out, job.inputs, job.recipe, waiting, per_record), flush=True)
+    return waiting
+
+
+def _make(job: Job, maker: Maker, missing: list[int], finished: dict[int, Finished], images: int) -> None:
+    """Make the shards ``missing`` and add them to ``finished``."""
+    tasks = shard_tasks(job.inputs, job.recipe, job.out, missing)
+    with tqdm(total=images, desc="sharding", unit="image", mininterval=0.5) as bar:
+        with closing(maker(tasks, lambda done: bar.update(done - bar.n))) as results:
+            for found in results:
+                finished[_number(found)] = found
+                _judge(job, finished)
+        bar.update(images - bar.n)
+
+
+def _number(found: Finished) -> int:
+    return int(found.entry.file.removeprefix("shard-").removesuffix(".tar"))
+
+
+def _unreadable(job: Job, finished: dict[int, Finished]) -> list[Unreadable]:
+    """List what gave no record, by the listing and then by the shards, in order."""
+    return [*job.inputs.broken, *(one for number in sorted(finished) for one in finished[number].unreadable)]
+
+
+def _judge(job: Job, finished: dict[int, Finished]) -> None:
+    """Raise UserError as soon as too much is unreadable, leaving the list of what was found."""
+    found = _unreadable(job, finished)
+    total = len(job.inputs) + len(job.inputs.broken)
+    if len(found) > job.max_unreadable * total:
+        path = write_list(job.out, found)
+        raise UserError(
+            f"{len(found):,} of {total:,} inputs cannot be read, more than max_unreadable={job.max_unreadable}: they "
+            f"are listed in {path}; repair or remove them, or raise max_unreadable (finished shards are kept)"
+        )
+
+
+def _finish(job: Job, finished: dict[int, Finished]) -> Manifest:
+    """Write the list of what is unreadable, then the manifest."""
+    _judge(job, finished)
+    unreadable = _unreadable(job, finished)
+    write_list(job.out, unreadable)
+    recipe, shape = job.recipe, job.latent_shape
+    labels = [read_index(job.out / shard_name(number)).labels for number in sorted(finished)]
+    made = Manifest(
+        kind=recipe.kind,
+        payload=recipe.payload,
+        quality=recipe.quality,
+        resolution=recipe.size if shape is None else shape[-1],
+        channels=recipe.channels if shape is None else shape[1],
+        crop=f"{recipe.crop}, {recipe.size} px",
+        origin=job.origin,
+        autoencoder=recipe.autoencoder,
+        class_names=job.inputs.class_names,
+        per_class=np.bincount(np.concatenate(labels), minlength=len(job.inputs.class_names)).tolist(),
+        skipped=len(unreadable),
+        shards=[finished[number].entry for number in sorted(finished)],
+    )
+    made.write(job.out)
+    return made

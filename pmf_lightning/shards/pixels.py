@@ -1,0 +1,53 @@
+"""One shard of images: each read, cropped, encoded and put into the tar; what cannot be read is written down."""
+
+from collections.abc import Iterator
+
+from PIL import UnidentifiedImageError
+
+from pmf_lightning.data.crop import read_image
+from pmf_lightning.shards.inputs import Piece, Unreadable
+from pmf_lightning.shards.payloads import Pixels, encode
+from pmf_lightning.shards.processes import Tick
+from pmf_lightning.shards.progress import Finished, note
+from pmf_lightning.shards.recipe import Recipe, ShardTask
+from pmf_lightning.shards.tar import Record, write_shard
+
+
+def make_pixels(task: ShardTask, tick: Tick) -> Finished:
+    """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
+    unreadable: list[Unreadable] = []
+
+    def records() -> Iterator[Record]:
+        for piece in task.pieces:
+            tick()
+            found = read_piece(piece, task.recipe)
+            if isinstance(found, str):
+                unreadable.append(missing(piece, found, task))
+            else:
+                yield Record(piece.key, piece.label, encode_as(found, task.recipe), task.recipe.payload)
+
+    finished = Finished(write_shard(task.tar, records()), unreadable)
+    note(task.tar, finished)
+    return finished
+
+
+def read_piece(piece: Piece, recipe: Recipe) -> Pixels | str:
+    """Return the square of one input, uint8 [C, size, size], or the reason why there is none."""
+    try:
+        return read_image(piece.read(), recipe.size, recipe.channels)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its message holds an address, another in every run
+        return "no image of a known format"
+    except Exception as reason:  # broken files make Pillow raise nearly anything
+        return f"{type(reason).__name__}: {reason}"
+
+
+def missing(piece: Piece, reason: str, task: ShardTask) -> Unreadable:
+    """Say which input gave no record of which shard."""
+    return Unreadable(piece.key, reason, piece.file, task.tar.name)
+
+
+def encode_as(image: Pixels, recipe: Recipe) -> bytes:
+    """Return the payload of an image."""
+    return encode(image, recipe.payload, recipe.quality)
