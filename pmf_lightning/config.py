@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.data.folder import count_class_folders
+from pmf_lightning.data.shards import shards_say
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.precision import Number
 
@@ -45,6 +46,7 @@ OmegaConf.register_new_resolver("divided", _divided, replace=True)
 OmegaConf.register_new_resolver("half_life_kimg", _half_life_kimg, replace=True)
 OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
 OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
+OmegaConf.register_new_resolver("shards_say", shards_say, replace=True)
 
 
 def choices(group: str) -> list[str]:

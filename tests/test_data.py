@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pmf_lightning.data.crop import centre_crop
-from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.digits import Digits
 from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.data.pixels import to_float, to_uint8
@@ -111,18 +111,6 @@ def test_digits_fingerprint_and_refusals():
             digits(**overrides).check()
         with pytest.raises(UserError, match=words):
             digits(**overrides).train()
-
-
-@pytest.mark.parametrize("resolution", [64, 256, 512, 1024])
-def test_imagenet_entries_say_what_to_do(resolution):
-    source = entry(f"imagenet{resolution}")
-    assert isinstance(source, Source)
-    assert (source.resolution, source.channels, source.classes) == (resolution, 3, 1000)
-    with pytest.raises(UserError, match=f"data=imagenet{resolution} needs its WebDataset shards: set data.root"):
-        source.check()
-    for use in ("check", "train", "held_out", "fingerprint"):
-        with pytest.raises(UserError, match=f"data=folder data.root=<folder> data.resolution={resolution}"):
-            getattr(entry(f"imagenet{resolution}", root="shards"), use)()
 
 
 def noise(height, width, seed=0):

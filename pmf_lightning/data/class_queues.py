@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,7 +21,7 @@ from pmf_lightning.data.queue_sizes import QueueSizes, check_room
 from pmf_lightning.data.ring import Rings
 from pmf_lightning.errors import UserError
 
-Images = UInt8[Tensor, "n c h w"]
+Images = Shaped[Tensor, "n *image"]
 Labels = Int64[Tensor, " n"]
 Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
@@ -42,19 +42,21 @@ class ClassQueues:
         print(sizes.report(folder, copies), flush=True)
         check_room(sizes, folder, copies)
         self.sizes = sizes
-        self.by_class = Rings(sizes.classes, sizes.per_class, sizes.shape, folder)
-        self.any_class = Rings(1, sizes.overall, sizes.shape, folder)
+        self.by_class = Rings(sizes.classes, sizes.per_class, sizes.shape, folder, sizes.dtype)
+        self.any_class = Rings(1, sizes.overall, sizes.shape, folder, sizes.dtype)
 
     def push(self, images: Images, labels: Labels, indices: Sequence[int]) -> None:
         """Add images with their labels and their ``indices`` in the data set, in order; the oldest make room.
 
         All processes should push the same images (the whole batch of a step), so that their queues are equal.
-        ValueError for labels out of range, images of another shape or lengths that differ.
+        ValueError for labels out of range, images of another shape or kind or lengths that differ.
         """
         if not len(images) == len(labels) == len(indices):
             raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(indices)} indices: one of each per row")
         if tuple(images.shape[1:]) != tuple(self.sizes.shape):
             raise ValueError(f"images of shape {tuple(images.shape[1:])} in queues of {tuple(self.sizes.shape)}")
+        if images.dtype != getattr(torch, self.sizes.dtype):
+            raise ValueError(f"images of {images.dtype} in queues of {self.sizes.dtype}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.sizes.classes:
             raise ValueError(f"labels {labels.min()} to {labels.max()}: the queues know 0 to {self.sizes.classes - 1}")
         for image, label, index in zip(images.cpu().numpy(), labels.tolist(), indices, strict=True):
@@ -63,7 +65,7 @@ class ClassQueues:
 
     def positives(
         self, labels: Labels, rows: Labels, count: int, seed: int, step: int
-    ) -> UInt8[Tensor, "n count c h w"]:
+    ) -> Shaped[Tensor, "n count *image"]:
         """Draw ``count`` images of each of ``labels``; ``rows`` are the places of the labels in the global batch.
 
         Without replacement where the class has that many, with replacement else. What a row gets depends on
@@ -77,7 +79,7 @@ class ClassQueues:
             )
         return self._draw(self.by_class, "positives", labels, rows, count, seed, step)
 
-    def negatives(self, rows: Labels, count: int, seed: int, step: int) -> UInt8[Tensor, "n count c h w"]:
+    def negatives(self, rows: Labels, count: int, seed: int, step: int) -> Shaped[Tensor, "n count *image"]:
         """Draw ``count`` images of any class for each of the ``rows`` of the global batch; as ``positives``."""
         if not self.any_class.filled[0]:
             raise UserError("no image has been queued at all: push some before the first step")
@@ -86,7 +88,7 @@ class ClassQueues:
     @staticmethod
     def _draw(
         rings: Rings, name: str, which: Labels, rows: Labels, count: int, seed: int, step: int
-    ) -> UInt8[Tensor, "n count c h w"]:
+    ) -> Shaped[Tensor, "n count *image"]:
         width = max(rings.capacity, count)
         uniform = [draws.uniform(seed, name, step, row, count=width) for row in rows.tolist()]
         filled = torch.from_numpy(rings.filled)[which]
@@ -98,10 +100,10 @@ class ClassQueues:
         return {"by_class": self.by_class.state_dict(), "any_class": self.any_class.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], fetch: Fetch) -> None:
-        """Put back the images that ``state`` names; ``fetch(indices)`` returns them, uint8 [n,C,H,W], with labels [n].
+        """Put back the images that ``state`` names; ``fetch(indices)`` returns them, [n,...], with labels [n].
 
-        ``ArrayDataset.batch`` is such a function. UserError where the queues have other sizes, or where the data
-        set has no such image or gives an image another class than it had.
+        The ``batch`` of any images (data/dataset.py) is such a function. UserError where the queues have other sizes,
+        or where the data set has no such image or gives an image another class than it had.
         """
         self.by_class.load_state_dict(state["by_class"], "queues of a class")
         self.any_class.load_state_dict(state["any_class"], "the queue of any class")

@@ -1,28 +1,32 @@
 """Lightning's door to the data: the endless training stream of this device, from any step on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.bad_records import BadRecord, Tally
+from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.data.order import GlobalOrder, step_shards
-from pmf_lightning.draws import generator
+from pmf_lightning.data.shard_images import ShardImages
+from pmf_lightning.draws import Shard, generator
 from pmf_lightning.errors import UserError
 
 
 class StepLoader:
-    """An endless iterable of ``(uint8 [B, C, H, W], int64 [B])`` that starts at whatever step training has reached.
+    """An endless iterable of ``(images [B, ...], int64 [B])`` that starts at whatever step training has reached.
 
     It is no DataLoader, because Lightning would put its own distributed sampler into one. Each iteration opens a fresh
-    DataLoader when its first batch is asked for; batches that workers fetched but nobody took are fetched again.
+    stream when its first batch is asked for; batches that workers fetched but nobody took are fetched again.
     """
 
     def __init__(
-        self, open_at: Callable[[int], DataLoader], reached: Callable[[], int], resume: Callable[[], None]
+        self, open_at: Callable[[int], Iterator[list[Tensor]]], reached: Callable[[], int], resume: Callable[[], None]
     ) -> None:
         self._open_at = open_at
         self._reached = reached
@@ -40,12 +44,40 @@ class StepLoader:
         self._resume()
 
 
+class WholeBatches(Dataset):
+    """``images`` as whole batches, put together where they are read: images [B, ...], labels [B], bad records met.
+
+    Goes into a DataLoader with ``collate_fn=as_it_is``. A UserError comes in place of the bad records, for the main
+    process to raise: from a loading process it would arrive wrapped in a traceback.
+    """
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, list[BadRecord] | UserError]:
+        if not isinstance(self.images, ShardImages):
+            return *self.images.batch(indices), []
+        try:
+            return self.images.fetch(indices)
+        except UserError as error:
+            return torch.empty(0), torch.empty(0), error
+
+
+def as_it_is(batch: Any) -> Any:
+    """Leave a batch as the data set gave it."""
+    return batch
+
+
 class ImageData(LightningDataModule):
     """The images of ``source`` in an order fixed by ``seed``.
 
     ``batch`` counts the images of one optimiser step over all devices and micro-batches, ``micro_batch`` those that one
     device takes at once (None: its whole share); ``workers`` are loading processes per device. What a step sees depends
-    on neither the number of devices nor ``micro_batch`` nor ``workers``.
+    on neither the number of devices nor ``micro_batch`` nor ``workers``. ``tally`` counts the records of shards that
+    this device could not read; it is None for images of other kinds.
     """
 
     def __init__(self, source: Source, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
@@ -58,6 +90,7 @@ class ImageData(LightningDataModule):
         self.batch = batch
         self.micro_batch = micro_batch
         self.workers = workers
+        self.tally: Tally | None = None
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches per device and step on ``world_size`` devices; UserError if sizes do not divide."""
@@ -75,7 +108,7 @@ class ImageData(LightningDataModule):
         return share // micro
 
     @cached_property
-    def train_set(self) -> ArrayDataset:
+    def train_set(self) -> Images:
         """The training split, opened at first use."""
         return self.source.train()
 
@@ -93,20 +126,33 @@ class ImageData(LightningDataModule):
                 f"devices={trainer.world_size}, micro_batch={self.micro_batch}: set it to {micro_batches}"
             )
         shards = step_shards(trainer.global_rank, trainer.world_size, micro_batches)
-
-        def open_at(step: int) -> DataLoader:
-            return DataLoader(
-                self.train_set,
-                batch_sampler=GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=step),
-                num_workers=self.workers,
-                pin_memory=torch.cuda.is_available(),
-                generator=generator("workers"),  # else the seed of the workers comes from the global generator
-            )
+        if isinstance(self.train_set, ShardImages):
+            self.tally = self.train_set.tally.afresh(trainer.world_size)
 
         def resume() -> None:
             _drop_partial_step(trainer)
 
-        return StepLoader(open_at, reached=lambda: trainer.global_step, resume=resume)
+        return StepLoader(lambda step: self._stream(shards, step), reached=lambda: trainer.global_step, resume=resume)
+
+    def _stream(self, shards: tuple[Shard, ...], first_step: int) -> Iterator[list[Tensor]]:
+        """Yield images and labels from a step on, without end; raises UserError where too many records are bad."""
+        loader = DataLoader(
+            WholeBatches(self.train_set),
+            batch_sampler=GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step),
+            collate_fn=as_it_is,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=generator("workers"),  # else the seed of the workers comes from the global generator
+        )
+        for images, labels, bad in loader:
+            if self.tally is not None:
+                self.tally.note(bad, len(labels))
+            yield [images, labels]
+
+    def teardown(self, stage: str) -> None:
+        """Say how many records could not be read."""
+        if self.tally is not None and self.tally.different:
+            tqdm.write(f"warning: {self.tally}")
 
 
 def _drop_partial_step(trainer: Trainer) -> None:

@@ -1,24 +1,54 @@
-"""What the data room offers the others: labelled whole-level images by index, and the sources they come from."""
+"""What the data room offers the others: labelled images by index, and the sources they come from."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
-class ArrayDataset(Dataset):
-    """Images and labels in two arrays: item i is ``(uint8 [C, H, W], int)``.
+@runtime_checkable
+class Images(Protocol):
+    """Labelled images by index: item i is ``(image, label)``.
 
-    ``images`` is uint8 [N, C, H, W], a tensor or a numpy array, which may be a memory map: only the rows that are asked
-    for are read, and they are copied. ``labels`` is int64 [N].
+    They may be made, decoded or read when they are asked for, so nobody asks for all of them at once. An image is uint8
+    pixels [C, H, W], or float32 [2, C, h, w]: mean and standard deviation of its raw latents (``Source.latents``).
+    ``labels`` is int64 [N].
+    """
+
+    labels: Int64[Tensor, " n"]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Fetch several: images [B, ...], which are the caller's own, and labels [B]; IndexError beyond the last."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Fetch one."""
+        ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Fetch several, one by one in a list: what torch's DataLoader asks for."""
+        ...
+
+
+class ArrayDataset(Dataset):
+    """Images and labels in two arrays: item i is ``(image, int)``.
+
+    ``images`` is uint8 [N, C, H, W], or float32 [N, 2, C, h, w] moments of latents, as a tensor or a numpy array, which
+    may be a memory map: only the rows that are asked for are read, and they are copied. ``labels`` is int64 [N].
     """
 
     def __init__(
-        self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], labels: Int64[Tensor, " n"]
+        self,
+        images: UInt8[Tensor, "n *image"] | UInt8[np.ndarray, "n *image"] | Float32[Tensor, "n *image"],
+        labels: Int64[Tensor, " n"],
     ) -> None:
         self.images = images
         self.labels = labels
@@ -26,25 +56,55 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Sequence[int]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-        """Fetch several items in one gather: images [B, C, H, W] and labels [B]."""
+    def batch(
+        self, indices: Sequence[int]
+    ) -> tuple[UInt8[Tensor, "b *image"] | Float32[Tensor, "b *image"], Int64[Tensor, " b"]]:
+        """Fetch several items in one gather: images [B, ...] and labels [B]."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.images, Tensor):
             return self.images[rows], self.labels[rows]
         return torch.from_numpy(self.images[rows.numpy()]), self.labels[rows]
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[UInt8[Tensor, "c h w"], int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Fetch several items; torch's DataLoader calls this instead of asking one by one."""
+        images, labels = self.batch(indices)
+        return list(zip(images, labels.tolist(), strict=True))
+
+
+class First(Dataset):
+    """The first ``count`` of ``images``, or all of them where they are fewer."""
+
+    def __init__(self, images: Images, count: int) -> None:
+        self.images, self.labels = images, images.labels[:count]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Fetch several."""
+        if len(indices) and max(indices) >= len(self):
+            raise IndexError(f"image {max(indices)} of {len(self)}")
+        return self.images.batch(indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Fetch several, one by one in a list."""
         images, labels = self.batch(indices)
         return list(zip(images, labels.tolist(), strict=True))
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A named set of labelled square images with a fixed split, built from ``conf/data``."""
+    """A named set of labelled square images with a fixed split, built from ``conf/data``.
+
+    One with a class attribute ``latents`` that is true hands out latents, ``channels`` x ``resolution`` x
+    ``resolution``, instead of pixels.
+    """
 
     name: str
     resolution: int
@@ -54,10 +114,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise UserError for a setting that cannot work, without heavy work."""
 
-    def train(self) -> ArrayDataset:
+    def train(self) -> Images:
         """Return the training split."""
 
-    def held_out(self) -> ArrayDataset:
+    def held_out(self) -> Images:
         """Return the split that training never sees."""
 
     def fingerprint(self) -> str:

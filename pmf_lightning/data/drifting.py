@@ -7,14 +7,17 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from pmf_lightning import draws
+from pmf_lightning.data.bad_records import BadRecord, Tally
 from pmf_lightning.data.class_queues import ClassQueues
-from pmf_lightning.data.datamodule import StepLoader
-from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.datamodule import StepLoader, WholeBatches, as_it_is
+from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.data.order import GlobalOrder
 from pmf_lightning.data.queue_sizes import QueueSizes, check_room
+from pmf_lightning.data.shard_images import ShardImages
 from pmf_lightning.draws import Shard, generator
 from pmf_lightning.errors import UserError
 
@@ -49,21 +52,19 @@ class QueueSettings:
             )
 
 
-class _Indexed(Dataset):
-    """The items of a data set as whole batches (images, labels, indices)."""
+class _Indexed(WholeBatches):
+    """The items of a data set as whole batches: images, labels, bad records met, indices."""
 
-    def __init__(self, images: ArrayDataset):
-        self.images = images
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-        return *self.images.batch(indices), indices
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[BadRecord] | UserError, list[int]]:
+        return *super().__getitems__(indices), indices
 
 
 class DriftingData(LightningDataModule):
-    """Steps of (positives uint8 [n,P,C,H,W], labels [n], negatives uint8 [n,N,C,H,W]), n = labels / devices.
+    """Steps of (positives [n,P,...], labels [n], negatives [n,N,...]), n = labels / devices.
 
-    Every device queues the same new images, in an order fixed by ``seed``, and takes its own labels. What a step sees
-    depends on (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
+    Images are uint8 pixels [C,H,W], or float32 moments of latents [2,C,h,w] of a ``source`` of latents. Every device
+    queues the same new images, in an order fixed by ``seed``, and takes its own labels. What a step sees depends on
+    (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
     """
 
     def __init__(self, source: Source, seed: int, settings: QueueSettings, workers: int) -> None:
@@ -74,8 +75,11 @@ class DriftingData(LightningDataModule):
                 f"{source.name}: set batch to {source.classes} x objective.generated or less"
             )
         self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
-        shape = (source.channels, source.resolution, source.resolution)
-        self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape)
+        shape, dtype = (source.channels, source.resolution, source.resolution), "uint8"
+        if getattr(source, "latents", False):
+            shape, dtype = (2, *shape), "float32"
+        self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape, dtype)
+        self.tally: Tally | None = None
         self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
         self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
@@ -103,6 +107,8 @@ class DriftingData(LightningDataModule):
         trainer, images = self.trainer, self.source.train()
         shard = Shard(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
+        if isinstance(images, ShardImages):
+            self.tally = images.tally.afresh(1)  # every device reads everything
         self._queues = ClassQueues(self.sizes, self.folder, copies)
         if self._resumed is not None:
             self._queues.load_state_dict(self._resumed, images.batch)
@@ -110,15 +116,17 @@ class DriftingData(LightningDataModule):
             lambda step: self._stream(images, shard, step), reached=lambda: trainer.global_step, resume=lambda: None
         )
 
-    def _stream(self, images: ArrayDataset, shard: Shard, first: int) -> Iterator[list[Tensor]]:
+    def _stream(self, images: Images, shard: Shard, first: int) -> Iterator[list[Tensor]]:
         loader = DataLoader(
             _Indexed(images),
             batch_sampler=GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first),
-            collate_fn=lambda batch: batch,
+            collate_fn=as_it_is,
             num_workers=self.workers,
             generator=generator("workers"),  # else the seed of the workers comes from the global generator
         )
-        for step, (new, labels, indices) in enumerate(loader, first):
+        for step, (new, labels, bad, indices) in enumerate(loader, first):
+            if self.tally is not None:
+                self.tally.note(bad, len(labels))
             self._states[step] = self._queues.state_dict()
             self._states.pop(step - KEPT, None)
             self._queues.push(new, labels, indices)
@@ -132,6 +140,11 @@ class DriftingData(LightningDataModule):
         positives = queues.positives(labels, rows, known.positives, self.seed, step)
         negatives = queues.negatives(rows, known.negatives, self.seed, step)
         return [positives, labels, negatives]
+
+    def teardown(self, stage: str) -> None:
+        """Say how many records could not be read."""
+        if self.tally is not None and self.tally.different:
+            tqdm.write(f"warning: {self.tally}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the queues held before the step that comes next."""

@@ -18,3 +18,24 @@ def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     return ((images + 1) / 2 * 255).clip(0, 255).round().to(torch.uint8)
+
+
+def to_uint8_floor(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Map [-1, 1] to the level below: ``floor(clip((x + 1) * 127.5, 0, 255))``, half a grey level darker on average.
+
+    The rule of ADM (guided-diffusion) and of Drifting's code, which the latter applies after NaN became 0.
+    """
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    return ((images + 1) * 127.5).clip(0, 255).to(torch.uint8)
+
+
+def to_uint8_shifted(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Map [-1, 1] to levels by ``floor(clip(127.5 x + 128, 0, 255))``, the rule of the JAX codes of pMF and iMF.
+
+    Equal to ``to_uint8`` but for ties (which round to even there, up here) and rounding errors beside them.
+    """
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+QUANTISERS = {"round": to_uint8, "floor": to_uint8_floor, "shifted": to_uint8_shifted}

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pmf_lightning.data.room_left import free_disk, free_memory
 from pmf_lightning.errors import UserError
 
@@ -12,12 +14,16 @@ SPARE = 0.02  # of what is free is left alone
 
 @dataclass(frozen=True)
 class QueueSizes:
-    """``per_class`` images for each of ``classes`` and ``overall`` of any class, uint8 of ``shape`` (C, H, W)."""
+    """``per_class`` images for each of ``classes`` and ``overall`` of any class.
+
+    They are of ``shape`` and ``dtype``: uint8 pixels (C, H, W), or float32 moments of latents (2, C, h, w).
+    """
 
     classes: int
     per_class: int
     overall: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    dtype: str = "uint8"
 
     def __post_init__(self):
         for name, value in (("classes", self.classes), ("per_class", self.per_class), ("overall", self.overall)):
@@ -32,7 +38,7 @@ class QueueSizes:
     @property
     def bytes(self) -> int:
         """What they take when they are full, which is what is allocated; the official pixel setting takes 25.4 GB."""
-        return self.images * math.prod(self.shape)
+        return self.images * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def report(self, folder: Path | None = None, copies: int = 1) -> str:
         """Say in one line what will be allocated, and where."""
@@ -41,7 +47,7 @@ class QueueSizes:
         place = "in memory" if folder is None else f"in a file under {folder}"
         return (
             f"queues of real images: {self.classes} classes x {self.per_class} + {self.overall} of any class, "
-            f"{size} uint8: {total} {place}"
+            f"{size} {self.dtype}: {total} {place}"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from pmf_lightning.errors import UserError
@@ -19,18 +19,18 @@ CHUNK = 256  # images fetched at once on resume
 class Rings:
     """``count`` rings of ``capacity`` images of ``shape`` each, with the index of every image in its data set.
 
-    ``images`` is uint8 [count, capacity, C, H, W], ``indices`` int64 [count, capacity] (-1: empty), ``filled`` [count]
-    how many of the first slots hold an image, ``next`` [count] the slot that the next one takes.
+    ``images`` is [count, capacity, *shape] of ``dtype``, ``indices`` int64 [count, capacity] (-1: empty), ``filled``
+    [count] how many of the first slots hold an image, ``next`` [count] the slot that the next one takes.
     """
 
-    def __init__(self, count: int, capacity: int, shape: tuple[int, int, int], folder: Path | None) -> None:
+    def __init__(self, count: int, capacity: int, shape: tuple[int, ...], folder: Path | None, dtype: str) -> None:
         self.capacity = capacity
-        self.images = _zeros((count, capacity, *shape), folder)
+        self.images = _zeros((count, capacity, *shape), folder, dtype)
         self.indices = np.full((count, capacity), -1, dtype=np.int64)
         self.filled = np.zeros(count, dtype=np.int64)
         self.next = np.zeros(count, dtype=np.int64)
 
-    def push(self, ring: int, image: UInt8[np.ndarray, "c h w"], index: int) -> None:
+    def push(self, ring: int, image: Shaped[np.ndarray, "*shape"], index: int) -> None:
         """Put one image into a ring."""
         slot = self.next[ring]
         self.images[ring, slot] = image
@@ -61,15 +61,15 @@ class Rings:
             yield *part, self.indices[part].tolist()
 
 
-def _zeros(shape: tuple[int, ...], folder: Path | None) -> UInt8[np.ndarray, "..."]:
+def _zeros(shape: tuple[int, ...], folder: Path | None, dtype: str = "uint8") -> Shaped[np.ndarray, "..."]:
     """Return zeros, in memory, or mapped to a file without a name that is gone when nobody uses it any more."""
     if folder is None:
-        return np.zeros(shape, dtype=np.uint8)
+        return np.zeros(shape, dtype)
     folder = writable(folder.expanduser(), "folder of the queues")
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             if hasattr(os, "posix_fallocate"):  # take the space now: a disk that fills up later kills the process
-                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-            return np.memmap(file, dtype=np.uint8, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            return np.memmap(file, dtype, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
         except OSError as error:
             raise UserError(f"queues under {folder}: {error.strerror}; choose a folder on a larger disk") from error

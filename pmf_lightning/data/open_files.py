@@ -1,0 +1,75 @@
+"""Pieces of many files, read by position; only a few files are held open, and none travels to another process."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+MOST_OPEN = 128  # per process: far below the usual limit of 1,024, above the shards of most sets
+
+
+class OpenFiles:
+    """Reads ``size`` bytes at ``offset`` of files named by number; one thread at a time.
+
+    A file is opened when it is first needed and closed when ``most_open`` others were needed since. Pickling and
+    copying leave the descriptors behind. A process that was forked off shares those of its parent, which does no harm,
+    since nothing here depends on where a descriptor stands.
+    """
+
+    def __init__(self, paths: list[Path], most_open: int = MOST_OPEN):
+        self.paths, self.most_open = paths, most_open
+        self._open: OrderedDict[int, int] = OrderedDict()  # file -> descriptor, the one used last at the end
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        """Return the bytes, fewer where the file ends early; OSError if it cannot be read on a second attempt either.
+
+        Network file systems let go of files that were open for days; opening them again helps.
+        """
+        try:
+            return self._read(file, offset, size)
+        except OSError:
+            self._close(file)
+            return self._read(file, offset, size)
+
+    def announce(self, places: Iterable[tuple[int, int, int]]) -> None:
+        """Let the system fetch pieces (file, offset, size) that will be read soon, all at once, into its own cache."""
+        if not hasattr(os, "posix_fadvise"):  # a system without it only fetches later
+            return
+        for file, offset, size in places:
+            try:
+                os.posix_fadvise(self._descriptor(file), offset, size, os.POSIX_FADV_WILLNEED)
+            except OSError:
+                self._close(file)  # reading will say what is wrong
+
+    def close(self) -> None:
+        """Close all files; they are opened again when they are needed."""
+        for file in list(self._open):
+            self._close(file)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def _read(self, file: int, offset: int, size: int) -> bytes:
+        descriptor, pieces, missing = self._descriptor(file), [], size
+        while missing and (piece := os.pread(descriptor, missing, offset + size - missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _descriptor(self, file: int) -> int:
+        if file in self._open:
+            self._open.move_to_end(file)
+        else:
+            while len(self._open) >= self.most_open:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[file] = os.open(self.paths[file], os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[file]
+
+    def _close(self, file: int) -> None:
+        if file in self._open:
+            with suppress(OSError):  # one that the system has lost cannot be closed either
+                os.close(self._open.pop(file))

@@ -1,0 +1,119 @@
+"""Outlines of shapes: the signed distance of points to them, negative inside.
+
+A shape stands upright around (0, 0) and just fits into the circle of radius 1, the unit of all distances. Points are
+tensors u (to the right) and v (up) of one form. Only sums, products, roots and comparisons are taken, which every
+machine rounds alike. Distances are exact beside straight and round edges; near a corner they are those to the straight
+edges through it, which keeps it sharp.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+Points = Float[Tensor, "*points"]
+
+
+def disc(u: Points, v: Points) -> Points:
+    """Return the distance to a circle."""
+    return _radius(u, v) - 1
+
+
+def ring(u: Points, v: Points) -> Points:
+    """Return the distance to a ring from radius 0.55 to 1."""
+    return (_radius(u, v) - 0.775).abs() - 0.225
+
+
+def square(u: Points, v: Points) -> Points:
+    """Return the distance to a square."""
+    return u.abs().maximum(v.abs()) - math.sqrt(0.5)
+
+
+def triangle(u: Points, v: Points) -> Points:
+    """Return the distance to an equilateral triangle."""
+    return _plane(u.abs(), v, 30).maximum(-v) - 0.5
+
+
+def pentagon(u: Points, v: Points) -> Points:
+    """Return the distance to a regular pentagon."""
+    right = u.abs()
+    return _plane(right, v, 54).maximum(_plane(right, v, -18)).maximum(-v) - math.cos(math.pi / 5)
+
+
+def star(u: Points, v: Points) -> Points:
+    """Return the distance to a star of five points, whose notches lie at radius 0.45."""
+    u = u.abs()
+    for mirror in (-36, 216):  # folds the plane onto the tenth beside the upper point
+        beyond = _plane(u, v, mirror).clamp(min=0)
+        across, up = _direction(mirror)
+        u, v = u - 2 * across * beyond, v - 2 * up * beyond
+    right, up = 1 - 0.45 * math.cos(math.pi / 5), 0.45 * math.sin(math.pi / 5)  # normal to the edge from tip to notch
+    long = math.hypot(right, up)
+    return (right / long) * u.abs() + (up / long) * (v - 1)
+
+
+def cross(u: Points, v: Points) -> Points:
+    """Return the distance to a cross of equal arms, 0.6 wide."""
+    u, v = u.abs(), v.abs()
+    return (u.maximum(v) - math.sqrt(1 - 0.3**2)).maximum(u.minimum(v) - 0.3)
+
+
+def crescent(u: Points, v: Points) -> Points:
+    """Return the distance to a disc without one of radius 0.75 around (0.45, 0)."""
+    return (_radius(u, v) - 1).maximum(0.75 - _radius(u - 0.45, v))
+
+
+def heart(u: Points, v: Points) -> Points:
+    """Return the distance to a heart: a square on its corner and two half discs, as wide as its upper sides."""
+    lobe = math.sqrt(2) / 4  # radius, where the square's diagonal is 1 and its lower corner lies at (0, 0)
+    middle = (0.625 - lobe**2) / (1.5 - 2 * lobe)  # height and radius of the circle around everything
+    u, v = u.abs() * middle, v * middle + middle
+    square = (u + (v - 0.5).abs() - 0.5) * math.sqrt(0.5)
+    return square.minimum(_radius(u - 0.25, v - 0.75) - lobe) / middle
+
+
+def drop(u: Points, v: Points) -> Points:
+    """Return the distance to a disc of radius 0.6 with a point drawn out of it."""
+    radius, low = 0.6, -0.4
+    angle = math.degrees(math.asin(radius / (1 - low)))  # of the flanks' normals above the horizontal
+    cone = (_plane(u.abs(), v - low, angle) - radius).maximum(radius**2 / (1 - low) - (v - low))
+    return (_radius(u, v - low) - radius).minimum(cone)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A shape: its name, its distance, and how many turns of a full one it looks the same after (0: after any)."""
+
+    name: str
+    distance: Callable[[Tensor, Tensor], Tensor]
+    symmetry: int
+
+
+OUTLINES = (  # in the order of their classes
+    Outline("disc", disc, 0),
+    Outline("square", square, 4),
+    Outline("triangle", triangle, 3),
+    Outline("star", star, 5),
+    Outline("ring", ring, 0),
+    Outline("cross", cross, 4),
+    Outline("crescent", crescent, 1),
+    Outline("heart", heart, 1),
+    Outline("pentagon", pentagon, 5),
+    Outline("drop", drop, 1),
+)
+
+
+def _radius(u: Points, v: Points) -> Points:
+    return (u * u + v * v).sqrt()
+
+
+def _direction(degrees: float | int) -> tuple[float, float]:
+    return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+
+def _plane(u: Points, v: Points, degrees: float | int) -> Points:
+    """Return how far points lie in a direction, counted from the horizontal to the left."""
+    right, up = _direction(degrees)
+    return right * u + up * v
