@@ -255,7 +255,7 @@ def test_imf_b2_is_a_model_of_32_x_32_x_4_latents():
     assert module.decoder.mean == list(NUMBERS.mean)
     with pytest.raises(UserError, match=r"data=imagenet256_latents needs its WebDataset shards: set data.root"):
         instantiate(cfg.data).check()
-    with pytest.raises(UserError, match=r"cannot read shards of latents yet \(data.root=x\).*data=folder"):
+    with pytest.raises(UserError, match=r"data.root=x: there is no such folder"):
         instantiate(compose(["data=imagenet256_latents", "data.root=x"]).data).check()
 
 
@@ -361,7 +361,7 @@ class Latents(ArrayDataset):
 
 @pytest.fixture
 def latent_data(monkeypatch):
-    source = "pmf_lightning.data.imagenet.ImageNetLatents"
+    source = "pmf_lightning.data.shards.LatentShards"
     monkeypatch.setattr(f"{source}.check", lambda self: None)
     monkeypatch.setattr(f"{source}.train", lambda self: Latents())
 

@@ -107,28 +107,28 @@ def test_shift_moves_each_image_by_its_own_offset():
 def test_training_is_bit_for_bit_repeatable_and_leaves_the_global_generators_alone():
     split = Patches().train()
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    one = train_classifier(split.images, split.labels, 3, QUICK)
+    one = train_classifier(split, 3, QUICK)
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert (np.random.get_state()[1] == numpy_before).all()
     with torch.random.fork_rng():
         torch.manual_seed(99)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # where Lightning may call it
-            assert same_weights(one, train_classifier(split.images, split.labels, 3, QUICK))
+            assert same_weights(one, train_classifier(split, 3, QUICK))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
-    assert same_weights(one, train_classifier(split.images, split.labels, 3, QUICK))
+    assert same_weights(one, train_classifier(split, 3, QUICK))
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
-    assert same_weights(one, train_classifier(split.images.numpy(), split.labels, 3, QUICK))
-    assert not same_weights(one, train_classifier(split.images, split.labels, 3, replace(QUICK, seed=1)))
+    assert same_weights(one, train_classifier(ArrayDataset(split.images.numpy(), split.labels), 3, QUICK))
+    assert not same_weights(one, train_classifier(split, 3, replace(QUICK, seed=1)))
 
 
 def test_training_refuses_one_class_and_reports_divergence():
     split = Patches().train()
     with pytest.raises(UserError, match="metrics=none"):
-        train_classifier(split.images, torch.zeros_like(split.labels), 1, QUICK)
+        train_classifier(ArrayDataset(split.images, torch.zeros_like(split.labels)), 1, QUICK)
     with pytest.raises(UserError, match="diverged"):
-        train_classifier(split.images, split.labels, 3, replace(QUICK, lr=float("inf")))
+        train_classifier(split, 3, replace(QUICK, lr=float("inf")))
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_training_refuses_one_class_and_reports_divergence():
 def test_digits_are_learned(seed):
     source, settings = Digits("digits", 32, 1, 10, 360), OmegaConf.load(CONF / "small.yaml").classifier
     train, held_out = source.train(), source.held_out()
-    classifier = train_classifier(train.images, train.labels, 10, replace(instantiate(settings), seed=seed))
+    classifier = train_classifier(train, 10, replace(instantiate(settings), seed=seed))
     assert (classifier(held_out.images).argmax(1) == held_out.labels).double().mean() >= 0.98
 
 
@@ -246,7 +246,7 @@ def test_non_finite_pixels_are_counted():
 @pytest.fixture(scope="module")
 def classifier():
     split = Patches().train()
-    return train_classifier(split.images, split.labels, 3, QUICK)
+    return train_classifier(split, 3, QUICK)
 
 
 def judged(classifier, images, labels):

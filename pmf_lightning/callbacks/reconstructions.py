@@ -4,14 +4,16 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.callbacks.ema import WeightAverages
+from pmf_lightning.callbacks.full_disk import going_on
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.callbacks.wandb_logger import WandbRun
-from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.pixels import to_float
+from pmf_lightning.data.dataset import Images
 from pmf_lightning.objectives.contract import Batch
 from pmf_lightning.pictures import save_grid
+from pmf_lightning.strategies import takes_part
 
 MOST_MEASURED, CHUNK = 1000, 50  # images, and at a time
 
@@ -38,7 +40,7 @@ class Reconstructions(Callback):
         every_steps: int,
         rows: int,
         columns: int,
-        held_out: ArrayDataset,
+        held_out: Images,
         ema: str,
         averages: WeightAverages,
         progress: Progress,
@@ -49,22 +51,30 @@ class Reconstructions(Callback):
         self.latest: dict[str, float] | None = None
         self._step = -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Draw and measure when it is time."""
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
-        if step != self._step and due and trainer.is_global_zero:
+        if step != self._step and due and takes_part(trainer):
             with self.progress.paused():
                 images = step * self.progress.batch
-                for weights in dict.fromkeys(("raw", self.ema)):
-                    path = self.draw(pl_module, weights, f"{images:010d}-{weights}.png")
-                    for logger in trainer.loggers:
-                        if isinstance(logger, WandbRun):
-                            logger.log_picture(f"reconstructions/{weights}", path, images)
+                with going_on(f"the picture of step {step}", "the next one is tried as ever"):
+                    self._draw_all(trainer, pl_module, images)
                 self.latest = self.measure(pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step - 1)
         self._step = step
+
+    def _draw_all(self, trainer: Trainer, module: LightningModule, images: int) -> None:
+        for weights in dict.fromkeys(("raw", self.ema)):
+            path = self.draw(module, weights, f"{images:010d}-{weights}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    logger.log_picture(f"reconstructions/{weights}", path, images)
 
     def draw(self, module: LightningModule, weights: str, name: str) -> Path:
         """Write one picture and return its path."""
@@ -75,7 +85,8 @@ class Reconstructions(Callback):
                 batch = self._batch(module, row * columns, (row + 1) * columns)
                 drawn = module.objective.draw(batch, module.seed, row)
                 versions += module.objective.reconstructions(module.network, batch, drawn)
-        return save_grid(module.to_pixels(torch.cat(versions)), columns, self.folder / name)
+        images, path = module.to_pixels(torch.cat(versions)), self.folder / name
+        return save_grid(images, columns, path) if rank_zero_only.rank == 0 else path
 
     @torch.no_grad()
     def measure(self, module: LightningModule) -> dict[str, float]:
@@ -93,4 +104,5 @@ class Reconstructions(Callback):
 
     def _batch(self, module: LightningModule, start: int, end: int) -> Batch:
         images, labels = self.held_out.batch(range(start, end))
-        return Batch(to_float(images).to(module.device), labels.to(module.device))
+        rows = torch.arange(start, end)
+        return Batch(module.inputs(images.to(module.device), rows, step=0), labels.to(module.device))

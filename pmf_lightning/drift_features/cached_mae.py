@@ -80,9 +80,14 @@ class MAESettings:
 def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> MAE:
     """Return the autoencoder of ``source``'s training split, from the cache folder or trained and kept there; frozen.
 
-    A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where it diverges, or
-    where the cache folder cannot be written.
+    A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where these are
+    latents, where it diverges, or where the cache folder cannot be written.
     """
+    if getattr(source, "latents", False):
+        raise UserError(
+            f"{source.name} hands out latents: the small feature encoder learns from pixels; train one by "
+            "model=mae_r256 and take drift_features=mae_run, or a released one, drift_features=mae_released"
+        )
     folder = cache_root(cache_dir) / "encoders"
     folder.mkdir(exist_ok=True)
     parts = [str(list(value)) if isinstance(value, Sequence) else value for value in asdict(settings).values()]

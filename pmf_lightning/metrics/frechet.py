@@ -1,6 +1,6 @@
 """Frechet distance between sets of uint8 images, in the feature space of any callable."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -8,8 +8,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from pmf_lightning.data.dataset import Images
 from pmf_lightning.errors import UserError
 
+Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | Images  # of uint8 pixels
 Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
 
 
@@ -27,10 +29,8 @@ class FrechetDistance:
     """
 
     @torch.inference_mode(mode=False)  # what it keeps must stay usable outside of Lightning's evaluation
-    def __init__(
-        self, embed: Embed, reference: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"], batch: int
-    ) -> None:
-        _require_two(reference, "reference")
+    def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
+        _require_two(len(reference), "reference")
         first = next(in_batches(reference, 1))
         self._batch = batch
         self._metric = FrechetInceptionDistance(
@@ -38,20 +38,26 @@ class FrechetDistance:
             reset_real_features=False,
             sync_on_compute=False,  # else one process measuring alone would wait for the others forever
         ).set_dtype(torch.float64)
-        self._update(reference, real=True)
+        self._update(in_batches(reference, batch), real=True)
+
+    def __call__(self, images: Pictures) -> float:
+        """Return the distance of ``images`` to the reference set."""
+        return self.of_parts(in_batches(images, self._batch))
 
     @torch.inference_mode(mode=False)
-    def __call__(self, images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"]) -> float:
-        """Return the distance of ``images`` to the reference set."""
-        _require_two(images, "measured")
+    def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
+        """Return the distance of images that come in parts, each looked at once and all at a time."""
         self._metric.reset()  # keeps the reference
-        self._update(images, real=False)
+        _require_two(self._update(parts, real=False), "measured")
         return self._metric.compute().item()
 
-    def _update(self, images: Tensor | np.ndarray, real: bool) -> None:
-        for part in in_batches(images, self._batch):
+    def _update(self, parts: Iterable[Tensor], real: bool) -> int:
+        count = 0
+        for part in parts:
             with torch.autocast(part.device.type, enabled=False):
                 self._metric.update(part, real=real)
+            count += len(part)
+        return count
 
 
 class _Float64Features(nn.Module):
@@ -71,19 +77,24 @@ class _Float64Features(nn.Module):
 
 def frechet_distance(
     embed: Embed,
-    real: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"],
-    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"],
+    real: Pictures,
+    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"] | Images,
     batch: int,
 ) -> float:
     """Return the Frechet distance between two sets of images; see ``FrechetDistance``."""
     return FrechetDistance(embed, real, batch)(fake)
 
 
-def in_batches(images: Tensor | np.ndarray, batch: int) -> Iterator[Tensor]:
+def in_batches(images: Tensor | np.ndarray | Images, batch: int) -> Iterator[Tensor]:
     """Yield ``images`` in their order as tensors of at most ``batch`` rows, copied out of numpy arrays."""
     for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        end = min(start + batch, len(images))
+        if isinstance(images, Tensor):
+            yield images[start:end]
+        elif isinstance(images, np.ndarray):
+            yield torch.from_numpy(np.array(images[start:end]))
+        else:
+            yield images.batch(range(start, end))[0]
 
 
 def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
@@ -95,6 +106,6 @@ def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
         )
 
 
-def _require_two(images: Tensor | np.ndarray, what: str) -> None:
-    if len(images) < 2:
-        raise UserError(f"Frechet distance: {len(images)} {what} image(s), give at least 2")
+def _require_two(count: int, what: str) -> None:
+    if count < 2:
+        raise UserError(f"Frechet distance: {count} {what} image(s), give at least 2")

@@ -3,15 +3,14 @@
 import math
 from dataclasses import astuple, dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from pmf_lightning.cache import cache_root, digest
-from pmf_lightning.data.dataset import ArrayDataset, Source
+from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.draws import generator
 from pmf_lightning.errors import UserError
 from pmf_lightning.kept_network import kept_network, one_thread
@@ -43,8 +42,11 @@ class ClassifierSettings:
 def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
     """Return the classifier of ``source``'s training split, from the cache folder or trained and kept there.
 
-    A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written.
+    A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written, and for data of
+    latents.
     """
+    if getattr(source, "latents", False):
+        raise UserError(f"{source.name} hands out latents: the small classifier learns from pixels; do without it")
     folder = cache_root(cache_dir) / "classifiers"
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
@@ -53,8 +55,7 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
         return Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
 
     def trained() -> Classifier:
-        split = source.train()
-        return train_classifier(split.images, split.labels, source.classes, settings)
+        return train_classifier(source.train(), source.classes, settings)
 
     return kept_network(path, empty, trained, "the classifier")
 
@@ -63,21 +64,15 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
-def train_classifier(
-    images: UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    classes: int,
-    settings: ClassifierSettings,
-) -> Classifier:
+def train_classifier(split: Images, classes: int, settings: ClassifierSettings) -> Classifier:
     """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
 
-    The same input gives the same weights bit for bit, for any number of threads. Raises UserError for fewer than
-    two classes, or if it diverges.
+    ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads. Raises
+    UserError for fewer than two classes, or if it diverges.
     """
     if classes < 2:
         raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
-    split = ArrayDataset(images, labels)
-    classifier = Classifier(images.shape[1], classes, settings.features, settings.seed, settings.side)
+    classifier = Classifier(split[0][0].shape[0], classes, settings.features, settings.seed, settings.side)
     adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
         draw = generator(settings.seed, "classifier", "batch", step)
