@@ -1,0 +1,158 @@
+"""Generate, extract, compare: on any number of ranks the same images, the same features and the same scores."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning.data.pixels import QUANTISERS
+from pmf_lightning.errors import UserError
+from pmf_lightning.evaluation.features import Extractor, Network, extract
+from pmf_lightning.evaluation.moments import Measured, Moments
+from pmf_lightning.evaluation.protocol import Protocol, score_name
+from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.evaluation.references import Reference
+from pmf_lightning.evaluation.scores import Scores, score
+from pmf_lightning.metrics.frechet import check_finite
+from pmf_lightning.metrics.quality import balanced_labels
+
+# (labels [b], number of the first image) -> float images [b, C, H, W] in about [-1, 1], unclipped, on any device; or
+# uint8 images, which are taken as they are.
+Generate = Callable[[Int64[Tensor, " b"], int], Tensor]
+# (levels [b, C, H, W], labels [b], number of the first image): what is done with the images of this rank
+Keep = Callable[[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], int], None]
+
+
+class Evaluator:
+    """Judges generators by one protocol, one extractor and one reference.
+
+    Every rank of torch.distributed calls it (or none, without distribution) and gets the same scores. ``chunk`` images
+    are generated at a time, whole chunks dealt to the ranks in turn, so that neither images nor features depend on the
+    number of ranks. Nothing of torch's global random numbers is used. Make it before long work: it checks that the
+    reference is of these features.
+
+    Raises UserError where extractor and reference do not belong together.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        extractor: Extractor,
+        reference: Reference,
+        chunk: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if chunk < 1:
+            raise UserError(f"chunk={chunk}: at least one image at a time is needed")
+        check_same_features(reference, extractor)
+        self.protocol, self.extractor, self.reference = protocol, extractor, reference
+        self.chunk, self.device = chunk, torch.device(device)
+
+    @cached_property
+    def network(self) -> Network:
+        """The extractor's network, opened at first use."""
+        return together(lambda: self.extractor.open(self.device))
+
+    def name(self, n: int, what: str = "fid") -> str:
+        """Return the name of a score of ``n`` images: "fid50k_jit"."""
+        return score_name(what, self.protocol, self.extractor.name, n)
+
+    def __call__(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Scores:
+        """Generate ``n`` images, labels in turn (``i % classes``), and compare them with the reference.
+
+        ``generate(labels, first)`` makes the images number ``first``, ``first + 1``, ... Raises UserError for n < 2,
+        and on all ranks NonFiniteError or UserError where pixels are not finite or a rank fails.
+        """
+        measured = self.measure(generate, n, classes, keep)
+        real = self.reference_features
+        scores = from_main(lambda: score(measured, self.reference, real, self.protocol, self.device))
+        return self._flagged(scores, classes)
+
+    def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Measured:
+        """Generate as ``__call__`` does and return moments, logits and, where the reference has some, features."""
+        if n < 2:
+            raise UserError(f"n={n}: two images at least make a distance")
+        labels, to_levels = balanced_labels(n, classes), QUANTISERS[self.protocol.quantiser]
+
+        def levels(first: int, end: int) -> Tensor:
+            images = generate(labels[first:end], first).detach()
+            if images.dtype != torch.uint8:
+                check_finite(images, f"generated images {first} to {end - 1}")
+                images = to_levels(images)
+            if keep is not None:
+                keep(images.cpu(), labels[first:end], first)
+            return images
+
+        compared = self.reference.features is not None or self.reference.images is not None
+        return measure(levels, n, self.chunk, self.extractor, self.network, self.device, "all" if compared else None)
+
+    @cached_property
+    def reference_features(self) -> Float[Tensor, "m f"] | None:
+        """Features of real images: those of the reference, or made of its images, dealt over the ranks."""
+        images = self.reference.images
+        if self.reference.features is not None or images is None:
+            return self.reference.features
+        images = images[: self.protocol.reference_images]
+        parts = (self.extractor, self.network, self.device, "all", "reference images")
+        return measure(lambda first, end: images[first:end], len(images), self.chunk, *parts).features
+
+    def _flagged(self, scores: Scores, classes: int) -> Scores:
+        flags = list(scores.flags)
+        if scores.n != self.protocol.n:
+            flags.append("not-full-count")
+        if scores.n % classes:
+            flags.append("unbalanced-labels")
+        if self.extractor.name != self.protocol.extractor:
+            flags.append("other-extractor")
+        elif Path(self.reference.file.get("path", "")).name not in self.protocol.reference.files.values():
+            flags.append("other-reference")
+        return replace(scores, flags=tuple(flags))
+
+
+def measure(
+    levels: Callable[[int, int], UInt8[Tensor, "b c h w"]],
+    n: int,
+    chunk: int,
+    extractor: Extractor,
+    network: Network,
+    device: torch.device,
+    kept: Int64[Tensor, " m"] | str | None,
+    title: str = "images",
+) -> Measured:
+    """Measure images number 0 to n - 1, ``levels(first, end)`` a chunk at a time, dealt over the ranks.
+
+    ``kept`` are the numbers of the images whose features are kept ("all", or None); ``title`` is the progress bar's.
+    """
+    moments = Moments(extractor.features, extractor.logits, kept).to(device)
+    rank, world = rank_and_world()
+    bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= chunk, leave=False)
+
+    def work() -> None:
+        for first, end in chunks_of_this_rank(n, chunk):
+            moments.update(extract(network, levels(first, end), extractor.batch, device), first)
+            bar.update(min((end - first) * world, n - bar.n))
+
+    with bar:
+        together(work)
+    return moments.compute()
+
+
+def check_same_features(reference: Reference, extractor: Extractor) -> None:
+    """Raise UserError unless a reference is of the features of ``extractor``, as far as it says."""
+    path = reference.file.get("path", "in memory")
+    if len(reference.mu) != extractor.features:
+        raise UserError(
+            f"reference={path}: moments of {len(reference.mu)} features, extractor={extractor.name} makes "
+            f"{extractor.features}; choose the extractor it was made with, or make it again with make_stats"
+        )
+    theirs, ours = reference.about.get("extractor"), extractor.fingerprint()
+    if theirs is not None and theirs != ours:
+        raise UserError(
+            f"reference={path}: made with the features {theirs}, extractor={extractor.name} is {ours}; choose the "
+            "extractor (or its weights) it was made with, or make it again with make_stats"
+        )

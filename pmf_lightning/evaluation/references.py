@@ -1,0 +1,141 @@
+"""Statistics of real images to compare with, in the three dialects of published files; read without running code."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from pmf_lightning.errors import UserError
+from pmf_lightning.evaluation.features import file_sha256
+from pmf_lightning.evaluation.frechet import Gaussian
+from pmf_lightning.evaluation.safe_pickle import load_arrays
+
+# How files name mean and covariance: ADM's and JiT's .npz, that of the JAX codes of pMF and iMF, and EDM2's .pkl.
+DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
+_NPZ = {"mu_sigma": ("mu", "sigma"), "ref_mu_sigma": ("ref_mu", "ref_sigma")}
+EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # whose features a .pkl holds under which name
+SYMMETRY = 1e-6  # largest difference across the diagonal, as a share of the largest entry
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of real images' features.
+
+    Args:
+        mu, sigma: mean [F] and covariance [F, F] in float64.
+        n: images they are of; None where the file does not say.
+        features: [m, F] of some of the images, for KID, precision and recall; None where there are none.
+        images: uint8 [m, 3, H, W], which ADM's files hold instead of features; None elsewhere.
+        about: what the file says of itself (files of ``make_stats`` do): data, resolution, classes, crop, extractor.
+        file: "path", "sha256" and "dialect" of the file.
+    """
+
+    mu: Float64[Tensor, " f"]
+    sigma: Float64[Tensor, "f f"]
+    n: int | None = None
+    features: Float[Tensor, "m f"] | None = None
+    images: UInt8[Tensor, "m 3 h w"] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    file: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """The moments, with what a distance to them needs."""
+        return Gaussian(self.mu, self.sigma)
+
+
+def load_reference(path: str | Path, extractor: str, most_images: int = 10_000) -> Reference:
+    """Read a file of statistics, a .npz of either kind or EDM2's .pkl, and check it.
+
+    ``extractor`` is the name of the features wanted, of which a .pkl may hold several; of images (``arr_0``) the first
+    ``most_images`` are read. Raises UserError, naming file and remedy.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"reference={path}: no such file; make one with pmf_lightning.make_stats, or see protocol=")
+    read = _read_pickle if path.suffix in (".pkl", ".pickle") else _read_npz
+    parts, dialect = read(path, extractor, most_images)
+    mu, sigma = _moments(parts.pop("mu"), parts.pop("sigma"), path)
+    file = {"path": str(path), "sha256": file_sha256(path), "dialect": dialect}
+    features = parts.get("features")
+    if features is not None and features.shape != (len(features), len(mu)):
+        raise UserError(
+            f"reference={path}: its features are {tuple(features.shape)}, its mean has {len(mu)} numbers; make it again"
+        )
+    return Reference(mu, sigma, file=file, **parts)
+
+
+def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = set(arrays.files)
+            for dialect, keys in _NPZ.items():
+                if set(keys) <= names:
+                    moments = dict(zip(("mu", "sigma"), (arrays[key] for key in keys), strict=True))
+                    return moments | _npz_extras(arrays, names, path, most_images), dialect
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"reference={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
+    held = ", ".join(sorted(names)[:6]) or "nothing"
+    if "arr_0" in names:
+        raise UserError(f"reference={path}: holds images and no moments; turn it into a file with make_stats images=")
+    raise UserError(f"reference={path}: holds {held}; moments are called mu and sigma, or ref_mu and ref_sigma")
+
+
+def _npz_extras(arrays: Any, names: set[str], path: Path, most_images: int) -> dict[str, Any]:
+    extras: dict[str, Any] = {"about": _about(arrays["about"].item() if "about" in names else "{}", path)}
+    extras["n"] = extras["about"].get("n")
+    if "features" in names:
+        extras["features"] = torch.from_numpy(arrays["features"].astype(np.float32))
+    elif "arr_0" in names:
+        images = arrays["arr_0"][:most_images]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"reference={path}: arr_0 is {images.dtype} {images.shape}, not uint8 [n, H, W, 3]")
+        extras["images"] = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return extras
+
+
+def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
+    found = load_arrays(path)
+    key = EDM2_NAMES.get(extractor, extractor)
+    held = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(held, Mapping) or not {"mu", "sigma"} <= held.keys():
+        names = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise UserError(f"reference={path}: holds {names}; {{'{key}': {{'mu': ..., 'sigma': ...}}}} is needed")
+    about = found.get("about", {})
+    about = dict(about) if isinstance(about, Mapping) else {}
+    return {"mu": held["mu"], "sigma": held["sigma"], "about": about, "n": about.get("n")}, "edm2"
+
+
+def _about(text: Any, path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reference={path}: what it says of itself is no JSON; make it again") from error
+    if not isinstance(about, dict):
+        raise UserError(f"reference={path}: what it says of itself is no JSON object; make it again")
+    return about
+
+
+def _moments(mu: Any, sigma: Any, path: Path) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
+    """Return mean and covariance in float64, or say what is wrong with them."""
+    mu, sigma = np.asarray(mu), np.asarray(sigma)
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        raise UserError(f"reference={path}: mean and covariance are {mu.dtype} and {sigma.dtype}, not floats")
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise UserError(f"reference={path}: mean {mu.shape} and covariance {sigma.shape} do not belong together")
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"reference={path}: some of its numbers are not finite; get or make it again")
+    if np.abs(sigma - sigma.T).max() > SYMMETRY * np.abs(sigma).max():
+        raise UserError(f"reference={path}: its covariance is not symmetric; get or make it again")
+    if not np.trace(sigma) > 0 or (np.diag(sigma) < 0).any():
+        raise UserError(f"reference={path}: its covariance has no positive trace; get or make it again")
+    return torch.from_numpy(mu), torch.from_numpy((sigma + sigma.T) / 2)

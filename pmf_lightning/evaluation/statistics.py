@@ -1,0 +1,150 @@
+"""Statistics of real images: measured, written in all dialects, or kept in the cache for the data at hand."""
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pmf_lightning import draws
+from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.data.crop import CROP_RULE
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.errors import UserError
+from pmf_lightning.evaluation.evaluator import measure
+from pmf_lightning.evaluation.features import Extractor
+from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, together
+from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, load_reference
+
+FORMAT = "pmf_lightning statistics 1"
+Levels = Callable[[int, int], UInt8[Tensor, "b c h w"]]
+
+
+def statistics(
+    levels: Levels,
+    n: int,
+    extractor: Extractor,
+    chunk: int,
+    features: int,
+    device: torch.device | str,
+    about: dict[str, Any],
+) -> Reference:
+    """Measure images number 0 to n - 1, ``levels(first, end)``; keep the features of ``features`` of them by chance.
+
+    ``about`` says what the images are. All ranks call it and get the same. Raises UserError for fewer than two images.
+    """
+    if n < 2:
+        raise UserError(f"n={n}: two images at least make statistics")
+    if chunk < 1:
+        raise UserError(f"chunk={chunk}: at least one image at a time is needed")
+    if features < 0:
+        raise UserError(f"features={features}: set it to 0 (none) or more")
+    kept = draws.permutation("statistics", "features", count=n)[:features].sort().values if features else None
+    device = torch.device(device)
+    network = together(lambda: extractor.open(device))
+    measured = measure(levels, n, chunk, extractor, network, device, kept, "real images")
+    said = {"format": FORMAT, **about, "n": n, "extractor_name": extractor.name, "extractor": extractor.fingerprint()}
+    return Reference(measured.mu, measured.sigma, n, measured.features, about=said)
+
+
+def split_statistics(
+    source: Source,
+    extractor: Extractor,
+    n: int | None,
+    chunk: int,
+    features: int,
+    device: torch.device | str,
+    workers: int = 0,
+) -> Reference:
+    """Return ``statistics`` of a source's training split, or of ``n`` images of it chosen by chance.
+
+    ``workers`` processes of each rank read ahead. Raises UserError for latents, and for more images than there are.
+    """
+    split = _pixels(source)
+    count = len(split) if n is None else n
+    if count > len(split):
+        raise UserError(f"n={n}: the training split of {source.name} has {len(split)} images; set n to that or less")
+    rows = None if n is None else draws.permutation("statistics", "images", count=len(split))[:n].sort().values
+    batches = _read_ahead(split, rows, count, chunk, workers)
+    return statistics(lambda first, end: next(batches), count, extractor, chunk, features, device, _about(source))
+
+
+def _pixels(source: Source) -> Any:
+    if getattr(source, "latents", False):
+        raise UserError(f"data={source.name}: statistics are of pixels, these are latents; choose the data of pixels")
+    return source.train()
+
+
+def _read_ahead(split: Any, rows: Tensor | None, n: int, chunk: int, workers: int) -> Iterator[Tensor]:
+    """Yield the images of this rank's chunks in order."""
+    wanted = torch.arange(n) if rows is None else rows
+    batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, chunk)]
+    for images, _ in DataLoader(split, batch_sampler=batches, num_workers=workers):
+        yield images
+
+
+def _about(source: Source) -> dict[str, Any]:
+    return {
+        "data": source.name,
+        "split": "train",
+        "data_fingerprint": source.fingerprint(),
+        "resolution": source.resolution,
+        "channels": source.channels,
+        "classes": source.classes,
+        "crop": CROP_RULE if hasattr(source, "root") else "none",
+    }
+
+
+def cached_statistics(
+    source: Source, extractor: Extractor, chunk: int, features: int, device: torch.device | str, cache_dir: str | None
+) -> Reference:
+    """Return ``split_statistics`` of a whole training split, measured once and then read from the cache folder."""
+    folder = cache_root(cache_dir) / "statistics"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
+    if not from_main(path.is_file):
+        measured = split_statistics(source, extractor, None, chunk, features, device)
+        from_main(lambda: _keep(measured, path))
+    reference = together(lambda: load_reference(path, extractor.name))
+    return replace(reference, file={**reference.file, "path": f"data={source.name} (kept at {path})"})
+
+
+def _keep(reference: Reference, path: Path) -> None:
+    with sole_writer(path):
+        save_npz(reference, path)
+
+
+def save_all(reference: Reference, out: Path) -> list[Path]:
+    """Write ``out`` (.npz: mu, sigma, features, about) and beside it the other dialects; return the paths.
+
+    They are ``<name>_ref.npz`` (ref_mu, ref_sigma) and ``<name>.pkl`` (EDM2's). Raises OSError.
+    """
+    other, pickled = out.with_name(f"{out.stem}_ref.npz"), out.with_suffix(".pkl")
+    save_npz(reference, out)
+    moments = {"ref_mu": reference.mu.numpy(), "ref_sigma": reference.sigma.numpy()}
+    _write_npz(other, moments | {"about": np.array(json.dumps(dict(reference.about)))})
+    name = reference.about["extractor_name"]
+    held = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
+    with atomic_write(pickled) as draft, draft.open("wb") as file:
+        pickle.dump({EDM2_NAMES.get(name, name): held, "about": dict(reference.about)}, file)
+    return [out, other, pickled]
+
+
+def save_npz(reference: Reference, path: Path) -> None:
+    """Write mu, sigma, features where there are some, and what the statistics are of."""
+    arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
+    if reference.features is not None:
+        arrays["features"] = reference.features.numpy()
+    _write_npz(path, arrays | {"about": np.array(json.dumps(dict(reference.about)))})
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)

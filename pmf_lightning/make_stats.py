@@ -1,0 +1,88 @@
+"""Measure real images, to compare with: python -m pmf_lightning.make_stats data=folder data.root=... out=stats.npz"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning import checks
+from pmf_lightning.assemble import make_part
+from pmf_lightning.command import command
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.errors import UserError
+from pmf_lightning.evaluation.features import Extractor
+from pmf_lightning.evaluation.image_sets import open_images
+from pmf_lightning.evaluation.launch import is_main, joined
+from pmf_lightning.evaluation.opening import complete
+from pmf_lightning.evaluation.ranks import from_main, together
+from pmf_lightning.evaluation.references import Reference
+from pmf_lightning.evaluation.statistics import save_all, split_statistics, statistics
+from pmf_lightning.folders import writable
+
+
+def make_stats(cfg: DictConfig) -> dict[str, Any]:
+    """Measure what ``cfg`` (conf/make_stats.yaml) names, write three files, and return their "paths" and "about".
+
+    Raises UserError for bad input, before long work.
+    """
+    out, source = check(cfg)
+    with joined(cfg.device) as device:
+        together(lambda: writable(out.parent, "out"))
+        extractor = together(lambda: complete(make_part(cfg, "extractor"), source, cfg.cache_dir))
+        of = _of_data if cfg.images is None else _of_images
+        reference = of(cfg, source, extractor, device)
+        paths = from_main(lambda: save_all(reference, out))
+    return {
+        "paths": paths,
+        "about": dict(reference.about),
+        "features": 0 if reference.features is None else len(reference.features),
+    }
+
+
+def check(cfg: DictConfig) -> tuple[Path, Source | None]:
+    """Check what needs no weights; return where to write, and the data where some are named; raises UserError."""
+    if OmegaConf.is_missing(cfg, "out"):
+        raise UserError("out is not set; name a file to make, such as out=stats.npz")
+    out = Path(cfg.out).expanduser()
+    if out.suffix != ".npz":
+        raise UserError(f"out={cfg.out}: statistics are written as .npz (and .pkl beside it); set out={out.stem}.npz")
+    checks.torch_device(cfg.device)
+    for name, least in (("chunk", 1), ("features", 0), ("workers", 0), ("n", 2)):
+        if cfg[name] is not None and cfg[name] < least:
+            raise UserError(f"{name}={cfg[name]}: set it to {least} or more")
+    has_data = cfg.get("data") is not None
+    if cfg.images is None and not has_data:
+        raise UserError("what is to be measured? Set data=, or images= to a folder of images or an .npz")
+    source = make_part(cfg, "data") if has_data else None
+    if source is not None:
+        source.check()
+    return out, source
+
+
+def _of_data(cfg: DictConfig, source: Source, extractor: Extractor, device: torch.device) -> Reference:
+    return split_statistics(source, extractor, cfg.n, cfg.chunk, cfg.features, device, cfg.workers)
+
+
+def _of_images(cfg: DictConfig, source: Source | None, extractor: Extractor, device: torch.device) -> Reference:
+    """Measure existing images, with the channels of the data that a classifier was trained on where there are some."""
+    images = together(lambda: open_images(cfg.images, 3 if source is None else source.channels))
+    n = cfg.n or len(images)
+    if n > len(images):
+        raise UserError(f"n={n}: {cfg.images} holds {len(images)} images; set n to that or less")
+    about = {"data": str(cfg.images), "split": "all", "resolution": images.shape[1], "channels": images.shape[0]}
+    return statistics(images, n, extractor, cfg.chunk, cfg.features, device, about)
+
+
+@command("make_stats")
+def main(cfg: DictConfig) -> None:
+    """Measure what the command line names and say where it lies."""
+    made = make_stats(cfg)
+    if is_main():
+        about = made["about"]
+        print(f"{about['n']} images of {about['data']} ({about['resolution']} px), features of {about['extractor']}")
+        print(f"{', '.join(map(str, made['paths']))}; features of {made['features']} images")
+
+
+if __name__ == "__main__":
+    main()
