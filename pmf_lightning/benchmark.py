@@ -5,15 +5,76 @@ import platform
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
+from pmf_lightning import checks
 from pmf_lightning.assemble import build
+from pmf_lightning.benchmarks import reader, step
 from pmf_lightning.benchmarks.optimizer import benchmark_optimizer
+from pmf_lightning.benchmarks.sampling import benchmark_sampling, describe_sampling
 from pmf_lightning.command import command
+from pmf_lightning.costs.step_flops import step_flops
+from pmf_lightning.draws import Shard
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
+from pmf_lightning.sampling import OPTIONS
 
-BENCHMARKS = {"optimizer": benchmark_optimizer}
+
+def _optimizer(cfg: DictConfig) -> dict:
+    return {"model": cfg.name, **benchmark_optimizer(build(cfg).network, cfg.repeats)}
+
+
+def _optimizer_in_words(result: dict) -> str:
+    muon = result["muon"]
+    return (
+        f"{muon['count']} matrices: {muon['ours_ms']:.1f} ms, torch.optim.Muon {muon['torch_ms']:.1f} ms, "
+        f"{muon['ratio']:.1f}x ({muon['ratio_min']:.1f} to {muon['ratio_max']:.1f})"
+    )
+
+
+def _reader(cfg: DictConfig) -> dict:
+    settings = reader.ReaderSettings(**OmegaConf.to_container(cfg.reader))
+    return {"data": cfg.data.name, **reader.benchmark_reader(instantiate(cfg.data), settings, cfg.repeats)}
+
+
+def _step(cfg: DictConfig) -> dict:
+    images, device = cfg.images_at_once or cfg.micro_batch or cfg.batch, _device(cfg)
+    if cfg.against not in (None, "textbook"):
+        raise UserError(f"against={cfg.against}: the step is measured against textbook, or alone (null)")
+    averages = len(cfg.ema.half_lives_kimg)
+    empty = build(cfg, empty=True)
+    flops = step_flops(empty.network, empty.objective, images, Shard())
+    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages)
+    numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
+    return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
+
+
+def _sampling(cfg: DictConfig) -> dict:
+    device, options = _device(cfg), {name: cfg.sampling[name] for name in OPTIONS}
+    module = build(cfg).eval().to(device)
+    numbers = benchmark_sampling(module, list(cfg.sampling_batches), cfg.repeats, str(cfg.trainer.precision), options)
+    return {"model": cfg.name, **_circumstances(cfg, device), **numbers}
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    checks.device(cfg.trainer.accelerator, 1)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
+
+
+def _circumstances(cfg: DictConfig, device: torch.device) -> dict:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "precision": str(cfg.trainer.precision), "compile": cfg.compile}
+
+
+# What is measured, and how the result is put in words.
+BENCHMARKS = {
+    "optimizer": (_optimizer, _optimizer_in_words),
+    "reader": (_reader, reader.describe),
+    "step": (_step, step.describe),
+    "sampling": (_sampling, describe_sampling),
+}
 
 
 def benchmark(cfg: DictConfig) -> dict:
@@ -24,9 +85,10 @@ def benchmark(cfg: DictConfig) -> dict:
         raise UserError(f"repeats={cfg.repeats}: at least one is needed")
     if cfg.out is not None:
         writable(Path(cfg.out).parent, "out")
-    numbers = BENCHMARKS[cfg.what](build(cfg).network, cfg.repeats)
+    measure, _ = BENCHMARKS[cfg.what]
+    numbers = measure(cfg)
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    result = {"what": cfg.what, "model": cfg.name, "repeats": cfg.repeats, **machine, **numbers}
+    result = {"what": cfg.what, "repeats": cfg.repeats, **machine, **numbers}
     if cfg.out is not None:
         Path(cfg.out).write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -37,11 +99,8 @@ def main(cfg: DictConfig) -> None:
     """Measure and print."""
     result = benchmark(cfg)
     print(json.dumps(result, indent=2))
-    muon = result["muon"]
-    print(
-        f"{muon['count']} matrices: {muon['ours_ms']:.1f} ms, torch.optim.Muon {muon['torch_ms']:.1f} ms, "
-        f"{muon['ratio']:.1f}x ({muon['ratio_min']:.1f} to {muon['ratio_max']:.1f})"
-    )
+    _, in_words = BENCHMARKS[result["what"]]
+    print(in_words(result))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """How long an optimiser step takes, ours against torch's own, on the parameters of one network."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from pmf_lightning import draws
+from pmf_lightning.benchmarks.race import milliseconds, race, ratios
 from pmf_lightning.errors import UserError
 from pmf_lightning.optim.groups import parameter_groups
 from pmf_lightning.optim.muon_adam import MuonAdam
@@ -41,7 +41,7 @@ def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[
         tables[kind] = {"count": len(parameters), "elements": sum(p.numel() for p in parameters), **table}
     whole = MuonAdam([{**group, "params": _copies(group["params"])} for group in groups], lr=RATE)
     whole.step()
-    tables["step"] = {"ours_ms": statistics.median(_milliseconds(whole.step) for _ in range(repeats))}
+    tables["step"] = {"ours_ms": statistics.median(milliseconds(whole.step) for _ in range(repeats))}
     return tables
 
 
@@ -55,32 +55,6 @@ def _copies(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _race(ours: Callable, theirs: Callable, repeats: int) -> dict[str, float]:
-    """Time the two in turns, after one unmeasured step of each."""
-    ours(), theirs()
-    pairs = []
-    for turn in range(repeats):
-        order = (ours, theirs) if turn % 2 == 0 else (theirs, ours)
-        times = {step: _milliseconds(step) for step in order}
-        pairs.append((times[ours], times[theirs]))
-    ratios = [torch_ms / ours_ms for ours_ms, torch_ms in pairs]
-    return {
-        "ours_ms": statistics.median(ours_ms for ours_ms, _ in pairs),
-        "torch_ms": statistics.median(torch_ms for _, torch_ms in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
-
-
-def _milliseconds(step: Callable) -> float:
-    """Time one call, waiting for an accelerator to finish before and after."""
-    _wait()
-    start = time.perf_counter()
-    step()
-    _wait()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _wait() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    times = race({"ours": ours, "torch": theirs}, repeats)
+    medians = {f"{name}_ms": statistics.median(each) for name, each in times.items()}
+    return medians | ratios(times["ours"], times["torch"])

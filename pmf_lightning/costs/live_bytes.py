@@ -5,13 +5,15 @@ those of a real run: only the allocator's rounding, and what kernels take for th
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -59,22 +61,30 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Let scaled_dot_product_attention keep on the meta device what it keeps on a CPU or GPU: no attention weights."""
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let scaled_dot_product_attention keep on the meta device what it keeps on a CPU or GPU: no attention weights.
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        others = [kind for kind in types if kind not in (Tensor, torch.nn.Parameter)]
-        if others:  # a subclass has its own way, which comes back here with the tensors it holds
-            with self:
-                return others[0].__torch_function__(func, types, args, kwargs or {})
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
+    By replacing the function: a mode would not reach blocks that the backward pass computes again.
+    """
+    original = F.scaled_dot_product_attention
+
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        if has_torch_function(args):  # a subclass has its own way, which comes back here with the tensors it holds
+            return handle_torch_function(attention, args, *args, **kwargs)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+
+    attention.__name__ = original.__name__
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Return the largest number of bytes alive at once of what ``work()`` makes; its result is dropped."""
-    with FusedAttention(), LiveBytes() as live:
+    with fused_attention(), LiveBytes() as live:
         work()
     return live.peak
 

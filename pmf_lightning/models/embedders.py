@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pmf_lightning.models.joins import join
 from pmf_lightning.models.layers import Linear, Stream, Tokens
 from pmf_lightning.precision import Number
 
@@ -48,7 +49,7 @@ def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
     half = size // 2
     powers = torch.arange(half, dtype=values.dtype, device=values.device) / half
     angles = values[:, None] * torch.exp(-math.log(10_000.0) * powers)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return join(torch.cat, (angles.cos(), angles.sin()), -1)
 
 
 class ScalarCondition(nn.Module):

@@ -114,7 +114,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:
         """Mix the tokens; ``rotate`` applies the positions to q and k."""
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        split = *x.shape[:-1], self.heads, -1
+        q, k, v = (layer(x).view(split).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mixed = attend(rotate(self.q_norm(q)), rotate(self.k_norm(k)), v, kind)
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -18,5 +18,5 @@ def check_heads(width: int, attention_heads: int) -> None:
 
 def tokens_to_image(x: Float[Tensor, "b n d"], grid: int, patch: int, channels: int) -> Float[Tensor, "b c h w"]:
     """Lay out a raster of grid x grid tokens as pixels; the channels of one are in the order (row, column, colour)."""
-    x = x.unflatten(2, (patch, patch, channels)).unflatten(1, (grid, grid))
+    x = x.reshape(len(x), grid, grid, patch, patch, channels)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pmf_lightning.models.joins import join
 from pmf_lightning.precision import Number
 
 
@@ -19,9 +20,9 @@ class Rotation:
 
     def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
         """Turn the pairs (2i, 2i+1)."""
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        a, b = x[..., 0::2], x[..., 1::2]
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        return join(torch.stack, (a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
 class HalvesRotation(Rotation):

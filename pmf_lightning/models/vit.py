@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.embedders import Learned, PatchEmbedding, make_condition
+from pmf_lightning.models.joins import join
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
 from pmf_lightning.models.patches import check_grid, check_heads, tokens_to_image
 from pmf_lightning.models.rope import Rotation, rotation_1d, rotation_2d
@@ -125,7 +126,7 @@ class ViT(nn.Module):
         """Return the field of every head asked for (all by default); the others are not computed."""
         kind = attention or self.attention
         prefix = [embed(conditions[name]) for name, embed in self.conditions.items()]
-        x = torch.cat((*prefix, self.patch_embedding(image)), dim=1)
+        x = join(torch.cat, (*prefix, self.patch_embedding(image)), 1)
         if self.positions is not None:
             x = x + self.positions.weight
         rotation = self._rotation(like=self.patch_embedding.patches.weight)

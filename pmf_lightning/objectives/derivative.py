@@ -10,11 +10,13 @@ two_pass  an ordinary differentiable pass over all rows, then torch.func.jvp ove
           and with activation checkpointing in the differentiable pass; computes those rows' values a second time.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.profiler import record_function
 
 from pmf_lightning.fields import Image, Time
 from pmf_lightning.objectives import forward_mode
@@ -41,36 +43,40 @@ def velocities_and_derivative(
     tangent: Float[Tensor, "moving c h w"],
     moving: Bool[Tensor, " b"],
     form: Form,
+    derive: Callable = forward_mode.derivative,
 ) -> tuple[Image, Image, Image]:
     """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
 
-    ``tangent`` holds dz/dt of the moving rows only, in their order.
+    ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is what the form one_pass calls, to be
+    replaced by its compiled twin.
     """
     rows = moving.nonzero().squeeze(1).to(z.device, non_blocking=True)
     still = (~moving).nonzero().squeeze(1).to(z.device, non_blocking=True)
     if not len(rows):
         u, v = velocities(z, t, r, slice(None), True, None)
         return u, v, torch.zeros_like(u)
-    return (_one_pass if form == "one_pass" else _two_pass)(velocities, z, t, r, tangent, rows, still)
+    if form == "two_pass":
+        return _two_pass(velocities, z, t, r, tangent, rows)
+    return _one_pass(velocities, z, t, r, tangent, rows, still, derive)
 
 
-def _two_pass(velocities, z, t, r, tangent, rows, still):
+def _two_pass(velocities, z, t, r, tangent, rows):
     u, v = velocities(z, t, r, slice(None), True, None)
 
     def of(z, t, r):
         return velocities(z, t, r, rows, False, "plain")[0]
 
     z, t, r = z[rows], t[rows], r[rows]
-    with torch.no_grad():
+    with torch.no_grad(), record_function("derivative"):
         _, slope = torch.func.jvp(of, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
     return u, v, torch.zeros_like(u).index_copy(0, rows, slope.to(u.dtype))
 
 
-def _one_pass(velocities, z, t, r, tangent, rows, still):
+def _one_pass(velocities, z, t, r, tangent, rows, still, derive):
     def of(z, t):
         return velocities(z, t, r[rows], rows, True, None)
 
-    (u, v), slope = forward_mode.derivative(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
+    (u, v), slope = derive(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
     du_dt = torch.zeros_like(z).index_copy(0, rows, slope.to(z.dtype))
     if len(still):
         u_still, v_still = velocities(z[still], t[still], r[still], still, True, None)

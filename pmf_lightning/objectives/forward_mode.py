@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from pmf_lightning.objectives.forward_rules import CONSTANT, RULES
 
@@ -48,7 +49,11 @@ class Dual(Tensor):
         value = func(*_map(_value, args), **_map(_value, kwargs))
         many = isinstance(value, tuple)
         outputs = tuple(Dual(part, tape) for part in value) if many else (Dual(value, tape),)
-        tape.append((outputs, RULES[name], func, args, kwargs))
+        noted = outputs, RULES[name], func, args, kwargs
+        if torch.compiler.is_compiling():  # which drops the tangents that nobody asks for by itself
+            _advance(*noted)
+        else:
+            tape.append(noted)
         return outputs if many else outputs[0]
 
 
@@ -60,7 +65,7 @@ def derivative(function: Callable[..., tuple[Tensor, ...]], primals: tuple, tang
     tape: list = []
     inputs = [p if d is None else Dual(p, tape, d) for p, d in zip(primals, tangents, strict=True)]
     outputs = function(*inputs)
-    with torch.no_grad():
+    with torch.no_grad(), record_function("derivative"):
         slope = _tangent(outputs[0], tape)
     values = tuple(_value(output) for output in outputs)
     tape.clear()  # tape and duals hold each other: without this the memory waits for the garbage collector
@@ -71,17 +76,25 @@ def _tangent(target: Tensor, tape: list) -> Tensor:
     """Run the tape forwards over what ``target`` depends on."""
     if not isinstance(target, Dual):
         return torch.zeros_like(target)
+    if torch.compiler.is_compiling():
+        return target.tangent
     needed = {id(target)}
     for outputs, _, _, args, _ in reversed(tape):
         if any(id(output) in needed for output in outputs):
             needed.update(id(arg) for arg in _flat(args) if isinstance(arg, Dual))
-    for outputs, rule, func, args, kwargs in tape:
-        if any(id(output) in needed for output in outputs):
-            values, slopes = _map(_detached, args), _map(_slope, args)
-            results = rule(func, outputs[0].value.detach(), values, slopes, _map(_detached, kwargs))
-            for output, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
-                output.tangent = result
+    for noted in tape:
+        if any(id(output) in needed for output in noted[0]):
+            _advance(*noted)
     return target.tangent
+
+
+def _advance(outputs, rule, func, args, kwargs) -> None:
+    """Give the outputs of one operation their tangents."""
+    with torch.no_grad():
+        values, slopes = _map(_detached, args), _map(_slope, args)
+        results = rule(func, outputs[0].value.detach(), values, slopes, _map(_detached, kwargs))
+        for output, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
+            output.tangent = result
 
 
 def _flat(args):

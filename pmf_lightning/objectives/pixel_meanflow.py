@@ -13,12 +13,15 @@ from typing import ClassVar, get_args
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.profiler import record_function
 
 from pmf_lightning import draws as keyed
 from pmf_lightning.fields import Image, Time, compound_velocity, noisy_image, path_velocity, spread, velocity_from_image
+from pmf_lightning.objectives.compiled import Compiled
 from pmf_lightning.objectives.contract import Batch, Distance, Losses, Network
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.derivative import Form, velocities_and_derivative
+from pmf_lightning.objectives.forward_mode import derivative
 from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
 from pmf_lightning.objectives.meanflow_draws import MeanFlowDraws
 from pmf_lightning.objectives.perceptual import perceptual_distances
@@ -228,7 +231,8 @@ class PixelMeanFlow:
         # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
         ask_c, ask_u = moving | (guided & ~answered), guided
-        v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
+        with record_function("guidance"):  # a name for profilers
+            v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
 
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
@@ -237,7 +241,8 @@ class PixelMeanFlow:
             return answer["u"], answer.get("v")
 
         tangent = v_c[_rows(moving, z)]
-        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative)
+        derive = network.derivative if isinstance(network, Compiled) else derivative
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative, derive)
         v_c = torch.where(spread(ask_c.to(z.device), z), v_c, v.detach())
         v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
         v_g = torch.where(spread(guided.to(z.device), z), v_g, v_t)
