@@ -71,7 +71,7 @@ def _circumstances(cfg: DictConfig, device: torch.device) -> dict:
 # What is measured, and how the result is put in words.
 BENCHMARKS = {
     "optimizer": (_optimizer, _optimizer_in_words),
-    "reader": (_reader, reader.describe),
+    "data": (_reader, reader.describe),
     "step": (_step, step.describe),
     "sampling": (_sampling, describe_sampling),
 }

@@ -554,7 +554,7 @@ def test_the_reader_is_measured_beside_cropped_files(tmp_path):
     with Image.open(tmp_path / "originals" / "class1" / "000003.jpg") as original:
         assert (original.format, original.size) == ("JPEG", (500, 375))
     where = [f"data.root={tmp_path / 'shards'}", f"reader.originals={tmp_path / 'originals'}", "repeats=2"]
-    small = ["what=reader", "data=shards", "reader.images=8", "reader.batch=4", f"out={tmp_path / 'speed.json'}"]
+    small = ["what=data", "data=shards", "reader.images=8", "reader.batch=4", f"out={tmp_path / 'speed.json'}"]
     result = benchmark(compose([*small, *where], "benchmark"))
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     assert set(result["by_workers"]) == {"0", "2"}
@@ -574,7 +574,7 @@ def test_the_reader_is_measured_beside_cropped_files(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], r"what=reader reads shards of colour pixels: data=shards data.root=<folder>; python -m .*shard in="),
+        ([], r"what=data reads shards of colour pixels: data=shards data.root=<folder>; python -m .*shard in="),
         (["reader.batch=0"], "reader.batch=0: set it to 1 or more"),
         (["reader.workers=[]"], r"reader.workers=\[\]: list numbers"),
         (["reader.originals=nowhere"], "reader.originals=nowhere: there is no such folder"),
@@ -582,4 +582,4 @@ def test_the_reader_is_measured_beside_cropped_files(tmp_path):
 )
 def test_what_cannot_be_measured_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
-        benchmark(compose(["what=reader", *overrides], "benchmark"))
+        benchmark(compose(["what=data", *overrides], "benchmark"))

@@ -83,7 +83,7 @@ def benchmark_reader(source: Source, settings: ReaderSettings, repeats: int) -> 
     reading files. Raises UserError unless ``source`` are shards of colour pixels.
     """
     if not isinstance(source, Shards) or source.latents or source.channels != 3:
-        raise UserError(f"what=reader reads shards of colour pixels: data=shards data.root=<folder>; {MAKE} makes them")
+        raise UserError(f"what=data reads shards of colour pixels: data=shards data.root=<folder>; {MAKE} makes them")
     source.check()
     shards = source.train()
     with _originals(settings.originals) as folder:

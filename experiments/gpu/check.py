@@ -1,0 +1,67 @@
+"""Losses, gradients and tangents on an accelerator beside float64 on the CPU: python check.py gpu check.json"""
+
+import copy
+import json
+import sys
+
+import torch
+
+from pmf_lightning import Batch, build, compose, draws
+from pmf_lightning.benchmarks.step import casting
+from pmf_lightning.objectives.compiled import Compiled
+
+NETWORK = [
+    *("backbone.width=128", "backbone.attention_heads=2", "backbone.mlp_hidden=344", "backbone.trunk=2"),
+    *("backbone.heads={u: 2, v: 2}", "backbone.bottleneck=32", "perceptual=none", "data.resolution=64"),
+]
+IMAGES = 16
+
+
+def main(device: str, out: str) -> None:
+    """Compare and write."""
+    where = torch.device("cuda" if device == "gpu" else device)
+    torch.set_float32_matmul_precision("highest")
+    module = build(compose(["model=pmf_b16", "data=imagenet256", *NETWORK]))
+    with torch.no_grad():
+        for name, weight in module.network.named_parameters():
+            if weight.ndim == 1 or not weight.any():  # gates start at zero: a network of identities proves little
+                weight += 0.05 * draws.normal("check", name, count=weight.numel()).view_as(weight).to(weight)
+    x = draws.uniform("check", "x", count=IMAGES * 3 * 64 * 64).view(IMAGES, 3, 64, 64) * 2 - 1
+    batch = Batch(x, torch.arange(IMAGES))
+    drawn = module.objective.draw(Batch(x.float(), batch.y), 0, 0)  # float32 times, so that all see the same
+    exact = measure(module, copy.deepcopy(module.network).double(), batch, drawn, torch.device("cpu"), "64", False)
+    table = {}
+    for precision, compiled in (("32-true", False), ("bf16-mixed", False), ("32-true", True), ("bf16-mixed", True)):
+        found = measure(module, copy.deepcopy(module.network), batch, drawn, where, precision, compiled)
+        name = precision + (" compiled" if compiled else "")
+        table[name] = {part: relative(found[part], exact[part]) for part in exact}
+        print(name, {part: f"{value:.1e}" for part, value in table[name].items()})
+    with open(out, "w") as file:
+        json.dump({"device": str(where), "relative_differences_to_float64": table}, file, indent=1)
+
+
+def measure(module, network, batch, drawn, device, precision, compiled):
+    """Return batch means of the losses, the field du/dt and all gradients."""
+    wide = next(network.parameters()).dtype
+    network = network.to(device)
+    given = {name: value for name, value in vars(drawn).items() if value is not None}
+    given = {name: value.to(wide) if value.is_floating_point() else value for name, value in given.items()}
+    moved = type(drawn)(**{**given, "noise": given["noise"].to(device)})
+    batch = Batch(batch.x.to(device, wide), batch.y.to(device))
+    passes = Compiled(network) if compiled else network
+    with casting(device, precision):
+        losses = module.objective(passes, batch, moved, keep_fields=True)
+    losses.total.backward()
+    gradients = torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+    means = {name: value.mean()[None] for name, value in losses.per_sample.items()}
+    return {**means, "du_dt": losses.fields["du_dt"].detach(), "gradients": gradients}
+
+
+def relative(value, reference):
+    """Relative L2 distance."""
+    value, reference = value.double().cpu(), reference.double().cpu()
+    return ((value - reference).norm() / reference.norm()).item()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,53 @@
+"""The largest micro-batch that a GPU takes, found by doubling: python fit.py gpu fit.json [overrides]"""
+
+import json
+import sys
+
+import torch
+
+from pmf_lightning import build, compose
+from pmf_lightning.benchmarks.step import make_bench
+
+MODELS = ("pmf_b16", "pmf_h16")
+LARGEST = 1024
+
+
+def main(device: str, out: str, *overrides: str) -> None:
+    """Try and write."""
+    table = {}
+    for model in MODELS:
+        for recompute in (False, True):
+            name = f"{model}{' recompute' if recompute else ''}"
+            table[name] = largest(model, recompute, device, overrides)
+            print(name, table[name])
+    with open(out, "w") as file:
+        json.dump({"precision": "bf16-mixed", "largest_micro_batch": table}, file, indent=1)
+
+
+def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]) -> dict:
+    """Return the largest power of two that passes, and the memory that it took."""
+    cfg = compose([f"model={model}", "data=imagenet256", "perceptual=none", f"recompute={recompute}", *overrides])
+    module, passed = build(cfg), {"images": 0, "peak_gb": None}
+    where = torch.device("cuda" if device == "gpu" else device)
+    size = 8 if where.type == "cuda" else 2
+    while size <= (LARGEST if where.type == "cuda" else 4):
+        try:
+            if where.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            bench = make_bench(module, size, where, "bf16-mixed", False, len(cfg.ema.half_lives_kimg))
+            bench.gradients(bench.loss)
+            bench.optimizer.step()
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            bench = None
+        peak = torch.cuda.max_memory_allocated() / 1e9 if where.type == "cuda" else None
+        passed = {"images": size, "peak_gb": peak}
+        size *= 2
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+    return passed
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

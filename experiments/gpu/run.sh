@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Everything worth knowing from ten minutes of a GPU: is it right, how fast is it, and a model that it trained.
+#
+#   bash experiments/gpu/run.sh                 # all of it, within LIMIT seconds
+#   bash experiments/gpu/run.sh check bench     # some of it
+#   DEVICE=cpu SMALL=1 bash experiments/gpu/run.sh     # the script itself, tried without a GPU
+#
+# check: losses, gradients and tangents beside float64 on the CPU. bench: the training step of four models (bf16, float32,
+# compiled) beside the textbook's, and sampling. fit: the largest micro-batch. train: what is left of the time, pMF-B/16
+# on shapes at 256 pixels. Results go to OUT: at most eight files, none of them a checkpoint.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+OUT=${OUT:-experiments/gpu/$(date +%F)}
+LIMIT=${LIMIT:-570}
+DEVICE=${DEVICE:-gpu}
+SMALL=${SMALL:-}
+PY=${PY:-python3}
+STAGES=("$@")
+[ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit train)
+mkdir -p "$OUT"
+export PYTHONUNBUFFERED=1 PMF_CACHE=${PMF_CACHE:-/tmp/pmf_cache} HYDRA_FULL_ERROR=
+BENCH="$OUT/bench.jsonl"
+
+left() { echo $((LIMIT - SECONDS)); }
+
+shrink=()
+[ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.attention_heads=2 backbone.mlp_hidden=48 backbone.trunk=1
+  "backbone.heads={u: 1, v: 1}" backbone.bottleneck=8)
+
+step() {  # step <model> <images at once> <repeats> <more overrides>...
+  local model=$1 images=$2 repeats=$3 one
+  shift 3
+  [ "$(left)" -lt 60 ] && echo "skipped: $model $*" && return
+  [ -n "$SMALL" ] && images=2 repeats=1
+  one=$(mktemp)
+  timeout "$(left)" $PY -m pmf_lightning.benchmark what=step model="$model" data=imagenet256 perceptual=none \
+    trainer="$DEVICE" images_at_once="$images" repeats="$repeats" out="$one" "${shrink[@]}" "$@" 2>&1 | tail -n 3
+  $PY -c "import json, sys; print(json.dumps(json.load(open(sys.argv[1]))))" "$one" >>"$BENCH" 2>/dev/null || echo "failed: $model $*"
+  rm -f "$one"
+}
+
+check() {
+  $PY experiments/gpu/check.py "$DEVICE" "$OUT/check.json"
+}
+
+bench() {
+  : >"$BENCH"
+  step pmf_b16 64 10 trainer.precision=bf16-mixed against=textbook
+  step pmf_b16 64 10 trainer.precision=bf16-mixed compile=true
+  step pmf_h16 32 5 trainer.precision=bf16-mixed against=textbook
+  step pmf_l16 64 5 trainer.precision=bf16-mixed against=textbook
+  step pmf_b32 64 5 trainer.precision=bf16-mixed against=textbook data.resolution=512
+  step pmf_b16 64 5 against=textbook
+  step pmf_h16 32 3 trainer.precision=bf16-mixed compile=true
+  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
+    perceptual=none trainer="$DEVICE" trainer.precision=bf16-mixed repeats=10 out="$OUT/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
+}
+
+fit() {
+  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY experiments/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
+}
+
+train() {
+  local run=/tmp/pmf_gpu_run seconds
+  seconds=$(($(left) - 25))
+  [ "$seconds" -lt 60 ] && echo "no time left to train" && return
+  rm -rf "$run"
+  local sizes=(batch=256 micro_batch=64 images=100000000)
+  [ -n "$SMALL" ] && sizes=(batch=4 images=40 data.resolution=32 backbone.patch=8)
+  # TERM ends the run after its running step, with a checkpoint, grids and a summary.
+  timeout -s TERM "$seconds" $PY -m pmf_lightning.train model=pmf_b16 data=shapes data.resolution=256 perceptual=none \
+    metrics=none trainer="$DEVICE" trainer.precision=bf16-mixed workers=12 run_dir="$run" grid.every_images=20000 \
+    checkpoint.every_images=1000000 "${sizes[@]}" "${shrink[@]}" 2>&1 | tail -n 30
+  cp "$run/summary.json" "$OUT/train.json"
+  cp "$run/curves.png" "$OUT/curves.png"
+  cp "$run/metrics.csv" "$OUT/metrics.csv"
+  cp "$(ls "$run"/grids/*.png | tail -n 1)" "$OUT/samples.png"
+}
+
+$PY -c "
+import json, platform, subprocess, torch
+commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+print(json.dumps({'commit': commit, 'torch': torch.__version__, 'python': platform.python_version(), 'gpu': gpu}))
+" | tee "$OUT/machine.json"
+for stage in "${STAGES[@]}"; do
+  echo "== $stage, $(left) s left"
+  "$stage"
+done
+echo "== done, everything is in $OUT"
+ls -l "$OUT"

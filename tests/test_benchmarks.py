@@ -1,0 +1,98 @@
+"""The rivals that benchmarks time do the same work, and the arithmetic they are held against is counted right."""
+
+import json
+
+import pytest
+import torch
+from common import objective, relative, rows, tiny_network
+from shrunk import RUN
+from torch.utils.flop_counter import FlopCounterMode
+
+from pmf_lightning import compose
+from pmf_lightning.benchmark import benchmark
+from pmf_lightning.benchmarks.race import race, ratios
+from pmf_lightning.benchmarks.textbook import textbook_loss
+from pmf_lightning.costs.step_flops import step_flops
+from pmf_lightning.draws import Shard
+from pmf_lightning.errors import UserError
+
+SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_once=4"]
+
+
+@pytest.mark.parametrize("form", ["one_pass", "two_pass"])
+@pytest.mark.parametrize("prediction", ["x", "u"])
+def test_the_textbook_step_has_our_loss_and_gradients(form, prediction):
+    network, goal, (batch, draws) = tiny_network(), objective(derivative=form, prediction=prediction), rows()
+    losses = goal(network, batch, draws)
+    losses.total.backward()
+    ours = torch.cat([weight.grad.flatten() for weight in network.parameters()])
+    network.zero_grad()
+    total, sums = textbook_loss(goal, network, batch, draws)
+    total.backward()
+    theirs = torch.cat([weight.grad.flatten() for weight in network.parameters()])
+    for name, value in losses.per_sample.items():
+        torch.testing.assert_close(sums[name], value)
+    assert relative(total, losses.total) < 1e-12
+    assert relative(theirs, ours) < 1e-10
+
+
+@pytest.mark.parametrize("change", [{"target": "plain"}, {"velocity": "boundary"}])
+def test_the_textbook_knows_no_variants(change):
+    batch, draws = rows()
+    with pytest.raises(ValueError, match="the textbook step knows"):
+        textbook_loss(objective(**change), tiny_network(), batch, draws)
+
+
+def test_race_lets_rivals_take_turns():
+    seen = []
+    times = race({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
+    assert "".join(seen) == "ab" + "ab" + "ba" + "ab"  # the first pair is not measured
+    assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_compare_turn_by_turn():
+    assert ratios([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == {"ratio": 2.0, "ratio_min": 1.0, "ratio_max": 3.0}
+
+
+def test_flops_on_the_meta_device_are_those_of_a_real_step():
+    network, goal = tiny_network(dtype=torch.float32), objective(derivative="one_pass")
+    batch, _ = rows(dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        goal(network, batch, goal.draw(batch, 0, 0)).total.backward()
+    assert step_flops(network.to("meta"), goal, len(batch.y), Shard()) == counter.get_total_flops()
+
+
+def test_step_command(tmp_path):
+    out = tmp_path / "step.json"
+    result = benchmark(compose(["what=step", "against=textbook", f"out={out}", *SMALL], "benchmark"))
+    assert json.loads(out.read_text()) == result
+    assert result["textbook"]["gradient_difference"] < 1e-5
+    assert result["parts_ms"].keys() == {"guidance", "derivative", "forward", "backward", "optimizer", "averages"}
+    assert min(result["parts_ms"].values()) >= 0
+    assert 0 < result["share_of_matmul_peak"] < 1
+
+
+def test_step_without_a_derivative():
+    result = benchmark(compose(["what=step", "model=jit_tiny", "repeats=1", "images_at_once=2", *RUN[:6]], "benchmark"))
+    assert "textbook" not in result
+    assert "derivative" not in result["parts_ms"]
+
+
+def test_sampling_command():
+    result = benchmark(compose(["what=sampling", *SMALL, "sampling_batches=[1,3]"], "benchmark"))
+    assert result["nfe"] == 1
+    assert result["batches"].keys() == {"1", "3"}
+    assert result["batches"]["3"]["images_per_second"] == pytest.approx(3e3 / result["batches"]["3"]["ms"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["against=lunch"], "against=lunch: the step is measured against textbook, or alone"),
+        (["model=drifting_tiny"], "what=step: it knows pMF, iMF and JiT"),
+        (["against=textbook", "objective.velocity=boundary"], "against=textbook: the textbook step knows"),
+    ],
+)
+def test_refusals(changes, words):
+    with pytest.raises(UserError, match=words):
+        benchmark(compose(["what=step", "repeats=1", "images_at_once=2", *RUN, *changes], "benchmark"))
