@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from shrunk import BACKBONE, backbone
+from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import CONF, choices
@@ -14,7 +15,7 @@ from pmf_lightning.train import train
 
 VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
 NATIVE = {
-    **{"pmf_b4": 64, "pmf_b64": 1024, "jit_b64": 1024, "pmf_digits": 32, "imf_digits": 32},
+    **{"pmf_b4": 64, "pmf_b64": 1024, "jit_b64": 1024, "pmf_digits": 32, "imf_digits": 32, "pmf_shapes": 64},
     **{f"{kind}_tiny": 32 for kind in ("pmf", "jit", "drifting", "mae")},
     **{"mae_r256": 256, "mae_r640": 256},
     **{f"drifting_{size}{patch}": 16 * patch for size in "bl" for patch in (2, 16)},
@@ -51,6 +52,9 @@ def test_model_on_data_composes_or_is_refused(names, tmp_path):
     if data == "folder":
         for name in "ab":
             (tmp_path / name).mkdir()
+    if data == "shards":
+        write_shards(tmp_path, numbered(4, (3, 32, 32)), [0, 1, 2, 1], per_shard=2)
+    if data in ("folder", "shards"):
         overrides.append(f"data.root={tmp_path}")
     cfg = compose(overrides)
     if cfg.data.resolution % cfg.backbone.patch:
@@ -111,10 +115,11 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "rec
 def test_every_choice_composes(group):
     extra = {"backbone": ["backbone.patch=8"], "drift_features": ["model=drifting_tiny"]}.get(group, [])
     for name in choices(group):
-        if (group, name) == ("data", "folder") or (group == "backbone" and name in ("vit", "drifting", "mae")):
-            continue  # one needs a root, the others are what all sizes share
+        if (group, name) in (("data", "folder"), ("data", "shards")) or (group == "backbone" and name in ("vit", "drifting", "mae")):
+            continue  # these need a root, the others are what all sizes share
         own = ["model=drifting_tiny"] if group == "backbone" and name.startswith("drifting") else []
-        config = OmegaConf.to_container(compose([f"{group}={name}", *extra, *own]), resolve=True)
+        command = "info" if group == "cluster" else "train"
+        config = OmegaConf.to_container(compose([f"{group}={name}", *extra, *own], command), resolve=True)
         assert config["batch"] > 0
 
 

@@ -583,3 +583,12 @@ def test_numbers_as_text(value, text):
 )
 def test_differences_as_text(value, text):
     assert percent(value) == text
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not():
+    facts = find_facts(compose(["model=pmf_tiny", "data=digits", "batch=8", "gpu_gb=0.05"], "info"))
+    memory, images = facts.memory, facts.largest_micro_batch
+    assert images > 8
+    assert memory.fixed + images * memory.per_image <= 0.05e9 < memory.fixed + (images + 1) * memory.per_image
+    assert facts.as_json()["memory"]["largest_micro_batch"] == images
+    assert memory.largest_micro_batch(memory.fixed) == 0

@@ -48,6 +48,7 @@ class Facts:
     block_forwards: BlockForwards
     official: BlockForwards | None
     memory: StepMemory
+    gpu_gb: Number | None
     paper: Published | None
 
     def differences(self) -> dict[str, float]:
@@ -61,6 +62,11 @@ class Facts:
         }
         return {name: 100 * (ours / theirs - 1) for name, (ours, theirs) in pairs.items() if theirs}
 
+    @property
+    def largest_micro_batch(self) -> int | None:
+        """How many images a GPU of ``gpu_gb`` takes at once; None where no size was named."""
+        return None if self.gpu_gb is None else self.memory.largest_micro_batch(self.gpu_gb * 1e9)
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data, with sums and differences; bytes, counts and percent."""
         table = asdict(self)
@@ -68,6 +74,7 @@ class Facts:
         table["block_forwards"]["total"] = self.block_forwards.total
         table["official"] = self.official and asdict(self.official) | {"total": self.official.total}
         table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak}
+        table["memory"]["largest_micro_batch"] = self.largest_micro_batch
         table["difference_percent"] = self.differences()
         return table
 
@@ -102,6 +109,7 @@ def find_facts(cfg: DictConfig) -> Facts:
         block_forwards=block_forwards.count(network, objective, cfg.seed),
         official=block_forwards.official(network) if with_head_v else None,
         memory=_memory(cfg, module),
+        gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
     )
 

@@ -49,6 +49,12 @@ class StepMemory:
         """The largest sum of all that is there at once."""
         return self.fixed + max(self.activations, self.update)
 
+    def largest_micro_batch(self, available: float) -> int:
+        """Return how many images fit into ``available`` bytes at once, 0 where not even the weights do."""
+        if self.fixed + self.update > available:
+            return 0
+        return int((available - self.fixed) // self.per_image)
+
 
 def step_memory(
     network: nn.Module,

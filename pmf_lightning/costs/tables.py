@@ -93,7 +93,7 @@ def _description(facts: Facts, paper: Published) -> Table:
 
 def _memory(facts: Facts) -> list[tuple[str, str]]:
     memory = facts.memory
-    return [
+    rows = [
         (f"peak GB of a step, micro_batch={memory.micro_batch}", gigabytes(memory.peak)),
         ("  weights", gigabytes(memory.weights)),
         ("  gradients", gigabytes(memory.gradients)),
@@ -101,6 +101,9 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
         ("  averages of the weights", gigabytes(memory.averages)),
         (f"  activations, {memory.micro_batch} x {gigabytes(memory.per_image)}", gigabytes(memory.activations)),
     ]
+    if facts.gpu_gb is not None:
+        rows.append((f"images at once in {facts.gpu_gb:g} GB", f"{facts.largest_micro_batch:,}"))
+    return rows
 
 
 def all_models(models: Sequence[Facts]) -> Group:
