@@ -107,7 +107,7 @@ def world_size(trainer: DictConfig) -> int:
 def training(cfg: DictConfig) -> None:
     """Check the length of a run and its cadences; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)
-    pictures = ("grid.every_images", "grid.rows", "checkpoint.every_images")
+    pictures = ("grid.every_images", "grid.rows", "checkpoint.every_images", "checkpoint.keep_last")
     for key in ("steps", "batch", "log_every_steps", *pictures, "diagnostics.t_bins", "non_finite.stop_after"):
         value = _lookup(cfg, key)
         if value < 1:

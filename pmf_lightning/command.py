@@ -1,8 +1,9 @@
 """What all commands share: Hydra underneath, bad input as one line instead of a traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib import import_module
 
 import hydra
 from hydra.errors import HydraException
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import CONF, check_choices, compose, one_line
-from pmf_lightning.errors import Diverged, UserError
+from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, UserError
 
 # With these flags Hydra does something else than to run one job.
 _OTHER = {
@@ -26,6 +27,7 @@ _OTHER = {
     "--shell-completion",
     "-sc",
 }
+_CODES = {Diverged: 3, NotSaved: 4, ProcessLost: 5}
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -50,6 +52,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 def _check_arguments(config_name: str) -> None:
     """Compose once before Hydra does, whose own errors span many lines."""
     arguments = sys.argv[1:]
+    _check_launcher(arguments)
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     if _OTHER.isdisjoint(arguments):
         compose([a for a in arguments if not a.startswith("-")], config_name)
@@ -57,10 +60,22 @@ def _check_arguments(config_name: str) -> None:
         check_choices(overrides)
 
 
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """Raise UserError where a run cannot go to the cluster that it is meant for."""
+    if "launcher=slurm" not in arguments:
+        return
+    if {"-m", "--multirun"}.isdisjoint(arguments):
+        raise UserError("launcher=slurm: Hydra hands multiruns alone to a launcher; add -m")
+    try:
+        import_module("hydra_plugins.hydra_submitit_launcher")
+    except ImportError as error:
+        raise UserError("launcher=slurm: it needs a plugin of Hydra; pip install 'pmf_lightning[slurm]'") from error
+
+
 def with_one_line_errors(work: Callable[[], None]) -> None:
-    """Run ``work``; print bad input as one line and exit with 2, or with 3 where training diverged."""
+    """Run ``work``; print bad input as one line and exit with 2, or with the code of its kind (errors.py)."""
     try:
         work()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, Diverged) else 2)
+        sys.exit(_CODES.get(type(error), 2))

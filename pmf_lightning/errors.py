@@ -12,6 +12,14 @@ class Diverged(UserError):
     """Training met numbers that are not finite and ended itself; commands print the message and exit with 3."""
 
 
+class NotSaved(UserError):
+    """Training ended, but its last checkpoint could not be written; commands print the message and exit with 4."""
+
+
+class ProcessLost(UserError):
+    """Another process of the run is gone; commands print the message and exit with 5."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Say what ``name`` could have been: the closest of ``known``, or all of them when nothing is close."""
     known = sorted(known)

@@ -11,7 +11,7 @@ def writable(folder: Path, key: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same run may have been faster
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); set another {key}") from error
     return folder

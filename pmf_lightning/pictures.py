@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from pmf_lightning.cache import atomic_write
 from pmf_lightning.data.pixels import to_uint8
 
 matplotlib.use("Agg")  # no screen is needed
@@ -26,7 +28,8 @@ def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Pat
     pixels = to_uint8(images.detach().cpu()).float() / 255
     zoom = -(-SMALLEST // pixels.shape[-1])
     pixels = pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)
-    save_image(make_grid(pixels, nrow=columns, padding=2, pad_value=0.5), path)
+    with atomic_write(path) as draft:
+        save_image(make_grid(pixels, nrow=columns, padding=2, pad_value=0.5), draft, format="PNG")
     return path
 
 
@@ -35,17 +38,18 @@ def save_curves(log: Path, path: Path) -> Path:
     rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
     known = sorted({name for row in rows for name in row if "/" not in name})
     titles = {
-        "loss_": "mean squared error",
-        "force_norm_": "force norm (the loss is constant by construction)",
-        "fd_": "Frechet distance",
+        r"loss_": "mean squared error",
+        r"force_norm_": "force norm (the loss is constant by construction)",
+        r"fd_|f(d|id)\d": "Frechet distance",  # fd_digits, fd1k_classifier_jit, fid50k_jit
+        r"is\d": "inception score",
     }
-    panels = {title: [name for name in known if name.startswith(start)] for start, title in titles.items()}
+    panels = {title: [name for name in known if re.match(start, name)] for start, title in titles.items()}
     panels = {title: names for title, names in panels.items() if names} or {"nothing was logged": []}
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             _plot(axis, rows, name, label=name)
-        axis.set(title=title, xlabel="images seen", yscale="log")
+        axis.set(title=title, xlabel="images seen", yscale="linear" if title == "inception score" else "log")
         axis.grid(alpha=0.3)
         if names:
             axis.legend()

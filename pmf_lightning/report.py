@@ -1,8 +1,10 @@
 """The end of a run: pictures, a table, and summary.json."""
 
 import json
+import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer
@@ -11,9 +13,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from pmf_lightning.cache import atomic_write
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_curves, save_time_bins
 from pmf_lightning.sampling import OPTIONS, network_evaluations
+
+NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
 
 def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
@@ -23,20 +28,13 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     """
     if not trainer.is_global_zero:
         return {}
-    if hands.quality and trainer.global_step == cfg.steps != hands.quality.measured_at:
-        hands.quality.take(trainer, module)  # the run was killed after its last step
     grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
     for steps in hands.quality.by_steps if grid and hands.quality else ():
         hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
     curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
-    quality = hands.quality.latest if measured else None
     summary = {
-        "fd": quality and quality.fd,
-        "fd_floor": quality and quality.fd_floor,
-        "n": quality and quality.n,
-        "class_accuracy": quality and quality.class_accuracy,
-        "real_accuracy": quality and quality.real_accuracy,
+        **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
         "ema": cfg.sampling.ema,
         **(_sampling(cfg, module, hands) if module.objective.methods else {}),
         **(getattr(hands.grids, "latest", None) or {}),
@@ -44,17 +42,20 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         "steps": trainer.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "checkpoint": str(hands.checkpoint.path),
+        "best": hands.checkpoint.best,
         "grid": grid and str(grid),
         "curves": str(curves),
         "time_bins": time_bins and str(time_bins),
         "skipped_steps": hands.finite.skipped,
+        "failed_saves": hands.checkpoint.failed,
         "stopped_early": hands.checkpoint.stopped,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _print(summary, hands.quality.name if hands.quality else None)
+    with atomic_write(folder / "summary.json") as draft:
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+    _print(summary, hands.quality.titles() if hands.quality else {})
     if hands.checkpoint.stopped:
         arguments = [a for a in sys.argv[1:] if not a.startswith(("run_dir=", "ckpt="))]
-        again = " ".join(["python -m pmf_lightning.train", *arguments, f"run_dir={folder}", "ckpt=last"])
+        again = shlex.join(["python", "-m", "pmf_lightning.train", *arguments, f"run_dir={folder}", "ckpt=last"])
         print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
     return summary
 
@@ -79,8 +80,8 @@ def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dic
     """Return what was measured at other numbers of sampling steps, with the network evaluations (NFE) of each."""
     measured = hands.quality.by_steps if hands.quality else {}
     return {
-        str(steps): {"nfe": _evaluations(cfg, module, steps), "fd": q.fd, "class_accuracy": q.class_accuracy}
-        for steps, q in measured.items()
+        str(steps): {"nfe": _evaluations(cfg, module, steps), **hands.quality.brief(result)}
+        for steps, result in measured.items()
     }
 
 
@@ -91,20 +92,16 @@ def pictures(folder: Path) -> tuple[Path, Path | None]:
     return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
 
 
-def _print(summary: dict, distance: str | None) -> None:
+def _print(summary: dict, titles: Mapping[str, str]) -> None:
     table = Table(title="summary", show_header=False)
     rows = dict(summary)
+    if best := rows.pop("best"):
+        rows["best.ckpt"] = f"{best['metric']} {best['value']:.4g} at step {best['step']}"
     for steps, numbers in rows.pop("by_steps", {}).items():
-        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = (
-            f"fd {numbers['fd']:.4g}, class accuracy {numbers['class_accuracy']:.4g}"
-        )
-    if distance:
-        named = {
-            f"{distance} (lower is better)": rows.pop("fd"),
-            f"{distance} of held-out images": rows.pop("fd_floor"),
-        }
-        rows = named | rows
+        others = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name != "nfe")
+        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = ", ".join(others)
+    rows = {title: rows.pop(name) for name, title in titles.items()} | rows
     for name, value in rows.items():
-        if value is not None and (name, value) != ("skipped_steps", 0):
+        if value is not None and (name, value) not in (("skipped_steps", 0), ("failed_saves", 0)):
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(width=max(100, Console().width)).print(table)

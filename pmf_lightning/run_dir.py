@@ -2,11 +2,14 @@
 
 import json
 import os
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from pmf_lightning.checkpoint_files import LAST, is_whole, newest_whole, whole_beside
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 
@@ -22,8 +25,9 @@ def choose(cfg: DictConfig) -> Path:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0" and _SHARED in os.environ:
         return Path(os.environ[_SHARED])
-    if "TORCHELASTIC_RUN_ID" in os.environ and cfg.run_dir is None:
-        raise UserError("run_dir=null: under torchrun every process chooses by itself; set run_dir")
+    several = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if several and cfg.run_dir is None:
+        raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
     if cfg.run_dir is not None:
         folder = Path(cfg.run_dir)
     elif cfg.ckpt == "last":
@@ -31,7 +35,7 @@ def choose(cfg: DictConfig) -> Path:
     else:
         folder = _fresh(ROOT / f"{cfg.name}-{cfg.data.name}")
     writable(folder / "checkpoints", "run_dir")
-    if cfg.ckpt is None and (folder / "checkpoints" / "last.ckpt").exists():
+    if cfg.ckpt is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to go on with it")
     os.environ[_SHARED] = str(folder)
     return folder
@@ -60,17 +64,37 @@ def finished(cfg: DictConfig) -> dict | None:
 
 
 def checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
-    """Return the checkpoint that ``ckpt`` asks for, or None for a fresh start; raises UserError where it is missing."""
+    """Return the checkpoint that ``ckpt`` asks for, or None for a fresh start; raises UserError where it is missing.
+
+    Where last.ckpt is damaged, ckpt=last and ckpt=auto take the newest whole checkpoint beside it, and say so.
+    """
     if cfg.ckpt is None:
         return None
-    path = folder / "checkpoints" / "last.ckpt"
-    if cfg.ckpt == "auto":
-        return path if path.is_file() else None
-    if cfg.ckpt != "last":
-        return Path(cfg.ckpt)
-    if not path.is_file():
+    if cfg.ckpt not in ("auto", "last"):
+        return _undamaged(Path(cfg.ckpt))
+    path = folder / "checkpoints" / LAST
+    if is_whole(path):
+        return path
+    damage = f"{path} is damaged" if path.is_file() else f"{path} is missing"
+    if (other := newest_whole(path.parent)) is not None:
+        _warn(f"{damage}; going on with {other}, the newest that is whole")
+        return other
+    if path.is_file():
+        raise UserError(f"ckpt={cfg.ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
+    if cfg.ckpt == "last":
         raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
+    return None
+
+
+def _undamaged(path: Path) -> Path:
+    if zipfile.is_zipfile(path) and not is_whole(path):  # another kind of file is refused when it is read
+        raise UserError(f"ckpt={path}: damaged; {whole_beside(path)}")
     return path
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    print(f"warning: {text}")
 
 
 def _newest(parent: Path) -> Path:

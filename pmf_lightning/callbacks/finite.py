@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
+from pmf_lightning.callbacks.signals import StopSignals
 from pmf_lightning.errors import Diverged
+from pmf_lightning.sharded import total_norm
 
 
 class SkipNonFinite(Callback):
@@ -26,10 +28,11 @@ class SkipNonFinite(Callback):
     Args:
         stop_after: so many skipped steps in a row end the run with Diverged.
         folder: the run directory, to name what to look at and where to go on.
+        signals: the wish to stop, which all devices agree upon here: they add up the loss anyway.
     """
 
-    def __init__(self, stop_after: int, folder: Path):
-        self.stop_after, self.folder = stop_after, Path(folder)
+    def __init__(self, stop_after: int, folder: Path, signals: StopSignals):
+        self.stop_after, self.folder, self.signals = stop_after, Path(folder), signals
         self.skipped = self.in_a_row = 0
         self._loss: Tensor | None = None
 
@@ -41,9 +44,11 @@ class SkipNonFinite(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
         """Look at the gradients of the whole batch; take them away from the optimiser if they are no good."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        loss, self._loss = trainer.strategy.reduce(self._loss, reduce_op="sum"), None
-        finite_loss, finite_norm = torch.stack((loss.isfinite(), norm.isfinite())).tolist()
+        norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
+        mine, self._loss = torch.cat((self._loss[None], self.signals.votes(self._loss))), None
+        loss, *votes = trainer.strategy.reduce(mine, reduce_op="sum")
+        finite_loss, finite_norm, *votes = torch.stack((loss.isfinite(), norm.isfinite(), *votes)).tolist()
+        self.signals.agree(trainer, *votes)
         if finite_loss and finite_norm:
             self.in_a_row = 0
         else:
@@ -77,7 +82,8 @@ class SkipNonFinite(Callback):
         """Refuse to write weights, averages or moments that are not finite, by raising Diverged."""
         for part, words in (("state_dict", "weights"), ("ema", "averages"), ("optimizer_states", "moments")):
             found = [number for number in _tensors(checkpoint.get(part)) if number.numel()]
-            if found and not get_total_norm(found, torch.inf).isfinite():
+            good = not found or bool(get_total_norm(found, torch.inf).isfinite())
+            if not trainer.strategy.broadcast(good):  # rank 0 writes, and may be the only one that has them whole
                 raise Diverged(
                     f"step {trainer.global_step}: the {words} are not finite and are not saved; "
                     f"{self._last_good()}. {self._remedy()}"

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.callbacks.ema import WeightAverages
+from pmf_lightning.callbacks.full_disk import going_on
 from pmf_lightning.callbacks.progress import Progress
 from pmf_lightning.callbacks.wandb_logger import WandbRun
 from pmf_lightning.pictures import save_grid
 from pmf_lightning.sampling import OPTIONS, numbered_images
+from pmf_lightning.strategies import takes_part
 
 
 class SampleGrids(Callback):
@@ -38,11 +41,15 @@ class SampleGrids(Callback):
         self.sampling, self.averages, self.progress = sampling, averages, progress
         self._step = -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Draw when it is time."""
         step = trainer.global_step
-        if step != self._step and step % self.every_steps == 0 and trainer.is_global_zero:
-            with self.progress.paused():
+        if step != self._step and step % self.every_steps == 0 and takes_part(trainer):
+            with self.progress.paused(), going_on(f"the grid of step {step}", "the next grid is tried as ever"):
                 images = step * self.progress.batch
                 for weights in dict.fromkeys(("raw", self.sampling["ema"])):
                     path = self.draw(pl_module, weights, f"{images:010d}-{weights}.png")
@@ -58,4 +65,4 @@ class SampleGrids(Callback):
         labels = torch.arange(columns).repeat(self.rows)
         with self.averages.swapped(module, weights):
             images = numbered_images(module, labels, module.seed, 0, **options)
-        return save_grid(images, columns, self.folder / name)
+        return save_grid(images, columns, self.folder / name) if rank_zero_only.rank == 0 else self.folder / name

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from pmf_lightning.cache import atomic_write
+from pmf_lightning.callbacks.full_disk import going_on
 
 
 class Ledger(Logger):
@@ -26,8 +28,8 @@ class Ledger(Logger):
     def __init__(self, folder: Path, batch: int, first_step: int):
         super().__init__()
         self.path, self.batch = Path(folder) / "metrics.jsonl", batch
-        self._last: dict[str, Any] = {}  # the row that is written last, and where it begins in the file
-        self._start = 0
+        self._tail: list[dict[str, Any]] = []  # the last row, after those before it that the disk refused
+        self._start, self._written = 0, True  # where they begin in the file; whether they are in it
         self._keep_until(first_step)
 
     @property
@@ -48,19 +50,33 @@ class Ledger(Logger):
         """Append a row. Lightning counts steps from 0: row n describes the step that made the count n."""
         row = {"step": step + 1, "images": (step + 1) * self.batch}
         row |= {name: _plain(value) for name, value in metrics.items() if name != "epoch"}
-        same = self._last.get("step") == row["step"]
-        self._last = {**row, **{name: value for name, value in self._last.items() if same and name not in row}}
-        with self.path.open("r+") as file:
-            self._start = file.seek(self._start) if same else file.seek(0, os.SEEK_END)
-            file.write(json.dumps(self._last) + "\n")  # over the shorter line: at no moment is there none
+        if self._tail and self._tail[-1]["step"] == row["step"]:
+            known = self._tail.pop()
+            row |= {name: value for name, value in known.items() if name not in row}
+        elif self._written:
+            self._start, self._tail = self.path.stat().st_size, []
+        self._tail.append(row)
+        self._write()
+
+    def _write(self) -> None:
+        refused, self._written = not self._written, False
+        text = "".join(json.dumps(row) + "\n" for row in self._tail)
+        with going_on(str(self.path), "rows are kept for later", quiet=refused), self.path.open("r+") as file:
+            file.seek(self._start)
+            file.write(text)  # over the shorter line: at no moment is there none
             file.truncate()
+            file.flush()
+            self._written = True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the CSV with every column that occurs."""
+        if not self._written:
+            self._write()
         rows = self.rows()
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with self.path.with_suffix(".csv").open("w", newline="") as file:
+        path = self.path.with_suffix(".csv")
+        with going_on(str(path), f"{self.path.name} has it all"), path.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
@@ -74,7 +90,8 @@ class Ledger(Logger):
     @rank_zero_only
     def _keep_until(self, step: int) -> None:
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-        self.path.write_text("".join(kept))
+        with atomic_write(self.path) as draft:
+            draft.write_text("".join(kept))
 
 
 def _plain(value: Any) -> float | None:

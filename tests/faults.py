@@ -1,0 +1,205 @@
+"""What goes wrong in the runs of test_faults.py: functions that spoil something in a process before it trains."""
+
+import contextlib
+import math
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from pmf_lightning import checkpoint_files, hands
+from pmf_lightning.callbacks.sample_check import SampleCheck
+from pmf_lightning.callbacks.time_bins import TimeBinLog
+from pmf_lightning.module import GenerativeModule
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_a_file(checkpoint, file):
+    """Write as torch.save does, but only half of it, and die."""
+    torch.serialization.save(checkpoint, _Half(file))
+
+
+class _Half:
+    def __init__(self, file):
+        self.file, self.left = file, 200_000
+
+    def write(self, data):
+        self.file.write(bytes(data)[: self.left])
+        self.left -= len(data)
+        if self.left <= 0:
+            self.file.flush()
+            die()
+        return len(data)
+
+    def flush(self):
+        pass
+
+
+def die_in_save(moment, nth):
+    """Die in save number ``nth``: at a call of os, or with half of the file written."""
+    write, save, count = checkpoint_files.write, torch.save, [0]
+
+    def counting(checkpoint, path):
+        count[0] += 1
+        if count[0] == nth and moment == "half a file":
+            torch.save = half_a_file
+            torch.serialization.save = save
+        elif count[0] == nth:
+            setattr(os, moment, _after(getattr(os, moment.removeprefix("after_"))) if "after_" in moment else die)
+            if "after_" in moment:
+                setattr(os, moment.removeprefix("after_"), getattr(os, moment))
+        write(checkpoint, path)
+
+    checkpoint_files.write = counting
+
+
+def _after(call):
+    def calling(source, target):
+        call(source, target)
+        if str(target).endswith("last.ckpt"):
+            die()
+
+    return calling
+
+
+def slow_saves(seconds):
+    """Make the disk slow, so that kills at random moments often fall into a save."""
+    fsync = os.fsync
+
+    def slow(number):
+        time.sleep(seconds)
+        fsync(number)
+
+    os.fsync = slow
+
+
+def at_step(actions):
+    """Call ``actions[step]`` after steps, before anything is written."""
+    original = TimeBinLog.on_train_batch_end
+
+    def hook(self, trainer, pl_module, *rest):
+        if trainer.global_step in actions:
+            actions.pop(trainer.global_step)(trainer)
+        return original(self, trainer, pl_module, *rest)
+
+    TimeBinLog.on_train_batch_end = hook
+
+
+def small_files(first, last, rank=0):
+    """Let the kernel refuse files above 100 kB from step ``first`` until after step ``last``, on one process."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        def act(trainer):
+            if trainer.global_rank == rank:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+        return act
+
+    at_step({first: limit(100_000), last + 1: limit(most)})
+
+
+def full_disk(folder, first, last, blind):
+    """Fill the small disk that ``folder`` is from step ``first`` until after step ``last``.
+
+    ``blind``: nobody looks at the room beforehand, so that the write itself fails.
+    """
+    if blind:
+        checkpoint_files.size = lambda checkpoint: 0
+
+    def fill(trainer):
+        with (Path(folder) / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        with contextlib.suppress(OSError):
+            while os.fstat(1).st_dev == os.stat(folder).st_dev:  # the messages of the run go there too
+                os.write(1, b" ")
+
+    at_step({first: fill, last + 1: lambda trainer: (Path(folder) / "ballast").unlink()})
+
+
+def refuse_saves(number, first=0, last=10**9):
+    """Raise an error of the disk half-way through every save from step ``first`` to ``last``."""
+    save = torch.save
+
+    def refusing(checkpoint, file):
+        if first <= checkpoint["global_step"] <= last:
+            file.write(b"half")
+            raise OSError(number, os.strerror(number))
+        save(checkpoint, file)
+
+    torch.save = refusing
+
+
+def bad_images(steps):
+    """Put a NaN into one pixel of the batches of ``steps`` (from 1)."""
+    inputs = GenerativeModule.inputs
+
+    def spoiled(self, *arguments, **options):
+        images = inputs(self, *arguments, **options)
+        if self.global_step + 1 in steps:
+            images = images.clone()
+            images.view(-1)[3] = math.nan
+        return images
+
+    GenerativeModule.inputs = spoiled
+
+
+class Scripted(SampleCheck):
+    """A measurement whose values are given."""
+
+    alone, name = True, "fd_scripted"
+
+    def __init__(self, values, **others):
+        super().__init__(every_steps=2, extra_steps=[], **others)
+        self.values = values
+
+    def judge(self, module, generate):
+        return self.values.get(module.global_step, math.inf)
+
+    def logged(self, result):
+        return {self.name: result}
+
+    def summary(self, result):
+        return {"fd": result}
+
+    brief = summary
+
+    def titles(self):
+        return {}
+
+
+def scripted_quality(values):
+    """Measure ``values[step]`` every two steps."""
+    hands.make_check = lambda cfg, source, module, **others: Scripted(values, **others)
+
+
+def both(*faults):
+    """Several at once: (name, arguments...)."""
+    for name, *arguments in faults:
+        globals()[name](*arguments)
+
+
+def set_environment(variables):
+    """Set variables of the environment, and go to the folder that PWD names."""
+    os.environ |= variables
+    if "PWD" in variables:
+        os.chdir(variables["PWD"])
+
+
+def signal_before(step, number):
+    """Send a signal to this process in the middle of ``step``."""
+    training_step = GenerativeModule.training_step
+
+    def signalling(self, *arguments):
+        if self.global_step + 1 == step:
+            os.kill(os.getpid(), number)
+        return training_step(self, *arguments)
+
+    GenerativeModule.training_step = signalling
