@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from pmf_lightning import checks, draws, weights_folder
+from pmf_lightning.checkpoint_files import whole_beside
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.models.recompute import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.optim.schedules import rate_factor
@@ -35,6 +38,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
+    if cfg.get("recompute"):  # older checkpoints know nothing of it
+        objective = _recomputed(cfg, network, objective)
     decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)
@@ -44,6 +49,13 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     return module
+
+
+def _recomputed(cfg: DictConfig, network: nn.Module, objective: Any) -> Any:
+    """Let the blocks be computed again; return the objective, with a derivative in a pass of its own."""
+    if not recompute_blocks(network):
+        raise UserError(f"recompute=true: the network of {cfg.name} has no transformer blocks to save memory in")
+    return replace(objective, derivative="two_pass") if hasattr(objective, "derivative") else objective
 
 
 def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
@@ -79,13 +91,19 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def weights_file(path: str | Path) -> Path:
+    """Return the file that holds the weights of ``path``, a checkpoint or a folder of weights; UserError if none."""
+    return Path(path) / weights_folder.WEIGHTS if weights_folder.is_weights_folder(path) else find_checkpoint(path)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
     path = find_checkpoint(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"ckpt={path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+        trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
+        raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
     if not isinstance(checkpoint, dict) or not {"config", "state_dict", "ema"} <= checkpoint.keys():
         raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
     return checkpoint
@@ -98,21 +116,37 @@ def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModul
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
     """
     if weights_folder.is_weights_folder(path):
-        return _load_weights_folder(Path(path), ema)
+        return _load_weights_folder(Path(path), ema)[0]
+    module, sets = load_with_averages(path)
+    ema = ema or module.config["sampling"]["ema"]
+    if ema not in sets:
+        raise UserError(f"ema={ema}: the checkpoint has no such average; {near(ema, sets)}")
+    module.network.load_state_dict(sets[ema], strict=False)
+    return module
+
+
+def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Mapping[str, Tensor]]]:
+    """Rebuild the module of a checkpoint; return it with every set of weights that the checkpoint has, by name.
+
+    The network holds the unaveraged ones, "raw", until another set is loaded into it (``load_state_dict``, not strict:
+    weights that are not trained have no average). A folder that pmf_lightning.convert wrote has one set, in place
+    already, whose entry is therefore empty. Raises UserError for a missing or foreign file, or one that names foreign
+    code.
+    """
+    if weights_folder.is_weights_folder(path):
+        module, name = _load_weights_folder(Path(path), None)
+        return module, {name: {}}
     checkpoint = read_checkpoint(path)
     _refuse_foreign_code(checkpoint["config"], path)
     module = build(OmegaConf.create(checkpoint["config"]))
     module.load_state_dict(checkpoint["state_dict"])
-    ema = ema or module.config["sampling"]["ema"]
-    averages = checkpoint["ema"]
-    if ema != "raw":
-        if ema not in averages:
-            raise UserError(f"ema={ema}: the checkpoint has no such average; {near(ema, [*averages, 'raw'])}")
-        module.network.load_state_dict(averages[ema], strict=False)
-    return module.eval()
+    start = "network."
+    raw = {key.removeprefix(start): v for key, v in checkpoint["state_dict"].items() if key.startswith(start)}
+    return module.eval(), {**checkpoint["ema"], "raw": raw}
 
 
-def _load_weights_folder(folder: Path, ema: str | None) -> GenerativeModule:
+def _load_weights_folder(folder: Path, ema: str | None) -> tuple[GenerativeModule, str]:
+    """Return the module, and what its weights are called."""
     stored = weights_folder.read(folder)
     about = stored.about
     if ema not in (None, about.weights):
@@ -120,7 +154,7 @@ def _load_weights_folder(folder: Path, ema: str | None) -> GenerativeModule:
     _refuse_foreign_code(about.config, folder)
     module = build(OmegaConf.create(about.config), empty=True)
     _place(module.network, stored.network, folder)
-    return module.eval()
+    return module.eval(), about.weights
 
 
 def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

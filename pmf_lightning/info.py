@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from pmf_lightning.command import command
 from pmf_lightning.config import choices, compose
+from pmf_lightning.costs import scale
+from pmf_lightning.costs.communication import Estimate
 from pmf_lightning.costs.facts import Facts, find_facts
 from pmf_lightning.costs.spaces import NoFlowError
 from pmf_lightning.costs.tables import all_models, one_model
@@ -36,6 +38,16 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
     return [facts for facts in found if facts is not None]
 
 
+def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
+    """Return the estimates of a training step on each of ``gpus=``, none without; raises UserError."""
+    cfg = compose(_on_its_data(overrides), "info")
+    if cfg.gpus is None:
+        return []
+    if cfg.every_model:
+        raise UserError(f"every_model=true gpus={list(cfg.gpus)}: estimates are of one model; set model=")
+    return scale.estimate(cfg)
+
+
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
     """Return the facts of a preset; None, said on stderr, where its objective is of a kind without them."""
     try:
@@ -58,13 +70,18 @@ def _on_its_data(overrides: Sequence[str]) -> list[str]:
 
 @command("info")
 def _main(cfg: DictConfig) -> None:
-    models = info(HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    models, steps = info(overrides), scaling(overrides)
     if cfg.format == "json":
         tables = [facts.as_json() for facts in models]
+        if steps:
+            tables[0]["estimates"] = scale.as_json(steps)
         print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
         return
     console = Console(width=max(100, Console().width))
     console.print(all_models(models) if cfg.every_model else one_model(models[0]))
+    if steps:
+        console.print("", scale.table(compose(_on_its_data(overrides), "info"), steps))
 
 
 def main() -> None:

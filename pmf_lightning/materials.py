@@ -13,6 +13,27 @@ from pmf_lightning.features import make_features
 from pmf_lightning.module import GenerativeModule
 
 
+def check_inputs(cfg: DictConfig, source: Source) -> None:
+    """See before a run that what the data hand out can be turned into what the network sees; raises UserError."""
+    augments = "mirror" in cfg.objective  # of all objectives, the autoencoder alone
+    if cfg.flip and augments and cfg.objective.mirror:
+        raise UserError("flip=true objective.mirror=true: images would be mirrored twice; set flip=false")
+    if not getattr(source, "latents", False):
+        return
+    if cfg.decoder is None:
+        raise UserError(f"decoder=null: {source.name} hands out latents, which the decoder normalises; leave it out")
+    if cfg.flip:
+        raise UserError(
+            f"flip=true: {source.name} hands out latents, and a mirrored latent is not the latent of the mirrored "
+            "image; set flip=false"
+        )
+    if augments and (cfg.objective.crop is not None or cfg.objective.mirror):
+        raise UserError(
+            f"objective.crop, objective.mirror: {source.name} hands out latents, and a cropped or mirrored latent is "
+            "not that of the cropped or mirrored image; set objective.crop=null objective.mirror=false"
+        )
+
+
 def make_data(cfg: DictConfig, source: Source) -> ImageData | DriftingData:
     """Build the stream of training data: single images, or what drifting compares; raises UserError."""
     if "queues" not in cfg:
@@ -45,10 +66,11 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
     """See before a run of a latent model that its pictures can be drawn; raises UserError."""
     if module.decoder is None:
         return
-    if cfg.metrics.enabled:
+    if cfg.metrics.enabled and "classifier" in cfg.metrics:
         raise UserError(f"metrics.enabled=true: no classifier judges the latents of {cfg.data.name}; metrics=none")
-    if cfg.grid.enabled:
+    if cfg.grid.enabled or cfg.metrics.enabled:
         try:
             module.decoder.load()
         except UserError as error:
-            raise UserError(f"{error}; or train without pictures, grid.enabled=false") from error
+            without = "grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
+            raise UserError(f"{error}; or train without pictures, {without}") from error

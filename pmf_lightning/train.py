@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,23 +13,29 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks, run_dir
+from pmf_lightning import checks, run_dir, slurm
 from pmf_lightning.assemble import build, read_checkpoint
+from pmf_lightning.cache import atomic_write
+from pmf_lightning.callbacks.full_disk import patient_output
 from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
 from pmf_lightning.command import command
+from pmf_lightning.config import one_line
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.drifting import DriftingData
-from pmf_lightning.errors import Diverged, UserError
+from pmf_lightning.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.features import describe
 from pmf_lightning.hands import make_callbacks
-from pmf_lightning.materials import make_data, make_training_features, prepare_decoder
+from pmf_lightning.judging import check_metrics
+from pmf_lightning.materials import check_inputs, make_data, make_training_features, prepare_decoder
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.report import finish, pictures
 from pmf_lightning.sampling import OPTIONS, network_evaluations
+from pmf_lightning.strategies import trainer_options
 
 
+@patient_output()
 def train(cfg: DictConfig) -> dict:
     """Run the training that ``cfg`` describes and return the summary that is also written to ``summary.json``.
 
@@ -40,8 +48,10 @@ def train(cfg: DictConfig) -> dict:
         return summary
     source = instantiate(cfg.data)
     source.check()
+    check_inputs(cfg, source)
     module = build(cfg)
     prepare_decoder(cfg, module)
+    check_metrics(cfg, source, module)
     data = make_data(cfg, source)
     data.accumulation(checks.world_size(cfg.trainer))
     if isinstance(data, DriftingData):
@@ -49,7 +59,7 @@ def train(cfg: DictConfig) -> dict:
     module.look_through(make_training_features(cfg, source))
     folder = run_dir.choose(cfg)
     resume = run_dir.checkpoint_to_resume(cfg, folder)
-    state = read_checkpoint(resume) if resume else {"global_step": 0}
+    state = _brief(read_checkpoint(resume)) if resume else {"global_step": 0}
     if state["global_step"] >= cfg.steps and cfg.ckpt != "auto":
         done = state["global_step"]
         raise UserError(f"steps={cfg.steps}: {resume} has {done} already; set more steps or images")
@@ -63,13 +73,46 @@ def train(cfg: DictConfig) -> dict:
     except Diverged:
         pictures(folder)  # the message tells to look at them
         raise
-    return finish(cfg, module, trainer, hands, folder, started)
+    except RuntimeError as error:
+        if trainer.world_size > 1 and _of_the_network(error):
+            raise ProcessLost(
+                f"step {trainer.global_step}: another process of this run is gone or out of reach ({one_line(error)}); "
+                f"see what it printed last, and go on with run_dir={folder} ckpt=last"
+            ) from error
+        raise
+    if hands.checkpoint.signals.requeue:
+        slurm.requeue(cfg)  # before the pictures: time is short
+    with _room(folder):
+        return finish(cfg, module, trainer, hands, folder, started)
+
+
+def _of_the_network(error: RuntimeError) -> bool:
+    """Tell whether an error is one of the processes' connections; gloo gives these no type of their own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _brief(checkpoint: dict) -> dict:
+    """Return what a run needs to know before Lightning reads the rest, which is not kept in memory meanwhile."""
+    return {name: checkpoint[name] for name in ("global_step", "wandb_run") if name in checkpoint}
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Turn a full disk at the very end into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"run_dir={folder}: the checkpoint is saved, the summary is not ({error}); "
+            f"make room and repeat the command with run_dir={folder} ckpt=auto"
+        ) from error
 
 
 @rank_zero_only
 def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int) -> None:
     """Print what is about to happen and what it costs, and keep the configuration."""
-    OmegaConf.save(OmegaConf.create(module.config), folder / "config.yaml")
+    with atomic_write(folder / "config.yaml") as draft:
+        OmegaConf.save(OmegaConf.create(module.config), draft)
     start = f" from step {step:,}" if step else ""
     kind = "pixels" if module.decoder is None else "latents"
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")
@@ -100,13 +143,14 @@ def make_trainer(
     """Build Lightning's trainer; the micro-batches follow from batch and devices."""
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints and hardware lists say nothing new
-    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options = trainer_options(cfg)
     trainer = Trainer(
         **options,
         max_steps=cfg.steps,
         max_epochs=-1,
         callbacks=callbacks,
         logger=loggers,
+        plugins=slurm.plugins(),
         log_every_n_steps=cfg.log_every_steps,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -59,7 +59,7 @@ class Progress(Callback):
             return
         self._step, self._now = trainer.global_step, time.perf_counter()
         if not self._begun:
-            self._first, self._begun = self._step, self._now
+            self._first, self._begun, self._idle = self._step, self._now, 0.0
         if self._step % self.every_steps == 0 and self.images_per_second:
             pl_module.log("images_per_second", self.images_per_second, rank_zero_only=True)
         if self._bar is not None:

@@ -57,6 +57,7 @@ class WandbRun(Logger):
         row = {name: value for name, value in metrics.items() if name != "epoch"}
         self.run.log({**row, "images": (step + 1) * self.batch})
 
+    @rank_zero_only
     def log_picture(self, name: str, path: Path, images: int) -> None:
         """Send a picture."""
         import wandb

@@ -2,9 +2,9 @@
 
 What is counted: tensors in the dtype of the weights, as a step of one device makes them, gradients among them all the
 time (they are there while micro-batches accumulate; with one micro-batch they grow while activations go). What is not:
-perceptual networks, drifting's encoders (the pixels are its one feature here), DDP's second copy of the gradients, what
-the allocator and kernels take beyond the tensors, and savings of another ``trainer.precision``. On a CPU the count is
-the allocator's own, to 1 % (tests/test_info.py).
+perceptual networks, drifting's encoders (the pixels are its one feature here), what the allocator and kernels take
+beyond the tensors, that FSDP keeps a part of everything on each device, and savings of another ``trainer.precision``.
+On a CPU the count is the allocator's own, to 1 % (tests/test_info.py).
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pmf_lightning.costs.blank_steps import Rivals, further_arguments, without_perceptual, without_values
 from pmf_lightning.costs.live_bytes import peak_bytes
 from pmf_lightning.draws import Shard
+from pmf_lightning.precision import Number
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class StepMemory:
         """The largest sum of all that is there at once."""
         return self.fixed + max(self.activations, self.update)
 
-    def largest_micro_batch(self, available: float) -> int:
+    def largest_micro_batch(self, available: Number) -> int:
         """Return how many images fit into ``available`` bytes at once, 0 where not even the weights do."""
         if self.fixed + self.update > available:
             return 0

@@ -18,7 +18,8 @@ PARTS = {"guidance": "guided target", "values": "values", "tangent": "du/dt", "b
 BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one more, a backward pass two."
 MEMORY_NOTE = (
     "Memory: tensors of one device, in float32, gradients kept all the time. On top come what allocator and kernels "
-    "take, a second copy of the gradients under DDP, perceptual networks, and drifting's encoders and their features."
+    "take, perceptual networks, and drifting's encoders and their features. FSDP keeps a part of weights, gradients, "
+    "moments and averages on each device."
 )
 
 

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
-from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz
+from pmf_lightning.optim.crew import crew_of, turns
+from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
+from pmf_lightning.sharded import local
 
 KINDS = ("muon", "adam")
 STACK_ELEMENTS = 2**26  # numbers in one stack of matrices: bounds the extra memory of a step, never changes its result
+MOST_STACKS = 8  # a crew takes so many stacks in one turn, at most
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -25,6 +28,10 @@ class MuonAdam(torch.optim.Optimizer):
     torch's (out, in) layout (Jordan et al. 2024). Adam: with Nesterov momentum (Dozat 2016), as optax.adamw with
     nesterov=True. Weight decay is decoupled in both. Both count steps per parameter: one without a gradient is left
     alone in that step. Momenta have the dtype of their parameter.
+
+    Where several devices train together, each orthogonalises a share of the matrices and all exchange the results
+    (crew.py). ``split`` False: each device that has all weights does everything by itself. Parameters may be DTensors
+    cut along their rows, as FSDP2 makes them; these are always shared out.
 
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
@@ -40,7 +47,9 @@ class MuonAdam(torch.optim.Optimizer):
         eps: float = EPS,
         ns_steps: int = STEPS,
         ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
+        split: bool = True,
     ):
+        self.split = split
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -87,7 +96,8 @@ class MuonAdam(torch.optim.Optimizer):
             muon = group["kind"] == "muon"
             for parameter in parameters:
                 self._advance(parameter, ("momentum",) if muon else ("momentum", "variance"))
-            for bucket in self._buckets(parameters, by_shape=muon):
+            by_shape = muon and bool(parameters) and self._crew(parameters).size == 1
+            for bucket in self._buckets(parameters, by_shape):
                 (self._muon if muon else self._adam)(bucket, group)
         return loss
 
@@ -108,24 +118,33 @@ class MuonAdam(torch.optim.Optimizer):
         return buckets.values()
 
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Update matrices of one shape."""
-        rows, cols = parameters[0].shape
-        rate = group["lr"] * math.sqrt(max(1.0, rows / cols))
+        """Update matrices: alone those of one shape, in a crew any."""
+        crew = self._crew(parameters)
         momenta, looks_ahead = self._momentum(parameters, group["momentum"])
         _decay(parameters, group)
-        per_stack = max(1, STACK_ELEMENTS // (rows * cols))
-        for start in range(0, len(parameters), per_stack):
-            part = slice(start, start + per_stack)
-            stack = torch.stack(_combine(momenta[part], parameters[part], looks_ahead))
-            updates = newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
-            torch._foreach_add_(parameters[part], updates.unbind(), alpha=-rate)
+
+        def work(stack: Tensor) -> Tensor:
+            return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
+
+        shapes = [tuple(p.shape) for p in parameters]
+        for part in turns(shapes, STACK_ELEMENTS * min(crew.size, MOST_STACKS)):
+            combined = _combine(momenta[part], parameters[part], looks_ahead)
+            updates = crew.orthogonalised(combined, shapes[part], work)
+            for shape in dict.fromkeys(shapes[part]):
+                places = [i for i, other in enumerate(shapes[part]) if other == shape]
+                rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                weights = _parts(parameters[part.start + i] for i in places)
+                torch._foreach_add_(weights, [updates[i] for i in places], alpha=-rate)
+
+    def _crew(self, parameters: list[nn.Parameter]):
+        return crew_of(parameters, self.split, working_dtype(parameters[0]))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
         """Update parameters of any shapes."""
         decay = group["betas"][1]
         step = self.state[parameters[0]]["step"]
         momenta, looks_ahead = self._momentum(parameters, group["betas"][0])
-        variances = [self.state[p]["variance"] for p in parameters]
+        variances = _parts(self.state[p]["variance"] for p in parameters)
         gradients = _gradients(parameters)
         torch._foreach_mul_(variances, decay)
         torch._foreach_addcmul_(variances, gradients, gradients, value=1 - decay)
@@ -133,18 +152,24 @@ class MuonAdam(torch.optim.Optimizer):
         torch._foreach_div_(scales, math.sqrt(1 - decay**step))
         torch._foreach_add_(scales, group["eps"])
         _decay(parameters, group)
-        torch._foreach_addcdiv_(parameters, _combine(momenta, parameters, looks_ahead), scales, value=-group["lr"])
+        ahead = _combine(momenta, parameters, looks_ahead)
+        torch._foreach_addcdiv_(_parts(parameters), ahead, scales, value=-group["lr"])
 
     def _momentum(self, parameters: list[nn.Parameter], decay: float) -> tuple[list[Tensor], tuple[float, float]]:
         """Advance the momenta; return them with the weights of (momentum, gradient) in Nesterov's look ahead."""
-        momenta = [self.state[p]["momentum"] for p in parameters]
+        momenta = _parts(self.state[p]["momentum"] for p in parameters)
         torch._foreach_lerp_(momenta, _gradients(parameters), 1 - decay)
         step = self.state[parameters[0]]["step"]
         return momenta, (decay / (1 - decay ** (step + 1)), (1 - decay) / (1 - decay**step))
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [p.grad.to(p.dtype) for p in parameters]
+    return [local(p.grad).to(p.dtype) for p in parameters]
+
+
+def _parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return this device's parts."""
+    return [local(tensor) for tensor in tensors]
 
 
 def _combine(momenta: list[Tensor], parameters: list[nn.Parameter], weights: tuple[float, float]) -> Sequence[Tensor]:
@@ -157,4 +182,4 @@ def _combine(momenta: list[Tensor], parameters: list[nn.Parameter], weights: tup
 def _decay(parameters: list[nn.Parameter], group: dict) -> None:
     """Apply decoupled weight decay (Loshchilov and Hutter 2019)."""
     if group["weight_decay"]:
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(_parts(parameters), 1 - group["lr"] * group["weight_decay"])

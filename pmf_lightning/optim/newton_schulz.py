@@ -41,4 +41,11 @@ def _normalised(matrices: Float[Tensor, "n rows cols"], eps: float) -> Float[Ten
     """Divide each matrix by its Frobenius norm, in at least float32, and cast to the dtype of the iteration."""
     exact = matrices if matrices.dtype == torch.float64 else matrices.float()
     x = exact / (torch.linalg.matrix_norm(exact, keepdim=True) + eps)
-    return x.bfloat16() if x.is_cuda and x.dtype != torch.float64 else x
+    return x.to(working_dtype(matrices))
+
+
+def working_dtype(like: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic for matrices such as ``like``, which holds the results without loss."""
+    if like.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if like.is_cuda else torch.float32
