@@ -40,6 +40,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     init_weights(network, lambda name: draws.generator(cfg.seed, "init", name))
     if cfg.get("recompute"):  # older checkpoints know nothing of it
         objective = _recomputed(cfg, network, objective)
+    if cfg.get("compile") and not objective.methods:
+        raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)

@@ -54,6 +54,13 @@ def test_configuration_builds_it(model):
     assert all("forward" in vars(block) for block in module.network.trunk)
 
 
-def test_refused_where_there_is_no_block():
-    with pytest.raises(UserError, match=r"recompute=true: .* has no transformer blocks"):
-        build(compose(["model=mae_tiny", "recompute=true"]))
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("recompute=true", "recompute=true: .* has no transformer blocks"),
+        ("compile=true", "compile=true: mae_tiny is no"),
+    ],
+)
+def test_an_autoencoder_has_neither(option, words):
+    with pytest.raises(UserError, match=words):
+        build(compose(["model=mae_tiny", option]))
