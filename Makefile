@@ -3,17 +3,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help train test format lint clean
+.PHONY: help train test test-slow format lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 train: .venv/ready  ## train pMF on the bundled digits (ARGS="seed=1 steps=300" adds overrides)
 	$(PY) -m pmf_lightning.train $(ARGS)
 
-test: .venv/ready  ## run all tests, in parallel on all cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+test: .venv/ready  ## run the tests, in parallel on all cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: .venv/ready  ## run those that take more than ten seconds each: kills, several processes, whole pipelines
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 format: .venv/ready  ## format the code and mend what ruff can mend
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix .

@@ -1,6 +1,6 @@
 """Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import torch
@@ -85,6 +85,14 @@ def device(accelerator: str, devices: int | str | list, asked: str = "trainer.ac
         raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
+
+
+def whole(cfg: DictConfig, least: Mapping[str, int], or_null: bool = False) -> None:
+    """Check that the options in ``least`` are whole numbers, as great as it says or greater; raises UserError."""
+    for name, lowest in least.items():
+        value = cfg[name]
+        if not (value is None and or_null) and (type(value) is not int or value < lowest):
+            raise UserError(f"{name}={value}: set it to a whole number, {lowest} or more")
 
 
 def torch_device(name: str) -> None:

@@ -2,58 +2,32 @@
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from pmf_lightning import checks, weights_folder
-from pmf_lightning.assemble import find_checkpoint, load_checkpoint, make_part
+from pmf_lightning import checks
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.command import command
-from pmf_lightning.data.crop import CROP_RULE
-from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.features import file_sha256
-from pmf_lightning.evaluation.image_sets import open_images
 from pmf_lightning.evaluation.keeping import KINDS, Kept
 from pmf_lightning.evaluation.launch import is_main, joined
-from pmf_lightning.evaluation.opening import DATA, open_evaluator
 from pmf_lightning.evaluation.ranks import rank_and_world, together
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.folders import writable
-from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_grid
-from pmf_lightning.sample import prepare_decoder, sampling_options
-from pmf_lightning.sampling import network_evaluations, numbered_images
+from pmf_lightning.subjects import Subject, evaluator_of, existing_images, images_of_checkpoint
 
-SHOWN, COLUMNS = 100, 10  # images on the grid
+SHOWN, COLUMNS = 100, 10  # images on the grid at most: those of the first chunk
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is judged: ``generate(labels, first)`` makes its images, ``about`` says what they are.
-
-    ``n`` is how many there are (None: any number), ``shape`` that of an image, ``config`` the configuration of a model.
-    """
-
-    generate: Callable[[Tensor, int], Tensor]
-    shape: tuple[int, int, int]
-    n: int | None
-    classes: int | None
-    crop: str | None
-    about: dict[str, Any]
-    config: dict | None = None
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -64,14 +38,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     check(cfg)
     with joined(cfg.device) as device:
         out = together(lambda: writable(Path(cfg.out), "out"))
-        subject = together(lambda: subject_of(cfg, device))
+        subject = together(lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg))
         n = images_asked(cfg, subject)
-        evaluator = together(lambda: evaluator_of(cfg, subject, device))
+        evaluator = together(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         kept = Kept(cfg.save, out, n, SHOWN)
         _ = evaluator.network, evaluator.reference_features
         started = time.perf_counter()
-        classes = subject.classes or max(1, int(evaluator.reference.about.get("classes") or 1))
-        scores = evaluator(subject.generate, n, classes, kept)
+        scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # of existing images no class is known
         kept.finish()
         report = {
             "metric": evaluator.name(scores.n),
@@ -93,95 +66,13 @@ def check(cfg: DictConfig) -> None:
     """Check what needs no file; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         raise UserError(f"ckpt={cfg.ckpt} images={cfg.images}: give one of the two, what is to be judged")
-    if cfg.n is not None and cfg.n < 2:
-        raise UserError(f"n={cfg.n}: two images at least make a distance")
-    if cfg.chunk < 1:
-        raise UserError(f"chunk={cfg.chunk}: at least one image at a time is needed")
+    checks.whole(cfg, {"n": 2}, or_null=True)
+    checks.whole(cfg, {"chunk": 1})
     if cfg.save not in KINDS:
         raise UserError(f"save={cfg.save}: keep {' or '.join(KINDS)}")
+    if cfg.images is not None and cfg.save != "none":
+        raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
     checks.torch_device(cfg.device)
-
-
-def subject_of(cfg: DictConfig, device: torch.device) -> Subject:
-    """Return the images that exist, or the checkpoint on its device with its sampling options; raises UserError."""
-    if cfg.images is not None:
-        return _existing(cfg)
-    module = load_checkpoint(cfg.ckpt, cfg.ema)
-    if not module.objective.methods:
-        raise UserError(f"ckpt={cfg.ckpt}: {module.config['name']} makes no images to judge; give a generator")
-    prepare_decoder(module, cfg.decoder.weights)
-    options = sampling_options(cfg, module)
-    module = module.to(device)
-    return Subject(
-        generate=lambda labels, first: numbered_images(module, labels, cfg.seed, first, **options),
-        shape=_image_shape(module),
-        n=None,
-        classes=module.network.classes,
-        crop=CROP_RULE if "root" in module.config["data"] else None,
-        about=_about_checkpoint(cfg, module, options),
-        config=module.config,
-    )
-
-
-def _existing(cfg: DictConfig) -> Subject:
-    channels = cfg.data.channels if "data" in cfg and cfg.data is not None else 3
-    images = open_images(cfg.images, channels)
-    about = {"judged": str(cfg.images), "quantiser": "none: the images were whole levels"}
-    return Subject(
-        lambda labels, first: images(first, first + len(labels)), images.shape, len(images), None, None, about
-    )
-
-
-def _image_shape(module: GenerativeModule) -> tuple[int, int, int]:
-    """Return channels, height and width of what the model shows."""
-    network, decoder = module.network, module.decoder
-    side = network.resolution * (decoder.scale if decoder is not None else 1)
-    return (3 if decoder is not None else network.channels, side, side)
-
-
-def _about_checkpoint(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
-    """Say which weights were judged and how they sampled."""
-    if weights_folder.is_weights_folder(cfg.ckpt):
-        file = Path(cfg.ckpt) / weights_folder.WEIGHTS
-        ema = weights_folder.read(cfg.ckpt).about.weights
-    else:
-        file, ema = find_checkpoint(cfg.ckpt), cfg.ema or module.config["sampling"]["ema"]
-    options = options | {"method": options["method"] or module.objective.methods[0]}
-    return {
-        "judged": str(cfg.ckpt),
-        "model": module.config["name"],
-        "checkpoint_sha256": file_sha256(file),
-        "ema": ema,
-        **options,
-        "nfe": network_evaluations(module.objective, **options),
-        "seed": cfg.seed,
-    }
-
-
-def evaluator_of(cfg: DictConfig, subject: Subject, device: torch.device) -> Evaluator:
-    """Return what judges ``subject`` as ``cfg`` says; raises UserError."""
-    return open_evaluator(
-        make_part(cfg, "protocol"),
-        make_part(cfg, "extractor"),
-        cfg.reference,
-        chunk=cfg.chunk,
-        device=device,
-        resolution=subject.shape[1],
-        classes=subject.classes,
-        channels=subject.shape[0],
-        crop=subject.crop,
-        source=data_at_hand(cfg, subject),
-        cache_dir=cfg.cache_dir,
-    )
-
-
-def data_at_hand(cfg: DictConfig, subject: Subject) -> Source | None:
-    """Return the data that ``data=`` names, or those of the checkpoint; None where there are neither, or not wanted."""
-    if not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
-        return None
-    if cfg.get("data") is not None:
-        return make_part(cfg, "data")
-    return subject.config and make_part(OmegaConf.create(subject.config), "data")
 
 
 def images_asked(cfg: DictConfig, subject: Subject) -> int:

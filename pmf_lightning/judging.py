@@ -37,7 +37,8 @@ def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> 
         else:
             _opened(cfg, settings, source, module)(torch.device("cpu"))
     except UserError as error:
-        raise UserError(f"metrics.reference={settings.reference}: {error}; or measure nothing, metrics=none") from error
+        reference = "null" if settings.reference is None else settings.reference
+        raise UserError(f"metrics.reference={reference}: {error}; or measure nothing, metrics=none") from error
 
 
 def make_check(cfg: DictConfig, source: Source, module: GenerativeModule, **others: Any) -> SampleCheck | None:
@@ -59,9 +60,9 @@ def _opened(
     cfg: DictConfig, settings: FidSettings, source: Source, module: GenerativeModule
 ) -> Callable[[torch.device], Evaluator]:
     """Return what opens the evaluator of a configuration on a device."""
-    scale, channels = (1, cfg.data.channels) if module.decoder is None else (module.decoder.scale, 3)
+    channels, side, _ = module.shown_shape
     parts = (make_part(cfg, "protocol"), make_part(cfg, "extractor"), settings.reference)
-    images = {"resolution": cfg.data.resolution * scale, "channels": channels, "classes": cfg.data.classes}
+    images = {"resolution": side, "channels": channels, "classes": cfg.data.classes}
     others = {"chunk": settings.chunk, "source": source, "cache_dir": cfg.cache_dir}
     return lambda device: open_evaluator(*parts, device=device, **images, **others)
 

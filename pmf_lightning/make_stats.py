@@ -48,9 +48,8 @@ def check(cfg: DictConfig) -> tuple[Path, Source | None]:
     if out.suffix != ".npz":
         raise UserError(f"out={cfg.out}: statistics are written as .npz (and .pkl beside it); set out={out.stem}.npz")
     checks.torch_device(cfg.device)
-    for name, least in (("chunk", 1), ("features", 0), ("workers", 0), ("n", 2)):
-        if cfg[name] is not None and cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]}: set it to {least} or more")
+    checks.whole(cfg, {"chunk": 1, "features": 0, "workers": 0})
+    checks.whole(cfg, {"n": 2}, or_null=True)
     has_data = cfg.get("data") is not None
     if cfg.images is None and not has_data:
         raise UserError("what is to be measured? Set data=, or images= to a folder of images or an .npz")

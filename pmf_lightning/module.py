@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from pmf_lightning.data.pixels import to_float
 from pmf_lightning.draws import Shard
+from pmf_lightning.errors import UserError
+from pmf_lightning.inputs import latents_seen, pixels_seen
+from pmf_lightning.objectives.compiled import Compiled
 from pmf_lightning.objectives.contract import Batch
 from pmf_lightning.objectives.drifting_draws import DriftingBatch
 from pmf_lightning.optim.groups import parameter_groups
@@ -46,6 +48,8 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
+        compiled = config.get("compile", False)  # older checkpoints know nothing of it
+        self._passes: list[Any] = [Compiled(network) if compiled else network]
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -53,6 +57,11 @@ class GenerativeModule(LightningModule):
     def features(self) -> Any:
         """What the loss of a run looks through: perceptual distances by name, or the features drifting compares."""
         return self._features[0]
+
+    @property
+    def passes(self) -> Any:
+        """The network as the loss calls it: compiled, where the configuration says so."""
+        return self._passes[0]
 
     def look_through(self, features: Any) -> None:
         """Set ``features``."""
@@ -72,17 +81,17 @@ class GenerativeModule(LightningModule):
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the loss of one micro-batch, and what to watch by time, where the objective has times.
 
-        The micro-batch is images [B,C,H,W] and labels [B]; for drifting, real images [n,P,C,H,W], labels [n] and
-        negatives [n,N,C,H,W]. Images are uint8 pixels, or floats that already are what the network sees, such as
-        normalised latents. "by_time" holds name -> (t [n], squares per pixel [n]) for the rows that count: all of them
-        for squared errors, those with t != r for what is watched of du/dt.
+        The micro-batch is images [B,...] and labels [B]; for drifting, real images [n,P,...], labels [n] and negatives
+        [n,N,...]; see ``inputs`` for what an image may be. "by_time" holds name -> (t [n], squares per pixel [n]) for
+        the rows that count: all of them for squared errors, those with t != r for what is watched of du/dt.
         """
-        images, labels, *negatives = (to_float(part) if part.dtype == torch.uint8 else part for part in batch)
-        batch = DriftingBatch(images, labels, *negatives) if negatives else Batch(images, labels)
-        draws = self.objective.draw(batch, self.seed, self.global_step, self._shard(batch_idx))
+        shard = self._shard(batch_idx)
+        batch = self._seen(batch, shard)
+        labels = batch.y
+        draws = self.objective.draw(batch, self.seed, self.global_step, shard)
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
         joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "coupled", False) else {}
-        losses = self.objective(self.network, batch, draws, self.features, **joined)
+        losses = self.objective(self.passes, batch, draws, self.features, **joined)
         pixels = batch.x[0].numel()
         for name, sums in losses.per_sample.items():
             mean = sums.mean() / pixels
@@ -96,6 +105,34 @@ class GenerativeModule(LightningModule):
             by_time[name] = (draws.t[draws.moving], sums[draws.moving] / pixels)
         return {"loss": losses.total, "by_time": by_time}
 
+    def _seen(self, batch: Sequence[Tensor], shard: Shard) -> Batch | DriftingBatch:
+        """Turn what the loader hands out into what the objective takes."""
+        images, labels, *negatives = batch
+        rows, flip = shard.rows(len(labels)), self.config.get("flip", False)  # older checkpoints know of no flip
+        if not negatives:
+            return Batch(self.inputs(images, rows, self.global_step, flip=flip), labels)
+        roles = {"positives": images, "negatives": negatives[0]}
+        x = {role: self.inputs(part, rows, self.global_step, role, flip=flip) for role, part in roles.items()}
+        return DriftingBatch(x["positives"], labels, x["negatives"])
+
+    def inputs(
+        self, images: Tensor, rows: Int64[Tensor, " b"], step: int, role: str | None = None, flip: bool = False
+    ) -> Tensor:
+        """Return what the network sees of images: the global ``rows`` of a step, or its labels' images in a ``role``.
+
+        Images are uint8 pixels [b,C,H,W], with ``flip`` mirrored at random; or floats: moments [b,2,C,h,w] of raw
+        latents, of which latents are drawn and normalised; or [b,C,H,W], seen as they are. With a role there are
+        several to a row, [b,n,...]. The random numbers are keyed by the run's seed, the role, the step and the row.
+        """
+        key = (rows, self.seed, step, *([role] if role else []))
+        if images.dtype == torch.uint8:
+            return pixels_seen(images, flip, *key)
+        if images.dim() < (6 if role else 5):
+            return images
+        if self.decoder is None:
+            raise UserError("the data hand out latents, and decoder=null: leave decoder= out, it normalises them")
+        return latents_seen(images, self.decoder.normalise, *key)
+
     def _mean_of_all_devices(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Turn sums and counts of this device into means over all."""
         if self.trainer.world_size > 1:
@@ -105,6 +142,13 @@ class GenerativeModule(LightningModule):
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
         """Return what the network's images show, in about [-1, 1]: latents decoded, pixels as they are."""
         return images if self.decoder is None else self.decoder.decode(images)
+
+    @property
+    def shown_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what ``to_pixels`` returns."""
+        network, decoder = self.network, self.decoder
+        channels, scale = (network.channels, 1) if decoder is None else (3, decoder.scale)
+        return (channels, network.resolution * scale, network.resolution * scale)
 
     def _shard(self, batch_idx: int) -> Shard:
         """Return which rows of the global batch this rank's micro-batch holds; the data loader deals alike."""

@@ -30,10 +30,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     """
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
-    if cfg.n < 1:
-        raise UserError(f"n={cfg.n}: at least one image is needed")
-    if cfg.chunk < 1:
-        raise UserError(f"chunk={cfg.chunk}: at least one image at a time is needed")
+    checks.whole(cfg, {"n": 1, "chunk": 1})
     checks.torch_device(cfg.device)
     out = writable(Path(cfg.out), "out")
     module = load_checkpoint(cfg.ckpt, cfg.ema)

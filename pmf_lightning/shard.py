@@ -22,10 +22,10 @@ from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.shards.disk import amount
-from pmf_lightning.shards.input_tars import find_tars, tar_inputs
-from pmf_lightning.shards.inputs import Inputs, folder_inputs
+from pmf_lightning.shards.finding import find_inputs
+from pmf_lightning.shards.inputs import Inputs
 from pmf_lightning.shards.latents import LatentMaker, weights_digest
-from pmf_lightning.shards.make import Job, Made, Maker, make_shards
+from pmf_lightning.shards.make import Job, Made, make_shards
 from pmf_lightning.shards.manifest import KINDS, Manifest, read_manifest
 from pmf_lightning.shards.payloads import PAYLOADS
 from pmf_lightning.shards.pixels import make_pixels
@@ -46,8 +46,29 @@ def shard(cfg: DictConfig) -> Made:
     out = writable(_out(cfg), "out")
     vae = _autoencoder(cfg) if cfg.kind == "latents" else None
     workers = cfg.workers or all_cores()
-    inputs = _inputs(cfg, workers)
-    recipe = Recipe(
+    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, workers)
+    side = None if vae is None else cfg.size // vae.scale
+    shape = None if vae is None else (2, len(vae.mean), side, side)
+    job = Job(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
+
+    def pixels(tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
+        return in_processes(make_pixels, tasks, workers, progress)
+
+    try:
+        return make_shards(
+            job, pixels if vae is None else LatentMaker(vae.encode, cfg.device, cfg.batch, workers).make_each
+        )
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot be written ({error.strerror or error}); make room and run the same command again, it "
+            "keeps the shards that are finished"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"workers={workers}: out of memory; set fewer, finished shards are kept") from error
+
+
+def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
+    return Recipe(
         kind=cfg.kind,
         payload=cfg.payload,
         quality=cfg.quality if cfg.payload == "jpg" else None,
@@ -59,18 +80,6 @@ def shard(cfg: DictConfig) -> Made:
         images=len(inputs),
         inputs=inputs.fingerprint(),
     )
-    side = None if vae is None else cfg.size // vae.scale
-    shape = None if vae is None else (2, len(vae.mean), side, side)
-    job = Job(inputs, recipe, out, str(cfg["in"]), float(cfg.max_unreadable), shape)
-    try:
-        return make_shards(job, _pixels(workers) if vae is None else _latents(cfg, vae, workers))
-    except OSError as error:
-        raise UserError(
-            f"out={out}: cannot be written ({error.strerror or error}); make room and run the same command again, it "
-            "keeps the shards that are finished"
-        ) from error
-    except MemoryError as error:
-        raise UserError(f"workers={workers}: out of memory; set fewer, finished shards are kept") from error
 
 
 def _check(cfg: DictConfig) -> None:
@@ -81,10 +90,8 @@ def _check(cfg: DictConfig) -> None:
     for key, known in (("kind", KINDS), ("payload", PAYLOADS)):
         if cfg[key] not in known:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {near(str(cfg[key]), known)}")
-    for key in ("size", "records_per_shard", "batch", "workers", "classes"):
-        value = cfg[key]
-        if not (value is None and key in ("workers", "classes")) and (type(value) is not int or value < 1):
-            raise UserError(f"{key}={value}: set it to a whole number, 1 or more")
+    checks.whole(cfg, {"size": 1, "records_per_shard": 1, "batch": 1})
+    checks.whole(cfg, {"workers": 1, "classes": 1}, or_null=True)
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
     if type(cfg.quality) is not int or not 1 <= cfg.quality <= 100:
@@ -109,32 +116,6 @@ def _out(cfg: DictConfig) -> Path:
     return out
 
 
-def _inputs(cfg: DictConfig, workers: int) -> Inputs:
-    """List the images; prints what was found."""
-    source = Path(str(cfg["in"])).expanduser()
-    if _holds_class_folders(source):
-        if cfg.classes is not None or cfg.class_names is not None:
-            raise UserError("classes and class_names are for tars; class folders have their names: leave both out")
-        try:
-            inputs = folder_inputs(source)
-        except UserError as error:  # of the code that reads data=folder
-            raise UserError(str(error).replace("data.root=", "in=")) from error
-    else:
-        tars = find_tars(str(cfg["in"]))
-        with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
-            inputs = tar_inputs(tars, cfg.classes, cfg.class_names, workers, lambda done: bar.update(done - bar.n))
-    print(f"{len(inputs):,} images of {len(inputs.class_names):,} classes in {cfg['in']}", flush=True)
-    return inputs
-
-
-def _holds_class_folders(source: Path) -> bool:
-    """Say whether ``source`` is to be read as class folders, not as tars; UserError where it is both."""
-    tars = source.is_dir() and any(source.glob("*.tar"))
-    if tars and any(entry.is_dir() and not entry.name.startswith(".") for entry in source.iterdir()):
-        raise UserError(f"in={source}: it holds tars and folders; give the tars as '{source}/*.tar', or move them away")
-    return source.is_dir() and not tars
-
-
 def _autoencoder(cfg: DictConfig) -> SDVAE:
     """Return the autoencoder of latents, loaded; its numbers are those of the latent data."""
     checks.torch_device(cfg.device)
@@ -146,32 +127,11 @@ def _autoencoder(cfg: DictConfig) -> SDVAE:
     return vae
 
 
-def _pixels(workers: int) -> Maker:
-    return lambda tasks, progress: in_processes(make_pixels, tasks, workers, progress)
-
-
-def _latents(cfg: DictConfig, vae: SDVAE, threads: int) -> Maker:
-    """Make shards one after the other in this process, which has the device."""
-    make = LatentMaker(vae.encode, cfg.device, cfg.batch, threads)
-
-    def run(tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
-        done = 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            progress(done)
-
-        for task in tasks:
-            yield make(task, tick)
-
-    return run
-
-
 def _verify(cfg: DictConfig) -> None:
     """Read everything again; print every problem and exit with 1 where there is one."""
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; give the folder of shards to verify")
+    checks.whole(cfg, {"workers": 1}, or_null=True)
     out = Path(str(cfg.out)).expanduser()
     manifest = read_manifest(out, "out")
     with tqdm(total=manifest.count, desc="verifying", unit="record", mininterval=0.5) as bar:

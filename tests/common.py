@@ -1,7 +1,9 @@
 """What several test files build: a tiny network without dead weights, an objective, a batch, stand-in networks."""
 
 import math
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from pmf_lightning import Batch, MeanFlowDraws, PixelMeanFlow, draws
@@ -132,3 +134,26 @@ class Squares:
         assert generated.shape[2:] == (self.side, self.side)
         self.pairs.append((generated, real))
         return (generated - real).square().flatten(1).mean(1)
+
+
+def given_to_the_objective(module, step, micro_batches, monkeypatch):
+    """What the objective is given of a micro-batch, in a module that believes it trains."""
+    module.trainer = SimpleNamespace(accumulate_grad_batches=micro_batches, world_size=1, global_rank=0)
+    monkeypatch.setattr(type(module), "global_step", step)
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def draw(self, batch, *_):
+        seen.append(batch)
+        raise Stop
+
+    monkeypatch.setattr(type(module.objective), "draw", draw)
+
+    def give(parts, index):
+        with pytest.raises(Stop):
+            module.training_step(parts, index)
+        return seen[-1]
+
+    return give

@@ -1,5 +1,6 @@
-"""One thread, and the frozen numbers of the official code."""
+"""One thread, commands as a user calls them, and the frozen numbers of the official code."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,23 @@ GOLDEN = {
         "backbone.heads={u: 2, v: 2}",
     ],
 }
+
+
+@pytest.fixture
+def call_command(monkeypatch, tmp_path, capfd):
+    """Call the ``main`` of a command in an empty folder; return (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["pmf_lightning", *arguments])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")

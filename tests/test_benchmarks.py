@@ -88,6 +88,8 @@ def test_sampling_command():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["repeats=some"], "repeats=some: set it to a whole number, 1 or more"),
+        (["images_at_once=0"], "images_at_once=0: set it to a whole number, 1 or more"),
         (["against=lunch"], "against=lunch: the step is measured against textbook, or alone"),
         (["model=drifting_tiny"], "what=step: it knows pMF, iMF and JiT"),
         (["against=textbook", "objective.velocity=boundary"], "against=textbook: the textbook step knows"),

@@ -1,7 +1,6 @@
 """The commands as a user meets them: help, results, and one line for bad input."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -19,20 +18,9 @@ MAINS = {"train": train_main, "sample": sample_main, "benchmark": benchmark_main
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
+def call(call_command):
     """Call a command in an empty folder; return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"pmf_lightning.{name}", *arguments])
-        try:
-            MAINS[name]()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+    return lambda name, *arguments: call_command(MAINS[name], *arguments)
 
 
 @pytest.fixture(scope="module")

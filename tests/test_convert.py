@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -308,20 +308,9 @@ def test_training_goes_on_from_checkpoints_alone(folder, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
+def call(call_command):
     """Call the command in an empty folder; return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning.convert", *arguments])
-        try:
-            convert_main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+    return partial(call_command, convert_main)
 
 
 def test_help_names_choices_and_examples(call):

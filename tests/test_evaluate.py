@@ -53,23 +53,6 @@ def judge(cache, tmp_path):
     return run
 
 
-@pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
-    """Call a command in an empty folder; return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
-
-
 # What comes out
 
 
@@ -119,6 +102,8 @@ def test_kept_images_are_those_of_sample_and_score_alike(judge, trained, tmp_pat
     again = judge(f"images={first['images']}", "data=digits", "reference=data", "chunk=8", f"out={tmp_path}/again")
     assert again["fid"] == first["fid"]
     assert again["scores"] == first["scores"]
+    assert "unbalanced-labels" in first["flags"]
+    assert "unbalanced-labels" not in again["flags"], "of existing images no label is known"
     assert again["quantiser"] == "none: the images were whole levels"
     assert "checkpoint_sha256" not in again
 
@@ -154,15 +139,15 @@ def test_latents_are_decoded(judge, checkpoint, folder, tmp_path):  # noqa: F811
     assert load_checkpoint(checkpoint).network.resolution == 8
 
 
-def test_the_commands_print_what_they_made(call, trained, cache, tmp_path):
+def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_path):
     shared = [*CLASSIFIER[:2], f"cache_dir={cache}"]
-    status, output, _ = call(make_stats_main, "data=digits", "out=stats.npz", "n=40", *shared)
+    status, output, _ = call_command(make_stats_main, "data=digits", "out=stats.npz", "n=40", *shared)
     assert status == 0
     assert "40 images of digits (32 px), features of classifier of digits" in output
     assert "stats.npz, stats_ref.npz, stats.pkl; features of 40 images" in output
     for name in ("stats.npz", "stats_ref.npz", "stats.pkl"):
         asked = [f"ckpt={trained}", f"reference={name}", "n=12", "out=judged", "protocol=drifting"]
-        status, output, _ = call(evaluate_main, *shared, *asked)
+        status, output, _ = call_command(evaluate_main, *shared, *asked)
         assert status == 0
         assert "fd12_classifier_drifting" in output
         assert "judged/evaluation.json and judged/grid.png" in output
@@ -180,8 +165,10 @@ def test_the_commands_print_what_they_made(call, trained, cache, tmp_path):
         (["ckpt=nowhere"], "ckpt=nowhere: no such file"),
         (["ckpt={trained}"], "reference is not set; protocol=jit compares with jit_in256_stats.npz"),
         (["ckpt={trained}", "reference=gone.npz"], "reference=gone.npz: no such file"),
-        (["ckpt={trained}", "reference=data", "n=1"], "n=1: two images at least"),
-        (["ckpt={trained}", "reference=data", "chunk=0"], "chunk=0: at least one image"),
+        (["ckpt={trained}", "reference=data", "n=1"], "n=1: set it to a whole number, 2 or more"),
+        (["ckpt={trained}", "reference=data", "chunk=0"], "chunk=0: set it to a whole number, 1 or more"),
+        (["ckpt={trained}", "reference=data", "chunk=null"], "chunk=None: set it to a whole number"),
+        (["ckpt={trained}", "reference=data", "n=1e3"], "n=1000.0: set it to a whole number, 2 or more"),
         (["ckpt={trained}", "reference=data", "device=gpux"], "device=gpux"),
         (["ckpt={trained}", "reference=data", "save=jpg"], "save=jpg: keep none or png or npz"),
         (["ckpt={trained}", "reference=data", "ema=9k"], "ema=9k: the checkpoint has no such average"),
@@ -194,17 +181,18 @@ def test_the_commands_print_what_they_made(call, trained, cache, tmp_path):
         ),
         (["ckpt={trained}", "protocol=jti"], "protocol=jti: there is no such protocol; did you mean jit"),
         (["images=nowhere", "data=digits"], "images=nowhere: no such file or folder"),
+        (["images={pngs}", "save=npz"], "save=npz: these images exist already, in images="),
         (["images={pngs}", "reference=data"], "extractor=classifier: it is trained on the data at hand"),
         (["images={pngs}", "data=digits", "reference=data"], "resolution is 32 there and 8 here"),
         (["images={pngs}", "data=digits", "data.resolution=8", "reference=data", "n=9"], "holds 4 images"),
     ],
 )
-def test_bad_input_is_one_line(call, cache, trained, tmp_path, arguments, message):
+def test_bad_input_is_one_line(call_command, cache, trained, tmp_path, arguments, message):
     pngs = write_pngs(tmp_path / "pngs", noise_levels("few", 4, (1, 8, 8)))
     arguments = [argument.format(trained=trained, pngs=pngs) for argument in arguments]
     parts = CLASSIFIER if "extractor=inception" not in arguments else []
     parts = [*parts, "protocol.n=4"]  # should something be generated after all
-    status, _, errors = call(evaluate_main, *parts, f"cache_dir={cache}", *arguments)
+    status, _, errors = call_command(evaluate_main, *parts, f"cache_dir={cache}", *arguments)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert status == 2
     assert message in lines[0]

@@ -159,7 +159,7 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([*FID, "metrics.reference=null"], r"metrics.reference=None: .*jit_in256_stats.npz.*make_stats.*metrics=none"),
+        ([*FID, "metrics.reference=null"], r"metrics.reference=null: .*jit_in256_stats.npz.*make_stats.*metrics=none"),
         ([*FID, "metrics.reference=nowhere.npz"], r"nowhere.npz: no such file.*make_stats.*metrics=none"),
         (
             ["metrics=fid", "metrics.reference=data", "extractor.weights=nowhere.pth"],

@@ -1,9 +1,8 @@
 """Mirrored images: half of them, by key alone, the same for any number of devices and micro-batches."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from common import given_to_the_objective
 from shrunk import BACKBONE, RUN
 
 from pmf_lightning import UserError, build, compose, draws
@@ -63,26 +62,7 @@ def test_every_positive_and_negative_has_a_coin_of_its_own():
 
 
 def module_at(step, micro_batches, monkeypatch, *overrides):
-    """A module of digits that believes it trains, and what its objective is given."""
-    module, seen = build(compose([*overrides, *BACKBONE])), []
-    module.trainer = SimpleNamespace(accumulate_grad_batches=micro_batches, world_size=1, global_rank=0)
-    monkeypatch.setattr(type(module), "global_step", step)
-
-    class Stop(Exception):
-        pass
-
-    def draw(self, batch, *_):
-        seen.append(batch)
-        raise Stop
-
-    monkeypatch.setattr(type(module.objective), "draw", draw)
-
-    def give(parts, index):
-        with pytest.raises(Stop):
-            module.training_step(parts, index)
-        return seen[-1]
-
-    return give
+    return given_to_the_objective(build(compose([*overrides, *BACKBONE])), step, micro_batches, monkeypatch)
 
 
 @pytest.mark.parametrize("flip", [True, False])

@@ -30,6 +30,8 @@ ALLOWED = {
     "published": {"config", "precision"},
     "kept_network": {"cache"},
     "weights_folder": {"cache", "errors"},
+    "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics"},
+    "shards": {"shards", "cache", "data", "draws", "errors", "precision"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
     "drift_features": {
         *{"drift_features", "cache", "data", "draws", "errors", "kept_network", "models", "objectives", "perceptual"},
@@ -42,6 +44,9 @@ FORBIDDEN = {
     "optim": {"objectives", "models", "module", "data", "metrics", "train"},
     "module": {"train", "callbacks", "sample", "metrics", "perceptual", "features"},
     "callbacks": {"train", "sample"},
+    "judging": {"train", "sample", "hands"},
+    "subjects": {"train", "evaluate", "search_guidance", "callbacks", "hands"},
+    "guidance_search": {"train", "sample", "evaluate", "search_guidance", "callbacks", "hands"},
     "toys": {"train", "sample", "toy", "callbacks"},
     "features": {"module", "callbacks", "train", "sample", "models"},
     "costs": {"callbacks", "info", "sample", "train"},

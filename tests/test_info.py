@@ -2,8 +2,8 @@
 
 import io
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -70,20 +70,9 @@ OWN = [  # of drifting's own network
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
+def call(call_command):
     """Call the command in an empty folder; return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning.info", *arguments])
-        try:
-            info_main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+    return partial(call_command, info_main)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from common import normal
+from common import given_to_the_objective, normal
 from hydra.utils import instantiate
 from PIL import Image
 from shrunk import BACKBONE, RUN
@@ -122,29 +121,6 @@ def test_every_positive_has_noise_of_its_own():
     assert (seen[2] - expected).abs().max() < 1e-5
     assert torch.equal(latents_seen(given[2:], normalise, rows[2:], 0, 1, "positives"), seen[2:])
     assert not torch.equal(latents_seen(given, normalise, rows, 0, 1, "negatives"), seen)
-
-
-def given_to_the_objective(module, step, micro_batches, monkeypatch):
-    """What the objective is given of a micro-batch, in a module that believes it trains."""
-    module.trainer = SimpleNamespace(accumulate_grad_batches=micro_batches, world_size=1, global_rank=0)
-    monkeypatch.setattr(type(module), "global_step", step)
-    seen = []
-
-    class Stop(Exception):
-        pass
-
-    def draw(self, batch, *_):
-        seen.append(batch)
-        raise Stop
-
-    monkeypatch.setattr(type(module.objective), "draw", draw)
-
-    def give(parts, index):
-        with pytest.raises(Stop):
-            module.training_step(parts, index)
-        return seen[-1]
-
-    return give
 
 
 def test_the_training_step_draws_them(overrides, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -294,19 +295,8 @@ def test_pixel_models_are_untouched():
 
 
 @pytest.fixture
-def sample(monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning.sample", *arguments])
-        try:
-            sample_main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+def sample(call_command):
+    return partial(call_command, sample_main)
 
 
 def test_sample_writes_pixels_of_a_latent_model(sample, checkpoint, folder, tmp_path):

@@ -187,6 +187,14 @@ def test_files_that_end_early(stored, tmp_path, name):
         load_reference(path, "inception")
 
 
+@pytest.mark.parametrize("name", ["array.npy", "words.json"])
+def test_files_that_are_none(tmp_path, name):
+    path = tmp_path / name
+    np.save(path, np.zeros(3)) if name.endswith("npy") else path.write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: cannot be read as .npz: it is none"):
+        load_reference(path, "inception")
+
+
 def test_a_missing_file_and_no_file(tmp_path):
     with pytest.raises(UserError, match=r"gone.npz: no such file; make one with pmf_lightning.make_stats"):
         load_reference(tmp_path / "gone.npz", "inception")
@@ -359,7 +367,7 @@ def test_make_stats_of_digits_and_of_their_pictures(tmp_path):
         ([], "out is not set"),
         (["out=stats.txt"], "out=stats.txt: statistics are written as .npz .*set out=stats.npz"),
         (["out=s.npz"], "what is to be measured"),
-        (["out=s.npz", "data=digits", "n=1"], "n=1: set it to 2 or more"),
+        (["out=s.npz", "data=digits", "n=1"], "n=1: set it to a whole number, 2 or more"),
         (["out=s.npz", "data=digits", "workers=-1"], "workers=-1"),
         (["out=s.npz", "data=digits", "device=gpux"], "device=gpux"),
         (["out=s.npz", "data=digits", "n=5000"], "n=5000: the training split of digits has 1437"),

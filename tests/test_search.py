@@ -266,7 +266,7 @@ def test_the_commands_of_best_json_compose(found):
 def test_coordinate_finds_a_point_of_the_grid(found, trained, cache, monkeypatch):
     out, result = found
     monkeypatch.setattr(Bench, "generator", lambda self, point: pytest.fail("everything is known"))
-    monkeypatch.setattr(search_guidance, "_draw", lambda *_: None)
+    monkeypatch.setattr(Bench, "draw", lambda self, point, count, chunk: torch.zeros(count, 1, 4, 4))
     again = search(trained, cache, out, "strategy=coordinate", "n_final=null")
     assert again["best"].fid <= max(record.fid for record in result["tried"])
     assert 5 <= len(again["tried"]) <= 8
@@ -307,7 +307,8 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
         (["steps=[0]"], r"steps=0: at least one"),
         (["method=[magic]"], r"method=magic: this model samples by average"),
         (["strategy=magic"], r"strategy=magic: there is no such strategy; known: coordinate, grid"),
-        (["n=1"], r"n=1: set it to 2 or more"),
+        (["n=1"], r"n=1: set it to a whole number, 2 or more"),
+        (["n=many"], r"n=many: set it to a whole number, 2 or more"),
         (["n_final=1"], r"n_final=1: set it"),
         (["chunk=0"], r"chunk=0"),
         (["device=gpu7"], r"device=gpu7"),

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import filelock
@@ -576,19 +576,8 @@ def test_verify_by_command(few, tmp_path, call):
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning.shard", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return command
+def call(call_command):
+    return partial(call_command, main)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -635,6 +624,7 @@ def test_the_command_says_what_it_made(few, tmp_path, call):
         (["out=out", "in=few"], ["size is not set"]),
         (["verify=true"], ["out is not set"]),
         (["out=out", "verify=true"], ["out=out: there is no such folder"]),
+        (["out=out", "verify=true", "workers=-1"], ["workers=-1: set it to a whole number, 1 or more"]),
         (["in=a.tar", "in=b.tar", "out=out", "size=24"], ["in is given more than once: put quotes"]),
         (["in=x-{000..001}.tar", "out=out", "size=24"], ["x-000.tar is missing (2 tars in all)"]),
         (["in=few", "out=out", "size=24", "payloads=npy"], ["payloads"]),

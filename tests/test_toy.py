@@ -2,7 +2,7 @@
 
 import json
 import math
-import sys
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -241,20 +241,9 @@ def test_images_of_one_pixel_are_sampled_like_others():
 
 
 @pytest.fixture
-def call(monkeypatch, tmp_path, capfd):
+def call(call_command):
     """Call the command in an empty folder; return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pmf_lightning.toy", *arguments])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+    return partial(call_command, main)
 
 
 def numbers(folder):

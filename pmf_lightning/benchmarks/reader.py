@@ -21,10 +21,10 @@ from pmf_lightning import draws
 from pmf_lightning.benchmarks.originals import make_originals
 from pmf_lightning.benchmarks.race import ratios
 from pmf_lightning.data.crop import centre_crop
-from pmf_lightning.data.datamodule import WholeBatches, as_it_is
 from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.shard_images import ShardImages
 from pmf_lightning.data.shards import MAKE, Shards
+from pmf_lightning.data.whole_batches import WholeBatches, as_it_is
 from pmf_lightning.errors import UserError
 
 AHEAD = 2  # batches that a loading process makes ahead: DataLoader's own default

@@ -209,7 +209,7 @@ def describe(result: dict[str, Any]) -> str:
     ]
     if (book := result.get("textbook")) is not None:
         lines.append(
-            f"textbook: {book['ms']:.0f} ms, {book['ratio']:.2f}x ({book['ratio_min']:.2f} to {book['ratio_max']:.2f}); "
-            f"gradients differ by {book['gradient_difference']:.1e}"
+            f"textbook: {book['ms']:.0f} ms, {book['ratio']:.2f}x ({book['ratio_min']:.2f} to {book['ratio_max']:.2f})"
+            f"; gradients differ by {book['gradient_difference']:.1e}"
         )
     return "\n".join(lines)

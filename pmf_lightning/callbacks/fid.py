@@ -1,7 +1,7 @@
 """FID of samples during and after training, by all ranks together, in the protocol of the papers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from pmf_lightning.callbacks.sample_check import SampleCheck
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.protocol import Protocol, score_name
-from pmf_lightning.evaluation.ranks import together
 from pmf_lightning.evaluation.scores import Scores
 
 
@@ -66,11 +65,7 @@ class FidCheck(SampleCheck):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open extractor and reference before the run, on every rank, not in the middle of it."""
-        evaluator = self.opened(pl_module.device)
-        # FID and inception score alone: the others would take longer, and memory for all features
-        evaluator.reference = replace(evaluator.reference, features=None, images=None)
-        together(lambda: evaluator.network)
-        self.evaluator = evaluator
+        self.evaluator = self.opened(pl_module.device).of_moments()
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
         """Measure what ``generate(labels, first)`` makes, dealt over the ranks."""

@@ -45,9 +45,6 @@ class Tally:
         """Bad records met, each counted once; ``count`` counts one again whenever it is met."""
         return len(self._met)
 
-    def __str__(self) -> str:
-        return f"{self.different} of {self.records} records could not be read, and others stood in; {self.remedy}"
-
     @property
     def most(self) -> int:
         """How many bad records the whole set may have."""
@@ -76,6 +73,12 @@ class Tally:
                 f"{self.describe(bad[-1].record)} ({bad[-1].reason}): more than data.max_bad={self.max_bad} of what "
                 f"was read; {self.remedy}"
             )
+
+    def report(self) -> None:
+        """Print how many different records could not be read, if any."""
+        if self.different:
+            what = f"{self.different} of {self.records} records could not be read, and others stood in"
+            tqdm.write(f"warning: {what}; {self.remedy}")
 
     def _name(self, record: int, reason: str) -> None:
         if reason == CUT_OFF or self.different > MOST_NAMED:  # truncated shards are named when they are opened

@@ -1,20 +1,16 @@
 """Lightning's door to the data: the endless training stream of this device, from any step on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from pmf_lightning.data.bad_records import BadRecord, Tally
+from pmf_lightning.data.bad_records import Tally
 from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.data.order import GlobalOrder, step_shards
-from pmf_lightning.data.shard_images import ShardImages
-from pmf_lightning.draws import Shard, generator
+from pmf_lightning.data.whole_batches import read, tally_of
+from pmf_lightning.draws import Shard
 from pmf_lightning.errors import UserError
 
 
@@ -42,33 +38,6 @@ class StepLoader:
     def load_state_dict(self, state: dict) -> None:
         """Tell the owner that training resumes from a checkpoint; Lightning calls this before the first batch."""
         self._resume()
-
-
-class WholeBatches(Dataset):
-    """``images`` as whole batches, put together where they are read: images [B, ...], labels [B], bad records met.
-
-    Goes into a DataLoader with ``collate_fn=as_it_is``. A UserError comes in place of the bad records, for the main
-    process to raise: from a loading process it would arrive wrapped in a traceback.
-    """
-
-    def __init__(self, images: Images):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, list[BadRecord] | UserError]:
-        if not isinstance(self.images, ShardImages):
-            return *self.images.batch(indices), []
-        try:
-            return self.images.fetch(indices)
-        except UserError as error:
-            return torch.empty(0), torch.empty(0), error
-
-
-def as_it_is(batch: Any) -> Any:
-    """Leave a batch as the data set gave it."""
-    return batch
 
 
 class ImageData(LightningDataModule):
@@ -126,8 +95,7 @@ class ImageData(LightningDataModule):
                 f"devices={trainer.world_size}, micro_batch={self.micro_batch}: set it to {micro_batches}"
             )
         shards = step_shards(trainer.global_rank, trainer.world_size, micro_batches)
-        if isinstance(self.train_set, ShardImages):
-            self.tally = self.train_set.tally.afresh(trainer.world_size)
+        self.tally = tally_of(self.train_set, trainer.world_size)
 
         def resume() -> None:
             _drop_partial_step(trainer)
@@ -136,23 +104,14 @@ class ImageData(LightningDataModule):
 
     def _stream(self, shards: tuple[Shard, ...], first_step: int) -> Iterator[list[Tensor]]:
         """Yield images and labels from a step on, without end; raises UserError where too many records are bad."""
-        loader = DataLoader(
-            WholeBatches(self.train_set),
-            batch_sampler=GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step),
-            collate_fn=as_it_is,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=generator("workers"),  # else the seed of the workers comes from the global generator
-        )
-        for images, labels, bad in loader:
-            if self.tally is not None:
-                self.tally.note(bad, len(labels))
+        order = GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step)
+        for images, labels, _ in read(self.train_set, order, self.workers, self.tally):
             yield [images, labels]
 
     def teardown(self, stage: str) -> None:
         """Say how many records could not be read."""
-        if self.tally is not None and self.tally.different:
-            tqdm.write(f"warning: {self.tally}")
+        if self.tally is not None:
+            self.tally.report()
 
 
 def _drop_partial_step(trainer: Trainer) -> None:

@@ -38,7 +38,23 @@ class Images(Protocol):
         ...
 
 
-class ArrayDataset(Dataset):
+class Batched(Dataset):
+    """Images whose ``batch`` is the one way to them; single items and lists of them come from there."""
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Fetch several (see ``Images``)."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Fetch several items; torch's DataLoader calls this instead of asking one by one."""
+        images, labels = self.batch(indices)
+        return list(zip(images, labels.tolist(), strict=True))
+
+
+class ArrayDataset(Batched):
     """Images and labels in two arrays: item i is ``(image, int)``.
 
     ``images`` is uint8 [N, C, H, W], or float32 [N, 2, C, h, w] moments of latents, as a tensor or a numpy array, which
@@ -65,16 +81,8 @@ class ArrayDataset(Dataset):
             return self.images[rows], self.labels[rows]
         return torch.from_numpy(self.images[rows.numpy()]), self.labels[rows]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Fetch several items; torch's DataLoader calls this instead of asking one by one."""
-        images, labels = self.batch(indices)
-        return list(zip(images, labels.tolist(), strict=True))
-
-
-class First(Dataset):
+class First(Batched):
     """The first ``count`` of ``images``, or all of them where they are fewer."""
 
     def __init__(self, images: Images, count: int) -> None:
@@ -88,14 +96,6 @@ class First(Dataset):
         if len(indices) and max(indices) >= len(self):
             raise IndexError(f"image {max(indices)} of {len(self)}")
         return self.images.batch(indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Fetch several, one by one in a list."""
-        images, labels = self.batch(indices)
-        return list(zip(images, labels.tolist(), strict=True))
 
 
 @runtime_checkable

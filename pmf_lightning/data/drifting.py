@@ -7,18 +7,16 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pmf_lightning import draws
-from pmf_lightning.data.bad_records import BadRecord, Tally
+from pmf_lightning.data.bad_records import Tally
 from pmf_lightning.data.class_queues import ClassQueues
-from pmf_lightning.data.datamodule import StepLoader, WholeBatches, as_it_is
+from pmf_lightning.data.datamodule import StepLoader
 from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.data.order import GlobalOrder
 from pmf_lightning.data.queue_sizes import QueueSizes, check_room
-from pmf_lightning.data.shard_images import ShardImages
-from pmf_lightning.draws import Shard, generator
+from pmf_lightning.data.whole_batches import read, tally_of
+from pmf_lightning.draws import Shard
 from pmf_lightning.errors import UserError
 
 KEPT = 4  # states of the last steps: Lightning fetches ahead of the step that a checkpoint is of
@@ -50,13 +48,6 @@ class QueueSettings:
                 f"queues.push={self.push}: the {self.labels} labels of a step (batch / objective.generated) come from "
                 f"the images that it queues; set queues.push={self.labels} or more, or a smaller batch"
             )
-
-
-class _Indexed(WholeBatches):
-    """The items of a data set as whole batches: images, labels, bad records met, indices."""
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[BadRecord] | UserError, list[int]]:
-        return *super().__getitems__(indices), indices
 
 
 class DriftingData(LightningDataModule):
@@ -107,8 +98,7 @@ class DriftingData(LightningDataModule):
         trainer, images = self.trainer, self.source.train()
         shard = Shard(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
-        if isinstance(images, ShardImages):
-            self.tally = images.tally.afresh(1)  # every device reads everything
+        self.tally = tally_of(images, 1)  # every device reads everything
         self._queues = ClassQueues(self.sizes, self.folder, copies)
         if self._resumed is not None:
             self._queues.load_state_dict(self._resumed, images.batch)
@@ -117,16 +107,8 @@ class DriftingData(LightningDataModule):
         )
 
     def _stream(self, images: Images, shard: Shard, first: int) -> Iterator[list[Tensor]]:
-        loader = DataLoader(
-            _Indexed(images),
-            batch_sampler=GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first),
-            collate_fn=as_it_is,
-            num_workers=self.workers,
-            generator=generator("workers"),  # else the seed of the workers comes from the global generator
-        )
-        for step, (new, labels, bad, indices) in enumerate(loader, first):
-            if self.tally is not None:
-                self.tally.note(bad, len(labels))
+        order = GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first)
+        for step, (new, labels, indices) in enumerate(read(images, order, self.workers, self.tally), first):
             self._states[step] = self._queues.state_dict()
             self._states.pop(step - KEPT, None)
             self._queues.push(new, labels, indices)
@@ -143,8 +125,8 @@ class DriftingData(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Say how many records could not be read."""
-        if self.tally is not None and self.tally.different:
-            tqdm.write(f"warning: {self.tally}")
+        if self.tally is not None:
+            self.tally.report()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the queues held before the step that comes next."""

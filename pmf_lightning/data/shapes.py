@@ -7,14 +7,13 @@ every resolution, and the dimension of the set of images is known (scenes.intrin
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from pmf_lightning.cache import digest
+from pmf_lightning.data.dataset import Batched
 from pmf_lightning.data.outlines import OUTLINES
 from pmf_lightning.data.painting import paint
 from pmf_lightning.data.scenes import Scenes, drawn
@@ -73,7 +72,7 @@ class Shapes:
         return PaintedShapes(self, split, self.images if split == "train" else self.held_out_images)
 
 
-class PaintedShapes(Dataset):
+class PaintedShapes(Batched):
     """The images of one split of ``source``; none is kept."""
 
     def __init__(self, source: Shapes, split: str, count: int) -> None:
@@ -94,11 +93,3 @@ class PaintedShapes(Dataset):
                 raise IndexError(f"image {i} of {self.count}")
         scenes = self.source.scenes(self.split, indices)
         return paint(scenes, self.source.resolution), scenes.classes
-
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 side side"], int]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, int]]:
-        """Paint several; torch's DataLoader calls this instead of asking one by one."""
-        images, labels = self.batch(indices)
-        return list(zip(images, labels.tolist(), strict=True))

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from pmf_lightning.data.bad_records import BadRecord, Tally
+from pmf_lightning.data.dataset import Batched
 from pmf_lightning.data.open_files import OpenFiles
 from pmf_lightning.data.records import CUT_OFF, Records
 from pmf_lightning.errors import UserError
@@ -28,7 +29,7 @@ class Payload:
     dtype: torch.dtype
 
 
-class ShardImages(Dataset):
+class ShardImages(Batched):
     """Those of ``records`` that ``rows`` lists, as a data set of ``len(rows)`` images (see ``dataset.Images``).
 
     Where record number i of the data set cannot be read, number i + s, i + 2 s, ... modulo their count stands in, with
@@ -66,14 +67,6 @@ class ShardImages(Dataset):
         images, labels, bad = self.fetch(indices)
         self.tally.note(bad, len(labels))
         return images, labels
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Fetch several, as torch's DataLoader asks for them."""
-        images, labels = self.batch(indices)
-        return list(zip(images, labels.tolist(), strict=True))
 
     def _stacked(self, images: list[Tensor]) -> Tensor:
         """Put images together; in a loading process in memory that the main process sees, which saves it a copy."""

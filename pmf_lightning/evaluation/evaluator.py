@@ -62,6 +62,17 @@ class Evaluator:
         """Return the name of a score of ``n`` images: "fid50k_jit"."""
         return score_name(what, self.protocol, self.extractor.name, n)
 
+    def of_moments(self) -> "Evaluator":
+        """Return one that gives the Frechet distance and the inception score alone, and keeps no features.
+
+        It shares the network, which is opened now; all ranks call it.
+        """
+        few = Evaluator(
+            self.protocol, self.extractor, replace(self.reference, features=None, images=None), self.chunk, self.device
+        )
+        few.network = self.network
+        return few
+
     def __call__(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Scores:
         """Generate ``n`` images, labels in turn (``i % classes``), and compare them with the reference.
 

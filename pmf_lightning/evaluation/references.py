@@ -74,6 +74,8 @@ def load_reference(path: str | Path, extractor: str, most_images: int = 10_000) 
 
 
 def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"reference={path}: cannot be read as .npz: it is none, or was cut off; get or make it again")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = set(arrays.files)

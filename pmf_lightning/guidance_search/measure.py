@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtyping import Int64
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.ranks import rank_and_world
 from pmf_lightning.guidance_search.points import Point
 from pmf_lightning.guidance_search.records import Record, Records
+from pmf_lightning.metrics.frechet import NonFiniteError
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.sampling import network_evaluations, numbered_images
 
@@ -52,13 +53,16 @@ class Bench:
         begun, problem, scores = time.perf_counter(), None, {}
         try:
             scores = evaluate(self.generator(point), n, self.module.network.classes).as_dict()
-        except UserError as error:
-            if "NonFiniteError" not in f"{type(error).__name__} {error}":  # other ranks only have the words
-                raise
+        except NonFiniteError:
             problem = "images are not finite"
         nfe = network_evaluations(self.module.objective, **point.options)
         record = Record(point, conditions, scores, nfe, time.perf_counter() - begun, problem)
         return self.records.add(record, write=rank_and_world()[0] == 0)
+
+    def draw(self, point: Point, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
+        """Return the first ``count`` images at ``point``, on the CPU, ``chunk`` at a time."""
+        labels, generate = torch.arange(count) % self.module.network.classes, self.generator(point)
+        return torch.cat([generate(part, number * chunk).cpu() for number, part in enumerate(labels.split(chunk))])
 
     def generator(self, point: Point) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
         """Put the point's weights in place, and return what makes its images: ``(labels, first)`` to floats."""

@@ -1,4 +1,4 @@
-"""What a guidance search leaves behind: table, results.csv, best.json, and the edges of the grid that held it back."""
+"""What a guidance search says before, and leaves behind: table, results.csv, best.json, edges that held it back."""
 
 import csv
 import json
@@ -15,6 +15,18 @@ from pmf_lightning.guidance_search.records import Record
 
 MOST_PRINTED = 12
 _COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "method", "n", "nfe")
+
+
+def announce(model: str, axes: Axes, strategy: str, evaluations: Sequence[int], what: str) -> None:
+    """Print what is about to be tried; ``evaluations`` of the network at each point, ``what`` is measured there."""
+    values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "method": axes.method}
+    listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
+    intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
+    least, most = min(evaluations), max(evaluations)
+    spread = f"{least}" if least == most else f"{least} to {most}"
+    count = f"{'at most ' if strategy == 'coordinate' else ''}{len(axes):,} points"
+    print(f"{model}: {'; '.join(listed)}; intervals {intervals}")
+    print(f"  {count}, {spread} network evaluation(s) for an image: {what}")
 
 
 def write_csv(records: Sequence[Record], path: Path) -> Path:

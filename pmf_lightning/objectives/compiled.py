@@ -18,7 +18,7 @@ class Compiled:
 
     Args:
         network: the backbone.
-        backend: of torch.compile; "inductor" is the fast one, "aot_eager" compiles quickly and runs as slowly as before.
+        backend: of torch.compile; "inductor" is the fast one, "aot_eager" compiles fast and runs no faster than before.
     """
 
     def __init__(self, network: nn.Module, backend: str = "inductor"):

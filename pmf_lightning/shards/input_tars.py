@@ -48,7 +48,9 @@ def find_tars(pattern: str) -> list[Path]:
         if not tar.is_file():
             raise UserError(f"in={pattern}: {tar} is missing ({len(found)} tars in all); fetch it or name fewer")
         if tar.suffix != ".tar":
-            raise UserError(f"in={pattern}: {tar} is no plain .tar; unpack compressed ones first, gunzip {tar}")
+            raise UserError(
+                f"in={pattern}: {tar} is no plain .tar; unpack a compressed one first, and give images as class folders"
+            )
     if len({tar.name for tar in found}) < len(found):
         raise UserError(f"in={pattern}: two tars have the same name; bring all into one folder")
     return found

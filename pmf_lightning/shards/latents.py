@@ -1,7 +1,7 @@
 """One shard of latents: images read ahead by threads, encoded in batches of fixed composition."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -45,13 +45,9 @@ class LatentMaker:
 
         def records() -> Iterator[Record]:
             for pieces, found in self._read_ahead(task):
-                images = [
-                    (piece, image) for piece, image in zip(pieces, found, strict=True) if not isinstance(image, str)
-                ]
-                reasons = [
-                    (piece, reason) for piece, reason in zip(pieces, found, strict=True) if isinstance(reason, str)
-                ]
-                unreadable.extend(missing(piece, reason, task) for piece, reason in reasons)
+                both = list(zip(pieces, found, strict=True))
+                unreadable.extend(missing(piece, reason, task) for piece, reason in both if isinstance(reason, str))
+                images = [(piece, image) for piece, image in both if not isinstance(image, str)]
                 for (piece, _), values in zip(images, self._encode([image for _, image in images]), strict=True):
                     yield Record(piece.key, piece.label, encode(values, task.recipe.payload), task.recipe.payload)
                 for _ in pieces:
@@ -60,6 +56,18 @@ class LatentMaker:
         finished = Finished(write_shard(task.tar, records()), unreadable)
         note(task.tar, finished)
         return finished
+
+    def make_each(self, tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
+        """Make shards one after the other in this process, which has the device (a ``make.Maker``)."""
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            progress(done)
+
+        for task in tasks:
+            yield self(task, tick)
 
     def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[Piece], list[Pixels | str]]]:
         """Yield the batches of a shard, decoded; the next is read while one is encoded."""

@@ -36,7 +36,7 @@ class Recipe:
         return -(-self.images // self.records_per_shard)
 
     def differences(self, other: "Recipe") -> str:
-        """Say in which options ``other`` differs, as "size=64, here 128"; empty where in none."""
+        """Say in which options ``other`` differs, as "size=64, now 128"; empty where in none."""
         mine, theirs = asdict(self), asdict(other)
         return "; ".join(f"{key}={mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key])
 
