@@ -15,6 +15,8 @@ LIMIT=${LIMIT:-570}
 DEVICE=${DEVICE:-gpu}
 SMALL=${SMALL:-}
 PY=${PY:-python3}
+HALF=${SMALL:+32-true}  # half precision crawls on a CPU
+HALF=${HALF:-bf16-mixed}
 STAGES=("$@")
 [ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit train)
 mkdir -p "$OUT"
@@ -45,15 +47,15 @@ check() {
 
 bench() {
   : >"$BENCH"
-  step pmf_b16 64 10 trainer.precision=bf16-mixed against=textbook
-  step pmf_b16 64 10 trainer.precision=bf16-mixed compile=true
-  step pmf_h16 32 5 trainer.precision=bf16-mixed against=textbook
-  step pmf_l16 64 5 trainer.precision=bf16-mixed against=textbook
-  step pmf_b32 64 5 trainer.precision=bf16-mixed against=textbook data.resolution=512
+  step pmf_b16 64 10 trainer.precision="$HALF" against=textbook
+  step pmf_b16 64 10 trainer.precision="$HALF" compile=true
+  step pmf_h16 32 5 trainer.precision="$HALF" against=textbook
+  step pmf_l16 64 5 trainer.precision="$HALF" against=textbook
+  step pmf_b32 64 5 trainer.precision="$HALF" against=textbook data.resolution=512
   step pmf_b16 64 5 against=textbook
-  step pmf_h16 32 3 trainer.precision=bf16-mixed compile=true
+  step pmf_h16 32 3 trainer.precision="$HALF" compile=true
   [ "$(left)" -lt 60 ] || timeout "$(left)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
-    perceptual=none trainer="$DEVICE" trainer.precision=bf16-mixed repeats=10 out="$OUT/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
+    perceptual=none trainer="$DEVICE" trainer.precision="$HALF" repeats=10 out="$OUT/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
 }
 
 fit() {
@@ -69,7 +71,7 @@ train() {
   [ -n "$SMALL" ] && sizes=(batch=4 images=40 data.resolution=32 backbone.patch=8)
   # TERM ends the run after its running step, with a checkpoint, grids and a summary.
   timeout -s TERM "$seconds" $PY -m pmf_lightning.train model=pmf_b16 data=shapes data.resolution=256 perceptual=none \
-    metrics=none trainer="$DEVICE" trainer.precision=bf16-mixed workers=12 run_dir="$run" grid.every_images=20000 \
+    metrics=none trainer="$DEVICE" trainer.precision="$HALF" workers=12 run_dir="$run" grid.every_images=20000 \
     checkpoint.every_images=1000000 "${sizes[@]}" "${shrink[@]}" 2>&1 | tail -n 30
   cp "$run/summary.json" "$OUT/train.json"
   cp "$run/curves.png" "$OUT/curves.png"
