@@ -37,8 +37,8 @@ def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> 
         else:
             _opened(cfg, settings, source, module)(torch.device("cpu"))
     except UserError as error:
-        reference = "null" if settings.reference is None else settings.reference
-        raise UserError(f"metrics.reference={reference}: {error}; or measure nothing, metrics=none") from error
+        asked = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
+        raise UserError(f"{asked}: {error}; or measure nothing, metrics=none") from error
 
 
 def make_check(cfg: DictConfig, source: Source, module: GenerativeModule, **others: Any) -> SampleCheck | None:
