@@ -216,6 +216,18 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_p
     assert files_of(out) == files_of(made[0])
     kept = sum((out / name).stat().st_mtime_ns == written for name, written in finished.items())
     assert kept >= len(finished) - 2  # a tar without its note is made again
+    assert _nobody_left(child.pid)
+
+
+def _nobody_left(group, seconds=10):
+    """Tell whether all processes of a group end, workers that only wait for work too."""
+    for _ in range(int(seconds / 0.05)):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_workers_and_runs_change_no_byte(few, tmp_path):
