@@ -49,7 +49,7 @@ def _error_of_disk(error: BaseException | None) -> OSError | None:
 
 def size(checkpoint: Mapping[str, Any]) -> int:
     """Return about how many bytes the file of a checkpoint has: its tensors, each with a little around it."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, _tensors(checkpoint))}
+    storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, tensors(checkpoint))}
     return sum(storages.values()) + 256 * len(storages)
 
 
@@ -62,15 +62,16 @@ def room(checkpoint: Mapping[str, Any], folder: Path) -> str:
     return f"it needs {size(checkpoint) / 1e6:,.1f} MB, {free}"
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested mappings and lists."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from _tensors(value)
+            yield from tensors(value)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from _tensors(value)
+            yield from tensors(value)
 
 
 def name(draft: Path, last: Path, others: list[Path]) -> None:

@@ -48,8 +48,8 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
-        compiled = config.get("compile", False)  # older checkpoints know nothing of it
-        self._passes: list[Any] = [Compiled(network) if compiled else network]
+        # Older checkpoints know nothing of it.
+        self._compiled = Compiled(network) if config.get("compile", False) else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -61,7 +61,7 @@ class GenerativeModule(LightningModule):
     @property
     def passes(self) -> Any:
         """The network as the loss calls it: compiled, where the configuration says so."""
-        return self._passes[0]
+        return self._compiled or self.network
 
     def look_through(self, features: Any) -> None:
         """Set ``features``."""

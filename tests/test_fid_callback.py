@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from kept import assert_same, state
 from lightning import Callback
 from ranks import together
 from shrunk import RUN, backbone
 
 from pmf_lightning import UserError, build, compose, load_checkpoint
 from pmf_lightning import train as command
-from pmf_lightning.assemble import make_part, read_checkpoint
+from pmf_lightning.assemble import make_part
 from pmf_lightning.callbacks.checkpoint import LastCheckpoint
 from pmf_lightning.callbacks.fid import FidCheck, FidSettings
 from pmf_lightning.config import choices
@@ -40,20 +41,6 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def weights(folder):
-    checkpoint = read_checkpoint(folder)
-    tensors = {f"raw.{name}": value for name, value in checkpoint["state_dict"].items()}
-    for average, values in checkpoint["ema"].items():
-        tensors |= {f"{average}.{name}": value for name, value in values.items()}
-    moments = checkpoint["optimizer_states"][0]["state"]
-    return tensors | {f"{i}.{name}": torch.as_tensor(v) for i, s in moments.items() for name, v in s.items()}
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    assert not [name for name in left if not torch.equal(left[name], right[name])]
-
-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, cache):
     """Six steps, measured after three and at the end."""
@@ -63,7 +50,7 @@ def measured(tmp_path_factory, cache):
 
 def test_training_does_not_notice(measured, cache, tmp_path):
     run(tmp_path / "plain", cache, "metrics=none")
-    assert_same(weights(measured[0]), weights(tmp_path / "plain"))
+    assert_same(state(measured[0]), state(tmp_path / "plain"))
     losses = [[row["loss_u"] for row in rows(folder)] for folder in (measured[0], tmp_path / "plain")]
     assert losses[0] == losses[1]
 
@@ -243,6 +230,6 @@ def on_two_ranks(folder, cache, *overrides):
 def test_two_ranks_measure_together(measured, cache, tmp_path):
     summary, _ = together(2, on_two_ranks, tmp_path / "judged", cache, *FID, "metrics.every_images=48")
     together(2, on_two_ranks, tmp_path / "plain", cache, "metrics=none")
-    assert_same(weights(tmp_path / "judged"), weights(tmp_path / "plain"))
+    assert_same(state(tmp_path / "judged"), state(tmp_path / "plain"))
     assert summary["fd"] == pytest.approx(measured[1]["fd"], rel=1e-2)  # averaged gradients differ in rounding
     assert [row["step"] for row in rows(tmp_path / "judged") if NAME in row] == [3, 6]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from kept import assert_same, weights
 from shrunk import backbone
 
 from pmf_lightning import UserError, compose, load_checkpoint
@@ -27,18 +28,11 @@ def straight(request, tmp_path_factory):
     return request.param, folder, run(request.param, folder, "steps=5")
 
 
-def weights(folder):
-    checkpoint = read_checkpoint(folder)
-    return {**checkpoint["state_dict"], **next(iter(checkpoint["ema"].values()))}
-
-
 def test_a_resumed_run_is_the_straight_one(straight, tmp_path):
     model, folder, _ = straight
     stopped = _stop_after(3, model, tmp_path / "stopped")  # not by steps=3, which would change the schedules
     run(model, stopped, "steps=5", "ckpt=last")
-    there, wanted = weights(stopped), weights(folder)
-    assert there.keys() == wanted.keys()
-    assert not [name for name in wanted if not torch.equal(there[name], wanted[name])]
+    assert_same(weights(stopped), weights(folder))
 
 
 def _stop_after(step, model, folder):

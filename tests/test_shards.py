@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from kept import assert_same, state
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
@@ -499,14 +500,6 @@ def run(folder, root, *overrides):
     return train(compose([*RUN, f"data.root={root}", f"run_dir={folder}", *overrides]))
 
 
-def weights(folder):
-    """The raw weights, the averages, and the moments of the optimiser."""
-    checkpoint = read_checkpoint(folder)
-    groups = {"raw": checkpoint["state_dict"], **checkpoint["ema"]}
-    moments = {str(i): state for i, state in checkpoint["optimizer_states"][0]["state"].items()}
-    return {f"{group}.{name}": value for group, found in {**groups, **moments}.items() for name, value in found.items()}
-
-
 def kill_after_ten_steps(folder, root):
     command = [sys.executable, "-m", "pmf_lightning.train", *RUN, f"data.root={root}", f"run_dir={folder}"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
@@ -530,12 +523,10 @@ def test_twenty_steps_are_ten_a_kill_and_ten_more(tmp_path):
     assert run(tmp_path / "straight", tmp_path / "shards")["steps"] == 20
     kill_after_ten_steps(tmp_path / "killed", tmp_path / "shards")
     shutil.copytree(tmp_path / "killed", tmp_path / "other")
-    wanted = weights(tmp_path / "straight")
+    wanted = state(tmp_path / "straight")
     for name, changes in (("killed", []), ("other", ["workers=0"])):
         run(tmp_path / name, tmp_path / "shards", "ckpt=last", *changes)
-        there = weights(tmp_path / name)
-        assert there.keys() == wanted.keys()
-        assert not [name for name in wanted if not torch.equal(*map(torch.as_tensor, (there[name], wanted[name])))]
+        assert_same(state(tmp_path / name), wanted)
 
 
 def test_a_run_with_a_bad_record_says_so(tmp_path, capsys):

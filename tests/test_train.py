@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from kept import assert_same, weights
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose, image_noise, load_checkpoint
@@ -23,20 +24,6 @@ def run(folder, *overrides):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder):
-    checkpoint = read_checkpoint(folder)
-    tensors = {f"raw.{name}": value for name, value in checkpoint["state_dict"].items()}
-    for average, values in checkpoint["ema"].items():
-        tensors |= {f"{average}.{name}": value for name, value in values.items()}
-    return tensors
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert not different
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """What happens to a step whose loss or gradient is not a finite number: it is skipped, counted, and not for ever."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -12,6 +10,7 @@ from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
 from pmf_lightning.callbacks.signals import StopSignals
+from pmf_lightning.checkpoint_files import tensors
 from pmf_lightning.errors import Diverged
 from pmf_lightning.sharded import total_norm
 
@@ -81,7 +80,7 @@ class SkipNonFinite(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """Refuse to write weights, averages or moments that are not finite, by raising Diverged."""
         for part, words in (("state_dict", "weights"), ("ema", "averages"), ("optimizer_states", "moments")):
-            found = [number for number in _tensors(checkpoint.get(part)) if number.numel()]
+            found = [n for n in tensors(checkpoint.get(part)) if n.is_floating_point() and n.numel()]
             good = not found or bool(get_total_norm(found, torch.inf).isfinite())
             if not trainer.strategy.broadcast(good):  # rank 0 writes, and may be the only one that has them whole
                 raise Diverged(
@@ -98,19 +97,6 @@ class SkipNonFinite(Callback):
             f"Look at du_dt by time in {self.folder / 'time_bins.png'}; then lower optimizer.lr or raise the precision "
             "(trainer.precision=32-true matmul_precision=highest), and go on with ckpt=last or start anew"
         )
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield every tensor of floating-point numbers in nested mappings and lists."""
-    if isinstance(tree, Tensor):
-        if tree.is_floating_point():
-            yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _tensors(value)
 
 
 @rank_zero_only

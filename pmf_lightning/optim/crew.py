@@ -33,8 +33,8 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Replicated:
-    """Devices that all have all matrices. ``exact`` is the dtype that holds results without loss, to travel in."""
+class _Several:
+    """Devices that share the work. ``exact`` is the dtype that holds results without loss, to travel in."""
 
     group: dist.ProcessGroup
     exact: torch.dtype
@@ -43,6 +43,10 @@ class Replicated:
     def size(self) -> int:
         """How many devices work."""
         return self.group.size()
+
+
+class Replicated(_Several):
+    """Devices that all have all matrices."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
         """Return ``work`` of each matrix, in their order, the same on all devices."""
@@ -64,17 +68,8 @@ class Replicated:
         return [results[i] for i in range(len(shapes))]
 
 
-@dataclass(frozen=True)
-class Sharded:
-    """Devices that each have some rows of every matrix, as FSDP2 cuts them. ``exact`` as in ``Replicated``."""
-
-    group: dist.ProcessGroup
-    exact: torch.dtype
-
-    @property
-    def size(self) -> int:
-        """How many devices work."""
-        return self.group.size()
+class Sharded(_Several):
+    """Devices that each have some rows of every matrix, as FSDP2 cuts them."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
         """Return this device's rows of ``work`` of each matrix, in their order."""
