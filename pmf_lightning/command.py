@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.config import CONF, check_choices, compose, one_line
+from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
 from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, UserError
 
 # With these flags Hydra does something else than to run one job.
@@ -51,7 +51,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
 def _check_arguments(config_name: str) -> None:
     """Compose once before Hydra does, whose own errors span many lines."""
-    arguments = sys.argv[1:]
+    sys.argv[1:] = arguments = scaled(sys.argv[1:])
     _check_launcher(arguments)
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     if _OTHER.isdisjoint(arguments):

@@ -15,6 +15,7 @@ from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.data.shards import shards_say
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.precision import Number
+from pmf_lightning.scales import at_scale
 
 _HERE = Path(__file__).resolve().parent
 # An installed package carries conf/ inside; a checkout has it beside the package.
@@ -51,7 +52,8 @@ OmegaConf.register_new_resolver("shards_say", shards_say, replace=True)
 
 def choices(group: str) -> list[str]:
     """Return the names that ``group=`` takes."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
@@ -59,7 +61,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
 
     Raises UserError for an unknown group choice, an unknown key, or an override that cannot be read.
     """
-    overrides = list(overrides)
+    overrides = scaled(overrides)
     check_choices(overrides)
     outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one beside itself
     GlobalHydra.instance().clear()
@@ -70,6 +72,11 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
         raise UserError(one_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def scaled(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with ``scale=`` taken into ``experiment=``; raises UserError, see scales.py."""
+    return at_scale(overrides, CONF / "experiment")
 
 
 def check_choices(overrides: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pmf_lightning.evaluation.ranks import rank_and_world, together
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.folders import writable
 from pmf_lightning.pictures import save_grid
+from pmf_lightning.provenance import versions
 from pmf_lightning.subjects import Subject, evaluator_of, existing_images, images_of_checkpoint
 
 SHOWN, COLUMNS = 100, 10  # images on the grid at most: those of the first chunk
@@ -98,19 +98,12 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
         "world_size": rank_and_world()[1],
         "device": _device_name(evaluator.device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
     }
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def show(report: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 
 ROOT = Path("runs")
+ERROR = "error.txt"  # why the last attempt failed
 _SHARED = "PMF_LIGHTNING_RUN_DIR"  # how rank 0 tells its choice to the processes that it starts
 
 
@@ -23,7 +26,7 @@ def choose(cfg: DictConfig) -> Path:
     ``run_dir`` when set; else, with ``ckpt=last``, the newest run of this model and data that has a checkpoint; else a
     new one under runs/, named after model, data and the time. Raises UserError.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" and _SHARED in os.environ:
+    if not _is_first() and _SHARED in os.environ:
         return Path(os.environ[_SHARED])
     several = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if several and cfg.run_dir is None:
@@ -39,6 +42,34 @@ def choose(cfg: DictConfig) -> Path:
         raise UserError(f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to go on with it")
     os.environ[_SHARED] = str(folder)
     return folder
+
+
+@contextmanager
+def errors_kept(cfg: DictConfig) -> Iterator[None]:
+    """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well."""
+    if _is_first():
+        os.environ.pop(_SHARED, None)  # of the last job of a multirun
+    try:
+        yield
+    except Exception as error:
+        if folder := _known(cfg):
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ERROR).write_text(f"{kind}{' '.join(str(error).split())}\n")
+        raise
+    if folder := _known(cfg):
+        (folder / ERROR).unlink(missing_ok=True)
+
+
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _known(cfg: DictConfig) -> Path | None:
+    """Return the directory of this run, where this process is the one that writes there and knows it."""
+    folder = cfg.run_dir or os.environ.get(_SHARED)
+    return Path(folder) if folder and _is_first() else None
 
 
 def finished(cfg: DictConfig) -> dict | None:

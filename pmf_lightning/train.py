@@ -1,5 +1,6 @@
 """Train a model: python -m pmf_lightning.train model=pmf_b16 data=imagenet256 trainer=gpu"""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -30,9 +31,10 @@ from pmf_lightning.judging import check_metrics
 from pmf_lightning.materials import check_inputs, make_data, make_training_features, prepare_decoder
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
-from pmf_lightning.report import finish, pictures
+from pmf_lightning.provenance import provenance
 from pmf_lightning.sampling import OPTIONS, network_evaluations
 from pmf_lightning.strategies import trainer_options
+from pmf_lightning.summary import finish, pictures
 
 
 @patient_output()
@@ -41,6 +43,11 @@ def train(cfg: DictConfig) -> dict:
 
     Raises UserError for bad input before any long work starts.
     """
+    with run_dir.errors_kept(cfg):
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> dict:
     started = time.perf_counter()
     checks.training(cfg)
     if (summary := run_dir.finished(cfg)) is not None:
@@ -110,9 +117,11 @@ def _room(folder: Path) -> Iterator[None]:
 
 @rank_zero_only
 def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int) -> None:
-    """Print what is about to happen and what it costs, and keep the configuration."""
+    """Print what is about to happen and what it costs; keep the configuration, and what the run is made with."""
     with atomic_write(folder / "config.yaml") as draft:
         OmegaConf.save(OmegaConf.create(module.config), draft)
+    with atomic_write(folder / "run.json") as draft:
+        draft.write_text(json.dumps(provenance(cfg.trainer.accelerator), indent=2) + "\n")
     start = f" from step {step:,}" if step else ""
     kind = "pixels" if module.decoder is None else "latents"
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")

@@ -28,6 +28,8 @@ ALLOWED = {
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
+    "provenance": set(),
+    "scales": {"errors"},
     "kept_network": {"cache"},
     "weights_folder": {"cache", "errors"},
     "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics"},

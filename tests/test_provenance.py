@@ -1,0 +1,104 @@
+"""What a run records of itself, the scale that an experiment is run at, and what is left of a run that failed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pmf_lightning import UserError, compose, provenance
+from pmf_lightning.run_dir import choose, errors_kept
+from pmf_lightning.scales import at_scale
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    for name in ("small/table", "paper/table", "small/figure", "smoke"):
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("seed=1", "seed=1"),
+        ("-m experiment=table seed=1", "-m experiment=small/table seed=1"),
+        ("-m scale=paper experiment=table", "-m experiment=paper/table"),
+        ("experiment=table scale=small", "experiment=small/table"),
+        ("experiment=paper/table", "experiment=paper/table"),
+        ("experiment=smoke", "experiment=smoke"),
+    ],
+)
+def test_the_scale_picks_the_file_of_an_experiment(given, wanted, experiments):
+    assert at_scale(given.split(), experiments) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("scale=paper", "scale=paper: it belongs to an experiment; add experiment="),
+        ("experiment=table scale=huge", "scale=huge: experiments have the scales small and paper"),
+        ("experiment=smoke scale=paper", "scale=paper: experiment=smoke has one scale only"),
+        ("experiment=figure scale=paper", "experiment=figure scale=paper: it has the scale small only"),
+        ("experiment=tabel", "experiment=tabel: there is no such experiment; did you mean table?"),
+        ("experiment=table,figure", "experiment=table,figure: an experiment is a sweep by itself"),
+    ],
+)
+def test_a_scale_that_is_not_there_is_refused(given, message, experiments):
+    with pytest.raises(UserError) as refused:
+        at_scale(given.split(), experiments)
+    assert str(refused.value).startswith(message)
+
+
+def test_a_run_records_what_it_is_made_with():
+    text = "import json; from pmf_lightning.provenance import provenance; print(json.dumps(provenance('cpu')))"
+    record = json.loads(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["device"] == "cpu"
+    assert record["threads"] >= 1
+    assert record["command"].startswith("python ")
+    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_commit_is_the_one_of_git():
+    here = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    assert here.startswith(provenance.commit() or "")
+    assert bool(here) == (provenance.commit() is not None)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(UserError("a=1: no"), "a=1: no"), (ValueError("b\nc"), "ValueError: b c")]
+)
+def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
+    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run")})
+    with pytest.raises(type(error)), errors_kept(cfg):
+        raise error
+    assert (tmp_path / "run" / "error.txt").read_text() == f"{line}\n"
+    with errors_kept(cfg):
+        pass
+    assert not (tmp_path / "run" / "error.txt").exists()
+
+
+def test_a_failure_is_not_kept_in_the_directory_of_another_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(["experiment=smoke"])
+    with errors_kept(cfg):
+        first = choose(cfg)
+    with pytest.raises(UserError), errors_kept(cfg):
+        raise UserError("before a directory was chosen")
+    assert not (first / "error.txt").exists()
+
+    def fail_late():
+        with errors_kept(cfg):
+            folders.append(choose(cfg))
+            raise UserError("after it")
+
+    folders = []
+    with pytest.raises(UserError):
+        fail_late()
+    (second,) = folders
+    assert (second / "error.txt").read_text() == "after it\n"
