@@ -1,8 +1,9 @@
 """From overrides to a checked configuration. The YAML files under conf/ are the only home of the numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -31,6 +32,18 @@ def _divided(value: int, by: int) -> int:
     return value // by
 
 
+def _product(*factors: Number) -> Number:
+    return math.prod(factors)
+
+
+def _named(value: Any, names: Mapping[str, str]) -> str:
+    """Return the name that ``names`` has for a value; of a list, for its entries joined by commas."""
+    key = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    if key not in names:
+        raise UserError(f"study.names has no name for {key}; it knows {', '.join(map(str, names))}")
+    return names[key]
+
+
 def _half_life_kimg(beta: Number, batch: int) -> float:
     """Return the half-life, in thousands of images, of an average that keeps ``beta`` per step of ``batch`` images."""
     return batch * math.log(0.5) / math.log(beta) / 1000
@@ -44,6 +57,8 @@ def _steps_of(images: int, batch: int) -> int:
 
 OmegaConf.register_new_resolver("in_proportion", _in_proportion, replace=True)
 OmegaConf.register_new_resolver("divided", _divided, replace=True)
+OmegaConf.register_new_resolver("product", _product, replace=True)
+OmegaConf.register_new_resolver("named", _named, replace=True)
 OmegaConf.register_new_resolver("half_life_kimg", _half_life_kimg, replace=True)
 OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
 OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
