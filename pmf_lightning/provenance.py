@@ -33,10 +33,11 @@ def provenance(accelerator: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the running command as a user would type it."""
+    """Return the running command as it was typed, before anything rewrote sys.argv."""
     name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
-    program = ["python", "-m", name] if name else ["python", Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
+    if name in sys.orig_argv:
+        return shlex.join(["python", "-m", name, *sys.orig_argv[sys.orig_argv.index(name) + 1 :]])
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def commit() -> str | None:
