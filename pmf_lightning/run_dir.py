@@ -26,7 +26,7 @@ def choose(cfg: DictConfig) -> Path:
     ``run_dir`` when set; else, with ``ckpt=last``, the newest run of this model and data that has a checkpoint; else a
     new one under runs/, named after model, data and the time. Raises UserError.
     """
-    if not _is_first() and _SHARED in os.environ:
+    if cfg.run_dir is None and not _is_first() and _SHARED in os.environ:
         return Path(os.environ[_SHARED])
     several = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if several and cfg.run_dir is None:

@@ -48,12 +48,12 @@ def _child(overrides, log, fault, rank, world, port):
     os.dup2(file, 1), os.dup2(file, 2)
     import torch
 
-    from pmf_lightning import compose, report
+    from pmf_lightning import compose, summary
     from pmf_lightning import train as command
     from pmf_lightning.command import with_one_line_errors
 
     torch.set_num_threads(1)
-    report.pictures = command.pictures = lambda folder: (None, None)  # they take longer than these few steps
+    summary.pictures = command.pictures = lambda folder: (None, None)  # they take longer than these few steps
     if rank is not None:
         names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()}

@@ -1,14 +1,23 @@
 """Training on several processes of this machine, as torchrun starts them; the interpreter is warmed up once."""
 
+import faulthandler
 import io
 import multiprocessing
 import os
-import socket
+import signal
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import TCPStore
 
 WARM = [
     *("pmf_lightning.train", "matplotlib.pyplot", "torch._dynamo", "torch.distributed._composable", "torchvision"),
@@ -18,27 +27,35 @@ WARM = [
 _context = None
 
 
+@dataclass
+class _Rank:
+    number: int
+    process: BaseProcess
+    pipe: Connection  # brings its answer
+    stack: Path  # where it writes what it is doing, when asked by a signal
+
+
 def together(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
     """Run ``work(*arguments)`` on ``size`` processes that know each other; return what each returned.
 
-    Whatever one raises is raised here, as an AssertionError with its traceback; the others are ended.
+    What the first to fail raised is raised here, as an AssertionError with its traceback, and the others are ended at
+    once: they may be waiting for it. Those that are not done in time are shown with their stacks.
     """
-    context, port = _warm(), _free_port()
-    pipes, processes = [], []
-    for rank in range(size):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(rank, size, port, theirs, work, arguments), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    try:
-        return [_result(pipe, rank, timeout) for rank, pipe in enumerate(pipes)]
-    finally:
-        for process in processes:
-            process.join(timeout=0 if any(p.exitcode for p in processes) else 10)
-            if process.is_alive():
-                process.kill()
+    context = _warm()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun too lends its own to the ranks
+    ranks = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for number in range(size):
+                ranks.append(_start(context, number, size, store.port, Path(folder), work, arguments))
+            answers = _answers(ranks, timeout)
+            for rank in ranks:
+                rank.process.join(timeout=10)
+            return answers
+        finally:
+            for rank in ranks:
+                rank.process.kill()
+                rank.process.join()
 
 
 def _warm():
@@ -49,27 +66,61 @@ def _warm():
     return _context
 
 
-def _result(pipe, rank: int, timeout: float) -> Any:
-    assert pipe.poll(timeout), f"rank {rank} is not done after {timeout} s"
-    good, value = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
-    assert good, f"rank {rank}:\n{value}"
-    return value
+def _start(context, number: int, size: int, port: int, folder: Path, work, arguments) -> _Rank:
+    ours, theirs = context.Pipe(duplex=False)
+    stack = folder / str(number)
+    process = context.Process(target=_run, args=(number, size, port, stack, theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return _Rank(number, process, ours, stack)
 
 
-def _run(rank: int, size: int, port: int, pipe, work, arguments) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    if size == 1:
-        for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
-            del os.environ[name]
+def _answers(ranks: list[_Rank], timeout: float) -> list[Any]:
+    """Return the answers in the order of ranks, taken as they come: the first rank may wait for one that failed."""
+    deadline, answers = time.monotonic() + timeout, {}
+    while len(answers) < len(ranks):
+        open_ones = {rank.pipe: rank for rank in ranks if rank.number not in answers}
+        ready = wait(open_ones, max(0, deadline - time.monotonic()))
+        assert ready, f"not done after {timeout} s:\n{_stacks(open_ones.values())}"
+        answers |= {open_ones[pipe].number: _answer(open_ones[pipe]) for pipe in ready}
+        failures = [f"rank {number}:\n{value}" for number, (good, value) in answers.items() if not good]
+        assert not failures, "\n".join(failures)
+    return [answers[rank.number][1] for rank in ranks]
+
+
+def _answer(rank: _Rank) -> tuple[bool, Any]:
+    try:
+        return torch.load(io.BytesIO(rank.pipe.recv_bytes()), weights_only=False)
+    except EOFError:
+        rank.process.join(timeout=10)
+        return False, f"gone without an answer, exit code {rank.process.exitcode}"
+
+
+def _stacks(ranks) -> str:
+    for rank in ranks:
+        os.kill(rank.process.pid, signal.SIGQUIT)
+    time.sleep(2)  # they write without the help of their interpreters, whatever these are busy with
+    return "\n".join(
+        f"rank {rank.number}:\n{rank.stack.read_text() if rank.stack.exists() else 'had not begun'}" for rank in ranks
+    )
+
+
+def _run(rank: int, size: int, port: int, stack: Path, pipe, work, arguments) -> None:
+    faulthandler.register(signal.SIGQUIT, stack.open("w"))
+    if size > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "GROUP_RANK": "0",
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+    rank_zero_only.rank = rank  # which Lightning read when it was imported, before this process was forked
     torch.set_num_threads(1)
     try:
         answer = True, work(*arguments)
@@ -82,9 +133,3 @@ def _run(rank: int, size: int, port: int, pipe, work, arguments) -> None:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]

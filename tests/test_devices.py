@@ -83,7 +83,7 @@ def test_two_processes_train_as_one(one, kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_all_objectives_train_alike_for_twenty_steps(kind, tmp_path):
-    limit = {"timeout": 500}
+    limit = {"timeout": 250}  # twice that is less than pytest's own limit, which would not tell where the ranks are
     singles = together(1, runs, str(tmp_path), "cpu", MODELS, 20, (20,), **limit)[0]
     pairs = zip(*together(2, runs, str(tmp_path), kind, MODELS, 20, (20,), **limit), strict=True)
     for model, single, (first, second) in zip(MODELS, singles, pairs, strict=True):
@@ -353,3 +353,12 @@ def test_processes_that_start_by_themselves_need_a_directory(monkeypatch, name, 
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="run_dir=null: under torchrun and srun every process chooses by itself"):
         run_dir.choose(compose([]))
+
+
+def test_a_second_run_of_a_process_goes_to_its_own_directory(tmp_path, monkeypatch):
+    """As with torchrun ... -m seed=0,1: no process may look for the checkpoints of the second run in the first one."""
+    monkeypatch.setenv("PMF_LIGHTNING_RUN_DIR", str(tmp_path / "before"))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        for name in ("first", "second"):
+            assert run_dir.choose(compose([f"run_dir={tmp_path}/{name}", "ckpt=auto"])) == tmp_path / name

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import Batch, UserError, compose, load_checkpoint, report
+from pmf_lightning import Batch, UserError, compose, load_checkpoint, summary
 from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.pixels import to_float
@@ -25,7 +25,7 @@ def run(folder, *overrides, pictures=False):
     """Train; pictures take longer than these few steps."""
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr(report, "pictures", lambda folder: (None, None))
+            patch.setattr(summary, "pictures", lambda folder: (None, None))
         return train(compose([*RUN, f"run_dir={folder}", "grid.every_images=1000000", *overrides]))
 
 

@@ -9,7 +9,7 @@ import torch
 from shrunk import RUN
 from test_train import ONE_THREAD, assert_same, rows, weights
 
-from pmf_lightning import load_checkpoint, report
+from pmf_lightning import load_checkpoint, summary
 from pmf_lightning import train as train_module
 from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.callbacks.checkpoint import LastCheckpoint
@@ -67,7 +67,7 @@ def run(folder, *overrides, pictures=False):
     """Train; pictures take longer than these few steps."""
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr(report, "pictures", lambda folder: (None, None))
+            patch.setattr(summary, "pictures", lambda folder: (None, None))
             patch.setattr(train_module, "pictures", lambda folder: (None, None))
         return train(compose([*RUN, f"run_dir={folder}", "grid.every_images=1000000", *overrides]))
 

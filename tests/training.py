@@ -59,7 +59,7 @@ class Notes(Callback):
 
 
 def fit(model: str, folder: str, *overrides: str, at=(), keep=None, more=(), finish=False) -> Run:
-    """Train ``model`` on as many processes as there are and return what this one saw.
+    """Train ``model`` in a fresh ``folder``, on as many processes as there are, and return what this one saw.
 
     The weights start off away from their zeros, so that every weight has a gradient from the first step on.
     """
@@ -78,8 +78,6 @@ def fit(model: str, folder: str, *overrides: str, at=(), keep=None, more=(), fin
     if not finish:
         train.finish = lambda *_: {}  # no pictures in the end
     try:
-        if size == 1 or os.environ["RANK"] == "0":
-            shutil.rmtree(folder, ignore_errors=True)
         train.train(cfg)
     finally:
         train.Trainer.fit, train.finish = originals
