@@ -1,0 +1,52 @@
+"""Turn runs into a page: python -m pmf_lightning.report runs/pmf_table2/small"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pmf_lightning.errors import UserError
+
+EXAMPLES = """examples:
+  python -m pmf_lightning.report runs/pmf_table2/small                 # report.md and report.html there
+  python -m pmf_lightning.report runs/pmf_table2 runs/jit_table2       # a section each, a comparison on top
+  python -m pmf_lightning.report runs/my_sweep --out /tmp/page         # any multirun: arms are what differs
+  python -m pmf_lightning.report runs/pmf_table2/small --keep experiments/pmf_table2
+  python -m pmf_lightning.report experiments/pmf_table2                # its README.md again, from what was kept
+  python -m pmf_lightning.report --index experiments                   # the table of experiments/README.md
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, write what it asks for, and say what came out; exits with 2 on bad input."""
+    options = _parser().parse_args(arguments)
+    if not options.folders and not options.index:
+        _parser().error("name folders of runs, or --index experiments")
+    if options.keep and options.out:
+        _parser().error("--keep writes to its own folder; leave --out away")
+    from pmf_lightning.reports import desk  # matplotlib: not needed for --help
+
+    try:
+        for line in desk.work(options.folders, options.out, options.keep, options.index):
+            print(line)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pmf_lightning.report",
+        description="Turn runs into a page: table, verdict, curves and samples of every study or sweep below DIR.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="*", type=Path, help="a folder with runs anywhere below it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; else the first DIR")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy what the page needs, small, and write README.md")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="rewrite the table of kept studies in DIR/README.md")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

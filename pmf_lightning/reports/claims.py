@@ -1,0 +1,156 @@
+"""Claims: what a table of a paper says, in a form that can be checked on anybody's numbers.
+
+A claim is a mapping with ``says`` (the sentence) and exactly one of
+
+    lower: a, than: [b, ...], by: 2    a is better than each of them, by a factor (1 where ``by`` is left out)
+    ordered: [a, b, c]                 each is better than the next
+    best: a                            a is better than every other arm
+    alike: [a, b, ...], within: 1.5    the largest is at most so many times the smallest
+
+a, b, c are arms. Every claim may say ``of: class_accuracy``, another key of summary.json than the study's measure.
+Better is lower, or higher for the few keys of which more is good (numbers.HIGHER_IS_BETTER).
+
+A claim holds or not by the means over seeds. It stays open where that hangs on an arm without a number. ``meets`` says
+whether ranges of seeds that it sets apart share a point, and ``always`` whether it holds for every choice of seeds.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pmf_lightning.errors import UserError, near
+from pmf_lightning.reports.numbers import Spread, higher_is_better, is_number, spread
+
+KINDS = {"lower": ("than", "by"), "ordered": (), "best": (), "alike": ("within",)}
+_COMMON = ("says", "of")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim; ``arms`` in its own order (of ``best`` first the best), ``factor`` is ``by`` or ``within``."""
+
+    says: str
+    kind: str
+    arms: tuple[str, ...]
+    factor: float
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim beside the numbers: ``holds`` is None while it is open, for lack of the arms in ``lacking``."""
+
+    claim: Claim
+    key: str
+    spreads: Mapping[str, Spread]
+    holds: bool | None
+    meets: tuple[tuple[str, str], ...]
+    always: bool
+    lacking: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float | None:
+        """The least factor between the better and another, of "alike" the largest over the least; of "ordered" None."""
+        means = [self.spreads[arm].mean for arm in self.claim.arms if arm in self.spreads]
+        if len(means) < 2 or min(means) <= 0 or self.claim.kind == "ordered":
+            return None
+        if self.claim.kind == "alike":
+            return max(means) / min(means)
+        if self.claim.arms[0] not in self.spreads:
+            return None
+        first, *others = means
+        return first / max(others) if higher_is_better(self.key) else min(others) / first
+
+
+def read_claims(raw: Any, arms: Collection[str], where: str) -> list[Claim]:
+    """Return the claims of a study. Raises UserError, beginning with ``where``, for what the grammar does not know."""
+    if not isinstance(raw, (list, tuple)):
+        raise UserError(f"{where}: claims={raw!r}; give a list of them")
+    return [_read(item, list(arms), f"{where}: claim {number}") for number, item in enumerate(raw, 1)]
+
+
+def check(claim: Claim, numbers: Mapping[str, Sequence[Any]], measure: str) -> Finding:
+    """Check a claim on the numbers of each arm, one per seed, of the key ``claim.of`` or else ``measure``."""
+    key = claim.of or measure
+    found = {arm: spread(numbers.get(arm, ())) for arm in claim.arms}
+    known = {arm: value for arm, value in found.items() if value is not None}
+    sign = -1.0 if higher_is_better(key) else 1.0
+    if claim.kind == "alike":
+        right, always, meets = _alike(claim, list(known.values())), True, []
+    else:
+        pairs = list(_pairs(claim, known))
+        right = all(_better(known[a].mean, known[b].mean, claim.factor, sign) for a, b in pairs)
+        always = all(_surely(known[a], known[b], claim.factor, sign) for a, b in pairs)
+        meets = [(a, b) for a, b in pairs if known[a].meets(known[b]) and known[a].seeds + known[b].seeds > 2]
+    lacking = tuple(arm for arm in claim.arms if arm not in known)
+    holds = None if right and lacking else right
+    return Finding(claim, key, known, holds, tuple(meets), always, lacking)
+
+
+def _pairs(claim: Claim, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (better, worse) for each comparison that can be made."""
+    arms = [arm for arm in claim.arms if arm in known]
+    if claim.kind == "ordered":
+        yield from pairwise(arms)
+    elif claim.arms[0] in known:
+        yield from ((arms[0], other) for other in arms[1:])
+
+
+def _better(a: float, b: float, factor: float, sign: float) -> bool:
+    return a * factor < b if sign > 0 else a > b * factor
+
+
+def _surely(a: Spread, b: Spread, factor: float, sign: float) -> bool:
+    """Tell whether a is better for every pair of seeds."""
+    return _better(a.high, b.low, factor, sign) if sign > 0 else _better(a.low, b.high, factor, sign)
+
+
+def _alike(claim: Claim, known: Sequence[Spread]) -> bool:
+    means = [value.mean for value in known]
+    if len(means) < 2 or max(means) == min(means):
+        return True
+    return min(means) > 0 and max(means) <= claim.factor * min(means)
+
+
+def _read(item: Any, arms: list[str], where: str) -> Claim:
+    if not isinstance(item, Mapping):
+        raise UserError(f"{where}: {item!r} is no mapping; give it says and one of {', '.join(KINDS)}")
+    kinds = [kind for kind in KINDS if kind in item]
+    if not item.get("says"):
+        raise UserError(f"{where}: it says nothing; add says, a sentence")
+    where = f"{where} ({item['says']})"
+    if len(kinds) == 1:
+        allowed = (*_COMMON, kinds[0], *KINDS[kinds[0]])
+    else:
+        allowed = (*_COMMON, *KINDS, *(key for keys in KINDS.values() for key in keys))
+    for key in item:
+        if key not in allowed:
+            raise UserError(f"{where}: it has no key {key}; {near(str(key), allowed)}")
+    if len(kinds) != 1:
+        given = " and ".join(kinds) or "none of them"
+        raise UserError(f"{where}: it takes one of {', '.join(KINDS)}; here is {given}")
+    named = _arms(item, kinds[0], arms, where)
+    factor = _factor(item, {"lower": "by", "alike": "within"}.get(kinds[0]), kinds[0] == "alike", where)
+    return Claim(str(item["says"]), kinds[0], named, factor, item.get("of"))
+
+
+def _arms(item: Mapping[str, Any], kind: str, arms: list[str], where: str) -> tuple[str, ...]:
+    first = item[kind]
+    if kind in ("lower", "best") and not isinstance(first, (list, tuple)):
+        others = item.get("than", []) if kind == "lower" else [arm for arm in arms if arm != str(first)]
+        first = [first, *(others if isinstance(others, (list, tuple)) else [others])]
+    named = tuple(str(arm) for arm in first) if isinstance(first, (list, tuple)) else (str(first),)
+    for arm in named:
+        if arm not in arms:
+            raise UserError(f"{where}: the study has no arm {arm}; {near(arm, arms)}")
+    if len(named) < 2 or len(set(named)) < len(named):
+        raise UserError(f"{where}: it compares {', '.join(named)}; name two different arms or more")
+    return named
+
+
+def _factor(item: Mapping[str, Any], key: str | None, needed: bool, where: str) -> float:
+    factor = item.get(key, None if needed else 1) if key else 1
+    if not is_number(factor) or factor < 1:
+        raise UserError(f"{where}: {key}={factor}; set it to a number of 1 or more")
+    return float(factor)

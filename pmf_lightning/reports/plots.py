@@ -1,0 +1,151 @@
+"""Drawings of a sweep: the measure beside the paper's, and curves over images seen; a colour per arm."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from pmf_lightning.reports.numbers import is_number, show, show_paper
+from pmf_lightning.reports.runs import log_name
+from pmf_lightning.reports.sweeps import Arm, Sweep
+from pmf_lightning.reports.table import title
+
+matplotlib.use("Agg")  # no screen is needed
+from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
+
+WIDE = 8  # largest over smallest number from which on an axis is logarithmic
+LOSSES = ("loss_", "force_norm_")  # drifting's loss is constant by construction
+MOST_LOSSES = 2
+FEW = 20  # points of a curve that are marked one by one
+PAPER = "0.6"  # grey
+
+
+def colours_of(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return a colour for each arm."""
+    if len(arms) <= 10:
+        return {arm.name: f"C{number}" for number, arm in enumerate(arms)}
+    spaced = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(arms)))
+    return {arm.name: colour for arm, colour in zip(arms, spaced, strict=True)}
+
+
+def save_measure(sweep: Sweep, path: Path) -> Path | None:
+    """Draw a bar per arm with the range of its seeds, and the paper's beside it; None where nothing was measured."""
+    ours = {arm.name: value for arm in sweep.arms if sweep.measure and (value := arm.spread(sweep.measure))}
+    theirs = {arm.name: float(arm.paper) for arm in sweep.arms if arm.paper is not None}
+    if not ours:
+        return None
+    names, colours = [arm.name for arm in sweep.arms], colours_of(sweep.arms)
+    size = (10 if theirs else 6.5, 1.3 + 0.36 * len(names))
+    figure, axes = plt.subplots(1, 2 if theirs else 1, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    left = axes[0][0]
+    means = {name: value.mean for name, value in ours.items()}
+    reach = {name: (value.low, value.high) for name, value in ours.items() if value.seeds > 1}
+    _bars(left, names, means, [colours[name] for name in names], reach, show)
+    for row, arm in enumerate(sweep.arms):
+        if arm.name not in ours:
+            left.text(
+                0.02, row, arm.state, transform=left.get_yaxis_transform(), va="center", fontsize=9, style="italic"
+            )
+    left.set_title(f"{'ours: ' if theirs else ''}{title(sweep.measure)}", fontsize=11)
+    if theirs:
+        _bars(axes[0][1], names, theirs, [PAPER] * len(names), {}, show_paper)
+        axes[0][1].set_title(f"paper: {sweep.study.paper_short}", fontsize=11)
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.45, -0.55)
+    return _save(figure, path)
+
+
+def _bars(
+    axis, names: Sequence[str], values: Mapping[str, float], colours: Sequence[Any], reach: Mapping, write
+) -> None:
+    known = [value for value in values.values() if value > 0]
+    is_wide = len(known) == len(values) and max(known) > WIDE * min(known)
+    for row, name in enumerate(names):
+        if name in values:
+            axis.barh(row, values[name], color=colours[row], height=0.62)
+            low, high = reach.get(name, (values[name], values[name]))
+            if high > low:
+                axis.plot([low, high], [row, row], color="black", lw=1.5, marker="|", ms=7)
+            axis.annotate(write(values[name]), (high, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    if is_wide:
+        axis.set_xscale("log")
+        axis.set_xlim(min(known) / 2, max([*known, *(high for _, high in reach.values())]) * 2)
+        _plain_ticks(axis.xaxis)
+    else:
+        axis.margins(x=0.15)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+
+
+def save_curves(sweep: Sweep, path: Path) -> Path | None:
+    """Draw the measure and the losses over images seen, a line per run; None where nothing was logged."""
+    panels = _panels(sweep)
+    if not panels:
+        return None
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels) + 2, 3.8), squeeze=False, layout="constrained"
+    )
+    for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
+        _lines(axis, lines, colours_of(sweep.arms))
+        axis.set_title(label, fontsize=11)
+    handles = dict(pair for axis in axes[0] for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    shown = [arm.name for arm in sweep.arms if arm.name in handles]
+    figure.legend([handles[name] for name in shown], shown, loc="outside right upper", fontsize=9)
+    return _save(figure, path)
+
+
+def _panels(sweep: Sweep) -> dict[str, list[tuple[str, list]]]:
+    """Return title -> (arm, points) of each run that logged it, the measure first."""
+    panels: dict[str, list] = {}
+    names = {name for run in sweep.runs for row in run.log for name in row if "/" not in name}
+    losses = next((found for start in LOSSES if (found := sorted(n for n in names if n.startswith(start)))), [])
+    for key in [*([sweep.measure] if sweep.measure else []), *losses[:MOST_LOSSES]]:
+        for arm in sweep.arms:
+            for run in arm.runs:
+                name = log_name(run.log, key, run.summary) if key == sweep.measure else key
+                points = [(row["images"], row[name]) for row in run.log if is_number(row.get(name))] if name else []
+                if points:
+                    panels.setdefault(title(key) if key == sweep.measure else key, []).append((arm.name, points))
+    return {label: lines for label, lines in panels.items() if max(len(points) for _, points in lines) > 1}
+
+
+def _lines(axis, lines: Sequence[tuple[str, list]], colours: Mapping[str, Any]) -> None:
+    positive = [value for _, points in lines for _, value in points if value > 0]
+    is_log = bool(positive) and max(positive) > WIDE * min(positive)
+    named = set()
+    for name, points in lines:
+        x, y = zip(*((images, value if value > 0 or not is_log else math.nan) for images, value in points), strict=True)
+        marker = "o" if len(points) < FEW else None
+        label = None if name in named else name
+        axis.plot(x, y, color=colours[name], marker=marker, ms=4, lw=1.2, alpha=0.85, label=label)
+        named.add(name)
+    if is_log:
+        axis.set_yscale("log")
+        _plain_ticks(axis.yaxis)
+    axis.set_xlabel("images seen")
+    axis.xaxis.set_major_locator(plt.MaxNLocator(5))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,g}k" if value >= 1000 else f"{value:g}")
+    axis.grid(alpha=0.3)
+
+
+def _plain_ticks(axis) -> None:
+    """Write the ticks of a logarithmic axis as numbers."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 3) if high > 30 * low else (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def _save(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    with Image.open(path) as drawn:  # a palette takes a quarter of the room
+        small = drawn.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(path, format="PNG", optimize=True)
+    return path

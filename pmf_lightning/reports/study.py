@@ -1,0 +1,65 @@
+"""The study block of a configuration: what an experiment compares, and what its paper says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pmf_lightning.errors import UserError
+from pmf_lightning.reports.claims import Claim, read_claims
+from pmf_lightning.reports.numbers import is_number
+
+PAPERS = {
+    "pMF": "https://arxiv.org/abs/2601.22158",
+    "iMF": "https://arxiv.org/abs/2512.02012",
+    "JiT": "https://arxiv.org/abs/2511.13720",
+    "Drifting": "https://arxiv.org/abs/2602.04770",
+}
+_NEEDED = ("name", "scale", "source", "title", "arm", "measure", "arms")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study; ``paper`` holds the paper's number of each arm, in the order of its table, None where it has none."""
+
+    name: str
+    scale: str
+    source: str
+    title: str
+    measure: str
+    paper: Mapping[str, float | int | None]
+    paper_measure: str
+    claims: Sequence[Claim]
+    note: str
+
+    @property
+    def link(self) -> str | None:
+        """The address of the paper."""
+        return PAPERS.get(self.source.split(",")[0].strip())
+
+    @property
+    def paper_short(self) -> str:
+        """The name of the paper's measure alone: "FID-50K" of "FID-50K of latent B/2 at 256 pixels"."""
+        return self.paper_measure.split(" ")[0].rstrip(",:") or "the number"
+
+
+def read_study(block: Mapping[str, Any], where: str) -> Study:
+    """Return the study that ``block`` describes. Raises UserError, which begins with ``where``, for what is wrong."""
+    if missing := [key for key in _NEEDED if block.get(key) is None]:
+        raise UserError(f"{where}: the study lacks {', '.join(missing)}; see conf/study for whole ones")
+    arms = block["arms"]
+    if not isinstance(arms, Mapping) or not arms:
+        raise UserError(f"{where}: study.arms={arms!r}; give each arm the paper's number, or null")
+    paper = {str(arm): number for arm, number in arms.items()}
+    for arm, number in paper.items():
+        if number is not None and not is_number(number):
+            raise UserError(f"{where}: study.arms.{arm}={number!r}; give the paper's number, or null")
+    claims = read_claims(block.get("claims") or [], list(paper), f"{where}: study {block['name']}")
+    texts = {key: " ".join(str(block.get(key) or "").split()) for key in ("source", "title", "paper_measure", "note")}
+    return Study(
+        name=str(block["name"]),
+        scale=str(block["scale"]),
+        measure=str(block["measure"]),
+        paper=paper,
+        claims=claims,
+        **texts,
+    )

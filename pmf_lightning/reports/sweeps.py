@@ -1,0 +1,166 @@
+"""Runs that belong together, and their arms: by the study they are of, or by what their configurations differ in."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pmf_lightning.reports.differences import tell_apart
+from pmf_lightning.reports.numbers import Spread, is_number, spread
+from pmf_lightning.reports.runs import Run, read_runs
+from pmf_lightning.reports.study import Study, read_study
+
+MEASURES = ("fid", "fd", "class_accuracy")  # of sweeps without a study: the first that any run has
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one setting, a run per seed; ``columns`` is what a table shows of the setting.
+
+    ``reason`` says why an arm without any run has none. ``paper`` is the paper's number, if any.
+    """
+
+    name: str
+    runs: Sequence[Run]
+    columns: Mapping[str, str]
+    paper: float | int | None = None
+    reason: str = ""
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that came to their end: those that count."""
+        return [run for run in self.runs if run.state == "finished"]
+
+    @property
+    def state(self) -> str:
+        """Of finished, failed, stopped and missing the best of its runs."""
+        states = [run.state for run in self.runs] or ["failed" if self.reason else "missing"]
+        return next(state for state in ("finished", "failed", "stopped", "missing") if state in states)
+
+    def values(self, key: str) -> list[Any]:
+        """Return what the finished runs have under a key of summary.json."""
+        return [run.number(key) for run in self.finished]
+
+    def spread(self, key: str) -> Spread | None:
+        """Return mean and range of a number over the seeds; None where no finished run has it."""
+        return spread([value for value in self.values(key) if is_number(value)])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arms that are compared by ``measure``; ``study`` is None where no paper is; ``left_out``: what does not count."""
+
+    name: str
+    arms: Sequence[Arm]
+    measure: str | None
+    study: Study | None
+    left_out: Sequence[str] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, arm by arm."""
+        return [run for arm in self.arms for run in arm.runs]
+
+
+def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
+    """Return the studies below all ``roots``, and of each root the runs without a study as one more sweep.
+
+    Raises UserError as ``read_runs`` does, and for a study that cannot be understood.
+    """
+    studies: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    loose: dict[Path, list[Run]] = defaultdict(list)
+    lost: list[Run] = []  # failed before they had a configuration
+    seen: set[Path] = set()
+    for root in roots:
+        for run in read_runs(root):
+            if (place := run.folder.resolve()) in seen:
+                continue
+            seen.add(place)
+            if not run.config:
+                lost.append(run)
+            elif block := run.config.get("study"):
+                studies[str(block.get("name")), str(block.get("scale"))].append(run)
+            else:
+                loose[root].append(run)
+    sweeps = [_of_study(runs, lost) for runs in studies.values()]
+    return sweeps + [_of_differences(root, runs, lost) for root, runs in loose.items()]
+
+
+def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
+    newest = max(runs, key=lambda run: run.started)
+    study = read_study(newest.config["study"], str(newest.folder / "config.yaml"))
+    by_arm: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_arm[str(run.config["study"].get("arm"))].append(run)
+    arms, left_out = [], []
+    for name in [*study.paper, *(name for name in by_arm if name not in study.paper)]:
+        kept, older = _one_per_seed(by_arm.get(name, []))
+        left_out += older
+        columns = (kept[0].config["study"].get("columns") or {}) if kept else {}
+        reason = "" if kept else _why_lost(name, runs, lost)
+        arms.append(Arm(name, kept, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason))
+    return Sweep(study.name, arms, study.measure, study, left_out)
+
+
+def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
+    """Return what an arm died of that never got as far as a configuration, by the name of its directory."""
+    parents = {run.folder.parent for run in runs}
+    return (
+        next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(f"{arm}-seed")), "")
+        or ""
+    )
+
+
+def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
+    hints = [token.split("=")[0].lstrip("+") for run in runs for token in str(run.record.get("command") or "").split()]
+    settings = tell_apart([run.config for run in runs], list(dict.fromkeys(hints)))
+    by_arm: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+    for run, setting in zip(runs, settings, strict=True):
+        by_arm[tuple((key, text(value)) for key, value in setting.items())].append(run)
+    arms, left_out = [], [f"{run.name} failed before it began: {run.error}" for run in lost]
+    for setting, members in by_arm.items():
+        kept, older = _one_per_seed(members)
+        left_out += older
+        name = ", ".join(value if key == "name" else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
+        arms.append(Arm(name or str(kept[0].config.get("name", "one arm")), kept, dict(setting)))
+    summaries = [run.summary for arm in arms for run in arm.finished]
+    measure = next((key for key in MEASURES if any(is_number(summary.get(key)) for summary in summaries)), None)
+    return Sweep(root.resolve().name, _unique(arms), measure, None, left_out)
+
+
+def _unique(arms: list[Arm]) -> list[Arm]:
+    """Give arms that are called alike, by the last parts of their keys, the whole keys."""
+    names = [arm.name for arm in arms]
+    whole = [", ".join(f"{key} {value}" for key, value in arm.columns.items()) for arm in arms]
+    return [replace(arm, name=w) if names.count(arm.name) > 1 else arm for arm, w in zip(arms, whole, strict=True)]
+
+
+def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return a run per seed, of several the newest that is finished, and a line about each of the others."""
+    by_seed: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_seed[run.seed].append(run)
+    kept, others = [], []
+    for _, same in sorted(by_seed.items(), key=lambda item: (item[0] is None, item[0])):
+        best = max(same, key=lambda run: (run.state == "finished", run.started, run.name))
+        kept.append(best)
+        others += [
+            f"{run.name} is left out: {best.name} has the same setting and seed" for run in same if run is not best
+        ]
+    return kept, others
+
+
+def text(value: Any) -> str:
+    """Write a value of a configuration as a table shows it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10000 else str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(text(part) for part in value) + "]"
+    return " ".join(str(value).split())

@@ -1,0 +1,76 @@
+"""The files of a report: markdown, page, table of runs, pictures."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmf_lightning.cache import atomic_write
+from pmf_lightning.folders import writable
+from pmf_lightning.reports.markdown import to_markdown
+from pmf_lightning.reports.names import slug
+from pmf_lightning.reports.page import to_html
+from pmf_lightning.reports.plots import save_curves, save_measure
+from pmf_lightning.reports.section import Picture, Section, section_of
+from pmf_lightning.reports.strips import save_strips
+from pmf_lightning.reports.sweeps import Sweep
+from pmf_lightning.reports.table import runs_table
+
+# file -> who draws it, its title, and how the page shows it
+PICTURES = {
+    "measure.png": (save_measure, "{measure} of each arm{paper}", "drawn"),
+    "curves.png": (save_curves, "curves over images seen, a line per run", "drawn"),
+    "samples.png": (save_strips, "samples of each arm, the same noise at the same place", "pixels"),
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report on disk: its sections, and its files in the order of interest."""
+
+    sections: Sequence[Section]
+    files: Sequence[Path]
+
+
+def write_report(
+    sweeps: Sequence[Sweep], out: Path, text: str = "report.md", page: bool = True, closing: str = ""
+) -> Written:
+    """Write the report of ``sweeps`` into ``out``; ``text`` names the markdown file, ``closing`` is its last line."""
+    writable(out, "--out")
+    sections = [_section(sweep, out, alone=len(sweeps) == 1) for sweep in sweeps]
+    heading = f"{len(sweeps)} sweeps"
+    files = [_write(out / text, to_markdown(sections, heading, closing))]
+    if page:
+        files.append(_write(out / "report.html", to_html(sections, heading, out)))
+    files.append(_write(out / "results.csv", to_csv(sweeps)))
+    return Written(sections, [*files, *(out / picture.file for section in sections for picture in section.pictures)])
+
+
+def to_csv(sweeps: Sequence[Sweep]) -> str:
+    """Return the text of results.csv: a row per run, columns of all sweeps."""
+    tables = [runs_table(sweep) for sweep in sweeps]
+    header = list(dict.fromkeys(name for names, _ in tables for name in names))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dict(zip(names, row, strict=True)) for names, rows in tables for row in rows)
+    return stream.getvalue()
+
+
+def _section(sweep: Sweep, out: Path, alone: bool) -> Section:
+    section = section_of(sweep)
+    for name, (save, title, kind) in PICTURES.items():
+        file = name if alone else f"{slug(section.name)}-{name}"
+        if save(sweep, out / file) is not None:
+            words = title.format(measure=sweep.measure, paper=" beside the paper's" if sweep.study else "")
+            section.pictures.append(Picture(words, file, kind))
+        else:
+            (out / file).unlink(missing_ok=True)  # of an earlier report
+    return section
+
+
+def _write(path: Path, content: str) -> Path:
+    with atomic_write(path) as draft:
+        draft.write_text(content, encoding="utf-8", newline="\n")
+    return path

@@ -1,0 +1,533 @@
+"""The page of runs: tables, marks, arms, verdict, files, keeping, the index; on runs that tests write themselves."""
+
+import csv
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from written_runs import ARMS, FD, study, write_grid, write_run, write_study
+
+from pmf_lightning import UserError
+from pmf_lightning.report import main
+from pmf_lightning.reports import writing
+from pmf_lightning.reports.desk import write_kept
+from pmf_lightning.reports.differences import tell_apart
+from pmf_lightning.reports.keeping import is_kept, thinned, without_paths
+from pmf_lightning.reports.markdown import headlines, plain
+from pmf_lightning.reports.runs import log_name, read_run
+from pmf_lightning.reports.section import section_of
+from pmf_lightning.reports.study import read_study
+from pmf_lightning.reports.sweeps import read_sweeps
+from pmf_lightning.reports.table import runs_table, table_of
+
+COMMITTED = sorted((Path(__file__).parents[1] / "experiments").glob("*/runs"))
+
+
+def only(*roots):
+    (sweep,) = read_sweeps(list(roots))
+    return sweep
+
+
+def column(sweep, name):
+    table = table_of(sweep)
+    place = list(table.header).index(name)
+    return {row.cells[0]: row.cells[place] for row in table.rows}
+
+
+@pytest.fixture
+def only_samples(monkeypatch):
+    """Draw samples alone, where drawings do not matter: plots take a second each."""
+    monkeypatch.setattr(writing, "PICTURES", {"samples.png": writing.PICTURES["samples.png"]})
+
+
+# Runs and their numbers
+
+
+def test_a_run_is_read_as_it_lies_there(tmp_path):
+    run = read_run(write_run(tmp_path / "r", 3, 5.0, summary={"by_steps": {"4": {"fd": 7.0}}}), tmp_path)
+    assert (run.name, run.seed, run.state, run.reason) == ("r", 3, "finished", "")
+    assert (run.number("fd"), run.number("by_steps.4.fd"), run.number("by_steps.2.fd"), run.number("no")) == (
+        5,
+        7,
+        None,
+        None,
+    )
+    assert len(run.log) == 10
+    assert log_name(run.log, "fd", run.summary) == "fd_digits"
+
+
+def test_the_full_name_of_a_distance_means_the_one_measured(tmp_path):
+    fid = {"fid": 3.5, "fd": None, "metric": "fid50k_jit"}
+    run = read_run(write_run(tmp_path / "r", summary=fid), tmp_path)
+    assert run.number("fid50k_jit") == run.number("fid") == 3.5
+    assert log_name([{"images": 1, "fid50k_jit": 9.0}], "fid", fid) == "fid50k_jit"
+    assert log_name([{"images": 1, "fidelity": 9.0}], "fid", {}) is None
+
+
+def test_a_log_that_a_kill_cut_short_loses_its_last_row_only(tmp_path):
+    folder = write_run(tmp_path / "r")
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole + '{"step": 11, "ima')
+    assert len(read_run(folder, tmp_path).log) == 10
+
+
+def test_a_table_holds_mean_and_range_of_each_arm_in_the_papers_order(tmp_path):
+    sweep = only(write_study(tmp_path))
+    assert [arm.name for arm in sweep.arms] == list(ARMS)
+    ours = column(sweep, "ours: fd")
+    for arm, seeds in FD.items():
+        mean = f"{statistics.fmean(seeds):.3g}"
+        assert ours[arm] == f"{mean} ({min(seeds):.3g} to {max(seeds):.3g})"
+    assert column(sweep, "paper: FID-50K") == {arm: f"{number:g}" for arm, number in ARMS.items()}
+    assert column(sweep, "numbers in a patch") == dict(zip(ARMS, ["64", "64", "1024", "1024"], strict=True))
+    assert column(sweep, "NFE") == dict.fromkeys(ARMS, "1 (1 to 1)")
+    assert column(sweep, "seeds") == dict.fromkeys(ARMS, "2")
+    assert "state" not in table_of(sweep).header
+    best = [row.cells[row.best] for row in table_of(sweep).rows if row.best is not None]
+    assert best == [ours["x-large"]]  # 8.0
+
+
+def test_failed_stopped_and_missing_arms_are_marked_with_the_reason(tmp_path):
+    write_study(tmp_path, {"x-small": (8.0, None), "u-small": (None,)})
+    (tmp_path / "u-small-seed0" / "error.txt").write_text("step 30: the loss is not finite\n")
+    (tmp_path / "x-large-seed0").mkdir()
+    (tmp_path / "x-large-seed0" / "error.txt").write_text("data.root=/x: there is no such folder\n")
+    sweep = only(tmp_path)
+    assert column(sweep, "state") == dict(zip(ARMS, ["finished", "failed", "failed", "missing"], strict=True))
+    assert column(sweep, "seeds") == dict(zip(ARMS, ["1 of 2", "0 of 1", "0", "0"], strict=True))
+    section = section_of(sweep)
+    assert list(section.troubles) == [
+        "x-small, seed 1: stopped, at 640 of 640 images, if it is not still running",
+        "u-small, seed 0: failed, step 30: the loss is not finite",
+        "x-large: failed, data.root=/x: there is no such folder",
+        "u-large: missing, there is no run of it",
+    ]
+    assert section.answer == "Reproduced: open"
+    assert [mark for mark, _, _ in section.claims] == ["open", "open"]
+    assert column(sweep, "ours: fd") == dict(zip(ARMS, ["8", "", "", ""], strict=True))
+
+
+def test_a_run_that_stopped_early_does_not_count(tmp_path):
+    write_run(tmp_path / "r0", 0, 3.0, summary={"stopped_early": True})
+    write_run(tmp_path / "r1", 1, 5.0)
+    sweep = only(tmp_path)
+    assert sweep.arms[0].spread("fd").mean == 5
+    assert [run.state for run in sweep.runs] == ["stopped", "finished"]
+
+
+def test_of_the_same_arm_and_seed_the_newest_finished_run_counts(tmp_path):
+    for name, fd, day in (("old", 9.0, 1), ("new", 5.0, 2), ("broken", None, 3)):
+        write_run(tmp_path / name, 0, fd, study("x-small"), record={"started": f"2026-11-0{day}T12:00:00+0000"})
+    sweep = only(tmp_path)
+    assert sweep.arms[0].spread("fd").mean == 5
+    assert len(sweep.left_out) == 2
+    assert "broken is left out: new has the same setting and seed" in sweep.left_out
+    assert only(tmp_path, tmp_path).left_out == sweep.left_out  # a folder named twice is read once
+
+
+def test_missing_keys_give_empty_cells(tmp_path):
+    bare = {"fd": None, "class_accuracy": None, "images_per_second": None, "nfe": None, "wall_seconds": None}
+    write_run(tmp_path / "x-small-seed0", 0, 1.0, study("x-small"), summary=bare, log=False, record=False)
+    shutil.rmtree(tmp_path / "x-small-seed0" / "grids")
+    main([str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert "Reproduced: open" in text
+    assert "![" not in text  # nothing to draw
+    assert "ours: fd" not in text
+
+
+# Verdict and claims
+
+
+def test_a_study_is_judged_by_its_claims(tmp_path):
+    section = section_of(only(write_study(tmp_path)))
+    assert section.answer == "Reproduced: yes"
+    assert section.verdict.words == "All 2 claims hold. 2 seeds per arm."
+    assert section.claims[0][2].startswith(
+        "ours (fd): x-large 8 (7 to 9), u-large 125 (120 to 130), 15.6 times; the paper: x-large 9.56"
+    )
+    worse = {**FD, "u-large": (8.0, 10.0)}
+    other = section_of(only(write_study(tmp_path / "other", worse)))
+    assert (other.answer, [mark for mark, _, _ in other.claims]) == ("Reproduced: partly", ["no", "yes"])
+    assert "The ranges of seeds overlap for x-large and u-large." in other.verdict.words
+
+
+def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"here: the study lacks arms; see conf/study"):
+        read_study(study("x-small", arms=None), "here")
+    with pytest.raises(UserError, match=r"study.arms.a='many'; give the paper's number, or null"):
+        read_study(study("x-small", arms={"a": "many"}), "here")
+    with pytest.raises(UserError, match=r"study pmf_table2: claim 1 \(s\): it has no key lowr; did you mean lower"):
+        read_study(study("x-small", claims=[{"says": "s", "lowr": "x-small"}]), "here")
+
+
+# Sweeps without a study
+
+
+@pytest.mark.parametrize(
+    ("configs", "settings"),
+    [
+        ([{"a": {"patch": 4}, "seed": 0}, {"a": {"patch": 8}, "seed": 1}], [{"a.patch": 4}, {"a.patch": 8}]),
+        # what follows from other keys, budgets and paths tell nothing new
+        (
+            [{"p": p, "q": q, "r": p * q, "images": p, "data": {"root": f"{p}"}} for p in (1, 2) for q in (3, 5)],
+            [{"p": p, "q": q} for p in (1, 2) for q in (3, 5)],
+        ),
+        (
+            [{"name": n, "width": w, "deep": d} for n, w, d in (("a", 1, 1), ("b", 2, 1), ("c", 2, 2))],
+            [{"name": n} for n in "abc"],
+        ),
+        ([{"f": {}}, {"f": {"net": {"w": 1, "h": 2}}}], [{"f": "none"}, {"f": "net"}]),
+        ([{"a": 1, "seed": 0}, {"a": 1, "seed": 1}], [{}, {}]),
+        ([{"a": 1}, {"b": 1}], [{"a": 1}, {"a": "-"}]),
+    ],
+)
+def test_arms_are_told_apart_by_few_keys(configs, settings):
+    assert tell_apart(configs) == settings
+
+
+def test_keys_of_the_command_line_are_preferred():
+    configs = [{"batch": b, "scale": b / 64, "seed": b} for b in (64, 128)]
+    assert tell_apart(configs) == [{"scale": 1.0}, {"scale": 2.0}]
+    assert tell_apart(configs, ["batch"]) == [{"batch": 64}, {"batch": 128}]
+
+
+def test_an_ad_hoc_sweep_has_arms_and_a_best_one(tmp_path):
+    for patch, seed, fd in ((4, 0, 5.0), (4, 1, 6.0), (8, 0, 5.8), (8, 1, 8.0)):
+        write_run(tmp_path / "sweep" / f"{patch}-{seed}", seed, fd, backbone={"patch": patch})
+    sweep = only(tmp_path / "sweep")
+    assert [arm.name for arm in sweep.arms] == ["patch 4", "patch 8"]
+    section = section_of(sweep)
+    assert section.answer == "Best: patch 4"
+    assert (
+        section.verdict.words
+        == "fd 5.5 (5 to 6); next is patch 8 with 6.9 (5.8 to 8). Their ranges of seeds overlap. 2 seeds per arm."
+    )
+    assert not any(name.startswith("paper") for name in table_of(sweep).header)
+    assert section.headline.ours == "patch 4 5.5 (5 to 6); patch 8 6.9 (5.8 to 8)"
+
+
+# The files
+
+
+def test_one_study_gives_all_files(tmp_path, capsys):
+    main([str(write_study(tmp_path / "runs")), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        *("report.md", "report.html", "results.csv", "measure.png", "curves.png", "samples.png")
+    }
+    assert "Reproduced: yes. All 2 claims hold. 2 seeds per arm." in printed
+    assert all(str(path) in printed for path in out.iterdir())
+    text = (out / "report.md").read_text()
+    assert "[pMF, table 2](https://arxiv.org/abs/2601.22158)" in text
+    assert "python -m pmf_lightning.train -m experiment=pmf_table2 seed=0,1" in text
+    assert "- machine: cpu, one thread of 2 cores" in text
+    assert "- time: 2 min a run, 16 min for 8 runs" in text
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [(row["arm"], row["seed"], float(row["fd"])) for row in rows] == [
+        (arm, str(seed), fd) for arm, seeds in FD.items() for seed, fd in enumerate(seeds)
+    ]
+    assert rows[0]["paper"] == "3.8"
+    assert rows[0]["run"] == "x-small-seed0"
+
+
+class Seen(dict):
+    """What an HTML page is made of: its tags, their attributes, their nesting."""
+
+    def __init__(self, text):
+        from html.parser import HTMLParser
+
+        parser, stack, self.tags = HTMLParser(), [], []
+        parser.handle_starttag = lambda tag, attrs: self._open(tag, dict(attrs), stack)
+        parser.handle_endtag = lambda tag: self._close(tag, stack)
+        parser.feed(text)
+        assert stack == []
+
+    def _open(self, tag, attributes, stack):
+        self.tags.append((tag, attributes, tuple(stack)))
+        if tag not in ("meta", "link", "img"):
+            stack.append((tag, attributes.get("class")))
+
+    def _close(self, tag, stack):
+        assert stack.pop()[0] == tag
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    main([str(write_study(tmp_path))])
+    text = (tmp_path / "report.html").read_text()
+    assert set(re.findall(r"https?://[^\s\"'<]+", text)) == {"https://arxiv.org/abs/2601.22158"}
+    tags = Seen(text).tags
+    assert {tag for tag, _, _ in tags}.isdisjoint({"script", "iframe", "object", "video"})
+    assert all(a["href"].startswith(("data:", "https://arxiv.org/", "#")) for _, a, _ in tags if "href" in a)
+    pictures = [a for tag, a, _ in tags if tag == "img"]
+    assert len(pictures) == 3
+    assert all(a["src"].startswith("data:image/png;base64,iVBOR") and a["alt"] for a in pictures)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert any(a.get("name") == "viewport" for tag, a, _ in tags if tag == "meta")
+    for tag, _, above in tags:  # what may be wide scrolls inside its own box
+        if tag in ("table", "img"):
+            assert ("div", "box") in above
+
+
+def test_what_runs_say_is_no_markup(tmp_path):
+    write_run(tmp_path / "a", 0, 1.0, study("x-small", title="<b>x</b> | *u* <script>"))
+    write_run(tmp_path / "b", 0, None, study("u-small"))
+    (tmp_path / "b" / "error.txt").write_text("<img src=http://x> `a|b`\n")
+    main([str(tmp_path)])
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;img src=http://x&gt;" in page
+    assert plain("<b> | *u* `c`") == r"\<b\> \| \*u\* \`c\`"
+
+
+def test_several_sweeps_have_a_section_each_and_a_comparison_on_top(tmp_path, only_samples):
+    write_study(tmp_path / "one")
+    write_study(tmp_path / "two", scale="paper", title="The same at full size")
+    for patch in (4, 8):
+        write_run(tmp_path / "loose" / f"{patch}", 0, float(patch), backbone={"patch": patch})
+    out = tmp_path / "out"
+    main([*(str(tmp_path / name) for name in ("one", "two", "loose")), "--out", str(out)])
+    text = (out / "report.md").read_text()
+    assert re.findall(r"^#+ (.*)", text, re.M) == [
+        *("3 sweeps", "x works where patches outgrow the network", "The same at full size", "Sweep loose")
+    ]
+    top = [line for line in text.split("##")[0].splitlines() if line.startswith("|")]
+    assert top[0] == "| finding | paper | ours | reproduced | seeds | cost |"
+    assert top[2] == (
+        "| x works where patches outgrow the network (pMF, table 2) | x-large 9.56; u-large 164.89 "
+        "| x-large 8 (7 to 9); u-large 125 (120 to 130) | yes | 2 | 4 arms, 2 min each |"
+    )
+    assert top[4] == "| sweep loose |  | patch 4 4; patch 8 8 | best: patch 4 | 1 | 2 arms, 2 min each |"
+    assert (out / "pmf_table2-paper-samples.png").is_file()
+    page = Seen((out / "report.html").read_text())
+    assert {a["href"] for tag, a, _ in page.tags if tag == "a"} >= {"#s1", "#s2", "#s3"}
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["sweep"] for row in rows] == ["pmf_table2/small"] * 8 + ["pmf_table2/paper"] * 8 + ["loose"] * 2
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_samples_are_cut_pixel_for_pixel(tmp_path, grey, only_samples):
+    for patch in (4, 8):
+        write_run(tmp_path / f"{patch}", 0, float(patch), backbone={"patch": patch}, grey=grey)
+    main([str(tmp_path)])
+    drawn = np.asarray(Image.open(tmp_path / "samples.png"))
+    grid = np.asarray(Image.open(tmp_path / "4" / "grids" / "final.png"))
+    strip = grid[: 2 * 66 + 2]
+    assert drawn.shape[:2] == (2 * (24 + len(strip)), grid.shape[1])
+    for top in (24, 2 * 24 + len(strip)):
+        np.testing.assert_array_equal(drawn[top : top + len(strip)], strip[..., 0] if grey else strip)
+
+
+# Keeping
+
+
+def kept(tmp_path, *, grey=True, numbers=None):
+    write_study(tmp_path / "runs", numbers)
+    folder = tmp_path / "experiments" / "pmf_table2"
+    main([str(tmp_path / "runs"), "--keep", str(folder)])
+    return folder
+
+
+def test_what_is_kept_makes_the_same_page_again(tmp_path, monkeypatch):
+    folder = kept(tmp_path, numbers={**FD, "u-large": (120.0, None)})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "results.csv", "measure.png", "curves.png", "samples.png", "runs")
+    }
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.chdir(folder)
+    main(["."])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    moved = tmp_path / "elsewhere" / "pmf_table2"
+    shutil.move(folder, moved)
+    monkeypatch.chdir(tmp_path)
+    main([str(moved)])
+    assert (moved / "README.md").read_bytes() == before[folder / "README.md"]
+
+
+def test_what_is_kept_says_the_same_as_the_runs(tmp_path, only_samples):
+    folder = kept(tmp_path)
+    whole, small = only(tmp_path / "runs"), only(folder)
+    assert table_of(small) == table_of(whole)
+    assert [arm.name for arm in small.arms] == [arm.name for arm in whole.arms]
+    assert section_of(small).claims == section_of(whole).claims
+    assert [row[:-1] for row in runs_table(small)[1]] == [row[:-1] for row in runs_table(whole)[1]]
+    assert (folder / "runs" / "x-small-seed0" / "final.png").is_file()
+    assert not (folder / "runs" / "x-small-seed1" / "final.png").exists()  # one picture stands for an arm
+
+
+def test_kept_files_know_no_folders_of_this_machine(tmp_path, only_samples):
+    folder = kept(tmp_path)
+    texts = {
+        path: path.read_text()
+        for path in folder.rglob("*")
+        if path.suffix in (".yaml", ".json", ".jsonl", ".md", ".csv")
+    }
+    assert len(texts) > 20
+    for path, text in texts.items():
+        assert str(tmp_path) not in text, path
+        assert "/home" not in text, path
+    config = yaml.safe_load(texts[folder / "runs" / "x-small-seed0" / "config.yaml"])
+    assert (config["cache_dir"], config["run_dir"]) == (".../pmf", ".../x-small-seed0")
+    assert "checkpoint" not in json.loads(texts[folder / "runs" / "x-small-seed0" / "summary.json"])
+
+
+def test_paths_end_in_their_last_name_and_links_stay():
+    assert without_paths({"a": ["run_dir=/tmp/x/y seed=0", 3, None]}) == {"a": ["run_dir=.../y seed=0", 3, None]}
+    for text in ("https://arxiv.org/abs/2601.22158", "runs/a/b", "1/2", "~/data", "x / y"):
+        assert without_paths(text) == text
+
+
+def test_a_log_is_thinned_to_its_shape():
+    rows = [
+        {"step": n, "images": 64 * n, "loss_u": n / 3, "loss_u/t0-0.2": 1.0, "grad_norm": 2.0} for n in range(1, 1001)
+    ]
+    rows[122]["fd_digits"] = 12.34567
+    small = thinned(rows)
+    assert len(small) <= 62
+    assert small[0] == {"step": 1, "images": 64, "loss_u": 0.3333}
+    assert small[-1]["step"] == 1000
+    assert {"step": 123, "images": 64 * 123, "loss_u": 41.0, "fd_digits": 12.35} in small
+    assert thinned([]) == []
+    assert thinned(small) == small
+
+
+def test_nothing_written_by_hand_is_overwritten(tmp_path, capsys):
+    write_study(tmp_path / "runs")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "README.md").write_text("# mine\n")
+    assert refused(capsys, [str(tmp_path / "runs"), "--keep", str(folder)]).endswith(
+        "written by hand; name another folder\n"
+    )
+    assert (folder / "README.md").read_text() == "# mine\n"
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+    message = refused(capsys, [str(tmp_path / "runs"), "--keep", str(tmp_path)])
+    assert "the runs lie there themselves" in message
+
+
+def test_keeping_again_replaces_what_was_kept(tmp_path, only_samples):
+    folder = kept(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    write_study(tmp_path / "runs", {"x-small": (3.0,)})
+    main([str(tmp_path / "runs"), "--keep", str(folder)])
+    assert [path.name for path in (folder / "runs").iterdir()] == ["x-small-seed0"]
+    assert only(folder).arms[0].spread("fd").mean == 3
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)
+def test_committed_results_make_their_own_page(folder, tmp_path, monkeypatch):
+    copy = tmp_path / folder.parent.name
+    shutil.copytree(folder.parent, copy)
+    drawn = {
+        name: (lambda sweep, path: path if path.is_file() else None, *rest)
+        for name, (_, *rest) in writing.PICTURES.items()
+    }
+    monkeypatch.setattr(writing, "PICTURES", drawn)  # pictures are not compared: their bytes hang on matplotlib
+    write_kept(copy)
+    for name in ("README.md", "results.csv"):
+        assert (copy / name).read_text() == (folder.parent / name).read_text()
+
+
+# The index
+
+
+def test_the_index_lists_what_is_kept(tmp_path, only_samples):
+    folder = kept(tmp_path)
+    experiments = folder.parent
+    (experiments / "by_hand").mkdir()
+    (experiments / "by_hand" / "README.md").write_text("# mine\n")
+    readme = experiments / "README.md"
+    readme.write_text("# Experiments\n\n<!-- studies -->\nold\n<!-- /studies -->\n\nrest\n")
+    main(["--index", str(experiments)])
+    line = (
+        "| [x works where patches outgrow the network (pMF, table 2)](pmf_table2) | x-large 9.56; u-large 164.89 "
+        "| x-large 8 (7 to 9); u-large 125 (120 to 130) | yes | 2 | 4 arms, 2 min each |"
+    )
+    table = f"| finding | paper | ours | reproduced | seeds | cost |\n{'|---' * 6}|\n{line}"
+    assert readme.read_text() == f"# Experiments\n\n<!-- studies -->\n\n{table}\n\n<!-- /studies -->\n\nrest\n"
+    main(["--index", str(experiments)])
+    assert readme.read_text().count(line) == 1
+    assert is_kept(folder)
+    assert not is_kept(experiments / "by_hand")
+    assert headlines([]).count("\n") == 1
+
+
+# Bad input
+
+
+def refused(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_bad_input_ends_in_one_line(tmp_path, capsys):
+    assert "there is no such folder; give a folder of runs" in refused(capsys, [str(tmp_path / "no")])
+    assert "there is no run below it (no config.yaml)" in refused(capsys, [str(tmp_path)])
+    assert "name folders of runs, or --index" in refused(capsys, [])
+    assert "leave --out away" in refused(capsys, [str(tmp_path), "--keep", "a", "--out", "b"])
+    assert "it has no README.md" in refused(capsys, ["--index", str(tmp_path)])
+    (tmp_path / "README.md").write_text("<!-- studies -->\n")
+    assert "README.md has 1 marks; put <!-- studies --> before" in refused(capsys, ["--index", str(tmp_path)])
+    write_run(tmp_path / "runs" / "a", 0, 1.0)
+    write_run(tmp_path / "runs" / "b", 0, 1.0, study("x-small"))
+    message = refused(capsys, [str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
+    assert "it takes one sweep, and here are pmf_table2 (small), runs" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", "a: [1\n", "config.yaml: it cannot be read (while parsing a flow sequence"),
+        ("config.yaml", "- 1\n", "config.yaml: it holds no keys and values"),
+        ("summary.json", "{", "summary.json: it cannot be read (Expecting property name"),
+        ("config.yaml", "seed: often\n", "seed='often' is no whole number"),
+        ("config.yaml", "study: {name: e, scale: small}\n", "the study lacks source, title, arm, measure, arms"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, capsys, name, content, message):
+    write_run(tmp_path / "r")
+    (tmp_path / "r" / name).write_text(content)
+    error = refused(capsys, [str(tmp_path)])
+    assert message in error
+    assert error.startswith(f"error: {tmp_path / 'r'}")
+    assert error.count("\n") == 1
+
+
+def test_wide_grids_are_shrunk_and_still_strips_of_themselves(tmp_path):
+    from pmf_lightning.reports.strips import save_small, strip_of
+
+    folder = write_run(tmp_path / "r", data={"classes": 10, "resolution": 256})
+    write_grid(folder / "grids" / "final.png", columns=10, rows=4, side=256)
+    strip = strip_of(read_run(folder, tmp_path), rows=2)
+    assert strip.size == (662, round((2 * 258 + 2) * 662 / 2582))
+    shutil.rmtree(folder / "grids")
+    save_small(strip, folder / "final.png", coarse=False)
+    again = strip_of(read_run(folder, tmp_path), rows=2)
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(strip))
+
+
+def test_help_comes_without_torch_and_matplotlib():
+    code = (
+        "import sys\nfrom pmf_lightning.report import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "assert {'torch', 'lightning', 'hydra', 'matplotlib'}.isdisjoint(sys.modules), 'help'\n"
+        "import pmf_lightning.reports.desk\n"
+        "assert {'torch', 'lightning', 'hydra'}.isdisjoint(sys.modules), 'report'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "python -m pmf_lightning.report runs/pmf_table2/small" in done.stdout
