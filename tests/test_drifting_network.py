@@ -298,8 +298,8 @@ def test_sizes_that_do_not_fit(changes, message):
 PRESETS = {
     "drifting_b16": ("imagenet256", 133.86, None, (2e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext"),
     "drifting_l16": ("imagenet256", 464.45, 86.8, (4e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext"),
-    "drifting_b2": ("imagenet256_latents", 132.71, None, (4e-4, 10_000, 0, 200_000, 64, 5, 0), "path"),
-    "drifting_l2": ("imagenet256_latents", 462.91, None, (4e-4, 10_000, 0.01, 200_000, 64, 3, 0.5), "path"),
+    "drifting_b2": ("imagenet256_latents_scaled", 132.71, None, (4e-4, 10_000, 0, 200_000, 64, 5, 0), "path"),
+    "drifting_l2": ("imagenet256_latents_scaled", 462.91, None, (4e-4, 10_000, 0.01, 200_000, 64, 3, 0.5), "path"),
 }
 
 

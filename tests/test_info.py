@@ -55,8 +55,8 @@ PAPERS = {
     "jit_g32": ("imagenet512", 2_011_555_984, 2_011_555_984, 2000, 384, 1.78, 306.8),
     "drifting_b16": ("imagenet256", 133_864_704, 133_864_704, 134, None, 1.76, 299.7),
     "drifting_l16": ("imagenet256", 464_450_304, 464_450_304, 464, 87, 1.61, 307.5),
-    "drifting_b2": ("imagenet256_latents", 132_708_880, 132_708_880, 133, None, 1.75, 263.2),
-    "drifting_l2": ("imagenet256_latents", 462_909_456, 462_909_456, 463, None, 1.54, 258.9),
+    "drifting_b2": ("imagenet256_latents_scaled", 132_708_880, 132_708_880, 133, None, 1.75, 263.2),
+    "drifting_l2": ("imagenet256_latents_scaled", 462_909_456, 462_909_456, 463, None, 1.54, 258.9),
 }
 SOURCES = {"pmf": "2601.22158", "imf": "2512.02012", "jit": "2511.13720", "dri": "2602.04770"}
 BLOCK = 7_081_088  # parameters of a block of size B
