@@ -86,7 +86,7 @@ def finished(cfg: DictConfig) -> dict | None:
         return None
     there = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     asked = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
-    said = {"ckpt", "study"}  # not what is trained: where to go on, and the words of a study
+    said = {"ckpt", "study", "logger"}  # not what is trained: where to go on, the words of a study, who is told
     other = sorted(key for key in (there.keys() | asked.keys()) - said if there.get(key) != asked.get(key))
     if other:
         raise UserError(f"run_dir={folder}: it holds a run with another {', '.join(other)}; set another run_dir")

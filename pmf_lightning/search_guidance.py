@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks
+from pmf_lightning import checks, wandb_runs
 from pmf_lightning.assemble import load_with_averages, weights_file
 from pmf_lightning.cache import digest
 from pmf_lightning.command import command
@@ -30,6 +30,7 @@ from pmf_lightning.guidance_search.measure import Bench
 from pmf_lightning.guidance_search.points import Axes, Point
 from pmf_lightning.guidance_search.records import Record, Records
 from pmf_lightning.guidance_search.search import measure_last, try_all
+from pmf_lightning.guidance_search.sending import send
 from pmf_lightning.guidance_search.space import make_axes
 from pmf_lightning.guidance_search.strategy import STRATEGIES
 from pmf_lightning.module import GenerativeModule
@@ -68,7 +69,10 @@ def search(cfg: DictConfig) -> dict[str, Any]:
         paths = from_main(lambda: _write(cfg, out, axes, tried, found, last, evaluator.name(cfg.n), bench))
     names = {n: evaluator.name(n) for n in (cfg.n, cfg.n_final) if n is not None}
     notes = {"edges": report.edges(found.point, axes), "names": names}
-    return {"best": found, "tried": tried, **last, **paths, **notes}
+    result = {"best": found, "tried": tried, **last, **paths, **notes}
+    if cfg.logger.wandb is not None and is_main():
+        send(result, cfg.logger.wandb, out, module.config)
+    return result
 
 
 def check(cfg: DictConfig) -> None:
@@ -80,6 +84,8 @@ def check(cfg: DictConfig) -> None:
     if cfg.strategy not in STRATEGIES:
         raise UserError(f"strategy={cfg.strategy}: there is no such strategy; {near(str(cfg.strategy), STRATEGIES)}")
     checks.torch_device(cfg.device)
+    if cfg.logger.wandb is not None and is_main():
+        wandb_runs.check(cfg.logger.wandb)
 
 
 def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
