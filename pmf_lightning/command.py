@@ -1,18 +1,20 @@
 """What all commands share: Hydra underneath, bad input as one line instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
+from typing import Any
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
-from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, UserError
+from pmf_lightning.errors import UserError
+from pmf_lightning.sweeps import jobs
 
+_MULTIRUN = {"--multirun", "-m"}
 # With these flags Hydra does something else than to run one job.
 _OTHER = {
     "--help",
@@ -27,22 +29,35 @@ _OTHER = {
     "--shell-completion",
     "-sc",
 }
-_CODES = {Diverged: 3, NotSaved: 4, ProcessLost: 5}
+# Choices that need a plugin of Hydra: its module, and the extra that installs it.
+_PLUGINS = {
+    "launcher=slurm": ("hydra_submitit_launcher", "slurm"),
+    "launcher=joblib": ("hydra_joblib_launcher", "joblib"),
+    "sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+}
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Turn a function of a configuration into a command-line program: ``main()`` exits with 2 on bad input."""
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Turn a function of a configuration into a command-line program: ``main()`` exits with 2 on bad input.
 
-    def wrap(job: Callable[[DictConfig], None]) -> Callable[[], None]:
+    A multirun goes on when one of its jobs fails, and exits with the highest code in the end (sweeps/jobs.py).
+    """
+
+    def wrap(job: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @wraps(job)
-        def reporting(cfg: DictConfig) -> None:
-            with_one_line_errors(lambda: job(cfg))
+        def reporting(cfg: DictConfig) -> Any:
+            if jobs.in_multirun():
+                return jobs.run(job, cfg)
+            return with_one_line_errors(lambda: job(cfg))
 
         run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reporting)
 
         def main() -> None:
             with_one_line_errors(lambda: _check_arguments(config_name))
-            run()
+            if _MULTIRUN.isdisjoint(sys.argv[1:]):
+                run()
+            else:
+                jobs.all_of_them(run)
 
         return main
 
@@ -61,21 +76,24 @@ def _check_arguments(config_name: str) -> None:
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:
-    """Raise UserError where a run cannot go to the cluster that it is meant for."""
-    if "launcher=slurm" not in arguments:
-        return
-    if {"-m", "--multirun"}.isdisjoint(arguments):
-        raise UserError("launcher=slurm: Hydra hands multiruns alone to a launcher; add -m")
-    try:
-        import_module("hydra_plugins.hydra_submitit_launcher")
-    except ImportError as error:
-        raise UserError("launcher=slurm: it needs a plugin of Hydra; pip install 'pmf_lightning[slurm]'") from error
+    """Raise UserError where the jobs cannot be chosen, or go, as they are meant to."""
+    several = not _MULTIRUN.isdisjoint(arguments)
+    if several and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("-m: under torchrun every process would go through the whole sweep; leave torchrun out")
+    for chosen in _PLUGINS.keys() & set(arguments):
+        if not several:
+            raise UserError(f"{chosen}: Hydra hands multiruns alone to a launcher or sweeper; add -m")
+        module, extra = _PLUGINS[chosen]
+        try:
+            import_module(f"hydra_plugins.{module}")
+        except ImportError as error:
+            raise UserError(f"{chosen}: it needs a plugin of Hydra; pip install 'pmf_lightning[{extra}]'") from error
 
 
-def with_one_line_errors(work: Callable[[], None]) -> None:
-    """Run ``work``; print bad input as one line and exit with 2, or with the code of its kind (errors.py)."""
+def with_one_line_errors(work: Callable[[], Any]) -> Any:
+    """Run ``work`` and return what it returns; print bad input as one line and exit with the code of its kind."""
     try:
-        work()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return work()
+    except jobs.KNOWN as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(_CODES.get(type(error), 2))
+        sys.exit(jobs.exit_code(error))

@@ -44,6 +44,12 @@ def _named(value: Any, names: Mapping[str, str]) -> str:
     return names[key]
 
 
+def _study_folder(otherwise: str, *, _root_: DictConfig) -> str:
+    """Return where a run of a study lies, ``otherwise`` for any other run: launchers name directories too."""
+    study = _root_.get("study")
+    return f"runs/{study.name}/{study.scale}/{study.arm}-seed{_root_.seed}" if study else otherwise
+
+
 def _half_life_kimg(beta: Number, batch: int) -> float:
     """Return the half-life, in thousands of images, of an average that keeps ``beta`` per step of ``batch`` images."""
     return batch * math.log(0.5) / math.log(beta) / 1000
@@ -59,6 +65,7 @@ OmegaConf.register_new_resolver("in_proportion", _in_proportion, replace=True)
 OmegaConf.register_new_resolver("divided", _divided, replace=True)
 OmegaConf.register_new_resolver("product", _product, replace=True)
 OmegaConf.register_new_resolver("named", _named, replace=True)
+OmegaConf.register_new_resolver("study_folder", _study_folder, replace=True)
 OmegaConf.register_new_resolver("half_life_kimg", _half_life_kimg, replace=True)
 OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
 OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)

@@ -35,15 +35,16 @@ from pmf_lightning.provenance import provenance
 from pmf_lightning.sampling import OPTIONS, network_evaluations
 from pmf_lightning.strategies import trainer_options
 from pmf_lightning.summary import finish, pictures
+from pmf_lightning.sweeps import alone
+from pmf_lightning.sweeps.measure import measured
 
 
-@patient_output()
 def train(cfg: DictConfig) -> dict:
     """Run the training that ``cfg`` describes and return the summary that is also written to ``summary.json``.
 
     Raises UserError for bad input before any long work starts.
     """
-    with run_dir.errors_kept(cfg):
+    with patient_output(), run_dir.errors_kept(cfg):  # no decorator: launchers pickle this function
         return _train(cfg)
 
 
@@ -172,9 +173,9 @@ def make_trainer(
 
 
 @command("train")
-def main(cfg: DictConfig) -> None:
-    """Train what the command line describes."""
-    train(cfg)
+def main(cfg: DictConfig) -> float | None:
+    """Train what the command line describes; return the number that sweeps compare runs by."""
+    return measured(cfg, alone.train_alone(cfg) if alone.wanted(cfg) else train(cfg))
 
 
 if __name__ == "__main__":

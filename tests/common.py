@@ -54,7 +54,8 @@ def tiny_network(dtype=torch.float64, **changes) -> ViT:
 def objective(**changes) -> PixelMeanFlow:
     numbers = {
         **{"prediction": "x", "noise_scale": 1.0, "P_mean": 0.8, "P_std": 0.8, "uniform_fraction": 0.0},
-        **{"tied_fraction": 0.5, "omega_max": 8.0, "omega_beta": 1.0, "label_drop": 0.1, "t_clip": 0.05},
+        **{"tied_fraction": 0.5, "omega_beta": 1.0, "label_drop": 0.1, "t_clip": 0.05},
+        **{"omega_min": 1.0, "omega_max": 8.0, "tangent": "network", "interval": True},
         **{"weight_power": 1.0, "weight_eps": 0.01, "derivative": "two_pass"},
         **{"target": "clipped", "velocity": "head", "time_order": "tie_then_sort", "free_r": "any"},
         **{"preconditioner": None, "perceptual": {}, "t_thr": 0.8, "crop": None},

@@ -28,9 +28,13 @@ ALLOWED = {
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
+    "wandb_runs": {"cache", "errors"},
+    "dashboards": {"dashboards", "errors"},
     "provenance": set(),
     "scales": {"errors"},
     "kept_network": {"cache"},
+    "reports": {"reports", "cache", "errors", "folders"},
+    "report": {"reports", "errors"},
     "weights_folder": {"cache", "errors"},
     "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics"},
     "shards": {"shards", "cache", "data", "draws", "errors", "precision"},
@@ -53,6 +57,7 @@ FORBIDDEN = {
     "features": {"module", "callbacks", "train", "sample", "models"},
     "costs": {"callbacks", "info", "sample", "train"},
     "conversion": {"convert", "train", "sample", "callbacks"},
+    "sweeps": {"train", "sample", "command", "callbacks", "hands", "report", "reports"},
 }
 
 

@@ -8,6 +8,8 @@ from types import FrameType
 from lightning import Trainer
 from torch import Tensor
 
+from pmf_lightning.sweeps.heard import HEARD
+
 STOP = (signal.SIGINT, signal.SIGTERM)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's, before the time limit; submitit sends the second
 
@@ -16,7 +18,8 @@ class StopSignals:
     """What signals ask of a run: SIGINT (Ctrl-C) and SIGTERM to stop, SIGUSR1 and SIGUSR2 to stop and be queued again.
 
     A signal may reach one process or all of them, each within another step. A handler only takes it down; once per
-    step the processes add up their ``votes`` and ``agree``. A second SIGINT ends the process at once.
+    step the processes add up their ``votes`` and ``agree``. A second SIGINT ends the process at once. A multirun ends
+    with the run, by what is noted in ``HEARD``.
 
     Attributes:
         stopped: the run ends before its last step.
@@ -41,6 +44,7 @@ class StopSignals:
 
     def _take_down(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
+        HEARD.append(self._asked)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         with suppress(OSError):

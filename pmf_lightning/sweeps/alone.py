@@ -1,0 +1,65 @@
+"""A run of a multirun on several devices, in a process of its own.
+
+Lightning starts the other processes of such a run with the command line of this one, so that each of them would begin
+the whole multirun by itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning import checks, run_dir
+from pmf_lightning.sweeps.heard import HEARD
+from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def wanted(cfg: DictConfig) -> bool:
+    """Tell whether the running job is one of several, and Lightning would start further processes for it."""
+    started_already = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return in_multirun() and not started_already and checks.world_size(cfg.trainer) > 1
+
+
+def train_alone(cfg: DictConfig) -> dict:
+    """Run the train command with the overrides of this job; return its summary. Raises EndedBadly, UserError.
+
+    Signals go on to that process, which is given its time to save.
+    """
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
+    if cfg.run_dir is None:
+        overrides.append(f"run_dir={folder}")
+    process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])
+    with _passing_on(process):
+        code = process.wait()
+    if code:
+        error = folder / "error.txt"
+        said = error.read_text().strip() if error.is_file() else f"the process of the run ended with exit code {code}"
+        raise EndedBadly(code if code > 0 else 1, said)
+    return json.loads((folder / "summary.json").read_text())
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen) -> Iterator[None]:
+    """Take signals down and pass them on. Ctrl-C comes as SIGTERM: the terminal has sent SIGINT to both already."""
+
+    def take_down(number: int, frame: FrameType | None) -> None:
+        HEARD.append(signal.Signals(number))
+        process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, take_down) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

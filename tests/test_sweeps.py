@@ -1,0 +1,484 @@
+"""Multiruns: what is said before and after, sweep.json, failing runs, stops, kills, plugins, and what it will cost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import forked
+import pytest
+from omegaconf import OmegaConf
+from shrunk import RUN
+
+from pmf_lightning import UserError, compose, run_dir
+from pmf_lightning.assemble import build
+from pmf_lightning.command import command
+from pmf_lightning.costs.step_flops import step_flops
+from pmf_lightning.draws import Shard
+from pmf_lightning.errors import Diverged, NotSaved, ProcessLost
+from pmf_lightning.sweeps import cost, jobs, record, telling
+from pmf_lightning.sweeps.arms import home, planned
+from pmf_lightning.sweeps.callback import Sweep
+from pmf_lightning.sweeps.inputs import Inputs
+from pmf_lightning.sweeps.measure import measured
+from pmf_lightning.sweeps.record import Arm
+from pmf_lightning.train import main
+
+TINY = [*RUN, "grid.enabled=false", "steps=2"]
+NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than these few steps."""
+    monkeypatch.setattr("pmf_lightning.summary.pictures", lambda folder: (None, None))
+
+
+def multirun(*overrides, params=None):
+    """The configuration of a multirun, as a callback of Hydra gets it."""
+    sweeper = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": params}
+    return OmegaConf.create(
+        {"hydra": {"sweeper": sweeper, "overrides": {"task": list(overrides)}, "sweep": {"dir": "runs/multirun"}}}
+    )
+
+
+def finish(folder, **summary):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "summary.json").write_text(json.dumps({"stopped_early": False, **summary}))
+    return folder
+
+
+def said(errors):
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
+
+
+# --- the whole command
+
+
+def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path):
+    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,7,0.5")
+    assert status == 2
+    assert "Traceback" not in errors
+    assert len(said(errors)) == 1
+    assert "schedule.warm_up=7" in said(errors)[0]
+    folder = tmp_path / "runs" / "mine"
+    assert (folder / "0-seed0" / "summary.json").is_file()
+    assert (folder / "0.5-seed0" / "summary.json").is_file()
+    assert "schedule.warm_up" in (folder / "7-seed0" / "error.txt").read_text()
+    assert "3 arms x 1 seed in runs/mine: none begun" in output
+    assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in output
+    assert output.rstrip().endswith("side by side: python -m pmf_lightning.report runs/mine")
+    listed = record.read(folder)["arms"]
+    assert [(one["arm"], one["run_dir"], one["state"]) for one in listed] == [
+        ("schedule.warm_up=0", "0-seed0", "finished"),
+        ("schedule.warm_up=7", "7-seed0", "failed"),
+        ("schedule.warm_up=0.5", "0.5-seed0", "finished"),
+    ]
+    assert not list(folder.glob(".jobs*"))
+
+
+def test_runs_that_choose_their_directory_are_listed_with_it(call_command, tmp_path):
+    status, output, _ = call_command(main, "-m", *TINY, "seed=0,1")
+    assert status == 0
+    (file,) = (tmp_path / "runs" / "multirun").glob("*/sweep.json")
+    listed = record.read(file.parent)["arms"]
+    assert [(one["seed"], one["state"], one["error"]) for one in listed] == [
+        (0, "finished", None),
+        (1, "finished", None),
+    ]
+    for one in listed:
+        folder = file.parent / one["run_dir"]
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+        assert OmegaConf.load(folder / "config.yaml").seed == one["seed"]
+        assert compose(one["overrides"]).seed == one["seed"]
+    assert f"report runs/multirun/{file.parent.name}" in output
+
+
+def test_a_sweep_without_any_input_ends_before_its_first_run(call_command, tmp_path):
+    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "data=imagenet64", "schedule.warm_up=0,1")
+    assert status == 2
+    assert len(said(errors)) == 1
+    assert "all 2 runs that are left are refused: data=imagenet64 needs its WebDataset shards" in said(errors)[0]
+    assert not (tmp_path / "runs" / "mine").exists()
+    assert "2 arms" in output
+
+
+def test_two_runs_do_not_share_a_directory(call_command, tmp_path):
+    status, _, errors = call_command(main, "-m", *TINY, "run_dir=runs/one", "seed=0,1")
+    assert status == 2
+    assert "both seed=0 and seed=1 would write there" in said(errors)[0]
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+@pytest.mark.parametrize("where", ["in training", "before it"])
+def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, where):
+    signals = [signal.SIGINT]  # a second one would end the run at once
+
+    def interrupt(*_):
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+
+    if where == "in training":
+        monkeypatch.setattr("pmf_lightning.callbacks.time_bins.TimeBinLog.on_train_batch_end", interrupt)
+    else:
+        monkeypatch.setattr("pmf_lightning.train.check_inputs", interrupt)
+    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warm_up=0,0.5")
+    assert status == 0
+    assert "Traceback" not in errors
+    assert "SIGINT: the sweep ends here; the same command goes on with it" in output
+    assert "sweep of 2 runs: 0 finished, 0 failed, 2 left" in output
+    folder = tmp_path / "runs" / "mine"
+    assert not (folder / "0.5-seed0").exists()
+    if where == "in training":
+        assert json.loads((folder / "0-seed0" / "summary.json").read_text())["stopped_early"]
+        assert (folder / "0-seed0" / "checkpoints" / "last.ckpt").is_file()
+    assert [one["state"] for one in record.read(folder)["arms"]] == [
+        "stopped" if where == "in training" else "missing",
+        "missing",
+    ]
+
+
+def files(folder):
+    """Bytes and times of everything in a run directory."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
+    asked = ["-m", *TINY, *NAMED, "schedule.warm_up=0,0.25,0.5", "log_every_steps=1"]
+    log, done, second = tmp_path / "log", tmp_path / "runs/mine/0-seed0", tmp_path / "runs/mine/0.25-seed0"
+    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, 0.3))
+    process.start()
+    forked.wait_until(lambda: (second / "metrics.jsonl").is_file(), process)
+    process.kill()
+    assert forked.finish(process) == -signal.SIGKILL
+    before = files(done)
+    assert done / "summary.json" in before
+    assert not (second / "summary.json").exists()
+    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, 0))
+    process.start()
+    assert forked.finish(process) == 0, log.read_text()[-3000:]
+    assert files(done) == before
+    assert [one["state"] for one in record.read(tmp_path / "runs/mine")["arms"]] == ["finished"] * 3
+    output = log.read_text()
+    assert "3 arms x 1 seed in runs/mine: 1 finished, 1 stopped" in output
+    assert f"{done.relative_to(tmp_path)} is finished already" in output
+    assert "sweep of 3 runs: 3 finished, 0 failed, 0 left" in output
+
+
+def in_folder(folder, asked, delay):
+    """Call the command in ``folder``; its output goes to a log there, and each step takes ``delay`` seconds longer."""
+    os.chdir(folder)
+    file = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    import torch
+
+    from pmf_lightning.callbacks.time_bins import TimeBinLog
+
+    torch.set_num_threads(1)
+    original = TimeBinLog.on_train_batch_end
+    TimeBinLog.on_train_batch_end = lambda *args: (time.sleep(delay), original(*args))[1]
+    sys.argv = ["train", *asked]
+    main()
+
+
+@pytest.mark.slow
+def test_runs_on_several_devices_have_processes_of_their_own(tmp_path):
+    """Lightning starts more processes with the command line of the first: it must not be the multirun's."""
+    devices = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = train_elsewhere(tmp_path, *TINY, *NAMED, *devices, "schedule.warm_up=0.5,7")
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "sweep of 2 runs: 1 finished, 1 failed, 0 left" in done.stdout
+    assert done.stdout.count("2 arms x 1 seed") == 1
+    assert len(said(done.stderr)) == 1
+    assert len((tmp_path / "runs/mine/0.5-seed0/metrics.jsonl").read_text().splitlines()) == 2
+
+
+# --- jobs: what fails, and how
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([None, None, None], 0),
+        ([Diverged("nan"), None, UserError("bad")], 3),
+        ([UserError("bad"), NotSaved("full"), None], 4),
+        ([ProcessLost("gone"), Diverged("nan"), UserError("bad")], 5),
+        ([None, RuntimeError("out of memory"), None], 1),
+    ],
+)
+def test_the_highest_code_of_all_jobs(call_command, errors, code):
+    done = []
+
+    def job(cfg):
+        done.append(cfg.seed)
+        if errors[cfg.seed]:
+            raise errors[cfg.seed]
+
+    status, _, printed = call_command(command("info")(job), "-m", "seed=0,1,2")
+    assert done == [0, 1, 2]
+    assert status == code
+    assert [one.code > 0 for one in jobs.outcomes()] == [bool(error) for error in errors]
+    assert ("Traceback" in printed) == any(type(error) is RuntimeError for error in errors)
+
+
+def test_the_same_error_is_said_once(call_command):
+    def job(cfg):
+        raise UserError(f"bad {min(cfg.seed, 1)}")
+
+    assert said(call_command(command("info")(job), "-m", "seed=0,1,2")[2]) == [
+        "error: bad 0",
+        "error: bad 1",
+        "error: the same again",
+    ]
+
+
+def test_the_directory_of_a_job_is_where_run_dir_leaves_it():
+    assert jobs.RUN_DIR == run_dir._SHARED
+
+
+# --- the plan
+
+
+def test_arms_are_expanded_as_hydra_does():
+    asked = [
+        "model=pmf_tiny",
+        "objective.prediction=u",
+        "seed=range(0,2)",
+        "run_dir='r/${objective.prediction}-${steps}-${seed}'",
+    ]
+    plan = planned(multirun(*asked, params={"objective.prediction": "x,u", "steps": "2,3", "seed": 5}))
+    arms = [one.arm for one in plan]  # the command line wins over the file's params, and references follow it
+    assert [(arm.arm, arm.seed) for arm in arms] == [("steps=2", 0), ("steps=2", 1), ("steps=3", 0), ("steps=3", 1)]
+    assert {one.cfg.objective.prediction for one in plan} == {"u"}
+    assert [str(arm.run_dir) for arm in arms] == ["r/u-2-0", "r/u-2-1", "r/u-3-0", "r/u-3-1"]
+
+
+def test_a_sweeper_that_chooses_on_the_way_has_no_plan():
+    config = multirun("seed=0,1")
+    config.hydra.sweeper["_target_"] = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+    assert planned(config) is None
+
+
+def test_states_and_lines(tmp_path):
+    folders = {name: tmp_path / name for name in ("a0", "a1", "b0", "b1")}
+    finish(folders["a0"], images_per_second=50.0)
+    finish(folders["a1"], stopped_early=True)
+    folders["b0"].mkdir()
+    (folders["b0"] / "error.txt").write_text("diverged in step 7\n")
+    arms = [Arm(name[0], int(name[1]), folder) for name, folder in folders.items()]
+    assert [arm.state for arm in arms] == ["finished", "stopped", "failed", "missing"]
+    about = {"study": "s", "title": "t", "scale": "small"}
+    assert telling.before(arms, about, tmp_path) == [
+        "s: t",
+        f"2 arms x 2 seeds at scale small in {tmp_path}: 1 finished, 1 stopped, 1 failed",
+        "  left: a seed 1 (begun)",
+        "  left: b seed 0, 1",
+    ]
+    assert telling.after(arms, tmp_path) == [
+        "sweep of 4 runs: 1 finished, 1 failed, 2 left",
+        "  b seed 0: diverged in step 7",
+        "  left: a seed 1 (begun)",
+        "  left: b seed 1",
+        f"side by side: python -m pmf_lightning.report {tmp_path}",
+    ]
+
+
+def test_sweep_json_keeps_runs_of_earlier_sweeps(tmp_path):
+    finish(tmp_path / "a0")
+    old, new = [Arm("a", 0, tmp_path / "a0"), Arm("a", 1, tmp_path / "a1")], [Arm("b", 0, tmp_path / "b0")]
+    record.write(tmp_path, old, {"study": None})
+    record.write(tmp_path, new, {"study": "s"})
+    found = record.read(tmp_path)
+    assert found["study"] == "s"
+    assert [(one["run_dir"], one["state"]) for one in found["arms"]] == [("b0", "missing"), ("a0", "finished")]
+    (tmp_path / "sweep.json").write_text("{")
+    assert record.read(tmp_path) is None
+
+
+def test_the_folder_of_a_sweep(tmp_path):
+    apart, unknown = Arm("", 0, tmp_path / "a" / "b"), Arm("", 0, None)
+    assert home([apart, Arm("", 1, tmp_path / "a" / "c")], tmp_path) == tmp_path / "a"
+    assert home([apart, unknown], tmp_path / "else") == home([], tmp_path / "else") == tmp_path / "else"
+
+
+def test_another_run_in_the_way_is_seen_beforehand(tmp_path):
+    finish(tmp_path / "7")
+    asked = ["model=pmf_tiny", "seed=7", f"run_dir='{tmp_path}/${{seed}}'", "ckpt=auto"]
+    (one,) = planned(multirun(*asked))
+    assert "holds a run with another" in one.arm.error
+    assert not one.finished
+
+
+def test_what_runs_are_compared_by():
+    study = OmegaConf.create({"study": {"measure": "fid50k_jit"}})
+    assert measured(study, {"fd": 3.0, "fid50k_jit": 2}) == 2.0
+    alone = OmegaConf.create({"study": None})
+    assert measured(alone, {"fd": 3.5, "class_accuracy": 0.5}) == 3.5
+    assert measured(alone, {"fd": None, "fid5k_jit": 7.25, "fid5k": "x"}) == 7.25
+    assert measured(alone, {"fd": None}) is measured(study, {}) is None
+
+
+# --- cost
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["pmf_digits", "jit_tiny"],
+)
+def test_the_count_by_blocks_is_that_of_all_operations(model):
+    cfg = compose([f"model={model}"])
+    module = build(cfg, empty=True)
+    queues = cfg.get("queues")
+    rivals = (queues.positives, queues.negatives) if queues else (1, 0)
+    whole = step_flops(module.network, module.objective, cfg.batch, Shard(0, 1), rivals)
+    assert cost.flops_per_image(cfg) * cfg.batch == pytest.approx(whole, rel=0.02)
+
+
+def test_alike_runs_are_counted_once(monkeypatch):
+    counted = []
+    monkeypatch.setattr(cost, "flops_per_image", lambda cfg: counted.append(cfg) or 1e9)
+    arithmetic, base = cost.Arithmetic(), ["model=pmf_b16", "data=imagenet256"]
+    flops = [
+        arithmetic(compose([*base, *more])) for more in (["seed=0"], ["seed=1", "optimizer=adam"], ["images=2048"])
+    ]
+    assert len(counted) == arithmetic.counted == 1
+    assert flops == [400364 * 1024e9, 400364 * 1024e9, 2048e9]
+    arithmetic(compose([*base, "objective.prediction=u"]))
+    arithmetic(compose([*base, "data.resolution=512", "backbone.patch=32"]))
+    assert arithmetic.counted == 3
+
+
+def test_what_is_said_on_paper():
+    h200 = cost.machine("h200")
+    line = cost.on_paper([1e21, 1e21, 2e21], h200, 2)
+    days = 4e21 / (h200.peak_tflops * 1e12 * h200.share_of_peak) / 86400
+    assert f"4,000 exaFLOP of training (1,000 to 2,000 each): about {days:.3g} H200-days at 45% of peak" in line
+    assert "assumed; nothing measured there" in line
+    assert "2 of them counted, the others are like these" in line
+    assert "about 0.62 H200-hours" in cost.on_paper([1e18], h200, 1)
+    assert "each" not in cost.on_paper([1e18], h200, 1)
+
+
+def test_minutes_come_from_runs_of_the_same_arm_where_there_are_some(tmp_path):
+    done = [
+        Arm("slow", 0, finish(tmp_path / "s0", images_per_second=10.0)),
+        Arm("fast", 0, finish(tmp_path / "f0", images_per_second=100.0)),
+    ]
+    left = [(Arm("slow", 1, None), 6000), (Arm("new", 0, None), 6600)]  # 600 s, and 120 s at 55 a second
+    assert cost.by_speed(left, done).startswith("about 12 minutes of training")
+    assert cost.by_speed(left, []) is cost.by_speed([], done) is None
+    assert cost.by_speed(left, [Arm("slow", 0, finish(tmp_path / "x", images_per_second=0.0))]) is None
+
+
+def test_a_large_run_is_told_its_cost_before_its_data_are_missed(call_command, monkeypatch):
+    monkeypatch.setattr(cost, "flops_per_image", lambda cfg: 1e12)
+    status, output, errors = call_command(main, "model=pmf_b16", "data=imagenet256", "perceptual=none")
+    assert status == 2
+    assert "410 exaFLOP of training: about 10.7 H200-days at 45% of peak" in output
+    assert "set data.root" in said(errors)[0]
+    assert "exaFLOP" not in call_command(main, "model=pmf_digits", "steps=0")[1]
+
+
+def test_no_estimate_says_why(monkeypatch):
+    autoencoder = compose(["model=mae_r256", "data=imagenet256_latents"])
+    line = Sweep("h200", 0.1)._on_paper([autoencoder])
+    assert re.match(r"no estimate of its cost: mae_r256.*", line)
+
+
+# --- inputs, launchers and sweepers
+
+
+def test_on_slurm_studies_keep_their_directories(tmp_path):
+    plan = planned(multirun("launcher=slurm", "model=pmf_tiny", "seed=0,1"))
+    assert [one.arm.run_dir for one in plan] == [None, None]  # it has the number of a job that is not there yet
+    (one,) = planned(multirun("launcher=slurm", "experiment=pmf_table2", "seed=3"))
+    assert str(one.arm.run_dir) == "runs/pmf_table2/small/x-small-seed3"
+    assert one.arm.arm == "x-small"
+
+
+def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr("pmf_lightning.sweeps.inputs._look", lambda cfg: looked.append(cfg))
+    inputs = Inputs()
+    for more in ([], ["optimizer=adam"], ["data.resolution=64"]):
+        assert inputs.refusal(compose(["model=pmf_digits", *more])) is None
+    assert len(looked) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["data=shards"], "set data.root"),
+        (["data=folder", "data.root=nowhere", "data.resolution=32", "data.channels=1", "data.classes=2"], "nowhere"),
+        (["metrics=fid"], "metrics.reference"),
+        (["perceptual=lpips", "features.lpips.weights=nowhere.pth"], "nowhere.pth"),
+        (["perceptual=classifier", "objective.perceptual.classifier=1"], None),
+        ([], None),
+    ],
+)
+def test_what_is_missing(more, words):
+    reason = Inputs().refusal(compose(["model=pmf_digits", *more]))
+    assert reason is None if words is None else words in reason
+
+
+@pytest.mark.parametrize(
+    ("chosen", "module", "extra"),
+    [
+        ("launcher=joblib", "hydra_joblib_launcher", "joblib"),
+        ("sweeper=optuna", "hydra_optuna_sweeper", "optuna"),
+    ],
+)
+def test_plugins_that_are_missing_name_their_extra(monkeypatch, call_command, chosen, module, extra):
+    monkeypatch.setitem(sys.modules, f"hydra_plugins.{module}", None)
+    status, _, errors = call_command(main, "-m", chosen, "seed=0,1")
+    assert status == 2
+    assert said(errors) == [f"error: {chosen}: it needs a plugin of Hydra; pip install 'pmf_lightning[{extra}]'"]
+    assert "add -m" in call_command(main, chosen)[2]
+
+
+def test_torchrun_takes_no_sweeps(monkeypatch, call_command):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    status, _, errors = call_command(main, "-m", "seed=0,1")
+    assert status == 2
+    assert "leave torchrun out" in said(errors)[0]
+
+
+@pytest.mark.slow
+def test_joblib_trains_two_at_a_time(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    asked = ["launcher=joblib", *TINY, *NAMED, "schedule.warm_up=0,7,0.5"]
+    done = train_elsewhere(tmp_path, *asked)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in done.stdout
+    assert [one["state"] for one in record.read(tmp_path / "runs/mine")["arms"]] == ["finished", "failed", "finished"]
+    assert not list((tmp_path / "runs/mine").glob(".jobs*"))
+
+
+@pytest.mark.slow
+def test_optuna_finds_the_best_run(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    study = ["experiment=pmf_table2", "study.measure=images_per_second"]  # digits need no classifier then
+    tiny = [override for override in TINY if not override.startswith("model=")]
+    done = train_elsewhere(tmp_path, "sweeper=optuna", "hydra.sweeper.n_trials=2", *study, *tiny)
+    assert done.returncode == 0, done.stderr[-3000:]
+    best = OmegaConf.load(tmp_path / "runs/multirun/optimization_results.yaml")
+    (file,) = (tmp_path / "runs" / "multirun").glob("*/sweep.json")
+    folders = [file.parent / one["run_dir"] for one in record.read(file.parent)["arms"]]
+    assert {folder.resolve().parent for folder in folders} == {tmp_path / "runs/pmf_table2/small"}
+    speeds = [json.loads((folder / "summary.json").read_text())["images_per_second"] for folder in folders]
+    assert best.best_value == min(speeds)
+
+
+def train_elsewhere(folder, *asked):
+    root = str(run_dir.__file__).rpartition("/pmf_lightning")[0]
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", "pmf_lightning.train", "-m", *asked],
+        **{"cwd": folder, "capture_output": True, "text": True, "timeout": 500},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )
