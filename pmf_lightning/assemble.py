@@ -24,6 +24,11 @@ from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.optim.schedules import rate_factor
 
+# Options that older checkpoints do not set, with the values that these were made by.
+NEWER_OPTIONS = {
+    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
+}
+
 
 def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     """Build network, objective and optimiser of a composed configuration; the weights are a function of ``cfg.seed``.
@@ -140,11 +145,19 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
         return module, {name: {}}
     checkpoint = read_checkpoint(path)
     _refuse_foreign_code(checkpoint["config"], path)
-    module = build(OmegaConf.create(checkpoint["config"]))
+    module = build(_completed(checkpoint["config"]))
     module.load_state_dict(checkpoint["state_dict"])
     start = "network."
     raw = {key.removeprefix(start): v for key, v in checkpoint["state_dict"].items() if key.startswith(start)}
     return module.eval(), {**checkpoint["ema"], "raw": raw}
+
+
+def _completed(config: Mapping) -> DictConfig:
+    """Return a stored configuration with the options of its objective that are newer than it."""
+    config = OmegaConf.create(config)
+    older = NEWER_OPTIONS.get(config.objective["_target_"], {})
+    config.objective = {**older, **config.objective}
+    return config
 
 
 def _load_weights_folder(folder: Path, ema: str | None) -> tuple[GenerativeModule, str]:
@@ -154,7 +167,7 @@ def _load_weights_folder(folder: Path, ema: str | None) -> tuple[GenerativeModul
     if ema not in (None, about.weights):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
     _refuse_foreign_code(about.config, folder)
-    module = build(OmegaConf.create(about.config), empty=True)
+    module = build(_completed(about.config), empty=True)
     _place(module.network, stored.network, folder)
     return module.eval(), about.weights
 

@@ -108,7 +108,8 @@ def test_jit_on_any_backbone(backbone, prediction, loss):
     assert (module.objective.prediction, module.objective.loss) == (prediction, loss)
 
 
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe"}  # recipes come with their models
+# Recipes come with their models, studies with their experiments.
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe", "study"}
 
 # Two need a root; the others are what all sizes share.
 LEFT_OUT = {("data", "folder"), ("data", "shards"), *(("backbone", name) for name in ("vit", "drifting", "mae"))}

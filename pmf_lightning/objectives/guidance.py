@@ -10,16 +10,17 @@ from pmf_lightning.precision import Number
 PerSample = Float[Tensor, " b"]
 
 
-def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number) -> PerSample:
-    """Return omega in [1, omega_max] with density proportional to omega^-beta, by inversion of ``uniform``.
+def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number, omega_min: Number = 1.0) -> PerSample:
+    """Return omega in [omega_min, omega_max], density proportional to omega^-beta, by inversion of ``uniform``.
 
-    pMF and iMF, official code: beta=1 gives omega_max^U; beta=2 with omega_max=8 gives 1 / (1 - 7U/8).
+    pMF and iMF, official code: from 1 on, beta=1 gives omega_max^U; beta=2 with omega_max=8 gives 1 / (1 - 7U/8).
+    One scale for all rows, omega_min = omega_max, is MeanFlow's guidance before iMF made the scale a condition.
     """
-    top = torch.as_tensor(omega_max, dtype=uniform.dtype, device=uniform.device).log()
+    top = torch.as_tensor(omega_max / omega_min, dtype=uniform.dtype, device=uniform.device).log()
     if beta == 1:
-        return torch.exp(uniform * top)
+        return omega_min * torch.exp(uniform * top)
     power = 1 - beta
-    return torch.exp(torch.log1p(uniform * torch.expm1(power * top)) / power)
+    return omega_min * torch.exp(torch.log1p(uniform * torch.expm1(power * top)) / power)
 
 
 def scale_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: PerSample) -> PerSample:

@@ -35,6 +35,7 @@ CHOICES = {
     "derivative": get_args(Form),
     "target": ("clipped", "plain"),
     "velocity": ("head", "boundary"),
+    "tangent": ("network", "target"),
     "time_order": tuple(ORDERS),
     "free_r": ("any", "zero"),
 }
@@ -46,13 +47,16 @@ class PixelMeanFlow:
 
     Fields: ``prediction`` "x" (the network answers images) or "u" (velocities); ``noise_scale`` the standard deviation
     of the noise; ``P_mean``, ``P_std`` the logit-normal law of t and r; ``uniform_fraction`` of rows whose t and r are
-    uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_max``, ``omega_beta`` the law of
-    the guidance scale; ``label_drop`` the probability of no label; ``t_clip`` the floor of divisors; ``weight_power``,
-    ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
+    uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_min``, ``omega_max``,
+    ``omega_beta`` the law of the guidance scale; ``label_drop`` the probability of no label; ``t_clip`` the floor of
+    divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
 
     Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x; ``velocity`` v from a "head" of its own or
     at the "boundary", v = u(z, t, t), without one (iMF, step 2); ``time_order`` of tying and sorting (time_laws.py);
     ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b); ``preconditioner`` of an x-prediction;
+    ``tangent`` the direction of du/dt, the "network"'s own v (iMF, eq. 12) or the "target" v_g, e - x where nothing
+    guides it, which makes the gradient that of the original MeanFlow's loss (iMF, eq. 9 and 10); ``interval`` whether
+    the times [t_min, t_max] of guidance are drawn, or are [0, 1] in all rows (iMF before its last condition);
     ``perceptual`` the weight of each perceptual distance, which counts where t < ``t_thr`` and compares in boxes of the
     law ``crop``.
 
@@ -68,6 +72,7 @@ class PixelMeanFlow:
     P_std: Number
     uniform_fraction: Number
     tied_fraction: Number
+    omega_min: Number
     omega_max: Number
     omega_beta: Number
     label_drop: Number
@@ -77,6 +82,8 @@ class PixelMeanFlow:
     derivative: str
     target: str
     velocity: str
+    tangent: str
+    interval: bool
     time_order: str
     free_r: str
     preconditioner: Preconditioner | None
@@ -90,6 +97,11 @@ class PixelMeanFlow:
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(known)}")
         if self.preconditioner is not None and self.prediction != "x":
             raise ValueError(f"prediction={self.prediction}: a pre-conditioner makes images; take preconditioner=none")
+        if not 1 <= self.omega_min <= self.omega_max:
+            raise ValueError(
+                f"omega_min={self.omega_min} omega_max={self.omega_max}: scales begin at 1, no guidance, and "
+                "omega_max is not below omega_min"
+            )
         if not 0 < self.t_thr <= 1:
             raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
         if self.perceptual and self.crop is None:
@@ -123,9 +135,10 @@ class PixelMeanFlow:
         position = torch.arange(total)
         tied = position < int(total * self.tied_fraction)
         t, r = ORDERS[self.time_order](a, b, tied)
-        omega = guidance_scale(uniform("omega"), self.omega_max, self.omega_beta)
-        t_min = torch.where(tied, 0.0, 0.5 * uniform("t_min"))
-        t_max = torch.where(tied, 1.0, 0.5 + 0.5 * uniform("t_max"))
+        omega = guidance_scale(uniform("omega"), self.omega_max, self.omega_beta, self.omega_min)
+        whole = tied | (not self.interval)
+        t_min = torch.where(whole, 0.0, 0.5 * uniform("t_min"))
+        t_max = torch.where(whole, 1.0, 0.5 + 0.5 * uniform("t_max"))
         drop = position < (uniform("drop") < self.label_drop).sum()
         noise = keyed.normal_images(
             seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
@@ -230,7 +243,8 @@ class PixelMeanFlow:
         guided = ~draws.drop & (omega != 1)
         # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
-        ask_c, ask_u = moving | (guided & ~answered), guided
+        directed = moving if self.tangent == "network" else moving & guided  # where du/dt needs v_c
+        ask_c, ask_u = directed | (guided & ~answered), guided
         with record_function("guidance"):  # a name for profilers
             v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
 
@@ -240,12 +254,15 @@ class PixelMeanFlow:
             answer = self._velocities(network, z, t, r, *conditions, heads, attention)
             return answer["u"], answer.get("v")
 
-        tangent = v_c[_rows(moving, z)]
+        def target(v_c):
+            v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
+            return torch.where(spread(guided.to(z.device), z), v_g, v_t)
+
+        tangent = (v_c if self.tangent == "network" else target(v_c))[_rows(moving, z)]
         derive = network.derivative if isinstance(network, Compiled) else derivative
         u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative, derive)
         v_c = torch.where(spread(ask_c.to(z.device), z), v_c, v.detach())
-        v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
-        v_g = torch.where(spread(guided.to(z.device), z), v_g, v_t)
+        v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
         errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.velocity == "head" else {})

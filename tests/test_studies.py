@@ -1,0 +1,288 @@
+"""Studies at both scales: they compose, their arms are those of the table, their claims hold on the paper's numbers."""
+
+import copy
+import re
+from dataclasses import fields
+from functools import cache
+
+import pytest
+import torch
+from common import Squares
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from shrunk import BACKBONE, backbone
+
+from pmf_lightning import build, compose, draws
+from pmf_lightning.config import CONF, choices
+from pmf_lightning.costs.blank_steps import dots, further_arguments
+from pmf_lightning.reports.claims import check
+from pmf_lightning.reports.study import read_study
+from pmf_lightning.scales import SCALES
+
+STUDIES = choices("study")
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+BOTH = pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in STUDIES for scale in SCALES])
+PMF = [name for name in STUDIES if name.startswith(("pmf_", "imf_"))]
+
+
+def swept(name: str, scale: str) -> dict[str, str]:
+    """The sweep of an experiment, as its files say it."""
+    files = (CONF / "study" / f"{name}.yaml", CONF / "experiment" / scale / f"{name}.yaml")
+    params = {}
+    for file in files:
+        params |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})
+    return params
+
+
+@cache
+def composed(name: str, scale: str, groups: tuple[str, ...]) -> DictConfig:
+    return compose([f"experiment={scale}/{name}", *groups])
+
+
+@cache
+def arms(name: str, scale: str) -> list[DictConfig]:
+    """The configuration of every run of an experiment, in Hydra's order.
+
+    Composing takes a third of a second; overrides that pick no file are therefore set afterwards, as Hydra does.
+    """
+    parser, found = OverridesParser.create(), []
+    overrides = parser.parse_overrides([f"{key}={value}" for key, value in swept(name, scale).items()])
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+        groups = tuple(override for override in job if override.partition("=")[0] in GROUPS)
+        cfg = copy.deepcopy(composed(name, scale, groups))
+        for override in parser.parse_overrides([override for override in job if override not in groups]):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+        found.append(cfg)
+    return found
+
+
+def plain(cfg: DictConfig) -> dict:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+@cache
+def resolved(name: str, scale: str) -> list[dict]:
+    """What ``arms`` come to, references resolved."""
+    return [plain(cfg) for cfg in arms(name, scale)]
+
+
+@BOTH
+def test_arms_are_those_of_the_table(name, scale):
+    runs = resolved(name, scale)
+    study = runs[0]["study"]
+    assert (study["name"], study["scale"]) == (name, scale)
+    assert sorted(run["study"]["arm"] for run in runs) == sorted(study["arms"])
+    for run in runs:
+        arm, shown = run["study"]["arm"], run["study"]["columns"]
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*", arm)
+        assert run["run_dir"] == f"runs/{name}/{scale}/{arm}-seed0"
+        assert (run["ckpt"], run["seed"]) == ("auto", 0)
+        assert shown
+        assert all(value is None or isinstance(value, (str, int, float, list)) for value in shown.values())
+    assert len({str(run["study"]["columns"]) for run in runs}) == len(runs), "columns tell the arms apart"
+
+
+@BOTH
+def test_every_run_is_judged_once_at_its_end(name, scale):
+    for run in resolved(name, scale):
+        assert run["metrics"]["every_images"] >= run["steps"] * run["batch"]
+        if scale == "small":
+            assert run["study"]["measure"] == "fd"
+            assert {"classifier", "extra_steps"} <= run["metrics"].keys(), "metrics=small"
+            assert run["data"]["name"] in ("digits", "shapes"), "nothing has to be had first"
+        else:
+            assert run["study"]["measure"] == "fid"
+            assert run["metrics"]["n"] == 50000
+            assert run["data"]["classes"] == 1000
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_both_scales_compare_the_same(name):
+    small, paper = (resolved(name, scale)[0]["study"] for scale in SCALES)
+    assert swept(name, "small").keys() == swept(name, "paper").keys()
+    assert small["arms"] == paper["arms"]
+    assert small["claims"] == paper["claims"]
+    assert small["paper_measure"] == paper["paper_measure"]
+    assert "Small:" in small["note"], "the note says what stands for what"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_hold_on_the_numbers_of_the_paper(name):
+    study = read_study(resolved(name, "small")[0]["study"], name)
+    assert study.link is not None
+    assert study.claims
+    numbers = {arm: [value] for arm, value in study.paper.items()}
+    for claim in study.claims:
+        if claim.of is None:
+            finding = check(claim, numbers, study.measure)
+            unknown = [arm for arm in claim.arms if study.paper[arm] is None]
+            assert finding.holds is True or (unknown and finding.holds is None), claim.says
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_headers_give_the_command(name):
+    for file in (CONF / "study", CONF / "experiment" / "small", CONF / "experiment" / "paper"):
+        first = " ".join((file / f"{name}.yaml").read_text().splitlines()[:6])
+        assert f"python -m pmf_lightning.train -m experiment={name}" in first
+        assert ("scale=paper" in first) == (file.name != "small")
+
+
+def shrink(cfg: DictConfig) -> None:
+    """Make the network tiny; what kind it is stays."""
+    for override in OverridesParser.create().parse_overrides([*BACKBONE, "backbone.context_start=0"]):
+        if OmegaConf.select(cfg, override.key_or_group) is not None:
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+
+
+def step(cfg: DictConfig) -> None:
+    """Build an arm with a tiny network and let it take a step on made-up images."""
+    cfg = copy.deepcopy(cfg)
+    shrink(cfg)
+    module = build(cfg)
+    network, objective = module.network, module.objective
+    shape = (network.channels, network.resolution, network.resolution)
+    empty = dots(objective, 4, rivals=(2, 1))
+    made_up = {}
+    for field in fields(empty):
+        value = getattr(empty, field.name)
+        if field.name != "y":
+            numbers = draws.normal_images("tests", field.name, rows=torch.arange(value.numel()), shape=shape)
+            made_up[field.name] = numbers.view(*value.shape[:-3], *shape)
+    batch = type(empty)(y=empty.y, **made_up)
+    further = further_arguments(objective)
+    if weights := getattr(objective, "perceptual", None):
+        assert weights.keys() <= cfg.features.keys()
+        further = {"features": {name: Squares(8) for name in weights}}
+    optimizer = module.configure_optimizers()["optimizer"]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    losses = objective(network, batch, objective.draw(batch, 0, 0), **further)
+    losses.total.backward()
+    optimizer.step()
+    after = network.state_dict()
+    assert losses.total.isfinite()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[key], after[key]) for key in after)
+
+
+@BOTH
+def test_an_arm_takes_a_step(name, scale):
+    """The last one, which is another than the default's."""
+    step(arms(name, scale)[-1])
+
+
+@pytest.mark.slow
+@BOTH
+def test_every_arm_takes_a_step(name, scale):
+    for cfg in arms(name, scale):
+        step(cfg)
+
+
+# What these studies bind, beside where it comes from
+
+
+@cache
+def preset(model: str) -> dict:
+    return plain(compose([f"model={model}", "data=imagenet256"]))
+
+
+def same_recipe(run: dict, other: dict, but: tuple[str, ...] = ()) -> None:
+    for part in ("backbone", "objective", "sampling", "optimizer", "ema", "schedule", "conditions", "batch"):
+        if isinstance(run[part], dict):
+            wrong = {key for key in run[part].keys() | other[part].keys() if run[part].get(key) != other[part].get(key)}
+            assert {f"{part}.{key}" for key in wrong} <= set(but)
+        else:
+            assert run[part] == other[part]
+
+
+@pytest.mark.parametrize(("size", "model"), [("b", "pmf_b16"), ("l", "pmf_l16"), ("h", "pmf_h16")])
+def test_sizes_of_table_5_are_the_presets(size, model):
+    for cfg in arms("pmf_table5", "paper"):
+        if cfg.study.vary.size == size:
+            same_recipe(plain(cfg), preset(model), but=("backbone.bottleneck",))
+            epochs = {"short": 160, "long": 320}[cfg.study.vary.length]
+            assert cfg.images == epochs * 1_281_167
+
+
+def test_resolutions_of_table_4_are_the_presets():
+    for run, model, size in zip(resolved("pmf_table4", "paper"), ("b16", "b32", "b64"), (256, 512, 1024), strict=True):
+        other = plain(compose([f"model=pmf_{model}", f"data=imagenet{size}"]))
+        same_recipe(run, other, but=("backbone.bottleneck",))
+        assert run["data"] == other["data"]
+
+
+def test_arms_of_table_2():
+    by_arm = {run["study"]["arm"]: run for run in resolved("pmf_table2", "paper")}
+    small, large = by_arm["u-small"], by_arm["u-large"]
+    assert (small["data"]["resolution"], small["backbone"]["patch"]) == (64, 4)
+    assert (large["data"]["resolution"], large["backbone"]["patch"]) == (256, 16)
+    assert small["data"]["name"] == "imagenet64"
+    for run in by_arm.values():
+        assert run["objective"]["perceptual"] == {}
+        assert run["backbone"]["bottleneck"] is None
+        assert (run["study"]["arm"][0], run["images"]) == (run["objective"]["prediction"], 160 * 1_281_167)
+    same_recipe(by_arm["x-large"], preset("pmf_b16"), but=("backbone.bottleneck", "objective.perceptual"))
+
+
+def test_losses_of_figure_3b_are_those_of_perceptual():
+    by_arm = {run["study"]["arm"]: run["objective"] for run in resolved("pmf_figure3b", "paper")}
+    for arm, choice in {"mse": "none", "lpips": "lpips", "lpips-convnext": "paper"}.items():
+        other = compose(["model=pmf_b16", f"perceptual={choice}"])
+        assert by_arm[arm]["perceptual"] == other.objective.perceptual
+
+
+def test_optimisers_of_figure_3a():
+    rates = {cfg.study.arm: (cfg.optimizer.lr, cfg.images) for cfg in arms("pmf_figure3a", "paper")}
+    for optimizer, rate in {"muon": 1e-3, "adam": 1e-4}.items():
+        assert rates[f"{optimizer}-short"] == (rate, 160 * 1_281_167)
+        assert rates[f"{optimizer}-long"] == (rate, 320 * 1_281_167)
+
+
+def test_steps_of_imf_end_at_imf():
+    *earlier, last = arms("imf_steps", "paper")
+    other = plain(compose(["model=imf_b2", "data=imagenet256_latents"]))
+    of_batch = ("ema.half_lives_kimg", "sampling.ema", "schedule.warm_up")
+    run = plain(last)
+    assert (run.pop("batch"), other.pop("batch")) == (256, 1024)
+    same_recipe({**run, "batch": 0}, {**other, "batch": 0}, but=of_batch)
+    assert run["images"] == 240 * 1_281_167
+    first, boundary, head, omega = (build_on_meta(cfg) for cfg in earlier)
+    assert set(first.network.conditions) == set(boundary.network.conditions) == set(head.network.conditions)
+    assert set(head.network.conditions) == {"label", "h"}
+    assert set(omega.network.conditions) == {"label", "omega", "h"}
+    assert [set(m.network.heads) for m in (first, boundary, head)] == [{"u"}, {"u"}, {"u", "v"}]
+    assert [m.objective.tangent for m in (first, boundary, head, omega)] == ["target", *["network"] * 3]
+    assert head.objective.omega_min == head.objective.omega_max == 2
+    assert not omega.objective.interval
+
+
+def build_on_meta(cfg: DictConfig):
+    with torch.device("meta"):
+        return build(cfg)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "sweep"),
+    [
+        ("pmf_b16", "imagenet256", "backbone.patch=16,32"),
+        ("pmf_b16", "imagenet256", "data.resolution=256,512,1024"),
+        ("pmf_b16", "imagenet256", "objective.prediction=x,u"),
+        ("imf_b2", "imagenet256_latents", "objective.velocity=head,boundary"),
+        ("jit_b16", "imagenet256", "objective.prediction=x,eps,v"),
+    ],
+)
+def test_plain_multiruns_of_imagenet_presets(model, data, sweep):
+    (override,) = OverridesParser.create().parse_overrides([sweep])
+    for (job,) in BasicSweeper.split_arguments([override], None)[0]:
+        module = build_on_meta(compose([f"model={model}", f"data={data}", job, *backbone(model)]))
+        key, _, value = job.partition("=")
+        assert str(OmegaConf.select(OmegaConf.create(module.config), key)) == value
+
+
+@pytest.mark.parametrize("name", PMF)
+def test_folders_may_follow_the_resolution(name):
+    """What the headers of the paper's scale tell to give: one folder of shards, one reference for each resolution."""
+    given = ["data.root=/shards/imagenet${data.resolution}", "metrics.reference=/stats/imagenet${data.resolution}.npz"]
+    cfg = compose([f"experiment=paper/{name}", *given])
+    assert cfg.data.root == f"/shards/imagenet{cfg.data.resolution}"
+    assert cfg.metrics.reference == f"/stats/imagenet{cfg.data.resolution}.npz"
