@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("pmf_lightning", "torch", "lightning", "numpy")
+SWEEP = "PMF_LIGHTNING_SWEEP"  # in the environment: the arguments of a multirun, for its jobs in other processes
 _HERE = Path(__file__).resolve().parent
 
 
@@ -33,8 +34,10 @@ def provenance(accelerator: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the running command as it was typed, before anything rewrote sys.argv."""
+    """Return the running command as it was typed; in a process that a launcher made, that of its multirun."""
     name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
+    if SWEEP in os.environ and not str(name).startswith("pmf_lightning."):
+        return f"python -m pmf_lightning.train {os.environ[SWEEP]}"
     if name in sys.orig_argv:
         return shlex.join(["python", "-m", name, *sys.orig_argv[sys.orig_argv.index(name) + 1 :]])
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

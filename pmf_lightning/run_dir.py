@@ -46,13 +46,18 @@ def choose(cfg: DictConfig) -> Path:
 
 @contextmanager
 def errors_kept(cfg: DictConfig) -> Iterator[None]:
-    """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well."""
+    """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
+
+    Bad input that is refused before there is a directory leaves none, but for a run of a study, whose report says why
+    an arm is missing.
+    """
     if _is_first():
         os.environ.pop(_SHARED, None)  # of the last job of a multirun
     try:
         yield
     except Exception as error:
-        if folder := _known(cfg):
+        folder = _known(cfg)
+        if folder and (folder.is_dir() or cfg.get("study")):
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,13 @@ from hydra.types import RunMode
 
 from pmf_lightning.cache import digest
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.provenance import SWEEP
 
 MODES = ("online", "offline", "disabled")
-SWEEP = "PMF_LIGHTNING_SWEEP"  # in the environment: the arguments of a multirun, for its jobs in other processes
 _KEEP = "or keep it here for later, logger.wandb.mode=offline"
 # Arguments that say nothing of what is trained; an experiment is the group.
-_UNSAID = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale", "workers"}
+_UNSAID = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale"}
+_UNSAID |= {"sweeper", "workers"}
 _NAME, _JOB_TYPE = 128, 64  # characters that W&B takes of a name or a group, of a job type or a tag
 
 

@@ -68,8 +68,8 @@ def read(folder: Path) -> OfflineRun:
 
 def _read(folder: Path) -> OfflineRun:
     found = OfflineRun()
-    (path,) = Path(folder).glob("*.wandb")
-    for record in records(path):
+    paths = list(Path(folder).glob("*.wandb"))  # none yet: another process of W&B makes it
+    for record in records(paths[0]) if paths else ():
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found.run = record.run

@@ -259,7 +259,7 @@ def test_the_half_lives_of_from_jax():
 
 
 def test_the_latents_of_from_jax_are_those_of_the_factor():
-    line = next(arguments for command, arguments in commands_of(JAX.read_text()) if "decoder.std" in str(arguments))
+    line = next(arguments for command, arguments in commands_of(JAX.read_text()) if "latents_scaled" in str(arguments))
     decoder = compose(line).decoder
     assert list(decoder.mean) == [0, 0, 0, 0]
     assert [1 / std for std in decoder.std] == pytest.approx([0.18215] * 4, rel=1e-6)

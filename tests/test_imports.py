@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"models", "errors", "precision"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
-    "wandb_runs": {"cache", "errors"},
+    "wandb_runs": {"cache", "errors", "provenance"},
     "dashboards": {"dashboards", "errors"},
     "provenance": set(),
     "scales": {"errors"},

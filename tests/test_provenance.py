@@ -64,6 +64,11 @@ def test_a_run_records_what_it_is_made_with():
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_a_process_of_a_launcher_records_the_command_of_its_sweep(monkeypatch):
+    monkeypatch.setenv(provenance.SWEEP, "-m experiment=small/pmf_table2 seed=0,1")
+    assert provenance.command_line() == "python -m pmf_lightning.train -m experiment=small/pmf_table2 seed=0,1"
+
+
 def test_the_commit_is_the_one_of_git():
     here = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     assert here.startswith(provenance.commit() or "")
@@ -74,7 +79,10 @@ def test_the_commit_is_the_one_of_git():
     ("error", "line"), [(UserError("a=1: no"), "a=1: no"), (ValueError("b\nc"), "ValueError: b c")]
 )
 def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
-    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run")})
+    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "study": {"name": "any"}})
+    with pytest.raises(type(error)), errors_kept(OmegaConf.create({"run_dir": str(tmp_path / "none"), "study": None})):
+        raise error
+    assert not (tmp_path / "none").exists()
     with pytest.raises(type(error)), errors_kept(cfg):
         raise error
     assert (tmp_path / "run" / "error.txt").read_text() == f"{line}\n"

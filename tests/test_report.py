@@ -79,6 +79,14 @@ def test_a_log_that_a_kill_cut_short_loses_its_last_row_only(tmp_path):
     assert len(read_run(folder, tmp_path).log) == 10
 
 
+def test_what_wandb_keeps_in_a_run_directory_is_no_run(tmp_path):
+    write_study(tmp_path)
+    place = tmp_path / "x-small-seed0" / "wandb" / "run-20261122_120000-abc" / "files"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text("seed:\n  value: 0\nstudy:\n  value: null\n")
+    assert [len(arm.runs) for arm in only(tmp_path).arms] == [2, 2, 2, 2]
+
+
 def test_a_table_holds_mean_and_range_of_each_arm_in_the_papers_order(tmp_path):
     sweep = only(write_study(tmp_path))
     assert [arm.name for arm in sweep.arms] == list(ARMS)

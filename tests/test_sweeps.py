@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -19,7 +20,7 @@ from pmf_lightning.command import command
 from pmf_lightning.costs.step_flops import step_flops
 from pmf_lightning.draws import Shard
 from pmf_lightning.errors import Diverged, NotSaved, ProcessLost
-from pmf_lightning.sweeps import cost, jobs, record, telling
+from pmf_lightning.sweeps import alone, cost, jobs, record, telling
 from pmf_lightning.sweeps.arms import home, planned
 from pmf_lightning.sweeps.callback import Sweep
 from pmf_lightning.sweeps.inputs import Inputs
@@ -126,7 +127,11 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
         monkeypatch.setattr("pmf_lightning.callbacks.time_bins.TimeBinLog.on_train_batch_end", interrupt)
     else:
         monkeypatch.setattr("pmf_lightning.train.check_inputs", interrupt)
-    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warm_up=0,0.5")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warm_up=0,0.5")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 0
     assert "Traceback" not in errors
     assert "SIGINT: the sweep ends here; the same command goes on with it" in output
@@ -403,11 +408,45 @@ def test_on_slurm_studies_keep_their_directories(tmp_path):
 
 def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
     looked = []
-    monkeypatch.setattr("pmf_lightning.sweeps.inputs._look", lambda cfg: looked.append(cfg))
+    monkeypatch.setattr("pmf_lightning.sweeps.inputs._look", lambda cfg, module: looked.append(cfg))
     inputs = Inputs()
     for more in ([], ["optimizer=adam"], ["data.resolution=64"]):
         assert inputs.refusal(compose(["model=pmf_digits", *more])) is None
     assert len(looked) == 2
+
+
+def test_a_refused_run_does_not_speak_for_the_others():
+    inputs = Inputs()
+    for bad in ("backbone.patch=5", "schedule.warm_up=7", "grid.rows=0"):
+        assert bad in inputs.refusal(compose(["model=pmf_tiny", "metrics=none", bad]))
+    assert inputs.refusal(compose(["model=pmf_tiny", "metrics=none"])) is None
+
+
+def test_no_cost_of_data_that_are_not_there():
+    (one,) = planned(multirun("model=pmf_tiny", "data=shards"))
+    assert re.match(r"no estimate of its cost: .*data\.root", Sweep("h200", 0.1)._cost([one]))
+
+
+def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
+    said = OmegaConf.create({"overrides": {"task": ["launcher=joblib", "sweeper=optuna", "seed=3"]}})
+    called = []
+
+    def begin(arguments):
+        called.extend(arguments)
+        finish(tmp_path, fd=2.5)
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(alone.HydraConfig, "get", lambda: said)
+    monkeypatch.setattr(alone, "subprocess", SimpleNamespace(Popen=begin))
+    monkeypatch.setenv(jobs.RUN_DIR, "of the job before")
+    assert alone.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
+    assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
+    assert os.environ[jobs.RUN_DIR] == str(tmp_path)
+
+
+def test_the_overrides_of_a_run_are_what_a_single_run_takes():
+    (one,) = planned(multirun("launcher=joblib", "sweeper=optuna", "model=pmf_tiny", "seed=3"))
+    assert one.arm.overrides == ["model=pmf_tiny", "seed=3"]
 
 
 @pytest.mark.parametrize(

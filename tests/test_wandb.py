@@ -14,6 +14,7 @@ from shrunk import RUN
 from pmf_lightning import UserError, compose, wandb_runs
 from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.callbacks.wandb_logger import WandbRun
+from pmf_lightning.provenance import SWEEP
 from pmf_lightning.train import main, train
 from pmf_lightning.wandb_runs import Job, labels, sync_command
 
@@ -57,6 +58,7 @@ def test_labels_of_a_multirun():
     assert [one.job_type for one in found] == ["model=jit_tiny optimizer.lr=1"] * 2 + [
         "model=jit_tiny optimizer.lr=2"
     ] * 2
+    assert labels(PLAIN, Path("b"), Job(("seed=1",), ("-m", "sweeper=optuna", "seed=0,1"))).group == "seed=0,1"
     experiment = labels(PLAIN, Path("b"), Job(("experiment=four_objectives", "seed=1"), sweep))
     assert (experiment.name, experiment.group) == ("seed=1", "four_objectives")
 
@@ -170,6 +172,6 @@ def test_jobs_in_other_processes_know_their_sweep(monkeypatch):
 
     assert job(RunMode.RUN, "seed=0") == Job(("seed=0",))
     assert job(RunMode.MULTIRUN, "--multirun", "seed=3,4").sweep == ("--multirun", "seed=3,4")
-    monkeypatch.setenv(wandb_runs.SWEEP, "-m seed=0,1 'backbone.heads={u: 1}'")
+    monkeypatch.setenv(SWEEP, "-m seed=0,1 'backbone.heads={u: 1}'")
     for mode in (RunMode.RUN, RunMode.MULTIRUN):  # of a process that a launcher made
         assert job(mode, "seed=0").sweep == ("-m", "seed=0,1", "backbone.heads={u: 1}")

@@ -101,7 +101,8 @@ def read_runs(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
-    folders = {path.parent for name in ("config.yaml", "error.txt") for path in root.rglob(name)}
+    found = [path.relative_to(root).parent for name in ("config.yaml", "error.txt") for path in root.rglob(name)]
+    folders = {root / place for place in found if "wandb" not in place.parts}  # there W&B has a config.yaml of its own
     if not any((folder / "config.yaml").is_file() for folder in folders):
         raise UserError(f"{root}: there is no run below it (no config.yaml); give a folder of run directories")
     return [read_run(folder, root) for folder in sorted(folders, key=_natural)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pmf_lightning.reports.claims import Finding, check
-from pmf_lightning.reports.numbers import counted, is_number, show, show_paper, show_time, spread
+from pmf_lightning.reports.numbers import counted, higher_is_better, is_number, show, show_paper, show_time, spread
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import Table, table_of
 from pmf_lightning.reports.verdict import Verdict, compare_arms, judge, seeds_of, sentence
@@ -198,5 +198,5 @@ def _headline_arms(sweep: Sweep, findings: Sequence[Finding]) -> list[str]:
         if finding.claim.of is None:
             return list(finding.claim.arms[:4])
     spreads = _spreads(sweep)
-    ranked = sorted(spreads, key=lambda arm: spreads[arm].mean)
+    ranked = sorted(spreads, key=lambda arm: spreads[arm].mean, reverse=higher_is_better(sweep.measure or ""))
     return ranked[:1] + ranked[-1:] if len(ranked) > 1 else ranked

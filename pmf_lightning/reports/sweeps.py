@@ -8,7 +8,7 @@ from typing import Any
 
 from pmf_lightning.reports.differences import tell_apart
 from pmf_lightning.reports.numbers import Spread, is_number, spread
-from pmf_lightning.reports.runs import Run, read_runs
+from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.study import Study, read_study
 
 MEASURES = ("fid", "fd", "class_accuracy")  # of sweeps without a study: the first that any run has
@@ -36,7 +36,7 @@ class Arm:
     def state(self) -> str:
         """Of finished, failed, stopped and missing the best of its runs."""
         states = [run.state for run in self.runs] or ["failed" if self.reason else "missing"]
-        return next(state for state in ("finished", "failed", "stopped", "missing") if state in states)
+        return next(state for state in STATES if state in states)
 
     def values(self, key: str) -> list[Any]:
         """Return what the finished runs have under a key of summary.json."""

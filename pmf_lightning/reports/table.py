@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pmf_lightning.reports.numbers import higher_is_better, is_number, show_paper
-from pmf_lightning.reports.runs import Run
 from pmf_lightning.reports.sweeps import Arm, Sweep, text
 
 TITLES = {
@@ -102,7 +101,7 @@ def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
             rows.append(
                 [_name(sweep), arm.name, text(run.seed), run.state, run.reason, *shown, paper]
                 + [str(run.number(key)) if is_number(run.number(key)) else "" for key in numbers]
-                + [run.started, str(run.record.get("commit") or ""), _place(run)]
+                + [run.started, str(run.record.get("commit") or ""), run.name]
             )
         if not arm.runs:
             blank = [""] * (len(numbers) + 3)
@@ -112,7 +111,3 @@ def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 def _name(sweep: Sweep) -> str:
     return f"{sweep.name}/{sweep.study.scale}" if sweep.study else sweep.name
-
-
-def _place(run: Run) -> str:
-    return run.name

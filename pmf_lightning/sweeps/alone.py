@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning import checks, run_dir
 from pmf_lightning.sweeps.heard import HEARD
-from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun
+from pmf_lightning.sweeps.jobs import RUN_DIR, EndedBadly, in_multirun, of_one_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -35,10 +35,11 @@ def train_alone(cfg: DictConfig) -> dict:
 
     Signals go on to that process, which is given its time to save.
     """
-    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    overrides = of_one_run(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
     folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
     if cfg.run_dir is None:
         overrides.append(f"run_dir={folder}")
+    os.environ[RUN_DIR] = str(folder)  # where this job of the multirun is looked for
     process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])
     with _passing_on(process):
         code = process.wait()

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pmf_lightning import run_dir
 from pmf_lightning.config import compose, one_line
 from pmf_lightning.errors import UserError
+from pmf_lightning.sweeps.jobs import of_one_run
 from pmf_lightning.sweeps.record import Arm
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -66,17 +67,17 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 
 def _plan(job: Sequence[str], swept: Sequence[str]) -> Planned:
-    cfg = compose(job)
+    cfg, own = compose(job), of_one_run(job)
     of_job = dict(override.split("=", 1) for override in job)
     named = " ".join(f"{key}={of_job[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
     if not study and "SLURM_" in str(OmegaConf.to_container(cfg, resolve=False)["run_dir"]):
-        return Planned(Arm(named, cfg.seed, None, list(job)), cfg)  # known when the job runs
+        return Planned(Arm(named, cfg.seed, None, own), cfg)  # known when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
-        return Planned(Arm(str(study.arm) if study else named, cfg.seed, where, list(job), _in_the_way(cfg)), cfg)
+        return Planned(Arm(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(cfg)), cfg)
     except OmegaConfBaseException:  # it follows from the number of the job
-        return Planned(Arm(named, cfg.seed, None, list(job)), cfg)
+        return Planned(Arm(named, cfg.seed, None, own), cfg)
 
 
 def _in_the_way(cfg: DictConfig) -> str | None:

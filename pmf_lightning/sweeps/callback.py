@@ -18,12 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError
-from pmf_lightning.provenance import command_line
+from pmf_lightning.provenance import SWEEP, command_line
 from pmf_lightning.sweeps import cost, jobs, record, telling
 from pmf_lightning.sweeps.arms import Planned, home, kept, planned
 from pmf_lightning.sweeps.inputs import Inputs
 from pmf_lightning.sweeps.record import Arm
-from pmf_lightning.wandb_runs import SWEEP
 
 
 class Sweep(Callback):
@@ -82,10 +81,13 @@ class Sweep(Callback):
     def _cost(self, left: Sequence[Planned]) -> str | None:
         """Say what the runs that are left cost: on paper where they are large, else by the speed of finished ones."""
         cfgs = [one.cfg for one in left]
-        if any(not cost.is_small(cfg) for cfg in cfgs):
-            return self._on_paper(cfgs)
-        finished = [arm for arm in self.arms if arm.state == "finished"]
-        return cost.by_speed([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
+        try:
+            if any(not cost.is_small(cfg) for cfg in cfgs):
+                return self._on_paper(cfgs)
+            finished = [arm for arm in self.arms if arm.state == "finished"]
+            return cost.by_speed([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
+        except (UserError, OmegaConfBaseException) as error:  # a shape that follows from data which are not there
+            return f"no estimate of its cost: {one_line(error)}"
 
     def _on_paper(self, cfgs: Sequence[DictConfig]) -> str | None:
         try:

@@ -11,12 +11,13 @@ from pmf_lightning.assemble import build, make_part
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError
 from pmf_lightning.judging import check_metrics
+from pmf_lightning.module import GenerativeModule
 
-PARTS = ("data", "features", "metrics", "protocol", "extractor", "trainer")
+PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
 
 
 class Inputs:
-    """Looks for what runs need; what several need alike is looked for once."""
+    """Looks for what runs need; data and weights that several need alike are looked for once."""
 
     def __init__(self):
         self._known: dict[str, str | None] = {}
@@ -28,29 +29,30 @@ class Inputs:
         is trained or measured for it.
         """
         try:
+            checks.training(cfg)
+            module = build(cfg, empty=True)
             perceptual = list(cfg.objective.get("perceptual") or {})
             parts = [OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if cfg.get(name)]
         except (UserError, OmegaConfBaseException) as error:  # data.root may be asked for a number already
             return one_line(error)
-        key = json.dumps([perceptual, parts], sort_keys=True, default=str)
+        key = json.dumps([cfg.objective["_target_"], perceptual, parts], sort_keys=True, default=str)
         if key not in self._known:
-            self._known[key] = _objection(cfg)
+            self._known[key] = _objection(cfg, module)
         return self._known[key]
 
 
-def _objection(cfg: DictConfig) -> str | None:
+def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
     try:
-        _look(cfg)
+        _look(cfg, module)
     except (UserError, OmegaConfBaseException) as error:
         return one_line(error)
     return None
 
 
-def _look(cfg: DictConfig) -> None:
-    checks.training(cfg)
+def _look(cfg: DictConfig, module: GenerativeModule) -> None:
     source = instantiate(cfg.data)
     source.check()
-    check_metrics(cfg, source, build(cfg, empty=True))
+    check_metrics(cfg, source, module)
     for name in cfg.objective.get("perceptual") or {}:
         settings = cfg.features.get(name)
         if settings is not None and not settings.get("_partial_"):  # else it is made here where it is missing

@@ -80,6 +80,11 @@ def here() -> bool:
     return _now.here
 
 
+def of_one_run(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a job without those that a single run refuses, by which its multirun was handed out."""
+    return [one for one in overrides if one != "launcher=joblib" and not one.startswith("sweeper=")]
+
+
 def at_the_end(action: Callable[[], Any]) -> None:
     """Call ``action`` when the multirun of this process is over, also when a signal ended it."""
     _now.at_end.append(action)
@@ -117,7 +122,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             HEARD.append(signal.SIGINT)
         except Exception as error:
             code, line = exit_code(error), _said(error)
-    overrides = tuple(OmegaConf.to_container(about.overrides.task, resolve=False))
+    overrides = tuple(of_one_run(OmegaConf.to_container(about.overrides.task, resolve=False)))
     _now.outcomes.append(Outcome(about.job.num, overrides, code, line, os.environ.get(RUN_DIR)))
     if HEARD and _now.here:
         raise Stopped
