@@ -48,8 +48,8 @@ def choose(cfg: DictConfig) -> Path:
 def errors_kept(cfg: DictConfig) -> Iterator[None]:
     """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
 
-    Bad input that is refused before there is a directory leaves none, but for a run of a study, whose report says why
-    an arm is missing.
+    Bad input that is refused before there is a directory leaves none, but for ckpt=auto, as runs of a sweep have: its
+    report says why an arm is missing.
     """
     if _is_first():
         os.environ.pop(_SHARED, None)  # of the last job of a multirun
@@ -57,7 +57,7 @@ def errors_kept(cfg: DictConfig) -> Iterator[None]:
         yield
     except Exception as error:
         folder = _known(cfg)
-        if folder and (folder.is_dir() or cfg.get("study")):
+        if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)

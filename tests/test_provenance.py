@@ -79,8 +79,8 @@ def test_the_commit_is_the_one_of_git():
     ("error", "line"), [(UserError("a=1: no"), "a=1: no"), (ValueError("b\nc"), "ValueError: b c")]
 )
 def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
-    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "study": {"name": "any"}})
-    with pytest.raises(type(error)), errors_kept(OmegaConf.create({"run_dir": str(tmp_path / "none"), "study": None})):
+    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "ckpt": "auto"})
+    with pytest.raises(type(error)), errors_kept(OmegaConf.create({"run_dir": str(tmp_path / "none"), "ckpt": None})):
         raise error
     assert not (tmp_path / "none").exists()
     with pytest.raises(type(error)), errors_kept(cfg):
