@@ -142,7 +142,7 @@ def open_run(options: Mapping[str, Any], labels: Labels, folder: Path, config: M
             id=run_id,
             resume="allow",
             reinit="create_new",  # never a run that an earlier job of this process left open
-            dir=str(folder),
+            dir=str(Path(folder).resolve()),  # W&B writes from a process that may have begun in another folder
             config=dict(config),
             settings=wandb.Settings(silent=True),
         )

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,17 +58,10 @@ def records(path: Path):
 
 
 def read(folder: Path) -> OfflineRun:
-    """Read the folder "offline-run-<time>-<id>" of a closed run, of which W&B may still be writing the last lines."""
-    until = time.monotonic() + 30
-    while (found := _read(folder)).exit_code is None and time.monotonic() < until:
-        time.sleep(0.1)
-    return found
-
-
-def _read(folder: Path) -> OfflineRun:
+    """Read the folder "offline-run-<time>-<id>" of a closed run."""
+    (path,) = Path(folder).glob("*.wandb")
     found = OfflineRun()
-    paths = list(Path(folder).glob("*.wandb"))  # none yet: another process of W&B makes it
-    for record in records(paths[0]) if paths else ():
+    for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found.run = record.run

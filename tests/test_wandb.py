@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
@@ -81,7 +82,12 @@ def test_labels_fit_and_stay_different():
     assert all(getattr(found[0], part) != getattr(found[1], part) for part in ("name", "group", "job_type"))
 
 
-def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path):
+def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as moved:  # W&B's own process begins in another folder and stays there
+        moved.chdir(tmp_path / "elsewhere")
+        wandb.teardown()
+        wandb.setup()
     sweep = [*QUICK, "steps=1", "seed=0,1", "run_dir=out/${seed}"]
     status, printed, errors = call_command(main, "-m", *sweep)
     assert status == 0, errors
