@@ -1,8 +1,11 @@
-"""Folders that commands write to."""
+"""Folders that commands write to, and the names that several rooms know in them."""
 
 from pathlib import Path
 
 from pmf_lightning.errors import UserError
+
+ERROR = "error.txt"  # in the directory of a run: why the last attempt failed
+RUN_DIR = "PMF_LIGHTNING_RUN_DIR"  # in the environment: the directory that the run of this process has chosen
 
 
 def writable(folder: Path, key: str) -> Path:

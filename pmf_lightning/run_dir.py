@@ -13,11 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.checkpoint_files import LAST, is_whole, newest_whole, whole_beside
 from pmf_lightning.errors import UserError
-from pmf_lightning.folders import writable
+from pmf_lightning.folders import ERROR, RUN_DIR, writable
 
 ROOT = Path("runs")
-ERROR = "error.txt"  # why the last attempt failed
-_SHARED = "PMF_LIGHTNING_RUN_DIR"  # how rank 0 tells its choice to the processes that it starts
 
 
 def choose(cfg: DictConfig) -> Path:
@@ -26,8 +24,8 @@ def choose(cfg: DictConfig) -> Path:
     ``run_dir`` when set; else, with ``ckpt=last``, the newest run of this model and data that has a checkpoint; else a
     new one under runs/, named after model, data and the time. Raises UserError.
     """
-    if cfg.run_dir is None and not _is_first() and _SHARED in os.environ:
-        return Path(os.environ[_SHARED])
+    if cfg.run_dir is None and not _is_first() and RUN_DIR in os.environ:
+        return Path(os.environ[RUN_DIR])
     several = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if several and cfg.run_dir is None:
         raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
@@ -40,7 +38,7 @@ def choose(cfg: DictConfig) -> Path:
     writable(folder / "checkpoints", "run_dir")
     if cfg.ckpt is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to go on with it")
-    os.environ[_SHARED] = str(folder)
+    os.environ[RUN_DIR] = str(folder)
     return folder
 
 
@@ -52,7 +50,7 @@ def errors_kept(cfg: DictConfig) -> Iterator[None]:
     report says why an arm is missing.
     """
     if _is_first():
-        os.environ.pop(_SHARED, None)  # of the last job of a multirun
+        os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
     try:
         yield
     except Exception as error:
@@ -73,7 +71,7 @@ def _is_first() -> bool:
 
 def _known(cfg: DictConfig) -> Path | None:
     """Return the directory of this run, where this process is the one that writes there and knows it."""
-    folder = cfg.run_dir or os.environ.get(_SHARED)
+    folder = cfg.run_dir or os.environ.get(RUN_DIR)
     return Path(folder) if folder and _is_first() else None
 
 

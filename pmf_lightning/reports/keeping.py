@@ -12,7 +12,7 @@ import yaml
 
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
-from pmf_lightning.folders import writable
+from pmf_lightning.folders import ERROR, writable
 from pmf_lightning.reports.markdown import MADE
 from pmf_lightning.reports.names import slug
 from pmf_lightning.reports.runs import Run
@@ -51,7 +51,7 @@ def keep_runs(sweep: Sweep, folder: Path) -> None:
             if not arm.runs and arm.reason:
                 place = draft / f"{slug(arm.name)}-seed0"
                 place.mkdir(parents=True)
-                (place / "error.txt").write_text(without_paths(arm.reason) + "\n")
+                (place / ERROR).write_text(without_paths(arm.reason) + "\n")
         if old.is_dir():
             shutil.rmtree(old)
     (folder / "kept-runs").replace(old)
@@ -67,7 +67,7 @@ def _keep_run(run: Run, place: Path, rows: int | None) -> None:
     if run.record:
         _write_json(place / "run.json", run.record)
     if run.error:
-        (place / "error.txt").write_text(without_paths(run.error) + "\n")
+        (place / ERROR).write_text(without_paths(run.error) + "\n")
     if log := thinned(run.log):
         (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     if rows is not None:

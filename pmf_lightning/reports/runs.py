@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.folders import ERROR
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 STATES = ("finished", "failed", "stopped", "missing")
@@ -101,7 +102,7 @@ def read_runs(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
-    found = [path.relative_to(root).parent for name in ("config.yaml", "error.txt") for path in root.rglob(name)]
+    found = [path.relative_to(root).parent for name in ("config.yaml", ERROR) for path in root.rglob(name)]
     folders = {root / place for place in found if "wandb" not in place.parts}  # there W&B has a config.yaml of its own
     if not any((folder / "config.yaml").is_file() for folder in folders):
         raise UserError(f"{root}: there is no run below it (no config.yaml); give a folder of run directories")
@@ -111,7 +112,7 @@ def read_runs(root: Path) -> list[Run]:
 def read_run(folder: Path, root: Path) -> Run:
     """Return the run in ``folder``; raises UserError for a file that cannot be read."""
     name = folder.relative_to(root).as_posix()
-    error = folder / "error.txt"
+    error = folder / ERROR
     return Run(
         folder,
         folder.name if name == "." else name,

@@ -18,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning import checks, run_dir
+from pmf_lightning.folders import ERROR, RUN_DIR
 from pmf_lightning.sweeps.heard import HEARD
-from pmf_lightning.sweeps.jobs import RUN_DIR, EndedBadly, in_multirun, of_one_run
+from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun, of_one_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -44,7 +45,7 @@ def train_alone(cfg: DictConfig) -> dict:
     with _passing_on(process):
         code = process.wait()
     if code:
-        error = folder / "error.txt"
+        error = folder / ERROR
         said = error.read_text().strip() if error.is_file() else f"the process of the run ended with exit code {code}"
         raise EndedBadly(code if code > 0 else 1, said)
     return json.loads((folder / "summary.json").read_text())

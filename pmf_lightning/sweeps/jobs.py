@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, UserError
+from pmf_lightning.folders import RUN_DIR
 from pmf_lightning.sweeps.heard import HEARD
 
-RUN_DIR = "PMF_LIGHTNING_RUN_DIR"  # where run_dir.py leaves the directory of the run
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
 _CODES = {Diverged: 3, NotSaved: 4, ProcessLost: 5}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf_lightning.cache import atomic_write
+from pmf_lightning.folders import ERROR
 
 NAME, FORMAT = "sweep.json", 1
 
@@ -36,7 +37,7 @@ class Arm:
             return "missing"
         if not _summary(folder)["stopped_early"]:
             return "finished"
-        if (folder / "error.txt").is_file():
+        if (folder / ERROR).is_file():
             return "failed"
         return "stopped" if (folder / "config.yaml").is_file() else "missing"
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.folders import ERROR
 from pmf_lightning.sweeps.record import Arm
 
 
@@ -62,7 +63,7 @@ def _called(arm: Arm) -> str:
 
 def _kept(arm: Arm) -> str:
     """Return the reason in the run directory."""
-    return (arm.run_dir / "error.txt").read_text().strip()
+    return (arm.run_dir / ERROR).read_text().strip()
 
 
 def _several(count: int, what: str) -> str:
