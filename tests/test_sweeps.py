@@ -20,6 +20,7 @@ from pmf_lightning.command import command
 from pmf_lightning.costs.step_flops import step_flops
 from pmf_lightning.draws import Shard
 from pmf_lightning.errors import Diverged, NotSaved, ProcessLost
+from pmf_lightning.folders import RUN_DIR
 from pmf_lightning.sweeps import alone, cost, jobs, record, telling
 from pmf_lightning.sweeps.arms import home, planned
 from pmf_lightning.sweeps.callback import Sweep
@@ -242,10 +243,6 @@ def test_the_same_error_is_said_once(call_command):
     ]
 
 
-def test_the_directory_of_a_job_is_where_run_dir_leaves_it():
-    assert jobs.RUN_DIR == run_dir._SHARED
-
-
 # --- the plan
 
 
@@ -438,10 +435,10 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
 
     monkeypatch.setattr(alone.HydraConfig, "get", lambda: said)
     monkeypatch.setattr(alone, "subprocess", SimpleNamespace(Popen=begin))
-    monkeypatch.setenv(jobs.RUN_DIR, "of the job before")
+    monkeypatch.setenv(RUN_DIR, "of the job before")
     assert alone.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
     assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
-    assert os.environ[jobs.RUN_DIR] == str(tmp_path)
+    assert os.environ[RUN_DIR] == str(tmp_path)
 
 
 def test_the_overrides_of_a_run_are_what_a_single_run_takes():
