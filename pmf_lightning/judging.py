@@ -21,12 +21,17 @@ from pmf_lightning.module import GenerativeModule
 
 def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> None:
     """See before a run that what is to be measured can be; raises UserError, which names the way without."""
+    if cfg.grid.enabled and not module.objective.methods:  # an autoencoder is measured where its pictures are drawn
+        _check_held_out(source, "grid.enabled=false")
     if not cfg.metrics.enabled:
         return
     if not module.objective.methods:
         raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
     settings = make_part(cfg, "metrics")
     if not isinstance(settings, FidSettings):
+        _check_held_out(source, "metrics=none")
+        if source.classes < 2:
+            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to tell apart; set metrics=none")
         return
     try:
         extractor = make_part(cfg, "extractor")
@@ -65,6 +70,15 @@ def _opened(
     images = {"resolution": side, "channels": channels, "classes": cfg.data.classes}
     others = {"chunk": settings.chunk, "source": source, "cache_dir": cfg.cache_dir}
     return lambda device: open_evaluator(*parts, device=device, **images, **others)
+
+
+def _check_held_out(source: Source, without: str) -> None:
+    """Refuse what compares with held-out images where there are none; asking for them may have to decode all."""
+    if getattr(source, "held_out_fraction", 1) == 0:
+        raise UserError(
+            f"data.held_out_fraction=0: nothing of data={source.name} is held out to compare with; set it, for example "
+            f"to 0.01, or leave out what needs it ({without})"
+        )
 
 
 def _check_latents(settings: FidSettings, extractor: Any, source: Source) -> None:

@@ -166,6 +166,38 @@ def test_what_is_missing_is_said_before_the_run(overrides, words, cache, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def photographs(root, classes):
+    """A folder of a picture in each class, named "broken": nobody may have to decode it."""
+    for label in range(classes):
+        (root / str(label)).mkdir(parents=True)
+        (root / str(label) / "broken.png").write_bytes(b"no picture")
+    return [f"data.root={root}", "data.resolution=32", "data.channels=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "classes", "words"),
+    [
+        (["data.held_out_fraction=0"], 2, r"data.held_out_fraction=0: .*data=folder.*\(metrics=none\)"),
+        (["data.held_out_fraction=0.0"], 2, r"data.held_out_fraction=0: "),
+        ([], 1, "data=folder has no classes to tell apart; set metrics=none"),
+        (
+            ["model=mae_tiny", *backbone("mae_tiny"), "data.held_out_fraction=0"],
+            2,
+            r"data.held_out_fraction=0: .*\(grid.enabled=false\)",
+        ),
+    ],
+)
+def test_images_to_compare_with_are_missed_before_any_is_decoded(overrides, classes, words, cache, tmp_path):
+    shrunk = BASE if "mae_tiny" not in str(overrides) else []
+    data = ["data=folder", *photographs(tmp_path / "photographs", classes), f"data.cache_dir={tmp_path / 'cache'}"]
+    places = [f"cache_dir={cache}", f"run_dir={tmp_path / 'run'}"]
+    judged = [] if "mae_tiny" in str(overrides) else ["metrics=small"]
+    with pytest.raises(UserError, match=words):
+        train(compose([*shrunk, *places, *data, *judged, *overrides]))
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "cache").glob("folder-*"))
+
+
 class Latents(Digits):
     """Says that it hands out latents."""
 
