@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pmf_lightning.checkpoint_files import LAST, is_whole, newest_whole, whole_beside
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import ERROR, RUN_DIR, writable
+from pmf_lightning.locks import Held, held
 
 ROOT = Path("runs")
 
@@ -42,6 +43,21 @@ def choose(cfg: DictConfig) -> Path:
     return folder
 
 
+def sole_run(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of ``folder`` while the block runs; raises Held where one is at work there.
+
+    Of several processes of a run the first keeps it for all of them.
+    """
+    if not first_process():
+        return nullcontext()
+    return held(folder / ".lock", f"run_dir={folder}", "is training there; wait for it, or end it")
+
+
+def first_process() -> bool:
+    """Tell whether this process is the only one of its run, or of all its nodes the first."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 @contextmanager
 def errors_kept(cfg: DictConfig) -> Iterator[None]:
     """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
@@ -53,6 +69,8 @@ def errors_kept(cfg: DictConfig) -> Iterator[None]:
         os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
     try:
         yield
+    except Held:
+        raise  # what lies there is the other run's
     except Exception as error:
         folder = _known(cfg)
         if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):

@@ -23,6 +23,7 @@ from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
 from pmf_lightning.command import command
 from pmf_lightning.config import one_line
 from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.drifting import DriftingData
 from pmf_lightning.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.features import describe
@@ -66,6 +67,18 @@ def _train(cfg: DictConfig) -> dict:
         data.check_room()
     module.look_through(make_training_features(cfg, source))
     folder = run_dir.choose(cfg)
+    with run_dir.sole_run(folder):
+        return _fit(cfg, source, module, data, folder, started)
+
+
+def _fit(
+    cfg: DictConfig,
+    source: Source,
+    module: GenerativeModule,
+    data: ImageData | DriftingData,
+    folder: Path,
+    started: float,
+) -> dict:
     resume = run_dir.checkpoint_to_resume(cfg, folder)
     state = _brief(read_checkpoint(resume)) if resume else {"global_step": 0}
     if state["global_step"] >= cfg.steps and cfg.ckpt != "auto":

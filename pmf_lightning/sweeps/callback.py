@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError
+from pmf_lightning.locks import Held, held
 from pmf_lightning.provenance import SWEEP, command_line
+from pmf_lightning.run_dir import first_process
 from pmf_lightning.sweeps import cost, jobs, record, telling
 from pmf_lightning.sweeps.arms import Planned, home, kept, planned
 from pmf_lightning.sweeps.inputs import Inputs
@@ -46,7 +49,7 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what a large run costs."""
-        if _first_process() and (line := self._on_paper([config])):
+        if first_process() and (line := self._on_paper([config])):
             print(line, flush=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -70,6 +73,7 @@ class Sweep(Callback):
         lines = telling.before(self.arms, self.about, self.folder) if self.known else [telling.unknown(self.folder)]
         print("\n".join([*lines, *filter(None, [self._cost(left)])]), flush=True)
         self._refuse_hopeless(left)
+        _keep_others_out([one.arm.run_dir for one in left if one.arm.run_dir is not None])
         self.arms = [replace(arm, error=None) for arm in self.arms]
         self._write()
         os.environ[SWEEP] = shlex.join(sys.argv[1:])  # for jobs in other processes
@@ -154,9 +158,19 @@ class Sweep(Callback):
         record.write(self.folder, self.arms, self.about)
 
 
-def _first_process() -> bool:
-    """Tell whether no other process of this run says the same."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+def _keep_others_out(folders: Sequence[Path]) -> None:
+    """Keep these run directories for this sweep until it is over; end here where another one has one of them."""
+    mine = ExitStack()
+    jobs.at_the_end(mine.close)
+    for folder in folders:
+        place, doing = folder.resolve(), "has it in its sweep; wait for it, or end it, or leave this run out"
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            mine.enter_context(held(place.with_name(f".{place.name}.sweep"), f"run_dir={folder}", doing))
+        except Held as error:
+            _end(str(error))
+        except OSError:
+            continue  # the run itself will say that nothing can be written there
 
 
 def _end(line: str) -> None:

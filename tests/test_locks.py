@@ -1,0 +1,131 @@
+"""Locks: one process at a time writes to the directory of a run, and to those of a sweep; a kill leaves none behind."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from shrunk import RUN
+
+import pmf_lightning
+from pmf_lightning import locks, run_dir
+from pmf_lightning.locks import Held, held
+from pmf_lightning.train import main
+
+TINY = [*RUN, "grid.enabled=false", "steps=2"]
+NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
+HOLD = "import os, sys\nfrom pathlib import Path\nfrom pmf_lightning.locks import held\n"
+HOLD += "with held(Path(sys.argv[1]), 'it', 'is here'):\n    {}print('held', flush=True)\n    sys.stdin.read()\n"
+
+
+@contextmanager
+def holder(path, first=""):
+    """Another process that holds ``path``; ``first``: what it does besides."""
+    command = [sys.executable, "-c", HOLD.format(first), str(path)]
+    root = str(Path(pmf_lightning.__file__).parents[1])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+    )
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close(), process.stdout.close()
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path):
+    path = tmp_path / ".lock"
+    mine = (path, "it", "is here")
+    with holder(path) as other:
+        with (
+            pytest.raises(Held, match=rf"^it: process {other.pid} on .* \(since .*\) waits$"),
+            held(path, "it", "waits"),
+        ):
+            pass
+        assert path.is_file()  # the refused one has not taken it away
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with held(*mine):
+            assert re.match(rf"process {os.getpid()} .*\n$", path.read_text())
+        assert not path.exists()
+
+
+def test_what_a_killed_process_has_forked_holds_nothing(tmp_path):
+    """Workers that load data live on for some seconds."""
+    path = tmp_path / ".lock"
+    forks = "if not os.fork(): __import__('time').sleep(20), os._exit(0)\n    "
+    with holder(path, forks) as other:
+        other.kill()
+        other.wait()
+        with held(path, "it", "waits"):
+            pass
+
+
+def test_without_locks_of_the_file_system_a_warning_is_all(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    for _ in range(2):
+        with held(tmp_path / ".lock", "it", "waits"):
+            pass
+    assert capsys.readouterr().out.count("no locks in this file system (No locks available)") == 1
+
+
+def test_a_run_keeps_others_out_of_its_directory(call_command, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with holder(folder / ".lock") as other:
+        status, _, errors = call_command(main, *TINY, f"run_dir={folder}", "ckpt=auto")
+        assert status == 2
+        assert f"error: run_dir={folder}: process {other.pid} on " in errors
+        assert "is training there; wait for it, or end it" in errors
+        assert {path.name for path in files(folder)} == {".lock", "checkpoints"}  # no error.txt: it is not its run
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with run_dir.sole_run(folder):  # the first process of the run has it already
+            pass
+    monkeypatch.delenv("LOCAL_RANK")
+    assert call_command(main, *TINY, f"run_dir={folder}", "ckpt=auto")[0] == 0
+    assert not (folder / ".lock").exists()
+
+
+def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_path):
+    mine = tmp_path / "runs" / "mine"
+    mine.mkdir(parents=True)
+    with holder(mine / ".0.5-seed0.sweep") as other:
+        before = files(mine)
+        status, _, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,0.5")
+        assert status == 2
+        assert re.search(
+            rf"^error: run_dir=runs/mine/0.5-seed0: process {other.pid} on .* has it in its sweep; wait", errors, re.M
+        )
+        assert files(mine) == before
+        assert call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,0.25")[0] == 0  # others may share the folder
+    assert not (set(mine.glob(".*")) - {mine / ".0.5-seed0.sweep"})
+
+
+@pytest.mark.slow
+def test_of_two_identical_sweeps_one_is_run(tmp_path):
+    command = [sys.executable, "-m", "pmf_lightning.train", "-m", *TINY, *NAMED, "schedule.warm_up=0,0.5"]
+    root = str(Path(pmf_lightning.__file__).parents[1])
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}, "text": True}
+    both = [subprocess.Popen(command, stdout=-1, stderr=-1, **options) for _ in range(2)]
+    ends = [(*process.communicate(timeout=500), process.returncode) for process in both]
+    codes = [code for _, _, code in ends]
+    assert sorted(codes) == [0, 2], ends
+    winner, loser = codes.index(0), codes.index(2)
+    assert f"run_dir=runs/mine/0-seed0: process {both[winner].pid} on " in ends[loser][1]
+    assert "sweep of 2 runs: 2 finished, 0 failed, 0 left" in ends[winner][0]
+    for name in ("0-seed0", "0.5-seed0"):
+        assert len((tmp_path / "runs/mine" / name / "metrics.jsonl").read_text().splitlines()) == 2
