@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pmf_lightning.cache import atomic_write
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.pictures import save_curves, save_time_bins
 from pmf_lightning.sampling import OPTIONS, network_evaluations
+from pmf_lightning.sweeps.jobs import repeating
 
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
@@ -54,8 +54,7 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         draft.write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, hands.quality.titles() if hands.quality else {})
     if hands.checkpoint.stopped:
-        arguments = [a for a in sys.argv[1:] if not a.startswith(("run_dir=", "ckpt="))]
-        again = shlex.join(["python", "-m", "pmf_lightning.train", *arguments, f"run_dir={folder}", "ckpt=last"])
+        again = shlex.join(["python", "-m", "pmf_lightning.train", *repeating(folder)])
         print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
     return summary
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -140,6 +141,11 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
     folder = tmp_path / "runs" / "mine"
     assert not (folder / "0.5-seed0").exists()
     if where == "in training":
+        (line,) = (line for line in output.splitlines() if line.startswith("stopped at step"))
+        command = shlex.split(line.partition("pmf_lightning.train ")[2])
+        assert "-m" not in command
+        again = compose(command)  # of this run alone
+        assert (again.run_dir, again.schedule.warm_up, again.ckpt) == ("runs/mine/0-seed0", 0, "last")
         assert json.loads((folder / "0-seed0" / "summary.json").read_text())["stopped_early"]
         assert (folder / "0-seed0" / "checkpoints" / "last.ckpt").is_file()
     assert [one["state"] for one in record.read(folder)["arms"]] == [
@@ -433,7 +439,7 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
         finish(tmp_path, fd=2.5)
         return subprocess.Popen([sys.executable, "-S", "-c", ""])
 
-    monkeypatch.setattr(alone.HydraConfig, "get", lambda: said)
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: said)
     monkeypatch.setattr(alone, "subprocess", SimpleNamespace(Popen=begin))
     monkeypatch.setenv(RUN_DIR, "of the job before")
     assert alone.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pmf_lightning import checks, run_dir
 from pmf_lightning.folders import ERROR, RUN_DIR
 from pmf_lightning.sweeps.heard import HEARD
-from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun, of_one_run
+from pmf_lightning.sweeps.jobs import EndedBadly, asked, in_multirun
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -36,7 +35,7 @@ def train_alone(cfg: DictConfig) -> dict:
 
     Signals go on to that process, which is given its time to save.
     """
-    overrides = of_one_run(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    overrides = asked()
     folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
     if cfg.run_dir is None:
         overrides.append(f"run_dir={folder}")

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -85,6 +86,19 @@ def of_one_run(overrides: Sequence[str]) -> list[str]:
     return [one for one in overrides if one != "launcher=joblib" and not one.startswith("sweeper=")]
 
 
+def asked() -> list[str]:
+    """Return the overrides of the running job as they were typed, without those that a single run refuses."""
+    return of_one_run(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+
+
+def repeating(folder: Path) -> list[str]:
+    """Return the arguments of a command that goes on with the run of this process alone, which writes to ``folder``."""
+    given = asked() if HydraConfig.initialized() else of_one_run(sys.argv[1:])
+    arguments = [one for one in given if not one.startswith(("run_dir=", "ckpt="))]
+    submitted = ["-m"] if "launcher=slurm" in arguments else []  # it belongs to multiruns
+    return [*submitted, *arguments, f"run_dir={folder}", "ckpt=last"]
+
+
 def at_the_end(action: Callable[[], Any]) -> None:
     """Call ``action`` when the multirun of this process is over, also when a signal ended it."""
     _now.at_end.append(action)
@@ -122,8 +136,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             HEARD.append(signal.SIGINT)
         except Exception as error:
             code, line = exit_code(error), _said(error)
-    overrides = tuple(of_one_run(OmegaConf.to_container(about.overrides.task, resolve=False)))
-    _now.outcomes.append(Outcome(about.job.num, overrides, code, line, os.environ.get(RUN_DIR)))
+    _now.outcomes.append(Outcome(about.job.num, asked(), code, line, os.environ.get(RUN_DIR)))
     if HEARD and _now.here:
         raise Stopped
     if code and not _now.here and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
