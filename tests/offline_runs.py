@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEAD = 32768, 7  # bytes; each piece of a record begins with its checksum, length and kind
+PATIENCE = 30  # seconds
 WHOLE, FIRST, LAST = 1, 2, 4
 
 
@@ -49,6 +51,8 @@ def records(path: Path):
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
         piece = data[at + HEAD : at + HEAD + length]
+        if len(piece) < length:  # it is being written
+            return
         at += HEAD + length
         parts = [piece] if kind in (WHOLE, FIRST) else [*parts, piece]
         if kind in (WHOLE, LAST):
@@ -58,8 +62,18 @@ def records(path: Path):
 
 
 def read(folder: Path) -> OfflineRun:
-    """Read the folder "offline-run-<time>-<id>" of a closed run."""
+    """Read the folder "offline-run-<time>-<id>" of a closed run.
+
+    W&B writes from a process of its own, which may get to the last records when the run is closed already.
+    """
     (path,) = Path(folder).glob("*.wandb")
+    until = time.monotonic() + PATIENCE
+    while (found := _contents(path)).exit_code is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
+
+
+def _contents(path: Path) -> OfflineRun:
     found = OfflineRun()
     for record in records(path):
         kind = record.WhichOneof("record_type")

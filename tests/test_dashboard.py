@@ -114,13 +114,24 @@ def _panels(layout, kind):
     return [panel for section in layout.sections for panel in section.panels if isinstance(panel, kind)]
 
 
-def test_a_search_is_a_run_of_its_own(tmp_path, monkeypatch, capsys):
-    quiet_and_offline(monkeypatch)
-    picture = save_grid(torch.zeros(2, 1, 8, 8), 2, tmp_path / "grid.png")
+def send_search(folder, picture):
     found = {"best": RECORDS[2], "tried": RECORDS, "maps": picture, "lines": picture, "samples": picture}
     study = {"name": "jit_table2", "scale": "small", "arm": "x"}
     config = {"name": "jit_tiny", "data": {"name": "digits"}, "study": study}
-    send(found, {**dict.fromkeys(("entity", "group", "name", "mode")), "project": "p"}, tmp_path, config)
+    send(found, {**dict.fromkeys(("entity", "group", "name", "mode")), "project": "p"}, folder, config)
+
+
+def test_a_search_that_cannot_be_sent_whole_has_failed(tmp_path, monkeypatch):
+    quiet_and_offline(monkeypatch)
+    with pytest.raises(FileNotFoundError):
+        send_search(tmp_path, tmp_path / "no.png")
+    (session,) = sessions(tmp_path)
+    assert read(session).exit_code == 1
+
+
+def test_a_search_is_a_run_of_its_own(tmp_path, monkeypatch, capsys):
+    quiet_and_offline(monkeypatch)
+    send_search(tmp_path, save_grid(torch.zeros(2, 1, 8, 8), 2, tmp_path / "grid.png"))
     (session,) = sessions(tmp_path)
     sent = read(session)
     drawn = ("guidance/omega", "guidance/1k 1xaverage/t0-1", "guidance/1k 1xaverage/t0.1-0.7")

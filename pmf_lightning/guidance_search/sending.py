@@ -28,16 +28,18 @@ def send(found: Mapping[str, Any], options: Mapping[str, Any], out: Path, config
     settings = {"best": {"ema": best.point.ema, **best.point.options}, **config}
     run_id = wandb_runs.new_id()
     run = wandb_runs.open_run({**options, "name": name}, labels, out, settings, run_id)
-    run.define_metric("guidance/*", step_metric="guidance/omega")
+    complete = False
     try:
+        run.define_metric("guidance/*", step_metric="guidance/omega")
         for row in rows(found["tried"]):
             run.log(row)
         run.log({key: wandb.Image(str(found[name])) for name, key in PICTURES.items()})
         for name in ("best", "final", "unguided"):
             if name in found:
                 run.summary[f"guidance/{name}"] = found[name].fid
+        complete = True
     finally:
-        run.finish()
+        run.finish(exit_code=0 if complete else 1)
     if wandb_runs.is_offline(run):
         print(f"W&B has nothing of this search yet; send it: {wandb_runs.sync_command(out, run_id)}")
 
