@@ -324,6 +324,17 @@ def test_several_sweeps_have_a_section_each_and_a_comparison_on_top(tmp_path, on
     assert [row["sweep"] for row in rows] == ["pmf_table2/small"] * 8 + ["pmf_table2/paper"] * 8 + ["loose"] * 2
 
 
+def test_sweeps_of_one_name_have_pictures_of_their_own(tmp_path, only_samples):
+    for place, patches in (("a", (4, 8)), ("b", (16, 32))):
+        for patch in patches:
+            write_run(tmp_path / place / "mine" / f"{patch}", patch, float(patch), backbone={"patch": patch})
+    out = tmp_path / "out"
+    main([str(tmp_path / "a" / "mine"), str(tmp_path / "b" / "mine"), "--out", str(out)])
+    files = re.findall(r"!\[.*?\]\((.*?)\)", (out / "report.md").read_text())
+    assert files == ["mine-samples.png", "mine-2-samples.png"]
+    assert len({(out / file).read_bytes() for file in files}) == 2
+
+
 @pytest.mark.parametrize("grey", [True, False])
 def test_samples_are_cut_pixel_for_pixel(tmp_path, grey, only_samples):
     for patch in (4, 8):
@@ -432,6 +443,18 @@ def test_keeping_again_replaces_what_was_kept(tmp_path, only_samples):
     main([str(tmp_path / "runs"), "--keep", str(folder)])
     assert [path.name for path in (folder / "runs").iterdir()] == ["x-small-seed0"]
     assert only(folder).arms[0].spread("fd").mean == 3
+
+
+def test_arms_whose_names_make_one_file_name_are_all_kept(tmp_path, only_samples):
+    for number, kind in enumerate(("a/b", "a b", "c")):
+        write_run(tmp_path / "runs" / f"{number}", 0, float(number), backbone={"kind": kind})
+    main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
+    assert {path.name for path in (tmp_path / "kept" / "runs").iterdir()} == {
+        *("kind-a-b-seed0", "kind-a-b-2-seed0", "kind-c-seed0")
+    }
+    assert {arm.name: arm.spread("fd").mean for arm in only(tmp_path / "kept").arms} == {
+        **{"kind a/b": 0.0, "kind a b": 1.0, "kind c": 2.0}
+    }
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)

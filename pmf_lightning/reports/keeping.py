@@ -14,7 +14,7 @@ from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import ERROR, writable
 from pmf_lightning.reports.markdown import MADE
-from pmf_lightning.reports.names import slug
+from pmf_lightning.reports.names import slugs
 from pmf_lightning.reports.runs import Run
 from pmf_lightning.reports.strips import rows_of, run_of_samples, save_small, strip_of
 from pmf_lightning.reports.sweeps import Sweep
@@ -43,18 +43,17 @@ def keep_runs(sweep: Sweep, folder: Path) -> None:
         raise UserError(f"--keep {folder}: the runs lie there themselves; name another folder")
     writable(folder, "--keep")
     old = folder / "runs"
-    with atomic_write(folder / "kept-runs") as draft:
-        for arm in sweep.arms:
+    with atomic_write(old) as draft:
+        for arm, name in zip(sweep.arms, slugs([arm.name for arm in sweep.arms]), strict=True):
             shown = run_of_samples(arm)
             for run in arm.runs:
-                _keep_run(run, draft / f"{slug(arm.name)}-seed{run.seed}", rows_of(sweep) if run is shown else None)
+                _keep_run(run, draft / f"{name}-seed{run.seed}", rows_of(sweep) if run is shown else None)
             if not arm.runs and arm.reason:
-                place = draft / f"{slug(arm.name)}-seed0"
+                place = draft / f"{name}-seed0"
                 place.mkdir(parents=True)
                 (place / ERROR).write_text(without_paths(arm.reason) + "\n")
         if old.is_dir():
             shutil.rmtree(old)
-    (folder / "kept-runs").replace(old)
 
 
 def _keep_run(run: Run, place: Path, rows: int | None) -> None:

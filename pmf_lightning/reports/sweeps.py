@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf_lightning.reports.differences import tell_apart
+from pmf_lightning.reports.names import slug
 from pmf_lightning.reports.numbers import Spread, is_number, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.study import Study, read_study
@@ -106,10 +107,8 @@ def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
 def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
     """Return what an arm died of that never got as far as a configuration, by the name of its directory."""
     parents = {run.folder.parent for run in runs}
-    return (
-        next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(f"{arm}-seed")), "")
-        or ""
-    )
+    names = (f"{arm}-seed", f"{slug(arm)}-seed")  # of a run, of a kept one
+    return next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(names)), "") or ""
 
 
 def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:

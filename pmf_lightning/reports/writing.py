@@ -9,7 +9,7 @@ from pathlib import Path
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.folders import writable
 from pmf_lightning.reports.markdown import to_markdown
-from pmf_lightning.reports.names import slug
+from pmf_lightning.reports.names import slugs
 from pmf_lightning.reports.page import to_html
 from pmf_lightning.reports.plots import save_curves, save_measure
 from pmf_lightning.reports.section import Picture, Section, section_of
@@ -38,7 +38,10 @@ def write_report(
 ) -> Written:
     """Write the report of ``sweeps`` into ``out``; ``text`` names the markdown file, ``closing`` is its last line."""
     writable(out, "--out")
-    sections = [_section(sweep, out, alone=len(sweeps) == 1) for sweep in sweeps]
+    sections = [section_of(sweep) for sweep in sweeps]
+    starts = [f"{name}-" for name in slugs([section.name for section in sections])] if len(sweeps) > 1 else [""]
+    for section, sweep, start in zip(sections, sweeps, starts, strict=True):
+        _draw(section, sweep, out, start)
     heading = f"{len(sweeps)} sweeps"
     files = [_write(out / text, to_markdown(sections, heading, closing))]
     if page:
@@ -58,16 +61,15 @@ def to_csv(sweeps: Sequence[Sweep]) -> str:
     return stream.getvalue()
 
 
-def _section(sweep: Sweep, out: Path, alone: bool) -> Section:
-    section = section_of(sweep)
+def _draw(section: Section, sweep: Sweep, out: Path, start: str) -> None:
+    """Draw the pictures of a sweep, their names begin with ``start``, and hang them into its section."""
     for name, (save, title, kind) in PICTURES.items():
-        file = name if alone else f"{slug(section.name)}-{name}"
+        file = f"{start}{name}"
         if save(sweep, out / file) is not None:
             words = title.format(measure=sweep.measure, paper=" beside the paper's" if sweep.study else "")
             section.pictures.append(Picture(words, file, kind))
         else:
             (out / file).unlink(missing_ok=True)  # of an earlier report
-    return section
 
 
 def _write(path: Path, content: str) -> Path:
