@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from features_of_tests import Tiny, noise_levels, of_config, protocol, write_pngs
+from tiny_shards import numbered, write_shards
 
 from pmf_lightning.config import compose
 from pmf_lightning.data.crop import CROP_RULE
 from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.shards import Shards
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.dinov2 import DinoV2
 from pmf_lightning.evaluation.features import extract, file_sha256
@@ -298,6 +300,23 @@ def test_some_of_the_images_chosen_by_chance():
     assert places == sorted(set(places)) != list(range(10))
     with pytest.raises(UserError, match="n=31: the training split of shelf has 30 images"):
         split_statistics(Shelf(), Tiny(), 31, 3, 10, CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_records_are_one_line_whoever_reads(tmp_path, workers):
+    write_shards(tmp_path, numbered(12), np.arange(12) % 4, 12)
+    tar = tmp_path / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"NUMPY", b"MUMPY"))
+    shards = Shards("shards", str(tmp_path), 4, 3, 4, held_out_fraction=0, max_bad=0.1)
+    with pytest.raises(UserError, match=r"cannot be read.*verify=true") as refused:
+        split_statistics(shards, Tiny(), None, 4, 0, CPU, workers)
+    assert "\n" not in str(refused.value)
+
+
+def test_measuring_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    split_statistics(Shelf(), Tiny(), None, 8, 0, CPU)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(

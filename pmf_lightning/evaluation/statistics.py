@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pmf_lightning import draws
 from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
 from pmf_lightning.data.crop import CROP_RULE
 from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.whole_batches import read, tally_of
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.evaluator import measure
 from pmf_lightning.evaluation.features import Extractor
-from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, together
+from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, rank_and_world, together
 from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, load_reference
 
 FORMAT = "pmf_lightning statistics 1"
@@ -83,10 +83,10 @@ def _pixels(source: Source) -> Any:
 
 
 def _read_ahead(split: Any, rows: Tensor | None, n: int, chunk: int, workers: int) -> Iterator[Tensor]:
-    """Yield the images of this rank's chunks in order."""
+    """Yield the images of this rank's chunks in order; UserError where too many records cannot be read."""
     wanted = torch.arange(n) if rows is None else rows
     batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, chunk)]
-    for images, _ in DataLoader(split, batch_sampler=batches, num_workers=workers):
+    for images, _, _ in read(split, batches, workers, tally_of(split, rank_and_world()[1])):
         yield images
 
 
