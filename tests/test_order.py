@@ -1,3 +1,7 @@
+import multiprocessing
+import signal
+import subprocess
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -207,6 +211,28 @@ def test_loading_leaves_the_global_generators_alone(workers):
     assert images.shape == (4, 1, 2, 2)
     assert images[:, 0, 0, 0].tolist() == micro_batch_indices(IMAGES, 8, 5, 3, Shard(0, 2))
     assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
+def test_a_signal_to_all_processes_does_not_end_those_that_load(number):
+    """As Ctrl-C, timeout and SLURM send it: the run needs the rest of its step, and ends them itself."""
+    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=2)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=4)
+    others = set(multiprocessing.active_children())
+    stream = iter(data.train_dataloader())
+    next(stream)
+    loading = set(multiprocessing.active_children()) - others
+    assert len(loading) == 2
+    sender = "import os, sys; [os.kill(int(pid), int(sys.argv[1])) for pid in sys.argv[2:]]"
+    pids = [str(process.pid) for process in loading]
+    subprocess.run([sys.executable, "-c", sender, str(int(number)), *pids], check=True)
+    seen = [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(11)]
+    assert seen == [micro_batch_indices(IMAGES, 8, 5, i // 4, Shard(i % 4, 4)) for i in range(1, 12)]
+    del stream
+    for process in loading:
+        process.terminate()  # as at the exit of a run that broke off
+        process.join(timeout=20)
+        assert process.exitcode == 0
 
 
 def test_second_rank_loads_its_own_share():

@@ -1,5 +1,8 @@
 """Batches in a given order, whole, put together where they are read: in this process or in loading processes."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +45,24 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+def unhurried(worker: int) -> None:
+    """Let a loading process work on while its run stops, until the run itself ends it.
+
+    A terminal, ``timeout`` and SLURM signal all processes of a run, which still needs the rest of its step.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and there SIGTERM ends it at once
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_the_parent, daemon=True).start()
+
+
+def _end_by_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def tally_of(images: Images, processes: int) -> Tally | None:
     """Return a fresh count of bad records for one of so many processes that share an epoch; None where none can be."""
     return images.tally.afresh(processes) if isinstance(images, ShardImages) else None
@@ -60,6 +81,7 @@ def read(
         collate_fn=as_it_is,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=unhurried,
         generator=generator("workers"),  # else the seed of the workers comes from the global generator
     )
     for found, labels, bad, indices in loader:
