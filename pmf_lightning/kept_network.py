@@ -43,9 +43,10 @@ def _load(path: Path, network: Kept, what: str) -> Kept | None:
 
 
 def checksum(network: nn.Module) -> str:
-    """Return hex digits of all weights of a network."""
-    numbers = torch.cat([weight.detach().flatten() for weight in network.state_dict().values()])
-    return hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()  # torch.load misses flipped bits
+    """Return hex digits of all weights of a network, wherever it is and of whatever type."""
+    numbers = torch.cat([weight.detach().cpu().flatten() for weight in network.state_dict().values()])
+    content = numbers.view(torch.uint8).numpy()  # numpy knows no bfloat16
+    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load misses flipped bits
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Scores and how they are made: names, quantisers, moments, distances, ranks, and torch-fidelity beside them."""
 
+import functools
 import os
 import socket
 import traceback
@@ -351,6 +352,33 @@ def test_any_module_makes_features(real):
     assert ModuleFeatures("means", other, 3, 4).fingerprint() != module.fingerprint()
     with pytest.raises(UserError, match=r"extractor.features=4: extractor means made \(4, 3\)"):
         extract(ModuleFeatures("means", Means(), 4, 4).open(CPU), images, 4, CPU)
+
+
+class Elsewhere(torch.Tensor):
+    """Stands in for weights on a GPU: numpy cannot have them before they come to the CPU."""
+
+    def numpy(self, *_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_fingerprint_is_the_same_wherever_the_module_is():
+    here, there = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    there.load_state_dict(here.state_dict())
+    for name, weight in here.named_parameters():
+        there.register_parameter(name, torch.nn.Parameter(weight.detach().as_subclass(Elsewhere)))
+    assert isinstance(there.state_dict()["bias"], Elsewhere)
+    words = ModuleFeatures("means", here, 3, 4).fingerprint()
+    assert ModuleFeatures("means", there, 3, 4).fingerprint() == words
+    assert ModuleFeatures("means", here.bfloat16(), 3, 4).fingerprint() != words
+
+
+def test_objects_that_can_be_called_are_features_too():
+    averages = functools.partial(torch.mean, dim=(1, 2, 3), keepdim=False)
+    assert ModuleFeatures("means", averages, 1, 4).fingerprint() == "means functools.partial"
+    assert ModuleFeatures("means", torch.relu, 1, 4).fingerprint().endswith("relu")
 
 
 # Ranks

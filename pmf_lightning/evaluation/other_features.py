@@ -84,7 +84,7 @@ class ModuleFeatures:
 
     def fingerprint(self) -> str:
         """Return words of the module and its weights."""
-        kind = type(self.module) if isinstance(self.module, nn.Module) else self.module
+        kind = self.module if hasattr(self.module, "__qualname__") else type(self.module)  # else it is an object
         weights = checksum(self.module)[:16] if isinstance(self.module, nn.Module) and self.module.state_dict() else ""
         return f"{self.name} {kind.__module__}.{kind.__qualname__} {weights}".rstrip()
 
