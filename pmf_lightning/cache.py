@@ -19,7 +19,10 @@ def cache_root(cache_dir: str | None) -> Path:
 
     Raises UserError when the folder cannot be made or written.
     """
-    root = Path(cache_dir or platformdirs.user_cache_dir("pmf_lightning")).expanduser().absolute()
+    try:
+        root = Path(cache_dir or platformdirs.user_cache_dir("pmf_lightning")).expanduser().absolute()
+    except RuntimeError as error:  # in containers, where HOME is not set and nobody knows the user
+        raise UserError(f"cache folder: {error}; or set PMF_CACHE to a folder that can be written") from error
     try:
         root.mkdir(parents=True, exist_ok=True)
         writable = os.access(root, os.W_OK | os.X_OK)

@@ -229,6 +229,11 @@ def test_cache_folder(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written: set PMF_CACHE"):
         cache_root(str(tmp_path / "file"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user of whom the machine knows nothing, as in a container
+    with pytest.raises(UserError, match="cache folder: .*home directory.* or set PMF_CACHE"):
+        cache_root(None)
 
 
 def test_atomic_write(tmp_path):
