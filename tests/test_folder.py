@@ -232,7 +232,7 @@ def test_cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user of whom the machine knows nothing, as in a container
-    with pytest.raises(UserError, match="cache folder: .*home directory.* or set PMF_CACHE"):
+    with pytest.raises(UserError, match=r"cache folder: .*home directory.* or set PMF_CACHE"):
         cache_root(None)
 
 
