@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from hydra.utils import get_class
@@ -57,9 +58,14 @@ def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
     return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in half_lives_kimg]
 
 
-def guidance(*, omega: Number, t_min: Number, t_max: Number, steps: int, prefix: str = "") -> None:
-    """Check what a sampler is asked for; raises UserError."""
-    if omega < 1:
+def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:
+    """Check what a sampler is asked for, which a command line may have made anything; raises UserError."""
+    for name, value in (("omega", omega), ("t_min", t_min), ("t_max", t_max)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{prefix}{name}={value}: give one number")
+    if type(steps) is not int:
+        raise UserError(f"{prefix}steps={steps}: give one whole number")
+    if not omega >= 1:  # which no number that is none is
         raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
     if not 0 <= t_min <= t_max <= 1:
         raise UserError(f"{prefix}t_min={t_min} {prefix}t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
@@ -67,8 +73,10 @@ def guidance(*, omega: Number, t_min: Number, t_max: Number, steps: int, prefix:
         raise UserError(f"{prefix}steps={steps}: at least one network evaluation is needed")
 
 
-def classes(chosen: list[int], known: int) -> None:
+def classes(chosen: Any, known: int) -> None:
     """Check class numbers; raises UserError."""
+    if not isinstance(chosen, list) or any(type(label) is not int for label in chosen):
+        raise UserError(f"classes={chosen}: give a list of numbers, such as classes=[3] or classes=[3,7]")
     if not chosen:
         raise UserError("classes=[]: name at least one class, or leave it out for all")
     wrong = [label for label in chosen if not 0 <= label < known]

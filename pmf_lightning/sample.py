@@ -36,7 +36,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     module = load_checkpoint(cfg.ckpt, cfg.ema)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
-    classes = list(range(module.network.classes)) if cfg.classes is None else list(cfg.classes)
+    classes = list(range(module.network.classes)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
     checks.classes(classes, module.network.classes)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
     images = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
