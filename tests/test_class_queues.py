@@ -103,7 +103,8 @@ def test_free_memory_is_the_least_of_machine_and_container(monkeypatch, tmp_path
     monkeypatch.setattr(room_left, "MACHINE_MEMORY", machine)
     monkeypatch.setattr(room_left, "GROUP_MEMORY", tmp_path)
     assert room_left.free_memory() == 1_024_000
-    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.current").write_text("100300\n")  # nearly all of it are shards that were read
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 100000\ninactive_file 60000\nactive_file 40000\n")
     for limit, expected in (("max\n", 1_024_000), ("1000\n", 700), ("200\n", 0), ("9999999\n", 1_024_000)):
         (tmp_path / "memory.max").write_text(limit)
         assert room_left.free_memory() == expected

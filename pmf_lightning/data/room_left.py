@@ -14,10 +14,16 @@ def free_memory() -> int:
     try:
         limit, used = ((GROUP_MEMORY / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":
-            amounts.append(max(0, int(limit) - int(used)))
+            amounts.append(max(0, int(limit) - int(used) + _cached_files()))
     except (OSError, ValueError):
         pass  # no such limit here
     return min(amounts)
+
+
+def _cached_files() -> int:
+    """Return the bytes of files that the group was charged for by reading them; the system takes them back at need."""
+    counts = dict(line.split() for line in (GROUP_MEMORY / "memory.stat").read_text().splitlines())
+    return sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def _of_the_machine() -> int:
