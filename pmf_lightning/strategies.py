@@ -92,10 +92,10 @@ class FullySharded(DDPStrategy):
         self.accelerator.setup(trainer)
         module = self.lightning_module
         self.precision_plugin.convert_module(self.model)
+        self.model_to_device()  # first: NCCL compares nothing that lies on the CPU
         refuse_different_starts(module.network)
         self._plain = _without_weights(module.network)
         shard(module.network, init_device_mesh(self.root_device.type, (self.world_size,)), self._policy)
-        self.model_to_device()
         self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 

@@ -5,13 +5,14 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from lightning import Callback
+from lightning import Callback, Trainer
 from matplotlib import pyplot as plt
 from ranks import together
 from torch import nn
@@ -19,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training import fit
 
-from pmf_lightning import MuonAdam, UserError, compose, draws, run_dir, train
+from pmf_lightning import MuonAdam, UserError, compose, draws, run_dir, strategies, train
 from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.config import CONF
 from pmf_lightning.objectives.forward_mode import derivative
@@ -205,6 +206,22 @@ def test_all_devices_skip_the_step_that_one_spoils(kind, tmp_path):
         assert math.isnan(run.losses[1])
         assert apart(run.weights[1], run.weights[2]) == 0
         assert apart(run.weights[2], run.weights[3]) > 0
+
+
+def test_weights_are_on_their_device_before_devices_compare_them(monkeypatch):
+    """NCCL, unlike gloo, has no way to send what lies on the CPU."""
+    strategy, done = FullySharded(None), []
+    strategy.accelerator = SimpleNamespace(setup=lambda trainer: None)
+    monkeypatch.setattr(FullySharded, "lightning_module", SimpleNamespace(network=None))
+    monkeypatch.setattr(strategy, "model_to_device", lambda: done.append("moved"))
+
+    def compare(network):
+        raise UserError("compared")
+
+    monkeypatch.setattr(strategies, "refuse_different_starts", compare)
+    with pytest.raises(UserError, match="compared"):
+        strategy.setup(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+    assert done == ["moved"]
 
 
 SHAPES = [(5, 3), (3, 5), (8, 8), (5, 3), (1, 4), (5, 3), (2, 9)]  # rows that two ranks cannot share evenly, or at all
