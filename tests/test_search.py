@@ -251,6 +251,21 @@ def test_a_repeated_search_measures_what_is_missing_alone(found, trained, cache,
     assert len(measured) == 3  # another seed is another number
 
 
+def test_scores_beside_other_real_features_are_other_scores(found, trained, cache, tmp_path):
+    (kept,) = (cache / "statistics").glob("*.npz")
+    with np.load(kept) as arrays:
+        parts = {name: arrays[name] for name in arrays.files}
+    np.savez(tmp_path / "stats.npz", **{name: parts[name] for name in ("mu", "sigma", "about")})
+    asked = [f"reference={tmp_path}/stats.npz", "omega=[3]", "intervals=[[0,1]]", "ema=[2k]"]
+    bare = search(trained, cache, tmp_path / "out", *asked)
+    np.savez(tmp_path / "stats.npz", **parts)
+    full = search(trained, cache, tmp_path / "out", *asked)
+    assert full["tried"] == bare["tried"]  # distances of moments are the same, and not measured again
+    for name in ("final", "unguided"):
+        assert bare[name].scores["kid"] is None
+        assert full[name].scores["kid"] is not None
+
+
 def test_the_commands_of_best_json_compose(found):
     best = json.loads((found[0] / "best.json").read_text())
     for name in ("evaluate", "sample"):

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
+from pmf_lightning.cache import digest
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.ranks import rank_and_world
+from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.guidance_search.measure import Bench
 from pmf_lightning.guidance_search.points import Axes, Point
 from pmf_lightning.guidance_search.records import Record
@@ -41,5 +43,11 @@ def try_all(
 
 def measure_last(bench: Bench, best: Point, n: int, evaluator: Evaluator) -> dict[str, Record]:
     """Measure the best point with ``n`` images and all scores ("final"), and the same "unguided"."""
-    points = {"final": best, "unguided": replace(best, omega=1)}
-    return {name: bench.measure(point, n, evaluator, "all scores") for name, point in points.items()}
+    points, what = {"final": best, "unguided": replace(best, omega=1)}, _all_scores(evaluator.reference)
+    return {name: bench.measure(point, n, evaluator, what) for name, point in points.items()}
+
+
+def _all_scores(reference: Reference) -> str:
+    """Say what is measured: some scores compare with features of real images, which moments do not tell apart."""
+    compared = reference.images if reference.features is None else reference.features
+    return "all scores" if compared is None else f"all scores, beside {digest(compared.numpy().tobytes().hex())}"
