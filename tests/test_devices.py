@@ -160,6 +160,8 @@ class Injury(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if isinstance(pl_module.objective, _Spoiled):
             pl_module.objective = pl_module.objective.whole
+        if self.what == "overflow" and batch_idx == 2:
+            next(pl_module.network.parameters()).data.fill_(math.inf)
 
 
 class _Spoiled:
@@ -175,9 +177,10 @@ class _Spoiled:
         return losses
 
 
-def injured(folder, kind, what):
+def injured(folder, kind, what, *overrides):
+    short = [f"trainer={kind}", "steps=3", *overrides]
     try:
-        return fit("pmf_tiny", f"{folder}/{what}", f"trainer={kind}", "steps=3", at=(1, 2, 3), more=[Injury(what)])
+        return fit("pmf_tiny", f"{folder}/{what}", *short, at=(1, 2, 3), more=[Injury(what)])
     except UserError as error:
         return str(error)
 
@@ -206,6 +209,12 @@ def test_all_devices_skip_the_step_that_one_spoils(kind, tmp_path):
         assert math.isnan(run.losses[1])
         assert apart(run.weights[1], run.weights[2]) == 0
         assert apart(run.weights[2], run.weights[3]) > 0
+
+
+def test_weights_past_help_end_all_devices(tmp_path):
+    """When it is refused to save them, within a window of the log by time: no device waits for sums of the others."""
+    for told in together(2, injured, str(tmp_path), "ddp", "overflow", "log_every_steps=10", timeout=60):
+        assert re.match(r"step 3: the weights are not finite and are not saved", told), told
 
 
 def test_weights_are_on_their_device_before_devices_compare_them(monkeypatch):

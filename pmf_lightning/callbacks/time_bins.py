@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from pmf_lightning.diagnostics import TimeBins
@@ -65,6 +66,6 @@ class TimeBinLog(Callback):
         return self.bins.take(partial(trainer.strategy.reduce, reduce_op="sum"))
 
     def _keep(self, trainer: Trainer, tables: dict) -> None:
-        if trainer.is_global_zero:
-            device = trainer.strategy.root_device
-            self.bins.tables = {name: table.to(device, copy=True) for name, table in tables.items()}
+        """Let the first device have the sums; the others have zeros, since all must have the same names to add up."""
+        mine, device = (torch.clone if trainer.is_global_zero else torch.zeros_like), trainer.strategy.root_device
+        self.bins.tables = {name: mine(table).to(device) for name, table in tables.items()}
