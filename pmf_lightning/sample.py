@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from pmf_lightning import checks
 from pmf_lightning.assemble import load_checkpoint
 from pmf_lightning.command import command
-from pmf_lightning.data.pixels import to_uint8
+from pmf_lightning.data.pixels import to_float, to_uint8
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 from pmf_lightning.module import GenerativeModule
@@ -39,9 +40,9 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     classes = list(range(module.network.classes)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
     checks.classes(classes, module.network.classes)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
-    images = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
-    grid = save_grid(images[:MOST_ON_GRID], _columns(len(classes), cfg.n), out / "grid.png")
-    np.savez(out / "samples.npz", arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
+    grid = save_grid(to_float(levels[:MOST_ON_GRID]), _columns(len(classes), cfg.n), out / "grid.png")
+    np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
 
 
@@ -65,13 +66,15 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     return options
 
 
-def draw(module: GenerativeModule, labels: Tensor, seed: int, chunk: int, options: dict) -> Tensor:
-    """Return float images [n, C, H, W] on the CPU, not clipped, a chunk at a time."""
-    images = []
+def draw(
+    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, chunk: int, options: dict
+) -> UInt8[Tensor, "n c h w"]:
+    """Return the images as levels on the CPU; as floats, 50,000 of 256 pixels would take 39 GB instead of 10."""
+    levels = torch.empty(len(labels), *module.shown_shape, dtype=torch.uint8)
     for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
-        part = labels[first : first + chunk]
-        images.append(numbered_images(module, part, seed, first, **options).cpu())
-    return torch.cat(images)
+        part = slice(first, first + chunk)
+        levels[part] = to_uint8(numbered_images(module, labels[part], seed, first, **options).cpu())
+    return levels
 
 
 def _columns(classes: int, images: int) -> int:

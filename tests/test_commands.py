@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import compose
+from pmf_lightning import compose, load_checkpoint
 from pmf_lightning.benchmark import main as benchmark_main
+from pmf_lightning.data.pixels import to_uint8
+from pmf_lightning.sample import draw
 from pmf_lightning.sample import main as sample_main
+from pmf_lightning.sampling import numbered_images
 from pmf_lightning.train import main as train_main
 from pmf_lightning.train import train
 
@@ -54,6 +57,14 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
     assert call("sample", f"ckpt={trained}", *wanted[:-2], "chunk=7", "out=again")[0] == 0
     with np.load(tmp_path / "again" / "samples.npz") as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - images.astype(int)).max() <= 1  # chunks change rounding only
+
+
+def test_images_wait_for_the_file_as_levels(trained):
+    module, labels = load_checkpoint(trained), torch.tensor([3, 7, 3])
+    found = draw(module, labels, 5, 2, {"steps": 1})
+    assert found.dtype == torch.uint8  # 50,000 of 256 pixels as floats would not fit into most memories
+    for part in (slice(0, 2), slice(2, 3)):
+        assert torch.equal(found[part], to_uint8(numbered_images(module, labels[part], 5, part.start)))
 
 
 def test_benchmark_prints_the_ratio(call, tmp_path):
