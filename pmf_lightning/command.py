@@ -15,20 +15,9 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.sweeps import jobs
 
 _MULTIRUN = {"--multirun", "-m"}
+_SHOWING = {"--cfg", "-c", "--info", "-i"}
 # With these flags Hydra does something else than to run one job.
-_OTHER = {
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--multirun",
-    "-m",
-    "--shell-completion",
-    "-sc",
-}
+_OTHER = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc", *_SHOWING, *_MULTIRUN}
 # Choices that need a plugin of Hydra: its module, and the extra that installs it.
 _PLUGINS = {
     "launcher=slurm": ("hydra_submitit_launcher", "slurm"),
@@ -68,11 +57,16 @@ def _check_arguments(config_name: str) -> None:
     """Compose once before Hydra does, whose own errors span many lines."""
     sys.argv[1:] = arguments = scaled(sys.argv[1:])
     _check_launcher(arguments)
+    several, flags = not _MULTIRUN.isdisjoint(arguments), {argument.partition("=")[0] for argument in arguments}
+    if several and (shown := _SHOWING & flags):
+        raise UserError(f"{shown.pop()}: Hydra shows what one run comes to; leave -m out, and choose one value of each")
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     if _OTHER.isdisjoint(arguments):
         compose([a for a in arguments if not a.startswith("-")], config_name)
     else:
         check_choices(overrides)
+    if several:  # what the jobs share; each of them is composed by itself
+        compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

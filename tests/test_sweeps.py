@@ -490,6 +490,19 @@ def test_torchrun_takes_no_sweeps(monkeypatch, call_command):
     assert "leave torchrun out" in said(errors)[0]
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--cfg", "job"], "--cfg: Hydra shows what one run comes to; leave -m out"),
+        (["hydra.launcher.n_jobs=2"], "Could not override 'hydra.launcher.n_jobs'"),  # launcher=joblib was left out
+    ],
+)
+def test_what_hydra_itself_refuses_is_one_line(call_command, more, words):
+    status, _, errors = call_command(main, "-m", *more, "seed=0,1")
+    assert (status, len(errors.splitlines())) == (2, 1)
+    assert words in said(errors)[0]
+
+
 @pytest.mark.slow
 def test_joblib_trains_two_at_a_time(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
