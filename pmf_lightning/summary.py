@@ -28,9 +28,11 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     """
     if not trainer.is_global_zero:
         return {}
+    module.to(trainer.strategy.root_device)  # where it was trained; Lightning has taken it to the CPU
     grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
     for steps in hands.quality.by_steps if grid and hands.quality else ():
         hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
+    module.cpu()
     curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
     summary = {

@@ -15,6 +15,8 @@ from shrunk import RUN
 
 from pmf_lightning import UserError, compose, image_noise, load_checkpoint
 from pmf_lightning.assemble import read_checkpoint
+from pmf_lightning.callbacks.grids import SampleGrids
+from pmf_lightning.module import GenerativeModule
 from pmf_lightning.train import train
 
 
@@ -50,6 +52,26 @@ def test_what_a_run_writes(straight):
     header, *lines = (folder / "metrics.csv").read_text().splitlines()
     assert header.startswith("step,images,loss_u,loss_v")
     assert len(lines) == 30
+
+
+def test_the_last_pictures_are_drawn_where_the_training_was(tmp_path, monkeypatch):
+    """And not on the CPU, where Lightning leaves the network: with a large one and many steps that takes hours."""
+    homes, drawn, draw = [], {}, SampleGrids.draw
+
+    def moved(self, device):
+        homes.append(device)
+        return self  # all is on the CPU here
+
+    def noting(self, module, weights, name, **changes):
+        drawn[name] = homes[-1]
+        return draw(self, module, weights, name, **changes)
+
+    monkeypatch.setattr(GenerativeModule, "to", moved)
+    monkeypatch.setattr(GenerativeModule, "cpu", lambda self: moved(self, "the CPU, when all is over"))
+    monkeypatch.setattr(SampleGrids, "draw", noting)
+    run(tmp_path, "images=16")
+    assert drawn["final.png"] == torch.device("cpu")
+    assert homes[-1] == "the CPU, when all is over"
 
 
 def test_training_learns(straight):
