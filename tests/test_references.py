@@ -428,6 +428,19 @@ def test_grey_images_for_networks_of_colours(tmp_path):
     assert torch.equal(open_images(tmp_path / "grey", 1)(0, 4), levels)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("damage", [bytes(40), b"\xff" * 400], ids=["bits", "stream"])
+def test_damaged_images_are_one_line(tmp_path, save, damage):
+    path = tmp_path / "images.npz"
+    save(path, arr_0=noise_levels("damaged", 20, (3, 32, 32)).permute(0, 2, 3, 1).numpy())
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + damage + content[half + len(damage) :])
+    images = open_images(path, 3)
+    with pytest.raises(UserError, match=r"images.npz: damaged \(.*; get or write it again"):
+        images(0, 20)
+
+
 def test_images_that_cannot_be(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no image"):

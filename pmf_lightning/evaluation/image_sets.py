@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,10 +71,13 @@ class NpzImages:
         return self._stored[0]
 
     def __call__(self, first: int, end: int) -> LEVELS:
-        """Return images number ``first`` to ``end - 1``; UserError where the file ends before them."""
+        """Return images number ``first`` to ``end - 1``; UserError where the file is damaged or ends before them."""
         size = int(np.prod(self._stored[1:]))
-        self._member.seek(self._start + first * size)
-        data = self._member.read((end - first) * size)
+        try:
+            self._member.seek(self._start + first * size)
+            data = self._member.read((end - first) * size)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"images={self.path}: damaged ({error}); get or write it again") from error
         if len(data) != (end - first) * size:
             raise UserError(f"images={self.path}: ends within image {first + len(data) // size}; write it again")
         images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(end - first, *self._stored[1:])

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,7 +84,7 @@ def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, A
                 if set(keys) <= names:
                     moments = dict(zip(("mu", "sigma"), (arrays[key] for key in keys), strict=True))
                     return moments | _npz_extras(arrays, names, path, most_images), dialect
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"reference={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     held = ", ".join(sorted(names)[:6]) or "nothing"
     if "arr_0" in names:
