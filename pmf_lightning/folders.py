@@ -5,6 +5,7 @@ from pathlib import Path
 from pmf_lightning.errors import UserError
 
 ERROR = "error.txt"  # in the directory of a run: why the last attempt failed
+SWEEP = "sweep.json"  # in the folder of a sweep: which runs it is made of, and where they lie
 RUN_DIR = "PMF_LIGHTNING_RUN_DIR"  # in the environment: the directory that the run of this process has chosen
 
 

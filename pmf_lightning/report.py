@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", metavar="DIR", nargs="*", type=Path, help="a folder with runs anywhere below it")
+    parser.add_argument("folders", metavar="DIR", nargs="*", type=Path, help="with runs below it, or a sweep.json")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; else the first DIR")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy what the page needs, small, and write README.md")
     parser.add_argument("--index", type=Path, metavar="DIR", help="rewrite the table of kept studies in DIR/README.md")

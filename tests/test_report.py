@@ -27,6 +27,7 @@ from pmf_lightning.reports.section import section_of
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.reports.sweeps import read_sweeps
 from pmf_lightning.reports.table import runs_table, table_of
+from pmf_lightning.sweeps import record
 
 COMMITTED = sorted((Path(__file__).parents[1] / "experiments").glob("*/runs"))
 
@@ -200,6 +201,26 @@ def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
 )
 def test_arms_are_told_apart_by_few_keys(configs, settings):
     assert tell_apart(configs) == settings
+
+
+def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
+    folder, elsewhere = tmp_path / "runs" / "multirun" / "now", tmp_path / "runs" / "pmf_digits-digits"
+    runs = [
+        write_run(elsewhere / f"{patch}", 0, float(patch), backbone={"patch": patch}, log=False) for patch in (4, 8)
+    ]
+    write_run(elsewhere / "of another sweep", 0, 1.0)
+    below = write_run(folder / "below", 0, 16.0, backbone={"patch": 16}, log=False)
+    (elsewhere / "empty").mkdir()
+    listed = [*runs, elsewhere / "empty", elsewhere / "gone", below]
+    record.write(folder, [record.Arm("", 0, place) for place in listed] + [record.Arm("", 0, None)], {})
+    assert [run.name for run in only(folder).runs] == [
+        "../../pmf_digits-digits/4",
+        "../../pmf_digits-digits/8",
+        "below",
+    ]
+    main([str(folder)])
+    assert "Best: patch 4" in capsys.readouterr().out
+    assert (folder / "report.md").is_file()
 
 
 def test_keys_of_the_command_line_are_preferred():

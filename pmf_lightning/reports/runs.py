@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from pmf_lightning.errors import UserError
-from pmf_lightning.folders import ERROR
+from pmf_lightning.folders import ERROR, SWEEP
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 STATES = ("finished", "failed", "stopped", "missing")
@@ -98,20 +99,31 @@ class Run:
 def read_runs(root: Path) -> list[Run]:
     """Return all runs below ``root``, in the order of their folders; those that failed before they began, too.
 
+    And those that lie elsewhere, as sweep.json of ``root`` says.
+
     Raises UserError where there is no such folder, no run in it, or a file that cannot be read.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
     found = [path.relative_to(root).parent for name in ("config.yaml", ERROR) for path in root.rglob(name)]
     folders = {root / place for place in found if "wandb" not in place.parts}  # there W&B has a config.yaml of its own
+    below = {folder.resolve() for folder in folders}
+    folders |= {folder for folder in _listed(root) if folder.resolve() not in below}
     if not any((folder / "config.yaml").is_file() for folder in folders):
         raise UserError(f"{root}: there is no run below it (no config.yaml); give a folder of run directories")
     return [read_run(folder, root) for folder in sorted(folders, key=_natural)]
 
 
+def _listed(root: Path) -> list[Path]:
+    """Return the run directories that a sweep left in ``root`` to be found."""
+    arms = _mapping(root / SWEEP, json.loads).get("arms", [])
+    places = [root / one["run_dir"] for one in arms if one.get("run_dir")]
+    return [place for place in places if any((place / name).is_file() for name in ("config.yaml", ERROR))]
+
+
 def read_run(folder: Path, root: Path) -> Run:
     """Return the run in ``folder``; raises UserError for a file that cannot be read."""
-    name = folder.relative_to(root).as_posix()
+    name = Path(os.path.relpath(folder, root)).as_posix()
     error = folder / ERROR
     return Run(
         folder,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pmf_lightning.cache import atomic_write
-from pmf_lightning.folders import ERROR
+from pmf_lightning.folders import ERROR, SWEEP
 
-NAME, FORMAT = "sweep.json", 1
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any] | None:
     """Return what sweep.json of ``folder`` says, None where there is none that can be read."""
     try:
-        found = json.loads((folder / NAME).read_text())
+        found = json.loads((folder / SWEEP).read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
@@ -74,7 +74,7 @@ def write(folder: Path, arms: Sequence[Arm], about: dict[str, Any]) -> None:
     kept = [one for one in earlier if one["run_dir"] and (folder / one["run_dir"]).is_dir()]
     kept = [one for one in kept if (folder / one["run_dir"]).resolve() not in own]
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / NAME) as draft:
+    with atomic_write(folder / SWEEP) as draft:
         listed = [*(_plain(arm, folder) for arm in arms), *kept]
         draft.write_text(json.dumps({"format": FORMAT, **about, "arms": listed}, indent=2) + "\n")
 
