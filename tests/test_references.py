@@ -6,7 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from features_of_tests import Tiny, noise_levels, of_config, protocol, write_pngs
+from ranks import together
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning.config import compose
@@ -334,6 +336,18 @@ def test_latents_have_no_statistics_of_pixels():
     shelf.latents = True
     with pytest.raises(UserError, match="data=shelf: statistics are of pixels, these are latents"):
         split_statistics(shelf, Tiny(), None, 8, 0, CPU)
+
+
+def on_a_machine_of_its_own(folder):
+    dist.init_process_group("gloo")
+    return cached_statistics(Shelf(), Tiny(), 8, 30, CPU, str(folder / str(dist.get_rank())))
+
+
+def test_machines_need_no_cache_in_common(tmp_path):
+    first, second = together(2, on_a_machine_of_its_own, tmp_path)
+    for name in ("mu", "sigma", "features"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert first.file == second.file
 
 
 def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):

@@ -112,8 +112,9 @@ def cached_statistics(
     if not from_main(path.is_file):
         measured = split_statistics(source, extractor, None, chunk, features, device)
         from_main(lambda: _keep(measured, path))
-    reference = together(lambda: load_reference(path, extractor.name))
-    return replace(reference, file={**reference.file, "path": f"data={source.name} (kept at {path})"})
+    reference = from_main(lambda: load_reference(path, extractor.name))  # other machines have other cache folders
+    kept = f"data={source.name} (kept at {reference.file['path']})"
+    return replace(reference, file={**reference.file, "path": kept})
 
 
 def _keep(reference: Reference, path: Path) -> None:
