@@ -36,8 +36,8 @@ def main(device: str, out: str) -> None:
         name = precision + (" compiled" if compiled else "")
         table[name] = {part: relative(found[part], exact[part]) for part in exact}
         print(name, {part: f"{value:.1e}" for part, value in table[name].items()})
-    with open(out, "w") as file:
-        json.dump({"device": str(where), "relative_differences_to_float64": table}, file, indent=1)
+        with open(out, "w") as file:  # after each: a compiler may be missing
+            json.dump({"device": str(where), "relative_differences_to_float64": table}, file, indent=1)
 
 
 def measure(module, network, batch, drawn, device, precision, compiled):

@@ -1,5 +1,6 @@
 """The largest micro-batch that a GPU takes, found by doubling: python fit.py gpu fit.json [overrides]"""
 
+import gc
 import json
 import sys
 
@@ -31,8 +32,10 @@ def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]
     where = torch.device("cuda" if device == "gpu" else device)
     size = 8 if where.type == "cuda" else 2
     while size <= (LARGEST if where.type == "cuda" else 4):
+        gc.collect()  # the pass that ran out of memory, and networks with recompute, hold on to themselves
         try:
             if where.type == "cuda":
+                torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             bench = make_bench(module, size, where, "bf16-mixed", False, len(cfg.ema.half_lives_kimg))
             bench.gradients(bench.loss)
@@ -44,8 +47,6 @@ def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]
         peak = torch.cuda.max_memory_allocated() / 1e9 if where.type == "cuda" else None
         passed = {"images": size, "peak_gb": peak}
         size *= 2
-    if where.type == "cuda":
-        torch.cuda.empty_cache()
     return passed
 
 

@@ -42,7 +42,7 @@ step() {  # step <model> <images at once> <repeats> <more overrides>...
 }
 
 check() {
-  $PY experiments/gpu/check.py "$DEVICE" "$OUT/check.json"
+  timeout "$(left)" $PY experiments/gpu/check.py "$DEVICE" "$OUT/check.json"
 }
 
 bench() {
