@@ -140,6 +140,19 @@ def test_unreadable_images_are_skipped_counted_and_named(bad):
     assert any("cannot identify" in line.split("\t")[1] for line in lines)
 
 
+def test_a_lack_of_memory_is_no_fault_of_the_images(root, monkeypatch):
+    def scarce(path, *others):
+        if path.name == "07.PNG":
+            raise MemoryError
+        return read_image(path, *others)
+
+    monkeypatch.setattr(decoded, "read_image", scarce)
+    with pytest.raises(UserError, match=r"no memory to decode .*/07\.PNG"):
+        folder(root).train()
+    monkeypatch.setattr(decoded, "read_image", read_image)
+    assert len(folder(root).train()) == 27
+
+
 @pytest.mark.parametrize("name", ["truncated.png", "empty.png", "text.jpg"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_unreadable_image_is_fatal_on_request(bad, name, cached):

@@ -111,11 +111,13 @@ def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
 
 
 def _read_all(wanted: Wanted) -> Iterator[UInt8[np.ndarray, "c h w"] | Exception]:
-    """Decode on all cores, yielding in order an image or the reason why there is none."""
+    """Decode on all cores, yielding in order an image or the reason why there is none; UserError without memory."""
 
     def read(name: str) -> UInt8[np.ndarray, "c h w"] | Exception:
         try:
             return read_image(wanted.root / name, wanted.resolution, wanted.channels)
+        except MemoryError as error:  # no fault of the file: it must not be missing from the cache for ever
+            raise UserError(f"no memory to decode {wanted.root / name}: free some, or remove the file") from error
         except Exception as reason:  # broken files make Pillow raise nearly anything
             return reason
 
