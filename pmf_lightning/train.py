@@ -93,6 +93,7 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except Diverged:
         pictures(folder)  # the message tells to look at them
+        trainer.strategy.barrier()  # the end of another process would end the first one, which draws
         raise
     except RuntimeError as error:
         if trainer.world_size > 1 and _of_the_network(error):
