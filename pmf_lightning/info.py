@@ -78,10 +78,10 @@ def _main(cfg: DictConfig) -> None:
             tables[0]["estimates"] = scale.as_json(steps)
         print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
         return
-    console = Console(width=max(100, Console().width))
-    console.print(all_models(models) if cfg.every_model else one_model(models[0]))
-    if steps:
-        console.print("", scale.table(compose(_on_its_data(overrides), "info"), steps))
+    width = max(100, Console().width)
+    Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
+    if steps:  # a table of many columns, which a narrow console would cut to nothing
+        Console(width=max(scale.WIDTH, width)).print("", scale.table(compose(_on_its_data(overrides), "info"), steps))
 
 
 def main() -> None:

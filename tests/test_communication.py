@@ -1,6 +1,7 @@
 """The estimate of steps on many GPUs: its counts by hand, and that it says what it is."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from pmf_lightning import UserError
 from pmf_lightning.costs import scale
 from pmf_lightning.costs.communication import Cluster, newton_schulz_flops
-from pmf_lightning.info import scaling
+from pmf_lightning.info import main, scaling
 
 SMALL = ["model=pmf_tiny", "data=digits", "batch=64"]
 CLUSTER = Cluster(
@@ -94,6 +95,14 @@ def test_operations_of_newton_schulz_are_counted():
         with FlopCounterMode(display=False) as counter:
             newton_schulz(torch.ones(1, *shape))
         assert newton_schulz_flops(shape) == counter.get_total_flops()
+
+
+def test_no_number_of_the_table_is_cut_off(call_command):
+    """A pipe, or a narrow terminal, is no wider than 80 or 100 characters."""
+    status, output, errors = call_command(main, "model=pmf_tiny", "data=digits", "batch=1024", "gpus=[1,8,1024]")
+    assert status == 0, errors
+    assert re.search(r"^ 1,024 +│ +1 │ fsdp │", output, re.M)
+    assert "…" not in output
 
 
 def test_the_table_says_that_it_is_an_estimate(found):

@@ -14,6 +14,7 @@ from pmf_lightning.costs.communication import Cluster, Estimate, estimates
 from pmf_lightning.errors import UserError
 from pmf_lightning.optim.muon_adam import MuonAdam
 
+WIDTH = 130  # characters that the table needs
 NOTE = (
     "An estimate on paper, not measured: exact counts over assumed speeds ({assumed}); see conf/cluster. Perceptual "
     "networks, data and pictures are left out. network: forwards, derivative and backward; few images per GPU reach a "
