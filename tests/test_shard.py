@@ -421,7 +421,7 @@ def test_ctrl_c_and_dead_workers_end_all(few, tmp_path):
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt), closing(in_processes(_slowly, [10_000] * 8, 2, interrupt)) as results:
         list(results)
-    assert time.perf_counter() - start < 5, "the tasks would have taken minutes"
+    assert time.perf_counter() - start < 60, "the tasks would have taken minutes"
     with pytest.raises(UserError, match="run again with fewer workers"):
         list(in_processes(_dying, [1, 2], 2, lambda done: None))
     assert sorted(in_processes(_slowly, [3, 1, 2], 2, lambda done: None)) == [1, 2, 3]
