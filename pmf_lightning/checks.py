@@ -115,8 +115,10 @@ def torch_device(name: str) -> None:
 def world_size(trainer: DictConfig) -> int:
     """Return how many devices train together."""
     devices = trainer.devices
-    if not isinstance(devices, int):
-        devices = max(1, torch.cuda.device_count()) if devices == "auto" else len(devices)
+    if devices in ("auto", -1):  # both of them Lightning's words for all
+        devices = max(1, torch.cuda.device_count())
+    elif not isinstance(devices, int):
+        devices = len(devices)
     return devices * trainer.num_nodes
 
 

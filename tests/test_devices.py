@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training import fit
 
-from pmf_lightning import MuonAdam, UserError, compose, draws, run_dir, strategies, train
+from pmf_lightning import MuonAdam, UserError, checks, compose, draws, run_dir, strategies, train
 from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.config import CONF
 from pmf_lightning.objectives.forward_mode import derivative
@@ -319,6 +319,13 @@ def test_old_torch_is_refused_with_the_reason(version, fine):
         return
     with pytest.raises(UserError, match=r"trainer=fsdp: torch 2\.1\d.* cannot take forward-mode .* 2\.13 or newer"):
         refuse_old_torch(version)
+
+
+@pytest.mark.parametrize(("devices", "size"), [("auto", 8), ("-1", 8), ("[0,3]", 4), ("2", 4)])
+def test_how_many_devices_train_together(devices, size, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cfg = compose(["trainer=ddp", f"trainer.devices={devices}", "trainer.num_nodes=2"])
+    assert checks.world_size(cfg.trainer) == size
 
 
 def test_trainers_build_their_strategies():
