@@ -23,6 +23,12 @@ HOLD = "import os, sys\nfrom pathlib import Path\nfrom pmf_lightning.locks impor
 HOLD += "with held(Path(sys.argv[1]), 'it', 'is here'):\n    {}print('held', flush=True)\n    sys.stdin.read()\n"
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than these few steps."""
+    monkeypatch.setattr("pmf_lightning.summary.pictures", lambda folder: (None, None))
+
+
 @contextmanager
 def holder(path, first=""):
     """Another process that holds ``path``; ``first``: what it does besides."""
