@@ -18,7 +18,7 @@ from pmf_lightning.sharded import total_norm
 class SkipNonFinite(Callback):
     """Logs the gradient norm ("grad_norm", before any clipping), and skips steps that would spoil the weights.
 
-    A skipped step leaves weights, moments and, as these follow the weights, the averages as they are. It counts as a
+    A skipped step leaves weights and moments as they are, and the averages move on towards the weights. It counts as a
     step all the same, so that the next one has other images and other draws. The norm covers every device and
     micro-batch, and the loss is added up over them, so all devices decide alike. The price is that each step waits once
     for the device before the optimiser begins. ``skipped`` counts over the whole run (the log has it as
