@@ -337,3 +337,16 @@ def keys_of(model: str, **changes: str) -> set[str]:
         )
     losses = objective(network, batch, objective.draw(batch, 0, 0), features)
     return {*losses.per_sample, *losses.distances, *losses.diagnostics, *losses.scalars}
+
+
+def test_documented_encoders_have_images_to_be_watched_by():
+    found = [
+        arguments
+        for page in PAGES
+        for command, arguments in commands_of(page.read_text())
+        if command == "train" and any(argument.startswith("model=mae_") for argument in arguments)
+    ]
+    assert len(found) >= 2
+    for arguments in found:
+        cfg = compose(arguments)
+        assert cfg.data.get("held_out_fraction", 1) > 0 or not cfg.grid.enabled, arguments
