@@ -301,6 +301,26 @@ def test_half_precision_is_widened():
     assert gen.grad.isfinite().all()
 
 
+def test_products_are_of_full_precision(monkeypatch):
+    """TF32, which matmul_precision=high gives to a GPU, would leave nothing of small distances."""
+    seen, product = [], torch.baddbmm
+
+    def noted(*args, **options):
+        seen.append(torch.get_float32_matmul_precision())
+        return product(*args, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", noted)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        drift_loss(**problem())
+        drifting_field(normal("x", shape=(3, 4)), normal("y", shape=(5, 4)), None, 0.5)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
+
+
 def test_inputs_are_left_as_they_are():
     given = {key: value.detach() for key, value in problem().items()}
     before = {key: value.clone() for key, value in given.items()}

@@ -36,7 +36,7 @@ ALLOWED = {
     "reports": {"reports", "cache", "errors", "folders"},
     "report": {"reports", "errors"},
     "weights_folder": {"cache", "errors"},
-    "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics"},
+    "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics", "precision"},
     "shards": {"shards", "cache", "data", "draws", "errors", "precision"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
     "drift_features": {

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pmf_lightning.precision import full_products
+
 Levels = UInt8[Tensor, "b c h w"]
 
 
@@ -63,16 +65,12 @@ def extract(network: Network, images: Levels, batch: int, device: torch.device) 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Keep autocast and TF32 away, and cuDNN from choosing its algorithms by chance."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with (
+        full_products(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+    ):
+        yield
 
 
 def three_channels(images: Levels) -> UInt8[Tensor, "b 3 h w"]:

@@ -21,7 +21,7 @@ from pmf_lightning.objectives.drifting_field import (
     distances,
     mean_shift,
 )
-from pmf_lightning.precision import Number, at_least_float32, no_autocast
+from pmf_lightning.precision import Number, at_least_float32, full_products, no_autocast
 
 SELF_DISTANCE = 100.0  # added between a sample and itself, in units of the mean distance
 LEAST_SCALE = 1e-3
@@ -78,7 +78,7 @@ def drift_loss(
         raise ValueError(f"affinity_floor {affinity_floor}: it is 0 or more")
     neg = gen.detach()[:, :0] if neg is None else neg
     sets = {"gen": (gen, weight_gen), "neg": (neg, weight_neg), "pos": (pos, weight_pos)}
-    with torch.no_grad(), no_autocast(gen):
+    with torch.no_grad(), no_autocast(gen), full_products():
         x, negatives, positives = centred([at_least_float32(points) for points, _ in sets.values()])
         targets = torch.cat((x, negatives, positives), dim=1)
         weights = torch.cat([_weights(name, *given, x.dtype) for name, given in sets.items()], dim=1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.precision import Number, at_least_float32, no_autocast
+from pmf_lightning.precision import Number, at_least_float32, full_products, no_autocast
 
 NORMALISATIONS = ("both", "y", "none")
 Points = Float[Tensor, "b n s"]
@@ -47,7 +47,7 @@ def drifting_field(
     batched = [at_least_float32(part).reshape(-1, *part.shape[-2:]) for part in parts]
     samples, negatives, positives = centred(batched)
     targets = torch.cat((negatives, positives), dim=1)
-    with no_autocast(x):
+    with no_autocast(x), full_products():
         distance = distances(samples, targets)
         if not foreign:
             distance.diagonal(dim1=1, dim2=2).add_(SELF_DISTANCE)
