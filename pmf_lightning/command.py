@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
-from pmf_lightning.errors import UserError
+from pmf_lightning.errors import UserError, explained
 from pmf_lightning.sweeps import jobs
 
 _MULTIRUN = {"--multirun", "-m"}
@@ -88,6 +88,9 @@ def with_one_line_errors(work: Callable[[], Any]) -> Any:
     """Run ``work`` and return what it returns; print bad input as one line and exit with the code of its kind."""
     try:
         return work()
-    except jobs.KNOWN as error:
+    except Exception as raised:
+        error = explained(raised)
+        if not isinstance(error, jobs.KNOWN):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(jobs.exit_code(error))

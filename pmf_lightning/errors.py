@@ -1,6 +1,7 @@
-"""The one exception that commands print as a single line: bad input, named, with its remedy."""
+"""Errors that commands print as a single line: bad input, named, with its remedy; a machine that ran out of room."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -18,6 +19,21 @@ class NotSaved(UserError):
 
 class ProcessLost(UserError):
     """Another process of the run is gone; commands print the message and exit with 5."""
+
+
+class RanOut(UserError):
+    """Memory of a GPU or room on a disk ran out in the middle of work; commands print the message and exit with 1."""
+
+
+def explained(error: BaseException) -> BaseException:
+    """Return the ``RanOut`` that an error of the machine comes to, any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return RanOut(f"{where}there is no room left on its disk ({error.strerror}); make room, or write elsewhere")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module is imported where torch is not
+        said = " ".join(str(error).split(". ")[:2])
+        return RanOut(f"{said}; training takes less with a smaller micro_batch= or recompute=true, others with chunk=")
+    return error
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -73,8 +73,21 @@ def draw(
     levels = torch.empty(len(labels), *module.shown_shape, dtype=torch.uint8)
     for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
         part = slice(first, first + chunk)
-        levels[part] = to_uint8(numbered_images(module, labels[part], seed, first, **options).cpu())
+        levels[part] = to_uint8(finite_images(module, labels[part], seed, first, **options).cpu())
     return levels
+
+
+def finite_images(
+    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, first: int, **options: Any
+) -> Float[Tensor, "n c h w"]:
+    """Return ``numbered_images``; UserError where one is not made of numbers, which whole levels would not show."""
+    images = numbered_images(module, labels, seed, first, **options)
+    if not (good := images.isfinite().flatten(1).all(1)).all():
+        number = first + int(good.int().argmin())
+        raise UserError(
+            f"image {number} holds numbers that are not finite: the weights have diverged; give others by ema= or ckpt="
+        )
+    return images
 
 
 def _columns(classes: int, images: int) -> int:

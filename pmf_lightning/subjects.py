@@ -19,8 +19,8 @@ from pmf_lightning.evaluation.features import file_sha256
 from pmf_lightning.evaluation.image_sets import open_images
 from pmf_lightning.evaluation.opening import DATA, open_evaluator
 from pmf_lightning.module import GenerativeModule
-from pmf_lightning.sample import prepare_decoder, sampling_options
-from pmf_lightning.sampling import network_evaluations, numbered_images
+from pmf_lightning.sample import finite_images, prepare_decoder, sampling_options
+from pmf_lightning.sampling import network_evaluations
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> Subject:
     options = sampling_options(cfg, module)
     module = module.to(device)
     return Subject(
-        generate=lambda labels, first: numbered_images(module, labels, cfg.seed, first, **options),
+        generate=lambda labels, first: finite_images(module, labels, cfg.seed, first, **options),
         shape=module.shown_shape,
         n=None,
         classes=module.network.classes,

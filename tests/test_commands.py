@@ -1,5 +1,6 @@
 """The commands as a user meets them: help, results, and one line for bad input."""
 
+import errno
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import compose, load_checkpoint
+from pmf_lightning import UserError, compose, load_checkpoint
 from pmf_lightning.benchmark import main as benchmark_main
 from pmf_lightning.data.pixels import to_uint8
 from pmf_lightning.sample import draw
@@ -57,6 +58,37 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
     assert call("sample", f"ckpt={trained}", *wanted[:-2], "chunk=7", "out=again")[0] == 0
     with np.load(tmp_path / "again" / "samples.npz") as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - images.astype(int)).max() <= 1  # chunks change rounding only
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "samples/grid.png"), ["samples/grid.png: there is no room left"]),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
+            ["allocate 2 GiB;", "chunk="],
+        ),
+    ],
+)
+def test_a_machine_that_runs_out_is_one_line(call, monkeypatch, error, words):
+    def fail(cfg):
+        raise error
+
+    monkeypatch.setattr("pmf_lightning.sample.sample", fail)
+    status, _, printed = call("sample", "ckpt=x")
+    assert status == 1
+    assert len(printed.splitlines()) == 1
+    for word in ["error: ", *words]:
+        assert word in printed
+
+
+def test_weights_that_diverged_are_named(trained, monkeypatch):
+    module = load_checkpoint(trained)
+    monkeypatch.setattr(
+        module, "to_pixels", lambda z: z.where(torch.arange(len(z))[:, None, None, None] != 1, torch.nan)
+    )
+    with pytest.raises(UserError, match="image 1 holds numbers that are not finite"):
+        draw(module, torch.tensor([1, 2, 3]), 0, 2, {"steps": 1})
 
 
 def test_images_wait_for_the_file_as_levels(trained):

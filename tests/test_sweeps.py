@@ -1,5 +1,6 @@
 """Multiruns: what is said before and after, sweep.json, failing runs, stops, kills, plugins, and what it will cost."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import forked
 import pytest
+import torch
 from omegaconf import OmegaConf
 from shrunk import RUN
 
@@ -220,7 +222,15 @@ def test_runs_on_several_devices_have_processes_of_their_own(tmp_path):
         ([Diverged("nan"), None, UserError("bad")], 3),
         ([UserError("bad"), NotSaved("full"), None], 4),
         ([ProcessLost("gone"), Diverged("nan"), UserError("bad")], 5),
-        ([None, RuntimeError("out of memory"), None], 1),
+        ([None, RuntimeError("a mistake of ours"), None], 1),
+        (
+            [
+                None,
+                OSError(errno.ENOSPC, "No space left on device", "a/b"),
+                torch.OutOfMemoryError("CUDA out of memory."),
+            ],
+            1,
+        ),
     ],
 )
 def test_the_highest_code_of_all_jobs(call_command, errors, code):
@@ -236,6 +246,18 @@ def test_the_highest_code_of_all_jobs(call_command, errors, code):
     assert status == code
     assert [one.code > 0 for one in jobs.outcomes()] == [bool(error) for error in errors]
     assert ("Traceback" in printed) == any(type(error) is RuntimeError for error in errors)
+
+
+def test_no_two_jobs_write_to_one_folder(call_command):
+    done = []
+    job = command("sample")(lambda cfg: done.append(cfg.seed))
+    status, _, printed = call_command(job, "-m", "ckpt=x", "seed=0,1")
+    assert (status, done) == (2, [0])
+    assert said(printed) == [
+        "error: out=samples: an earlier run of this sweep has written there; let it vary, as in 'out=samples/${seed}'"
+    ]
+    assert call_command(job, "-m", "ckpt=x", "seed=0,1", "out=samples/${seed}")[0] == 0
+    assert done == [0, 0, 1]
 
 
 def test_the_same_error_is_said_once(call_command):

@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import one_line
-from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, UserError
+from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, RanOut, UserError, explained
 from pmf_lightning.folders import RUN_DIR
 from pmf_lightning.sweeps.heard import HEARD
 
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
-_CODES = {Diverged: 3, NotSaved: 4, ProcessLost: 5}
+_CODES = {RanOut: 1, Diverged: 3, NotSaved: 4, ProcessLost: 5}
 
 
 class EndedBadly(UserError):
@@ -58,6 +58,7 @@ class _Multirun:
     def __init__(self):
         self.here = False  # whether the multirun was started in this process
         self.outcomes: list[Outcome] = []
+        self.folders: set[str] = set()  # what its jobs have written to
         self.at_end: list[Callable[[], Any]] = []
 
 
@@ -131,10 +132,12 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     os.environ.pop(RUN_DIR, None)
     if not HEARD:
         try:
+            _own_folder(cfg)
             value = job(cfg)
         except KeyboardInterrupt:
             HEARD.append(signal.SIGINT)
-        except Exception as error:
+        except Exception as raised:
+            error = explained(raised)
             code, line = exit_code(error), _said(error)
     _now.outcomes.append(Outcome(about.job.num, asked(), code, line, os.environ.get(RUN_DIR)))
     if HEARD and _now.here:
@@ -142,6 +145,18 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     if code and not _now.here and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         sys.exit(code)  # one of several processes of this job: the others must not wait for it
     return value
+
+
+def _own_folder(cfg: DictConfig) -> None:
+    """Raise UserError where an earlier job of this process has written to the same ``out``."""
+    out = cfg.get("out")
+    if out is None:
+        return
+    if out in _now.folders:
+        raise UserError(
+            f"out={out}: an earlier run of this sweep has written there; let it vary, as in 'out={out}/${{seed}}'"
+        )
+    _now.folders.add(out)
 
 
 def _said(error: Exception) -> str:
