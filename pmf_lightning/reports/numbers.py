@@ -22,7 +22,7 @@ class Spread:
     seeds: int
 
     def __str__(self) -> str:
-        if self.seeds == 1:
+        if show(self.low) == show(self.high):
             return show(self.mean)
         return f"{show(self.mean)} ({show(self.low)} to {show(self.high)})"
 

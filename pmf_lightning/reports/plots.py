@@ -74,7 +74,10 @@ def _bars(
             axis.annotate(write(values[name]), (high, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     if is_wide:
         axis.set_xscale("log")
-        axis.set_xlim(min(known) / 2, max([*known, *(high for _, high in reach.values())]) * 2)
+        low, high = min(known), max([*known, *(high for _, high in reach.values())])
+        axis.set_xlim(
+            low / 2, high * (high / low) ** 0.25
+        )  # the numbers beside the bars take a fixed part of the width
         _plain_ticks(axis.xaxis)
     else:
         axis.margins(x=0.15)
