@@ -107,7 +107,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
     path = find_checkpoint(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors are read when used
     except Exception as error:
         trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
         raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
