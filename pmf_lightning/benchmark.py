@@ -59,6 +59,7 @@ def _sampling(cfg: DictConfig) -> dict:
 
 def _device(cfg: DictConfig) -> torch.device:
     checks.device(cfg.trainer.accelerator, 1)
+    checks.precision(cfg)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
 

@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.precision import Number
 
+PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
+
 
 def model(cfg: DictConfig) -> None:
     """Check network against data, and the way the model is judged; raises UserError."""
@@ -123,16 +125,32 @@ def world_size(trainer: DictConfig) -> int:
 
 
 def training(cfg: DictConfig) -> None:
-    """Check the length of a run and its cadences; raises UserError."""
+    """Check the length of a run, its cadences and its precision; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)
+    precision(cfg)
     pictures = ("grid.every_images", "grid.rows", "checkpoint.every_images", "checkpoint.keep_last")
     for key in ("steps", "batch", "log_every_steps", *pictures, "diagnostics.t_bins", "non_finite.stop_after"):
         value = _lookup(cfg, key)
-        if value < 1:
-            raise UserError(f"{key}={value}: must be at least 1")
+        if not _is_number(value) or value < 1:
+            raise UserError(f"{key}={value}: must be a number, at least 1")
     for half_life in cfg.ema.half_lives_kimg:
-        if half_life <= 0:
+        if not _is_number(half_life) or half_life <= 0:
             raise UserError(f"ema.half_lives_kimg={list(cfg.ema.half_lives_kimg)}: half-lives are above 0")
+
+
+def precision(cfg: DictConfig) -> None:
+    """Check the kinds of numbers that the passes and the products of matrices are made of; raises UserError."""
+    if cfg.trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: use {' or '.join(PRECISIONS)}; weights stay float32, and the "
+            "range of float16 is too short for the derivative"
+        )
+    if cfg.matmul_precision not in PRODUCTS:
+        raise UserError(f"matmul_precision={cfg.matmul_precision}: {near(str(cfg.matmul_precision), PRODUCTS)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _lookup(cfg: DictConfig, key: str):

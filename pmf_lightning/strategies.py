@@ -21,7 +21,6 @@ from pmf_lightning.objectives.through_hooks import open_duals
 from pmf_lightning.sharded import differences, spread_like, to_cpu
 
 OLDEST_FSDP = (2, 13)
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
@@ -32,11 +31,8 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     if isinstance(options["strategy"], Mapping):
         options["strategy"] = instantiate(cfg.trainer.strategy, _convert_="all")
-    if isinstance(options["strategy"], FullySharded):
-        if cfg.compile:
-            raise UserError("compile=true: trainer=fsdp gathers weights around passes that are not compiled; drop one")
-        if options["precision"] not in PRECISIONS:
-            raise UserError(f"trainer.precision={options['precision']}: trainer=fsdp takes {' or '.join(PRECISIONS)}")
+    if isinstance(options["strategy"], FullySharded) and cfg.compile:
+        raise UserError("compile=true: trainer=fsdp gathers weights around passes that are not compiled; drop one")
     return options
 
 
