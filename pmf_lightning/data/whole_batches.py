@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def unhurried(worker: int) -> None:
 
 
 def _end_by_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    run = parent_process().pid  # not getppid: a fork server may stand between
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
         pass
     os._exit(0)
 
