@@ -2,6 +2,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pmf_lightning.data import whole_batches
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.order import GlobalOrder, micro_batch_indices, step_shards
@@ -214,8 +216,15 @@ def test_loading_leaves_the_global_generators_alone(workers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
-def test_a_signal_to_all_processes_does_not_end_those_that_load(number):
+def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypatch):
     """As Ctrl-C, timeout and SLURM send it: the run needs the rest of its step, and ends them itself."""
+    begin = whole_batches.unhurried
+
+    def late(worker):
+        time.sleep(worker)  # the second one meets the signal before it is ready
+        begin(worker)
+
+    monkeypatch.setattr(whole_batches, "unhurried", late)
     data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=2)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=4)
     others = set(multiprocessing.active_children())

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Any
 
@@ -17,6 +18,8 @@ from pmf_lightning.data.dataset import Images
 from pmf_lightning.data.shard_images import ShardImages
 from pmf_lightning.draws import generator
 from pmf_lightning.errors import UserError
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # they ask a run to stop
 
 
 class WholeBatches(Dataset):
@@ -51,11 +54,24 @@ def unhurried(worker: int) -> None:
 
     A terminal, ``timeout`` and SLURM signal all processes of a run, which still needs the rest of its step.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    heard = SIGNALS - {signal.SIGTERM}
+    for number in heard:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and there SIGTERM ends it at once
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_by_the_parent, daemon=True).start()
+    else:
+        heard = SIGNALS  # macOS has none, and there SIGTERM ends it at once
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let signals wait; processes that are made meanwhile begin so, and none meets one before ``unhurried``."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_by_the_parent() -> None:
@@ -86,7 +102,9 @@ def read(
         worker_init_fn=unhurried,
         generator=generator("workers"),  # else the seed of the workers comes from the global generator
     )
-    for found, labels, bad, indices in loader:
+    with _signals_wait():
+        stream = iter(loader)
+    for found, labels, bad, indices in stream:
         if tally is not None:
             tally.note(bad, len(labels))
         yield found, labels, indices
