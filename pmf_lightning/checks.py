@@ -63,7 +63,7 @@ def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
 def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:
     """Check what a sampler is asked for, which a command line may have made anything; raises UserError."""
     for name, value in (("omega", omega), ("t_min", t_min), ("t_max", t_max)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise UserError(f"{prefix}{name}={value}: give one number")
     if type(steps) is not int:
         raise UserError(f"{prefix}steps={steps}: give one whole number")

@@ -8,9 +8,8 @@ from types import FrameType
 from lightning import Trainer
 from torch import Tensor
 
-from pmf_lightning.sweeps.heard import HEARD
+from pmf_lightning.sweeps.heard import HEARD, SIGNALS
 
-STOP = (signal.SIGINT, signal.SIGTERM)
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's, before the time limit; submitit sends the second
 
 
@@ -33,7 +32,7 @@ class StopSignals:
 
     def listen(self) -> None:
         """Take signals down from now on."""
-        for number in (*STOP, *REQUEUE):
+        for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._take_down)
 
     def release(self) -> None:

@@ -18,8 +18,7 @@ from pmf_lightning.data.dataset import Images
 from pmf_lightning.data.shard_images import ShardImages
 from pmf_lightning.draws import generator
 from pmf_lightning.errors import UserError
-
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # they ask a run to stop
+from pmf_lightning.sweeps.heard import SIGNALS
 
 
 class WholeBatches(Dataset):
@@ -54,7 +53,7 @@ def unhurried(worker: int) -> None:
 
     A terminal, ``timeout`` and SLURM signal all processes of a run, which still needs the rest of its step.
     """
-    heard = SIGNALS - {signal.SIGTERM}
+    heard = set(SIGNALS) - {signal.SIGTERM}
     for number in heard:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

@@ -22,9 +22,12 @@ class Spread:
     seeds: int
 
     def __str__(self) -> str:
-        if show(self.low) == show(self.high):
-            return show(self.mean)
-        return f"{show(self.mean)} ({show(self.low)} to {show(self.high)})"
+        return show(self.mean) if show(self.low) == show(self.high) else f"{show(self.mean)} ({self.span})"
+
+    @property
+    def span(self) -> str:
+        """Write "2.54", or "1.64 to 2.35" where least and largest differ."""
+        return show(self.low) if show(self.low) == show(self.high) else f"{show(self.low)} to {show(self.high)}"
 
     def meets(self, other: "Spread") -> bool:
         """Tell whether the two ranges share a point."""

@@ -75,9 +75,7 @@ def _bars(
     if is_wide:
         axis.set_xscale("log")
         low, high = min(known), max([*known, *(high for _, high in reach.values())])
-        axis.set_xlim(
-            low / 2, high * (high / low) ** 0.25
-        )  # the numbers beside the bars take a fixed part of the width
+        axis.set_xlim(low / 2, high * (high / low) ** 0.25)  # the numbers beside the bars take a part of the width
         _plain_ticks(axis.xaxis)
     else:
         axis.margins(x=0.15)

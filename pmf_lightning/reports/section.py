@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pmf_lightning.reports.claims import Finding, check
-from pmf_lightning.reports.numbers import counted, higher_is_better, is_number, show, show_paper, show_time, spread
+from pmf_lightning.reports.numbers import counted, higher_is_better, is_number, show_paper, show_time, spread
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import Table, table_of
 from pmf_lightning.reports.verdict import Verdict, compare_arms, judge, seeds_of, sentence
@@ -120,16 +120,11 @@ def _notes(sweep: Sweep) -> list[str]:
         notes.append(f"Measured as {', '.join(metrics)}; lower is better.")
     elif any(is_number(run.number("fd")) for run in finished):
         floor = spread([run.number("fd_floor") for run in finished])
-        real = f" As many held-out real images have {show_range(floor.low, floor.high)}." if floor else ""
+        real = f" As many held-out real images have {floor.span}." if floor else ""
         notes.append(f"fd is a Frechet distance in the features of a small classifier, lower is better, no FID.{real}")
     if any(len(arm.finished) > 1 for arm in sweep.arms):
         notes.append("Of several seeds: mean (smallest to largest).")
     return notes
-
-
-def show_range(low: float | int, high: float | int) -> str:
-    """Write "2.54", or "1.64 to 2.35" where the two differ."""
-    return show(low) if show(low) == show(high) else f"{show(low)} to {show(high)}"
 
 
 def _facts(sweep: Sweep) -> list[tuple[str, str]]:

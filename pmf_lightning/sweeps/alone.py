@@ -18,10 +18,8 @@ from omegaconf import DictConfig
 
 from pmf_lightning import checks, run_dir
 from pmf_lightning.folders import ERROR, RUN_DIR
-from pmf_lightning.sweeps.heard import HEARD
+from pmf_lightning.sweeps.heard import HEARD, SIGNALS
 from pmf_lightning.sweeps.jobs import EndedBadly, asked, in_multirun
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def wanted(cfg: DictConfig) -> bool:

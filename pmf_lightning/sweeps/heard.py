@@ -2,4 +2,5 @@
 
 import signal
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # those that ask
 HEARD: list[signal.Signals] = []
