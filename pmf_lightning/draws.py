@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
@@ -49,6 +50,15 @@ def generator(*names: int | str, device: torch.device | str = "cpu") -> torch.Ge
 def uniform(*names: int | str, count: int) -> Float64[Tensor, " count"]:
     """Draw ``count`` numbers in [0, 1); number i does not depend on ``count``."""
     return torch.rand(count, generator=generator(*names), dtype=torch.float64)
+
+
+def hashed_uniform(*names: int | str, count: int) -> Float64[Tensor, " count"]:
+    """Return ``count`` numbers in [0, 1) from a hash of the names alone: the same with every version of every library.
+
+    ``uniform`` is the same only as long as torch's own generator is. Number i does not depend on ``count``.
+    """
+    data = hashlib.shake_256(json.dumps(names).encode()).digest(8 * count)
+    return torch.from_numpy((np.frombuffer(data, "<u8") >> 11) * 2.0**-53)
 
 
 def normal(*names: int | str, count: int) -> Float64[Tensor, " count"]:

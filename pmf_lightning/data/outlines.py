@@ -2,7 +2,8 @@
 
 A shape stands upright around (0, 0) and just fits into the circle of radius 1, the unit of all distances. Points are
 tensors u (to the right) and v (up) of one form. Only sums, products, roots and comparisons are taken, which every
-machine rounds alike. Distances are exact beside straight and round edges; near a corner they are those to the straight
+machine rounds alike; constants are rounded to 12 decimals, since libraries differ in the last bit of a cosine.
+Distances are exact beside straight and round edges; near a corner they are those to the straight
 edges through it, which keeps it sharp.
 """
 
@@ -39,7 +40,7 @@ def triangle(u: Points, v: Points) -> Points:
 def pentagon(u: Points, v: Points) -> Points:
     """Return the distance to a regular pentagon."""
     right = u.abs()
-    return _plane(right, v, 54).maximum(_plane(right, v, -18)).maximum(-v) - math.cos(math.pi / 5)
+    return _plane(right, v, 54).maximum(_plane(right, v, -18)).maximum(-v) - _direction(36)[0]
 
 
 def star(u: Points, v: Points) -> Points:
@@ -49,8 +50,9 @@ def star(u: Points, v: Points) -> Points:
         beyond = _plane(u, v, mirror).clamp(min=0)
         across, up = _direction(mirror)
         u, v = u - 2 * across * beyond, v - 2 * up * beyond
-    right, up = 1 - 0.45 * math.cos(math.pi / 5), 0.45 * math.sin(math.pi / 5)  # normal to the edge from tip to notch
-    long = math.hypot(right, up)
+    across, up = _direction(36)
+    right, up = 1 - 0.45 * across, 0.45 * up  # normal to the edge from tip to notch
+    long = math.sqrt(right * right + up * up)
     return (right / long) * u.abs() + (up / long) * (v - 1)
 
 
@@ -77,8 +79,9 @@ def heart(u: Points, v: Points) -> Points:
 def drop(u: Points, v: Points) -> Points:
     """Return the distance to a disc of radius 0.6 with a point drawn out of it."""
     radius, low = 0.6, -0.4
-    angle = math.degrees(math.asin(radius / (1 - low)))  # of the flanks' normals above the horizontal
-    cone = (_plane(u.abs(), v - low, angle) - radius).maximum(radius**2 / (1 - low) - (v - low))
+    up = radius / (1 - low)  # of the flanks' normals
+    flank = math.sqrt(1 - up * up) * u.abs() + up * (v - low)
+    cone = (flank - radius).maximum(radius**2 / (1 - low) - (v - low))
     return (_radius(u, v - low) - radius).minimum(cone)
 
 
@@ -109,11 +112,12 @@ def _radius(u: Points, v: Points) -> Points:
     return (u * u + v * v).sqrt()
 
 
-def _direction(degrees: float | int) -> tuple[float, float]:
-    return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+def _direction(degrees: int) -> tuple[float, float]:
+    angle = math.radians(degrees)
+    return round(math.cos(angle), 12), round(math.sin(angle), 12)
 
 
-def _plane(u: Points, v: Points, degrees: float | int) -> Points:
+def _plane(u: Points, v: Points, degrees: int) -> Points:
     """Return how far points lie in a direction, counted from the horizontal to the left."""
     right, up = _direction(degrees)
     return right * u + up * v

@@ -1,8 +1,11 @@
 """From scenes to pixels, at any resolution: the same scene averaged down is nearly what is painted small.
 
 A shape covers clip(1/2 - d, 0, 1) of a pixel at distance d, in pixels, from its outline (negative: inside), and
-colours are mixed by that share, so that edges are smooth at every size. All that happens to pixels are sums, products,
-roots and comparisons in float32, one operation at a time: an image is the same in any company and on any machine.
+colours are mixed by that share, so that edges are smooth at every size.
+
+An image is the same in any batch, on any machine and with any version of torch. Libraries differ in the last bit of
+cosines and powers, so these are taken once per scene and rounded to a grid (``on_grid``). All that happens to pixels
+after that are sums, products, roots and comparisons, one operation at a time, which every machine rounds alike.
 """
 
 import math
@@ -16,6 +19,8 @@ from pmf_lightning.data.outlines import OUTLINES, Outline
 from pmf_lightning.data.scenes import LARGEST, SMALLEST, Scenes
 
 TILE = 2**15  # pixels painted at once: what they go through stays in the processor's cache
+
+TURNS, LEVELS = 2**16, 2**8  # steps of 1 that cosines and sines, and levels of colour, are rounded to
 
 # Lightness and chroma in OKLCH: of shapes, and of the ground where it is darkest and lightest.
 FRONT, DARK, LIGHT = (0.78, 0.125), (0.22, 0.035), (0.46, 0.075)
@@ -62,9 +67,10 @@ def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
     size = SMALLEST + (LARGEST - SMALLEST) * scenes.number("size")
     x, y = (size + (1 - 2 * size) * scenes.number(name) for name in ("x", "y"))
     right, below = (at - x[:, None]) / size[:, None], (at - y[:, None]) / size[:, None]
-    turn = 2 * math.pi / max(1, outline.symmetry) * scenes.number("angle")[:, None]
-    across = {"u": turn.cos() * right, "v": -turn.sin() * right}
-    down = {"u": -turn.sin() * below, "v": -turn.cos() * below}
+    turns = 1 / outline.symmetry if outline.symmetry else 0.0
+    cos, sin = _direction(turns * scenes.number("angle")[:, None])
+    across = {"u": cos * right, "v": -sin * right}
+    down = {"u": -sin * below, "v": -cos * below}
     front = colours(scenes.number("hue"), *FRONT)
     middle, right, below = _ground(scenes)
     for c in range(3):
@@ -78,14 +84,24 @@ def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
 def _ground(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     """Return the levels in the middle, and how much they grow to the right and downwards over the image, each [n,3]."""
     dark, light = (colours(scenes.number("ground"), *tone) for tone in (DARK, LIGHT))
-    way = 2 * math.pi * scenes.number("light")[:, None]
-    slope = (light - dark) / (way.cos().abs() + way.sin().abs())  # so that a corner, or a side, is darkest and lightest
-    return (dark + light) / 2, slope * way.cos(), slope * way.sin()
+    cos, sin = _direction(scenes.number("light")[:, None])
+    slope = (light - dark) / (cos.abs() + sin.abs())  # so that a corner, or a side, is darkest and lightest
+    return (dark + light) / 2, slope * cos, slope * sin
+
+
+def on_grid(numbers: Float64[Tensor, "*any"], steps: int) -> Float64[Tensor, "*any"]:
+    """Round numbers to multiples of 1 / steps: their last bits, in which libraries differ, decide nothing."""
+    return (numbers * steps).round() / steps
+
+
+def _direction(turns: Float64[Tensor, "*any"]) -> tuple[Float64[Tensor, "*any"], Float64[Tensor, "*any"]]:
+    angle = 2 * math.pi * turns
+    return on_grid(angle.cos(), TURNS), on_grid(angle.sin(), TURNS)
 
 
 def colours(hue: Float64[Tensor, " n"], lightness: float, chroma: float) -> Float64[Tensor, "n 3"]:
     """Return sRGB levels in [0, 255] of hues in turns, all of one lightness and chroma (OKLCH, Ottosson 2020)."""
-    a, b = chroma * (2 * math.pi * hue).cos(), chroma * (2 * math.pi * hue).sin()
+    a, b = (chroma * part for part in _direction(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
@@ -93,4 +109,5 @@ def colours(hue: Float64[Tensor, " n"], lightness: float, chroma: float) -> Floa
     green = -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short
     blue = -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short
     linear = torch.stack((red, green, blue), dim=1).clamp(0, 1)
-    return 255 * torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    levels = 255 * torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return on_grid(levels, LEVELS)

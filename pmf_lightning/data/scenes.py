@@ -57,7 +57,7 @@ def intrinsic_dimension(label: int) -> int:
 def drawn(name: str, split: str, indices: Sequence[int], classes: int) -> Scenes:
     """Draw the scenes number ``indices`` of a split; scene i is of class i % classes and depends on the names and i."""
     labels = torch.tensor([i % classes for i in indices], dtype=torch.int64)
-    unit = [draws.uniform(name, split, i, count=len(NUMBERS)) for i in indices]
+    unit = [draws.hashed_uniform(name, split, i, count=len(NUMBERS)) for i in indices]
     unit = torch.stack(unit) if unit else torch.empty(0, len(NUMBERS), dtype=torch.float64)
     turned = torch.tensor([bool(outline.symmetry) for outline in OUTLINES])[labels]
     unit[:, NUMBERS.index("angle")] *= turned

@@ -19,7 +19,7 @@ from pmf_lightning.data.painting import paint
 from pmf_lightning.data.scenes import Scenes, drawn
 from pmf_lightning.errors import UserError
 
-VERSION = 1  # raise it when images change: what was cached for the old ones is then left alone
+VERSION = 2  # raise it when images change: what was cached for the old ones is then left alone
 SMALLEST_SIDE = 16  # pixels: below it shapes can hardly be told apart
 
 
