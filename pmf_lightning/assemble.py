@@ -1,11 +1,13 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pmf_lightning import checks, draws, weights_folder
 from pmf_lightning.checkpoint_files import whole_beside
@@ -23,6 +26,7 @@ from pmf_lightning.models.recompute import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.trusted import check_stored
 
 # Options that older checkpoints do not set, with the values that these were made by.
 NEWER_OPTIONS = {
@@ -111,7 +115,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
         raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
-    if not isinstance(checkpoint, dict) or not {"config", "state_dict", "ema"} <= checkpoint.keys():
+    parts = ("config", "state_dict", "ema")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
         raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
     return checkpoint
 
@@ -144,12 +149,51 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
         module, name = _load_weights_folder(Path(path), None)
         return module, {name: {}}
     checkpoint = read_checkpoint(path)
-    _refuse_foreign_code(checkpoint["config"], path)
-    module = build(_completed(checkpoint["config"]))
-    module.load_state_dict(checkpoint["state_dict"])
-    start = "network."
-    raw = {key.removeprefix(start): v for key, v in checkpoint["state_dict"].items() if key.startswith(start)}
-    return module.eval(), {**checkpoint["ema"], "raw": raw}
+    averages = checkpoint["ema"]
+    raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw))
+    _place(module.network, raw, path, copy=True)  # the file is mapped, not read
+    trained = {name for name, value in module.network.named_parameters() if value.requires_grad}
+    for name, values in averages.items():
+        fits = isinstance(values, Mapping) and trained <= values.keys() <= raw.keys()
+        if not fits or any(_shape(value) != raw[key].shape for key, value in values.items()):
+            raise UserError(f"ckpt={path}: its average {name} is not one of this network; {whole_beside(path)}")
+    return module.eval(), {**averages, "raw": raw}
+
+
+def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] = ()) -> GenerativeModule:
+    """Build the module of a configuration that was stored somewhere, without executing foreign code; no weights yet.
+
+    ``source`` is what errors call the place. The network lies on the meta device, without memory; one of far more than
+    the ``stored`` weights (tensors) is not built. ``trust``: as for ``check_stored``. Raises UserError.
+    """
+    config = check_stored(config, source, trust)
+    try:
+        with _at_most(2 * stored + 1000):  # which of a few are missing is said later
+            return build(_completed(config), empty=True)
+    except UserError:
+        raise
+    except Exception as error:  # values of the wrong kind fail in many places
+        said = shorten(one_line(error), 200, placeholder=" ...")
+        raise UserError(
+            f"{source}: no module can be built from its configuration ({type(error).__name__}: {said})"
+        ) from error
+
+
+@contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Raise ValueError where more than so many weights are made: a billion blocks would take days."""
+    made = count()
+
+    def one_more(module: nn.Module, name: str, value: Any) -> None:
+        if next(made) >= weights:
+            raise ValueError("it is of a network with far more weights than are stored")
+
+    hook = register_module_parameter_registration_hook(one_more)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _completed(config: Mapping) -> DictConfig:
@@ -166,36 +210,24 @@ def _load_weights_folder(folder: Path, ema: str | None) -> tuple[GenerativeModul
     about = stored.about
     if ema not in (None, about.weights):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
-    _refuse_foreign_code(about.config, folder)
-    module = build(_completed(about.config), empty=True)
+    module = build_stored(about.config, f"ckpt={folder}", len(stored.network))
     _place(module.network, stored.network, folder)
     return module.eval(), about.weights
 
 
-def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Give an empty network (on the meta device) its ``weights``, in float32 at least.
+def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path, copy: bool = False) -> None:
+    """Give an empty network (on the meta device) its ``weights``, in float32 at least; with ``copy`` none is shared.
 
     Raises UserError, naming ``source``, unless they are exactly the network's.
     """
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    if shapes != {name: value.shape for name, value in weights.items()}:
-        wrong = sorted(shapes.keys() ^ weights.keys()) or [k for k in shapes if shapes[k] != weights[k].shape]
+    shapes, there = ({name: _shape(value) for name, value in held.items()} for held in (network.state_dict(), weights))
+    if shapes != there:
+        wrong = sorted(map(str, shapes.keys() ^ there.keys())) or [k for k in shapes if shapes[k] != there[k]]
         raise UserError(f"{source}: weights and configuration do not belong together ({', '.join(wrong[:3])} ...)")
-    wide = {name: value.to(torch.promote_types(value.dtype, torch.float32)) for name, value in weights.items()}
+    wide = {k: value.to(torch.promote_types(value.dtype, torch.float32), copy=copy) for k, value in weights.items()}
     network.load_state_dict(wide, assign=True)
 
 
-def _refuse_foreign_code(config: Any, path: str | Path) -> None:
-    foreign = sorted(name for name in _targets(config) if not str(name).startswith("pmf_lightning."))
-    if foreign:
-        raise UserError(f"ckpt={path}: it would run code outside pmf_lightning ({', '.join(foreign)}); refused")
-
-
-def _targets(config: Any) -> list[str]:
-    """List every ``_target_`` of a configuration."""
-    if isinstance(config, Mapping):
-        own = [config["_target_"]] if "_target_" in config else []
-        return own + [name for value in config.values() for name in _targets(value)]
-    if isinstance(config, list):
-        return [name for value in config for name in _targets(value)]
-    return []
+def _shape(value: Any) -> torch.Size | None:
+    """Return the shape of a weight, None for what is none."""
+    return value.shape if isinstance(value, Tensor) and not value.is_complex() else None

@@ -5,11 +5,11 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pmf_lightning.assemble import build, load_checkpoint
+from pmf_lightning.assemble import build, build_stored, load_checkpoint
 from pmf_lightning.config import compose
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.official import (
@@ -68,7 +68,7 @@ def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
 
     Raises UserError where no official file has this architecture.
     """
-    network = build(OmegaConf.create(stored.about.config), empty=True).network
+    network = build_stored(stored.about.config, "in", len(stored.network)).network
     weights = official_weights(network, inference=inference, weights=stored.network, aside=stored.aside)
     return {name: value.clone() if _is_part(value) else value for name, value in weights.items()}
 

@@ -32,6 +32,7 @@ ALLOWED = {
     "dashboards": {"dashboards", "errors"},
     "provenance": set(),
     "scales": {"errors"},
+    "trusted": {"errors"},
     "kept_network": {"cache"},
     "reports": {"reports", "cache", "errors", "folders"},
     "report": {"reports", "errors"},

@@ -111,6 +111,6 @@ def test_checkpoints_from_before_these_options_are_read(tmp_path):
     config = OmegaConf.to_container(OmegaConf.create(module.config))
     for name in ("omega_min", "tangent", "interval"):
         del config["objective"][name]
-    stored = {"config": config, "state_dict": module.state_dict(), "ema": {"2k": {}}}
+    stored = {"config": config, "state_dict": module.state_dict(), "ema": {"2k": module.network.state_dict()}}
     torch.save(stored, tmp_path / "old.ckpt")
     assert load_checkpoint(tmp_path / "old.ckpt").objective == module.objective
