@@ -1,16 +1,18 @@
 """What goes wrong in the runs of test_faults.py: functions that spoil something in a process before it trains."""
 
 import contextlib
+import importlib
+import json
 import math
 import os
 import resource
 import signal
-import time
 from pathlib import Path
 
 import torch
 
 from pmf_lightning import checkpoint_files, hands
+from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.sample_check import SampleCheck
 from pmf_lightning.callbacks.time_bins import TimeBinLog
 from pmf_lightning.module import GenerativeModule
@@ -66,17 +68,6 @@ def _after(call):
             die()
 
     return calling
-
-
-def slow_saves(seconds):
-    """Make the disk slow, so that kills at random moments often fall into a save."""
-    fsync = os.fsync
-
-    def slow(number):
-        time.sleep(seconds)
-        fsync(number)
-
-    os.fsync = slow
 
 
 def at_step(actions):
@@ -186,6 +177,12 @@ def both(*faults):
         globals()[name](*arguments)
 
 
+def on_rank(rank, name, *arguments):
+    """Only in one process of several."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == rank:
+        globals()[name](*arguments)
+
+
 def set_environment(variables):
     """Set variables of the environment, and go to the folder that PWD names."""
     os.environ |= variables
@@ -193,13 +190,42 @@ def set_environment(variables):
         os.chdir(variables["PWD"])
 
 
-def signal_before(step, number):
-    """Send a signal to this process in the middle of ``step``."""
-    training_step = GenerativeModule.training_step
+def signal_before(step, number, part=1):
+    """Send a signal to this process in the middle of ``step``: before its micro-batch number ``part``."""
+    training_step, parts = GenerativeModule.training_step, [0]
 
     def signalling(self, *arguments):
         if self.global_step + 1 == step:
-            os.kill(os.getpid(), number)
+            parts[0] += 1
+            if parts[0] == part:
+                os.kill(os.getpid(), number)
         return training_step(self, *arguments)
 
     GenerativeModule.training_step = signalling
+
+
+def kill_all_before(step):
+    """Kill this process and all that it has started, in the middle of ``step``."""
+    os.setsid()
+    at_step({step - 1: lambda trainer: os.killpg(0, signal.SIGKILL)})
+
+
+def die_at(place):
+    """Die where "module:function" is called."""
+    module, _, function = place.partition(":")
+    setattr(importlib.import_module(module), function, die)
+
+
+def half_a_row(step):
+    """Die when half of the row of ``step`` is in the log."""
+    write = Ledger._write
+
+    def halved(self):
+        if self._tail[-1]["step"] == step:
+            with self.path.open("r+") as file:
+                file.seek(self._start)
+                file.write(json.dumps(self._tail[-1])[:20])
+            die()
+        write(self)
+
+    Ledger._write = halved

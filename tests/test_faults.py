@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import forked
@@ -56,13 +55,6 @@ def losses(folder):
     return [(row["step"], row["loss_u"], row["loss_v"]) for row in rows(folder)]
 
 
-def last_row(folder):
-    try:
-        return rows(folder)[-1]["step"]
-    except (FileNotFoundError, IndexError):
-        return 0
-
-
 def saved_step(folder):
     """The step of the checkpoint, which must be whole; 0: there is none yet."""
     path = folder / "checkpoints" / "last.ckpt"
@@ -72,24 +64,32 @@ def saved_step(folder):
     return read_checkpoint(path)["global_step"]
 
 
+# Where a run is killed, and the step of the checkpoint then; saves are due after every second step.
+TEN_KILLS = [
+    (("signal_before", 1, signal.SIGKILL), 0),
+    (("die_in_save", "half a file", 1), 0),
+    (("die_in_save", "after_replace", 1), 2),
+    (("signal_before", 4, signal.SIGKILL, 2), 2),
+    (("die_in_save", "fsync", 2), 4),
+    (("half_a_row", 6), 4),
+    (("signal_before", 9, signal.SIGKILL), 8),
+    (("die_at", "pmf_lightning.train:_brief"), 8),
+    (("die_in_save", "replace", 3), 12),
+    (("die_at", "pmf_lightning.train:finish"), 16),
+]
+
+
 @pytest.mark.slow
-def test_ten_kills_at_random_moments(straight, tmp_path):
-    folder, rng, before, in_save = tmp_path / "run", np.random.default_rng(0), 0, 0
-    for _ in range(10):
-        process = forked.start([*TINY, f"run_dir={folder}", "ckpt=auto"], tmp_path / "log", ("faults:slow_saves", 0.03))
-        steps = rng.integers(0, 4)
-        if steps:
-            target = min(before + steps, STEPS - 1)
-            forked.wait_until(lambda target=target: last_row(folder) >= target, process)
-        time.sleep(rng.uniform(0, 0.1) if steps else rng.uniform(0, 2))
-        process.kill()
-        assert forked.finish(process) == -signal.SIGKILL
-        in_save += any((folder / "checkpoints").glob("*.draft"))
-        after = saved_step(folder)
-        assert after >= before
-        before = after
-    print(f"{in_save} of 10 kills fell into a save")
-    forked.run([*TINY, f"run_dir={folder}", "ckpt=auto"], tmp_path / "log")
+def test_ten_kills_at_named_places(straight, tmp_path):
+    """In steps and between micro-batches, in saves, in a row of the log, while resuming, and before the summary."""
+    folder, command = tmp_path / "run", [*TINY, f"run_dir={tmp_path}/run", "ckpt=auto"]
+    for (name, *arguments), saved in TEN_KILLS:
+        forked.run(command, tmp_path / "log", (f"faults:{name}", *arguments), code=-signal.SIGKILL)
+        assert saved_step(folder) == saved, (name, *arguments)
+        assert any((folder / "checkpoints").glob("*.draft")) == (
+            name == "die_in_save" and "after_replace" not in arguments
+        )
+    forked.run(command, tmp_path / "log")
     assert_as_if_nothing_had_been(folder, straight)
 
 
@@ -118,15 +118,13 @@ def names(folder):
 
 
 def stop_with(number, command, folder, log, environment=()):
-    """Send a signal in the middle of a run; return what it printed."""
-    process = forked.start(command, log, ("faults:set_environment", dict(environment)))
-    forked.wait_until(lambda: last_row(folder) >= 3, process)
-    os.kill(process.pid, number)
-    assert forked.finish(process) == 0, log.read_text()[-2000:]
+    """Send a signal in the middle of step 5 of a run; return what it printed."""
+    faults = ("faults:both", ("set_environment", dict(environment)), ("signal_before", 5, number))
+    output = forked.run(command, log, faults)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped_early"]
-    assert 3 <= summary["steps"] == saved_step(folder) < STEPS
-    return log.read_text()
+    assert summary["steps"] == saved_step(folder) == 5
+    return output
 
 
 NOT_YET = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
@@ -464,16 +462,12 @@ def straight_two(tmp_path_factory):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_killed(straight_two, tmp_path, killed):
     folder, overrides = tmp_path / "run", [f"run_dir={tmp_path}/run", "ckpt=auto"]
-    processes = start_two(overrides, tmp_path)
-    forked.wait_until(lambda: last_row(folder) >= 5, processes[killed])
-    processes[killed].kill()
-    begun = time.monotonic()
-    code = forked.finish(processes[1 - killed], seconds=60)
-    print(f"the other ended after {time.monotonic() - begun:.1f} s with {code}")
-    assert code == 5
+    processes = start_two(overrides, tmp_path, ("faults:on_rank", killed, "signal_before", 6, signal.SIGKILL))
+    assert forked.finish(processes[killed]) == -signal.SIGKILL
+    assert forked.finish(processes[1 - killed]) == 5
     assert f"go on with run_dir={folder} ckpt=last" in (tmp_path / f"log{1 - killed}").read_text()
     assert "another process of this run is gone" in (tmp_path / f"log{1 - killed}").read_text()
-    assert 4 <= saved_step(folder) < STEPS
+    assert saved_step(folder) == 4
     run_two(overrides, tmp_path)
     assert_as_if_nothing_had_been(folder, straight_two)
 
@@ -482,11 +476,8 @@ def test_one_of_two_killed(straight_two, tmp_path, killed):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_of_two_stops_both_after_the_same_step(straight_two, tmp_path, rank):
     folder, overrides = tmp_path / "run", [f"run_dir={tmp_path}/run", "ckpt=auto", NOT_YET]
-    processes = start_two(overrides, tmp_path)
-    forked.wait_until(lambda: last_row(folder) >= 3, processes[rank])
-    os.kill(processes[rank].pid, signal.SIGTERM)
-    assert [forked.finish(process) for process in processes] == [0, 0]
-    assert 3 <= saved_step(folder) < STEPS
+    run_two(overrides, tmp_path, ("faults:on_rank", rank, "signal_before", 4, signal.SIGTERM))
+    assert 4 <= saved_step(folder) < STEPS
     run_two(overrides, tmp_path)
     assert_as_if_nothing_had_been(folder, straight_two)
 
