@@ -170,7 +170,7 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
     config = check_stored(config, source, trust)
     try:
         with _at_most(2 * stored + 1000):  # which of a few are missing is said later
-            return build(_completed(config), empty=True)
+            return build(completed(config), empty=True)
     except UserError:
         raise
     except Exception as error:  # values of the wrong kind fail in many places
@@ -196,7 +196,7 @@ def _at_most(weights: int) -> Iterator[None]:
         hook.remove()
 
 
-def _completed(config: Mapping) -> DictConfig:
+def completed(config: Mapping) -> DictConfig:
     """Return a stored configuration with the options of its objective that are newer than it."""
     config = OmegaConf.create(config)
     older = NEWER_OPTIONS.get(config.objective["_target_"], {})

@@ -9,6 +9,10 @@ class UserError(Exception):
     """Bad input. The message names the thing, the value and the remedy; commands print it and exit with 2."""
 
 
+class NotResumed(UserError):
+    """A run that exists is another one than requested, or complete; nothing is written into its directory."""
+
+
 class Diverged(UserError):
     """Training met numbers that are not finite and ended itself; commands print the message and exit with 3."""
 

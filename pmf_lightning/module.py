@@ -156,8 +156,9 @@ class GenerativeModule(LightningModule):
         return Shard(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Let the configuration travel with the weights."""
+        """Store the configuration and the images seen with the weights."""
         checkpoint["config"] = self.config
+        checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take moments from a checkpoint, but learning rate and other settings from this run's configuration."""

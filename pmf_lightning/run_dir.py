@@ -1,6 +1,5 @@
-"""Where a run writes, and how it finds its way back after a stop."""
+"""Where a run writes, and which checkpoint it resumes."""
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -9,38 +8,69 @@ from datetime import datetime
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from pmf_lightning.assemble import find_checkpoint
 from pmf_lightning.checkpoint_files import LAST, is_whole, newest_whole, whole_beside
-from pmf_lightning.errors import UserError
+from pmf_lightning.errors import NotResumed, UserError
 from pmf_lightning.folders import ERROR, RUN_DIR, writable
 from pmf_lightning.locks import Held, held
 
-ROOT = Path("runs")
+ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
 
 
-def choose(cfg: DictConfig) -> Path:
+def known(cfg: DictConfig) -> Path | None:
+    """Return the run directory that a configuration names, None for a new one; makes nothing.
+
+    ``run_dir`` when set; else with ``ckpt=last`` the newest run of this model and data that has a checkpoint, and with
+    ``ckpt=<run directory>`` that one. Raises UserError.
+    """
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    if not _is_first() and RUN_DIR in os.environ:
+        return Path(os.environ[RUN_DIR])
+    if (folder := _run_of(cfg.ckpt)) is not None:
+        return folder
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
+    return _newest(_parent(cfg)) if cfg.ckpt == "last" else None
+
+
+def choose(cfg: DictConfig, folder: Path | None = None) -> Path:
     """Return the run directory of a configuration: made, and known to be writable.
 
-    ``run_dir`` when set; else, with ``ckpt=last``, the newest run of this model and data that has a checkpoint; else a
-    new one under runs/, named after model, data and the time. Raises UserError.
+    It is ``folder``, or the ``known`` one, or a new one under runs/, named after model, data and the time. Raises
+    UserError, also where it holds a run that the configuration does not resume.
     """
-    if cfg.run_dir is None and not _is_first() and RUN_DIR in os.environ:
-        return Path(os.environ[RUN_DIR])
-    several = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    if several and cfg.run_dir is None:
-        raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
-    if cfg.run_dir is not None:
-        folder = Path(cfg.run_dir)
-    elif cfg.ckpt == "last":
-        folder = _newest(ROOT / f"{cfg.name}-{cfg.data.name}")
-    else:
-        folder = _fresh(ROOT / f"{cfg.name}-{cfg.data.name}")
+    folder = folder or known(cfg) or _fresh(_parent(cfg))
+    if not _resumes(cfg.ckpt, folder) and any((folder / "checkpoints").glob("*.ckpt")):
+        raise NotResumed(
+            f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to resume that one, or set another "
+            "run_dir"
+        )
     writable(folder / "checkpoints", "run_dir")
-    if cfg.ckpt is None and any((folder / "checkpoints").glob("*.ckpt")):
-        raise UserError(f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to go on with it")
     os.environ[RUN_DIR] = str(folder)
     return folder
+
+
+def _resumes(ckpt: str | None, folder: Path) -> bool:
+    """Tell whether ``ckpt`` is of the run in ``folder``."""
+    if ckpt in (None, "last", "auto"):
+        return ckpt is not None
+    return folder.resolve() in (Path(ckpt).resolve(), *Path(ckpt).resolve().parents)
+
+
+def _run_of(ckpt: str | None) -> Path | None:
+    """Return the run directory that ``ckpt`` names, by itself or by its folder of checkpoints; None for anything else.
+
+    A file is not one: a run that starts from it is a new run.
+    """
+    if ckpt in (None, "last", "auto") or not Path(ckpt).is_dir():
+        return None
+    folder = Path(ckpt)
+    if folder.name == CHECKPOINTS and any(folder.glob("*.ckpt")):
+        return folder.parent
+    return folder if any((folder / CHECKPOINTS).glob("*.ckpt")) else None
 
 
 def sole_run(folder: Path) -> AbstractContextManager[None]:
@@ -69,17 +99,17 @@ def errors_kept(cfg: DictConfig) -> Iterator[None]:
         os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
     try:
         yield
-    except Held:
-        raise  # what lies there is the other run's
+    except (Held, NotResumed):
+        raise  # what is there belongs to the other run
     except Exception as error:
-        folder = _known(cfg)
+        folder = _own(cfg)
         if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / ERROR).write_text(f"{kind}{' '.join(str(error).split())}\n")
         raise
-    if folder := _known(cfg):
+    if folder := _own(cfg):
         (folder / ERROR).unlink(missing_ok=True)
 
 
@@ -87,50 +117,33 @@ def _is_first() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _known(cfg: DictConfig) -> Path | None:
+def _own(cfg: DictConfig) -> Path | None:
     """Return the directory of this run, where this process is the one that writes there and knows it."""
     folder = cfg.run_dir or os.environ.get(RUN_DIR)
     return Path(folder) if folder and _is_first() else None
 
 
-def finished(cfg: DictConfig) -> dict | None:
-    """Return the summary of ``run_dir`` where ckpt=auto finds this very run complete, else None.
+def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
+    """Return the checkpoint that ``ckpt`` names, or None for a fresh start; raises UserError where it is missing.
 
-    Raises UserError where the directory holds a run of another configuration.
-    """
-    if cfg.ckpt != "auto":
-        return None
-    if cfg.run_dir is None:
-        raise UserError("ckpt=auto: it goes on with what lies in run_dir; set run_dir")
-    folder = Path(cfg.run_dir)
-    if not (folder / "config.yaml").is_file():
-        return None
-    there = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    asked = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
-    said = {"ckpt", "study", "logger"}  # not what is trained: where to go on, the words of a study, who is told
-    other = sorted(key for key in (there.keys() | asked.keys()) - said if there.get(key) != asked.get(key))
-    if other:
-        raise UserError(f"run_dir={folder}: it holds a run with another {', '.join(other)}; set another run_dir")
-    summary = folder / "summary.json"
-    found = json.loads(summary.read_text()) if summary.is_file() else None
-    return found if found and not found["stopped_early"] else None
-
-
-def checkpoint_to_resume(cfg: DictConfig, folder: Path) -> Path | None:
-    """Return the checkpoint that ``ckpt`` asks for, or None for a fresh start; raises UserError where it is missing.
-
-    Where last.ckpt is damaged, ckpt=last and ckpt=auto take the newest whole checkpoint beside it, and say so.
+    It is a file, or for ckpt=last, ckpt=auto (of ``folder``) and ckpt=<run directory> the last one of a run. Where
+    last.ckpt is damaged or missing, the newest complete checkpoint next to it is taken, which is stated.
     """
     if cfg.ckpt is None:
         return None
     if cfg.ckpt not in ("auto", "last"):
-        return _undamaged(Path(cfg.ckpt))
-    path = folder / "checkpoints" / LAST
+        run = _run_of(cfg.ckpt)
+        if run is None:
+            return _undamaged(find_checkpoint(cfg.ckpt))
+        folder = run
+    elif folder is None:
+        raise UserError(f"ckpt={cfg.ckpt}: it resumes the run in run_dir; set run_dir")
+    path = folder / CHECKPOINTS / LAST
     if is_whole(path):
         return path
     damage = f"{path} is damaged" if path.is_file() else f"{path} is missing"
     if (other := newest_whole(path.parent)) is not None:
-        _warn(f"{damage}; going on with {other}, the newest that is whole")
+        _warn(f"{damage}; resuming {other}, the newest that is complete")
         return other
     if path.is_file():
         raise UserError(f"ckpt={cfg.ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
@@ -148,6 +161,10 @@ def _undamaged(path: Path) -> Path:
 @rank_zero_only
 def _warn(text: str) -> None:
     print(f"warning: {text}")
+
+
+def _parent(cfg: DictConfig) -> Path:
+    return ROOT / f"{cfg.name}-{cfg.data.name}"
 
 
 def _newest(parent: Path) -> Path:

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks, run_dir, slurm
-from pmf_lightning.assemble import build, read_checkpoint
+from pmf_lightning import checks, resume, run_dir, slurm
+from pmf_lightning.assemble import build
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.callbacks.full_disk import patient_output
 from pmf_lightning.callbacks.ledger import Ledger
@@ -33,6 +33,7 @@ from pmf_lightning.materials import check_inputs, make_data, make_training_featu
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.provenance import provenance
+from pmf_lightning.resume import Start
 from pmf_lightning.sampling import OPTIONS, network_evaluations
 from pmf_lightning.strategies import trainer_options
 from pmf_lightning.summary import finish, pictures
@@ -52,9 +53,11 @@ def train(cfg: DictConfig) -> dict:
 def _train(cfg: DictConfig) -> dict:
     started = time.perf_counter()
     checks.training(cfg)
-    if (summary := run_dir.finished(cfg)) is not None:
+    if (summary := resume.finished(cfg)) is not None:
         print(f"{cfg.run_dir} is finished already, and left alone")
         return summary
+    known = run_dir.known(cfg)
+    start = resume.find(cfg, known)
     source = instantiate(cfg.data)
     source.check()
     check_inputs(cfg, source)
@@ -66,9 +69,9 @@ def _train(cfg: DictConfig) -> dict:
     if isinstance(data, DriftingData):
         data.check_room()
     module.look_through(make_training_features(cfg, source))
-    folder = run_dir.choose(cfg)
+    folder = run_dir.choose(cfg, known)
     with run_dir.sole_run(folder):
-        return _fit(cfg, source, module, data, folder, started)
+        return _fit(cfg, source, module, data, folder, resume.find_again(start, cfg, folder), started)
 
 
 def _fit(
@@ -77,20 +80,16 @@ def _fit(
     module: GenerativeModule,
     data: ImageData | DriftingData,
     folder: Path,
+    start: Start,
     started: float,
 ) -> dict:
-    resume = run_dir.checkpoint_to_resume(cfg, folder)
-    state = _brief(read_checkpoint(resume)) if resume else {"global_step": 0}
-    if state["global_step"] >= cfg.steps and cfg.ckpt != "auto":
-        done = state["global_step"]
-        raise UserError(f"steps={cfg.steps}: {resume} has {done} already; set more steps or images")
-    announce(cfg, module, folder, state["global_step"])
+    announce(cfg, module, folder, start)
     hands = make_callbacks(cfg, module, source, folder)
-    loggers = make_loggers(cfg, module, folder, state)
+    loggers = make_loggers(cfg, module, folder, start)
     memory = [RememberRun(logger.version) for logger in loggers if isinstance(logger, WandbRun)]
     trainer = make_trainer(cfg, data, [*hands.listed(), *memory], loggers)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
     except Diverged:
         pictures(folder)  # the message tells to look at them
         trainer.strategy.barrier()  # the end of another process would end the first one, which draws
@@ -113,11 +112,6 @@ def _of_the_network(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def _brief(checkpoint: dict) -> dict:
-    """Return what a run needs to know before Lightning reads the rest, which is not kept in memory meanwhile."""
-    return {name: checkpoint[name] for name in ("global_step", "wandb_run") if name in checkpoint}
-
-
 @contextmanager
 def _room(folder: Path) -> Iterator[None]:
     """Turn a full disk at the very end into one line."""
@@ -131,19 +125,21 @@ def _room(folder: Path) -> Iterator[None]:
 
 
 @rank_zero_only
-def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int) -> None:
+def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> None:
     """Print what is about to happen and what it costs; keep the configuration, and what the run is made with."""
     with atomic_write(folder / "config.yaml") as draft:
         OmegaConf.save(OmegaConf.create(module.config), draft)
     with atomic_write(folder / "run.json") as draft:
         draft.write_text(json.dumps(provenance(cfg.trainer.accelerator), indent=2) + "\n")
-    start = f" from step {step:,}" if step else ""
+    begin = f" from step {start.step:,}" if start.step else ""
     kind = "pixels" if module.decoder is None else "latents"
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")
     is_generator = bool(module.objective.methods)
     weights = sum(weight.numel() for weight in module.network.parameters())
     print(f"  {cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
-    print(f"  {cfg.steps:,} steps of {cfg.batch} images{start}; everything is written to {folder}")
+    print(f"  {cfg.steps:,} steps of {cfg.batch} images{begin}; everything is written to {folder}")
+    if start.checkpoint:
+        print(f"  {start.line}")
     if module.features and isinstance(module.features, dict):
         print(f"  {describe(cfg, module.features)}")
     print(f"  {module.objective.note}")
@@ -153,11 +149,11 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, step: int)
         print(f"  judged by samples of {steps} step(s), {evaluations} network evaluation(s) per image")
 
 
-def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, state: dict) -> list[Logger]:
+def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> list[Logger]:
     """Build the files, and W&B beside them where it is asked for."""
-    loggers: list[Logger] = [Ledger(folder, cfg.batch, state["global_step"])]
+    loggers: list[Logger] = [Ledger(folder, cfg.batch, start.step)]
     if cfg.logger.wandb is not None:
-        loggers.append(WandbRun(dict(cfg.logger.wandb), folder, cfg.batch, module.config, state.get("wandb_run")))
+        loggers.append(WandbRun(dict(cfg.logger.wandb), folder, cfg.batch, module.config, start.wandb_run))
     return loggers
 
 

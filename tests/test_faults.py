@@ -346,7 +346,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one(tmp_path, capsys
     damage(last)
     assert to_resume(tmp_path, ckpt) == numbers[1]
     word = "missing" if damage is Path.unlink else "damaged"
-    assert f"warning: {last} is {word}; going on with {numbers[1]}" in capsys.readouterr().out
+    assert f"warning: {last} is {word}; resuming {numbers[1]}" in capsys.readouterr().out
     cut(numbers[1])
     flip(numbers[0])
     assert to_resume(tmp_path, ckpt) == best

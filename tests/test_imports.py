@@ -31,6 +31,7 @@ ALLOWED = {
     "wandb_runs": {"cache", "errors", "provenance"},
     "dashboards": {"dashboards", "errors"},
     "provenance": set(),
+    "same_run": set(),
     "scales": {"errors"},
     "trusted": {"errors"},
     "kept_network": {"cache"},

@@ -101,7 +101,10 @@ def test_a_repeated_command_leaves_a_finished_run_alone(straight, tmp_path, caps
     (folder / "summary.json").unlink()  # killed between the last checkpoint and the summary
     again = run(folder, "steps=2", "ckpt=auto")
     assert {name for name in summary if summary[name] != again[name]} <= {"wall_seconds", "images_per_second"}
-    with pytest.raises(UserError, match=r"holds a run with another seed; set another run_dir"):
+    with pytest.raises(
+        UserError,
+        match=r"seed=1: the finished run in run_dir=.* has seed=0; set that to resume it, or start another run",
+    ):
         run(folder, "steps=2", "ckpt=auto", "seed=1")
     with pytest.raises(UserError, match=r"ckpt=auto: .*set run_dir"):
         train(compose([*RUN, "ckpt=auto"]))

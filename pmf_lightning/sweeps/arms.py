@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning import run_dir
+from pmf_lightning import resume
 from pmf_lightning.config import compose, one_line
 from pmf_lightning.errors import UserError
 from pmf_lightning.sweeps.jobs import of_one_run
@@ -83,7 +83,7 @@ def _plan(job: Sequence[str], swept: Sequence[str]) -> Planned:
 def _in_the_way(cfg: DictConfig) -> str | None:
     """Return why a run would not take up what lies in its directory, None where it would."""
     try:
-        run_dir.finished(cfg)
+        resume.finished(cfg)
     except UserError as error:
         return str(error)
     return None

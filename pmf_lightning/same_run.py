@@ -1,0 +1,145 @@
+"""Compare the configuration of a stored run with the requested one: is it the same run, and what changes in it?"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+from typing import Any
+
+# What a resumed run may change: its length, rate, machine, log, pictures, and how it is judged. Anything else would
+# make another run of it, and is refused, new options included.
+CHANGEABLE = (
+    *("steps", "images", "objective.steps", "schedule.*"),
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.split"),
+    *("trainer.*", "micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
+    *("objective.derivative", "backbone.attention"),  # ways to compute the same numbers
+    *("log_every_steps", "diagnostics.*", "non_finite.*", "grid.*", "checkpoint.*"),
+    *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
+    *("decoder.weights", "features.*.weights", "queues.folder"),  # where a file is
+)
+# What says nothing of the run itself: where it is, and who is told.
+UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logger.*")
+# Of these, a finished run that is left alone may have had others: they do not change its results.
+WITHOUT_EFFECT = (
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
+    *("micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
+    *("objective.derivative", "backbone.attention", "log_every_steps", "diagnostics.*", "non_finite.*"),
+    *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
+)
+# Options that are newer than some checkpoints, with the values that these were trained with.
+WHEN_ABSENT = {"flip": False, "decoder": None, "recompute": False, "compile": False}
+# Mappings whose keys are part of what is described; in others a key that one side lacks is a newer or older option.
+FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "objective.perceptual")
+PATHS = ("root", "path", "weights", "folder")  # options that may be written in several ways
+_MOST = 6  # differences in one message
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One option with another value: ``old`` in the stored run, ``new`` in the requested one."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def before(self) -> str:
+        """The option as it was, in the form of the command line."""
+        return f"{self._option}={shown(self.old)}"
+
+    @property
+    def after(self) -> str:
+        """The option as it is requested."""
+        return f"{self._option}={shown(self.new)}"
+
+    @property
+    def text(self) -> str:
+        """Both values."""
+        return f"{self._option} {shown(self.old)} -> {shown(self.new)}"
+
+    @property
+    def _option(self) -> str:
+        return "model" if self.key == "name" else self.key
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs between a stored configuration and the requested one.
+
+    Args:
+        refused: options that would make another run of it.
+        allowed: options that a resumed run may change.
+        unknown: options that only one of the two configurations has: it was written by another version.
+    """
+
+    refused: list[Change] = field(default_factory=list)
+    allowed: list[Change] = field(default_factory=list)
+    unknown: list[Change] = field(default_factory=list)
+
+    def others_than(self, keys: tuple[str, ...]) -> list[Change]:
+        """Return all known differences whose key matches none of ``keys``."""
+        return [change for change in (*self.refused, *self.allowed) if not _matches(change.key, keys)]
+
+
+def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparison:
+    """Compare two resolved configurations (plain data) option by option."""
+    found, seen = Comparison(), set()
+    for change in sorted(_differences(stored, requested), key=lambda change: change.key != "name"):
+        mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new))
+        if _matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
+            continue
+        if change.old is _ABSENT and change.key in WHEN_ABSENT:
+            change = Change(change.key, WHEN_ABSENT[change.key], change.new)
+            if change.old == change.new:
+                continue
+        if not _matches(f"{change.key}.", tuple(f"{free}.*" for free in FREE)) and _ABSENT in (change.old, change.new):
+            found.unknown.append(change)
+        else:
+            seen.add(mark)
+            (found.allowed if _matches(change.key, CHANGEABLE) else found.refused).append(change)
+    return found
+
+
+def listed(texts: list[str], separator: str = " ") -> str:
+    """Join the first few ``texts``, and say how many more there are."""
+    more = f"{separator}and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
+    return separator.join(texts[:_MOST]) + more
+
+
+def shown(value: Any) -> str:
+    """Return a value as the command line writes it; a part of a configuration by its name, or its class."""
+    if value is _ABSENT:
+        return "(not set)"
+    if isinstance(value, Mapping):
+        name = value.get("name", str(value.get("_target_", "")).rpartition(".")[2])
+        return str(name) if name else "{" + ",".join(f"{key}:{shown(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(shown, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
+    """Yield what differs; two parts of different classes, or of different data, are one difference."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        if not _same(old, new, key):
+            yield Change(key, old, new)
+    elif key and old.get("_target_") != new.get("_target_"):
+        yield Change(key, old, new)
+    else:
+        for name in dict.fromkeys([*new, *old]):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), inner)
+
+
+def _same(old: Any, new: Any, key: str) -> bool:
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) == len(new) and all(_same(a, b, "") for a, b in zip(old, new, strict=True))
+    if key.rpartition(".")[2] in PATHS and isinstance(old, str | PurePath) and isinstance(new, str | PurePath):
+        return os.path.realpath(old) == os.path.realpath(new)
+    return old is new or (isinstance(old, bool) == isinstance(new, bool) and old == new)
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)

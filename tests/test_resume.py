@@ -1,0 +1,264 @@
+"""A resumed run is the same run: what would make another one of it is refused by name, and nothing is touched."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from shrunk import RUN
+
+from pmf_lightning import UserError, compose, resume, run_dir
+from pmf_lightning.assemble import read_checkpoint
+from pmf_lightning.errors import NotResumed
+from pmf_lightning.same_run import compare
+from pmf_lightning.train import main, train
+
+STEPS = ["grid.enabled=false", "steps=4"]
+
+
+def plain(*overrides):
+    cfg = compose([*RUN, *STEPS, *overrides])
+    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+
+
+def save(path, config, step=2, **changes):
+    """A checkpoint with as little in it as a resume needs to know."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"optimizer_states": [{}], "lr_schedulers": [{}], "loops": {"fit_loop": {}}}
+    torch.save({"config": config, "state_dict": {}, "ema": {}, "global_step": step, **state, **changes}, path)
+
+
+def stored(tmp_path, *overrides, **changes):
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", plain(*overrides), **changes)
+    return tmp_path / "run"
+
+
+def start(folder, *overrides, ckpt="last"):
+    cfg = compose([*RUN, *STEPS, f"ckpt={ckpt}", f"run_dir={folder}", *overrides])
+    return resume.find(cfg, run_dir.known(cfg))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective.prediction=u"], ["objective.prediction=u", "objective.prediction=x"]),
+        (["seed=7"], ["seed=7", "seed=0"]),
+        (["seed=7", "batch=32", "images=64"], ["seed=7 batch=32", "seed=0 batch=16"]),
+        (["data=shapes", "data.resolution=16", "data.channels=1", "data.classes=10"], ["data=", "digits"]),
+        (["data.held_out_images=100"], ["data.held_out_images=100", "data.held_out_images=360"]),
+        (["flip=true"], ["flip=true", "flip=false"]),
+        (["backbone.trunk=3"], ["backbone.trunk=3"]),
+        (["backbone.patch=16"], ["backbone.patch=16", "backbone.patch=8"]),
+        (["backbone.heads={u: 2, v: 1}"], ["backbone.heads"]),
+        (["backbone.bottleneck=null"], ["backbone.bottleneck=null"]),
+        (["optimizer=adam"], ["optimizer", "MuonAdam"]),
+        (["ema.half_lives_kimg=[2,4]"], ["ema.half_lives_kimg=[2,4]", "[1,2]"]),
+        (["ema.ramp=null"], ["ema.ramp=null", "ema.ramp=0.05"]),
+        (["objective.noise_scale=2"], ["objective.noise_scale=2"]),
+        (["preconditioner=edm"], ["objective.preconditioner=", "objective.preconditioner=null"]),
+        (["perceptual=classifier"], ["objective.perceptual"]),
+        (["model=imf_digits"], ["model=imf_digits", "model=pmf_tiny"]),
+        (["objective.label_drop=0.2"], ["objective.label_drop=0.2", "objective.label_drop=0.1"]),
+        (["times=only_tied"], ["objective."]),
+        (["conditions.label.tokens=3"], ["conditions.label.tokens=3: ", "has conditions.label.tokens="]),
+    ],
+    ids=" ".join,
+)
+def test_another_run_is_refused_by_name(tmp_path, overrides, words):
+    with pytest.raises(NotResumed) as caught:
+        start(stored(tmp_path), *overrides)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "start another run" in str(caught.value)
+
+
+@pytest.mark.parametrize("ckpt", ["last", "auto", "file", "directory"])
+def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
+    folder = stored(tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    named = {"file": folder / "checkpoints" / "last.ckpt", "directory": folder}.get(ckpt, ckpt)
+    with pytest.raises(NotResumed, match=r"objective\.prediction=u"):
+        start(folder if ckpt in ("last", "auto") else tmp_path / "new", "objective.prediction=u", ckpt=named)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "nothing is changed"),
+        (["optimizer.lr=0.5"], "optimizer.lr 0.001 -> 0.5"),
+        (["steps=9"], "steps 4 -> 9"),
+        (["log_every_steps=3", "workers=2", "micro_batch=4"], "micro_batch null -> 4"),
+        (["schedule.decay=0.9"], "schedule.decay"),
+        (["metrics=small"], " -> QualitySettings"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices 1 -> 2"),
+        (["trainer.precision=bf16-mixed"], "trainer.precision 32-true -> bf16-mixed"),
+        (["compile=true", "recompute=true"], "recompute false -> true"),
+        (["checkpoint.keep_last=3", "grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
+        (["sampling.omega=3", "sampling.steps=2"], "sampling.omega 2.0 -> 3"),
+        (["cache_dir=elsewhere", "logger=wandb"], "nothing is changed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_may_change_is_allowed_and_stated(tmp_path, overrides, said):
+    found = start(stored(tmp_path), *overrides)
+    assert (found.step, found.images) == (2, 32)
+    assert said in found.line
+    assert "\n" not in found.line
+
+
+def test_a_derived_option_is_named_once(tmp_path):
+    with pytest.raises(NotResumed, match=r"data\.resolution=16") as caught:
+        start(stored(tmp_path), "data.resolution=16")
+    assert "backbone.resolution" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacking", [["flip"], ["compile", "recompute"], ["objective.interval"], ["decoder"], ["seed"]])
+def test_checkpoints_that_lack_newer_options_resume(tmp_path, lacking):
+    config = plain()
+    for key in lacking:
+        part, _, name = key.rpartition(".")
+        del (config[part] if part else config)[name]
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", config)
+    line = start(tmp_path / "run").line
+    assert ("not compared: seed (not set) -> 0" in line) == (lacking == ["seed"])
+
+
+def test_an_older_checkpoint_was_trained_without_what_it_lacks(tmp_path):
+    config = plain()
+    del config["flip"], config["objective"]["interval"]
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", config)
+    for changed in ("flip=true", "objective.interval=false"):
+        with pytest.raises(NotResumed, match=changed):
+            start(tmp_path / "run", changed)
+
+
+def test_options_that_do_not_exist_any_more_do_not_stop_a_resume(tmp_path):
+    config = plain()
+    config["ema"]["decay"] = 0.9999  # what +ema.decay= once wrote, and nothing read
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", config)
+    assert "ema.decay 0.9999 -> (not set)" in start(tmp_path / "run").line
+
+
+def test_two_spellings_of_one_path_are_one_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    one, two = ({"data": {"name": "folder", "root": root}} for root in ("photos", str(tmp_path / "link" / "")))
+    assert compare(one, two).refused == []
+    assert compare(one, {"data": {"name": "folder", "root": "others"}}).refused
+
+
+def test_kinds_of_values_that_are_not_the_same():
+    def refused(old, new):
+        return bool(compare({"x": old}, {"x": new}).refused)
+
+    assert not refused(1, 1.0)
+    assert refused(1, True)
+    assert refused(None, 0)
+    assert refused([1, 2], [2, 1])
+    assert not refused([1, 2], [1.0, 2.0])
+    assert refused(None, {"_target_": "a.B"})
+    assert refused({"_target_": "a.B", "n": 1}, {"_target_": "a.C", "n": 1})
+
+
+def test_weights_alone_are_no_training_to_resume(tmp_path):
+    with pytest.raises(UserError, match=r"holds weights, but not the state of training \(optimizer_states"):
+        start(stored(tmp_path, optimizer_states=[]))
+    save(tmp_path / "run" / "checkpoints" / "last.ckpt", {"name": "something"})
+    with pytest.raises(UserError, match="configuration cannot be read"):
+        start(tmp_path / "run")
+
+
+def test_images_seen_are_those_of_the_checkpoint(tmp_path):
+    assert start(stored(tmp_path, images=500)).images == 500
+
+
+def test_a_complete_run_is_named(tmp_path):
+    with pytest.raises(NotResumed, match=r"steps=4: .* has 4 already"):
+        start(stored(tmp_path, step=4))
+
+
+@pytest.mark.parametrize("named", ["run", "run/", "run/checkpoints"])
+def test_a_run_directory_is_resumed_in_place(tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    stored(tmp_path)
+    cfg = compose([*RUN, *STEPS, f"ckpt={named}"])
+    assert run_dir.known(cfg).resolve() == tmp_path / "run"
+    assert resume.find(cfg, run_dir.known(cfg)).step == 2
+    new = compose([*RUN, *STEPS, f"ckpt={named}", "run_dir=new"])
+    assert str(run_dir.known(new)) == "new"
+    assert resume.find(new, run_dir.known(new)).step == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_directory_with_a_damaged_last_checkpoint(tmp_path, capsys):
+    folder = stored(tmp_path)
+    save(folder / "checkpoints" / "step-00000001.ckpt", plain(), step=1)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
+    cfg = compose([*RUN, *STEPS, f"ckpt={folder}"])
+    assert resume.find(cfg, run_dir.known(cfg)).step == 1
+    assert "the newest that is complete" in capsys.readouterr().out
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, words in (("empty", "holds no checkpoints/last.ckpt"), ("nowhere", "no such file")):
+        cfg = compose([*RUN, *STEPS, f"ckpt={tmp_path / name}"])
+        with pytest.raises(UserError, match=words):
+            resume.find(cfg, run_dir.known(cfg))
+
+
+def test_the_directory_of_another_run_is_not_taken(tmp_path):
+    folder = stored(tmp_path)
+    shutil.copytree(folder, tmp_path / "other")
+    cfg = compose([*RUN, *STEPS, f"ckpt={folder}", f"run_dir={tmp_path / 'other'}"])
+    with pytest.raises(NotResumed, match="set another run_dir"):
+        run_dir.choose(cfg)
+
+
+def test_a_finished_run_is_left_alone_by_the_same_configuration_alone(tmp_path):
+    folder = stored(tmp_path, step=4)
+    OmegaConf.save(OmegaConf.create(plain()), folder / "config.yaml")
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "stopped_early": False}))
+
+    def asked(*overrides):
+        return resume.finished(compose([*RUN, *STEPS, "ckpt=auto", f"run_dir={folder}", *overrides]))
+
+    assert asked()["steps"] == 4
+    assert asked("workers=2", "log_every_steps=3", "logger=wandb", "checkpoint.keep_last=2")["steps"] == 4
+    for changed in ("optimizer.lr=0.5", "sampling.omega=1", "seed=1", "steps=3"):
+        with pytest.raises(NotResumed, match=changed):
+            asked(changed)
+    assert asked("steps=9", "optimizer.lr=0.5") is None  # it is resumed
+    with pytest.raises(NotResumed, match="seed=1"):
+        asked("steps=9", "seed=1")
+
+
+@pytest.mark.slow
+def test_the_command_refuses_before_it_writes_and_resumes_with_what_may_change(call_command, tmp_path):
+    tiny = [*RUN, "grid.enabled=false"]
+    folder = tmp_path / "run"
+    train(compose([*tiny, "steps=2", f"run_dir={folder}"]))
+    assert read_checkpoint(folder)["images"] == 32
+
+    def contents():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = contents()
+    for ckpt in ("last", "auto"):
+        status, _, errors = call_command(
+            main, *tiny, "steps=4", f"run_dir={folder}", f"ckpt={ckpt}", "objective.prediction=u", "batch=8"
+        )
+        assert status == 2
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert "objective.prediction=u batch=8" in lines[0] or "batch=8 objective.prediction=u" in lines[0]
+        assert contents() == before
+    status, output, _ = call_command(main, *tiny, "steps=3", f"ckpt={folder}", "optimizer.lr=0.5")
+    assert status == 0
+    assert f"resumes {folder}/checkpoints/last.ckpt after 2 steps (32 images); changed: " in output
+    assert "optimizer.lr 0.001 -> 0.5" in output
+    rows = [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [16, 32, 48]
+    assert "lr: 0.5" in (folder / "config.yaml").read_text()
