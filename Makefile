@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make train` and `make test`. Both set up .venv first if need be.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 PY := .venv/bin/python
 ARGS ?=
 

@@ -7,15 +7,18 @@ import math
 import os
 import resource
 import signal
+import sys
+import time
 from pathlib import Path
 
 import torch
 
-from pmf_lightning import checkpoint_files, hands
+from pmf_lightning import checkpoint_files, hands, shard
 from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.sample_check import SampleCheck
 from pmf_lightning.callbacks.time_bins import TimeBinLog
 from pmf_lightning.module import GenerativeModule
+from pmf_lightning.shards import pixels
 
 
 def die(*_, **__):
@@ -210,6 +213,30 @@ def kill_all_before(step):
     at_step({step - 1: lambda trainer: os.killpg(0, signal.SIGKILL)})
 
 
+def kill_in_run(number):
+    """Die after the first step of run ``number`` of a sweep, its log begun and no checkpoint saved."""
+    original, runs = TimeBinLog.on_train_batch_end, [0]
+
+    def hook(self, trainer, *rest):
+        runs[0] += trainer.global_step == 1
+        if runs[0] == number:
+            die()
+        return original(self, trainer, *rest)
+
+    TimeBinLog.on_train_batch_end = hook
+
+
+def wait_for_file(path, waiting):
+    """Make the file ``waiting`` in the first step, and wait there for ``path``."""
+
+    def wait(trainer):
+        Path(waiting).touch()
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    at_step({1: wait})
+
+
 def die_at(place):
     """Die where "module:function" is called."""
     module, _, function = place.partition(":")
@@ -229,3 +256,24 @@ def half_a_row(step):
         write(self)
 
     Ledger._write = halved
+
+
+def shard_killed_in(name, whom, arguments):
+    """Call the shard command in a process group of its own; kill it half-way through the shard ``name``.
+
+    ``whom``: "all processes", or "the main one", which the worker then waits for.
+    """
+    os.setsid()
+    main, write = os.getpid(), pixels.write_shard
+
+    def halved(records):
+        for number, record in enumerate(records):
+            if number == 20:
+                os.killpg(0, signal.SIGKILL) if whom == "all processes" else os.kill(main, signal.SIGKILL)
+                while os.getppid() == main:
+                    time.sleep(0.01)
+            yield record
+
+    pixels.write_shard = lambda tar, records: write(tar, halved(records) if tar.name == name else records)
+    sys.argv = ["shard", *arguments]
+    shard.main()

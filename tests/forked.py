@@ -4,7 +4,6 @@ import importlib
 import multiprocessing
 import os
 import sys
-import time
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -34,13 +33,12 @@ def finish(process, seconds=240):
     return process.exitcode
 
 
-def wait_until(condition, process, seconds=240):
-    """Poll until ``condition()``; the process must not end before."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.is_alive() or condition(), "the run ended by itself"
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.002)
+def spoil(fault):
+    """Call ``fault``: "module:function" and its arguments, or None."""
+    if fault:
+        place, *arguments = fault
+        module, _, function = place.partition(":")
+        getattr(importlib.import_module(module), function)(*arguments)
 
 
 def _child(overrides, log, fault, rank, world, port):
@@ -57,9 +55,6 @@ def _child(overrides, log, fault, rank, world, port):
     if rank is not None:
         names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()}
-    if fault:
-        place, *arguments = fault
-        module, _, function = place.partition(":")
-        getattr(importlib.import_module(module), function)(*arguments)
+    spoil(fault)
     sys.argv = ["train", *overrides]
     with_one_line_errors(lambda: command.train(compose(overrides)))

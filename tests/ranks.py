@@ -77,6 +77,7 @@ def _start(context, number: int, size: int, port: int, folder: Path, work, argum
 
 def _answers(ranks: list[_Rank], timeout: float) -> list[Any]:
     """Return the answers in the order of ranks, taken as they come: the first rank may wait for one that failed."""
+    _until(lambda: all(rank.stack.exists() or not rank.process.is_alive() for rank in ranks))  # have imported all
     deadline, answers = time.monotonic() + timeout, {}
     while len(answers) < len(ranks):
         open_ones = {rank.pipe: rank for rank in ranks if rank.number not in answers}
@@ -96,10 +97,18 @@ def _answer(rank: _Rank) -> tuple[bool, Any]:
         return False, f"gone without an answer, exit code {rank.process.exitcode}"
 
 
+def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def _stacks(ranks) -> str:
     for rank in ranks:
         os.kill(rank.process.pid, signal.SIGQUIT)
-    time.sleep(2)  # they write without the help of their interpreters, whatever these are busy with
+    # They write without the help of their interpreters, whatever these are busy with; the main thread comes last.
+    _until(lambda: all('File "' in rank.stack.read_text() for rank in ranks if rank.stack.exists()))
+    time.sleep(0.5)
     return "\n".join(
         f"rank {rank.number}:\n{rank.stack.read_text() if rank.stack.exists() else 'had not begun'}" for rank in ranks
     )

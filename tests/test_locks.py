@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import pytest
 from shrunk import RUN
+from test_sweeps import in_folder
 
 import pmf_lightning
 from pmf_lightning import locks, run_dir
@@ -122,16 +125,20 @@ def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_
 
 
 @pytest.mark.slow
-def test_of_two_identical_sweeps_one_is_run(tmp_path):
-    command = [sys.executable, "-m", "pmf_lightning.train", "-m", *TINY, *NAMED, "schedule.warm_up=0,0.5"]
-    root = str(Path(pmf_lightning.__file__).parents[1])
-    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}, "text": True}
-    both = [subprocess.Popen(command, stdout=-1, stderr=-1, **options) for _ in range(2)]
-    ends = [(*process.communicate(timeout=500), process.returncode) for process in both]
-    codes = [code for _, _, code in ends]
-    assert sorted(codes) == [0, 2], ends
-    winner, loser = codes.index(0), codes.index(2)
-    assert f"run_dir=runs/mine/0-seed0: process {both[winner].pid} on " in ends[loser][1]
-    assert "sweep of 2 runs: 2 finished, 0 failed, 0 left" in ends[winner][0]
+def test_of_two_identical_sweeps_one_is_run(call_command, tmp_path):
+    """The second begins while the first is in its first run."""
+    command, go, waits = ["-m", *TINY, *NAMED, "schedule.warm_up=0,0.5"], tmp_path / "go", tmp_path / "waits"
+    fault = ("faults:wait_for_file", str(go), str(waits))
+    first = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), command, fault))
+    first.start()
+    while not waits.exists():
+        assert first.is_alive(), (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.01)
+    status, _, errors = call_command(main, *command)
+    go.touch()
+    assert status == 2
+    assert f"run_dir=runs/mine/0-seed0: process {first.pid} on " in errors
+    assert forked.finish(first) == 0
+    assert "sweep of 2 runs: 2 finished, 0 failed, 0 left" in (tmp_path / "log").read_text()
     for name in ("0-seed0", "0.5-seed0"):
         assert len((tmp_path / "runs/mine" / name / "metrics.jsonl").read_text().splitlines()) == 2

@@ -216,12 +216,13 @@ def test_loading_leaves_the_global_generators_alone(workers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
-def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypatch):
+def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypatch, tmp_path):
     """As Ctrl-C, timeout and SLURM send it: the run needs the rest of its step, and ends them itself."""
-    begin = whole_batches.unhurried
+    begin, sent = whole_batches.unhurried, tmp_path / "sent"
 
     def late(worker):
-        time.sleep(worker)  # the second one meets the signal before it is ready
+        while worker == 1 and not sent.exists():  # the second one meets the signal before it is ready
+            time.sleep(0.01)
         begin(worker)
 
     monkeypatch.setattr(whole_batches, "unhurried", late)
@@ -235,12 +236,13 @@ def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypa
     sender = "import os, sys; [os.kill(int(pid), int(sys.argv[1])) for pid in sys.argv[2:]]"
     pids = [str(process.pid) for process in loading]
     subprocess.run([sys.executable, "-c", sender, str(int(number)), *pids], check=True)
+    sent.touch()
     seen = [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(11)]
     assert seen == [micro_batch_indices(IMAGES, 8, 5, i // 4, Shard(i % 4, 4)) for i in range(1, 12)]
     del stream
     for process in loading:
         process.terminate()  # as at the exit of a run that broke off
-        process.join(timeout=20)
+        process.join(timeout=120)
         assert process.exitcode == 0
 
 

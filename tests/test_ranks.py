@@ -40,11 +40,8 @@ def vanish():
     ("how", "message"), [(stumble, r"rank 1:\n(.*\n)+KeyError: 'a stone'"), (vanish, "rank 1:\ngone .*, exit code 7")]
 )
 def test_one_that_fails_is_not_waited_for(how, message):
-    together(1, int)  # the time below is not that of the imports
-    begun = time.monotonic()
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises(AssertionError, match=message):  # not "not done after 100 s"
         together(2, fail_on_the_second, how, timeout=100)
-    assert time.monotonic() - begun < 50
 
 
 def wait_for_ever():

@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
 
+import faults
 import filelock
+import forked
 import numpy as np
 import pytest
 import torch
@@ -192,19 +192,11 @@ def test_each_shard_is_a_fair_sample_in_a_fixed_order(gallery, made):
 def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_path, whom):
     out = tmp_path / "shards"
     arguments = [f"in={gallery}", f"out={out}", f"size={SIZE}", "workers=2", "records_per_shard=50"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pmf_lightning.shard", *arguments],
-        start_new_session=True,
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while child.poll() is None and len(list(out.glob(".progress/shard-*.json"))) < 8:
-        time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL) if whom == "all processes" else child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child = forked.FORKS.Process(target=faults.shard_killed_in, args=("shard-000010.tar", whom, arguments))
+    child.start()
+    assert forked.finish(child) == -signal.SIGKILL
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
-    assert 8 <= len(finished) < 35
+    assert 8 <= len(finished) <= 12
     assert not (out / "manifest.json").exists()
     for name in finished:
         assert (out / name).read_bytes() == (made[0] / name).read_bytes(), "visible, so whole"
@@ -219,7 +211,7 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_p
     assert _nobody_left(child.pid)
 
 
-def _nobody_left(group, seconds=10):
+def _nobody_left(group, seconds=60):
     """Tell whether all processes of a group end, workers that only wait for work too."""
     for _ in range(int(seconds / 0.05)):
         try:
@@ -418,10 +410,9 @@ def test_ctrl_c_and_dead_workers_end_all(few, tmp_path):
         if done > 3:
             raise KeyboardInterrupt
 
-    start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt), closing(in_processes(_slowly, [10_000] * 8, 2, interrupt)) as results:
+    endless = [10**9] * 8
+    with pytest.raises(KeyboardInterrupt), closing(in_processes(_slowly, endless, 2, interrupt)) as results:
         list(results)
-    assert time.perf_counter() - start < 60, "the tasks would have taken minutes"
     with pytest.raises(UserError, match="run again with fewer workers"):
         list(in_processes(_dying, [1, 2], 2, lambda done: None))
     assert sorted(in_processes(_slowly, [3, 1, 2], 2, lambda done: None)) == [1, 2, 3]

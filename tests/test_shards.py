@@ -6,15 +6,13 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -501,18 +499,9 @@ def run(folder, root, *overrides):
 
 
 def kill_after_ten_steps(folder, root):
-    command = [sys.executable, "-m", "pmf_lightning.train", *RUN, f"data.root={root}", f"run_dir={folder}"]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
-    said = folder.with_name("said.txt")
-    with said.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=one_thread, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, f"the run ended by itself: {said.read_text()[-2000:]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # its workers too
-    process.wait()
+    """Kill the run, its workers too, in step 13; the checkpoint is that of step 10."""
+    overrides = [*RUN, f"data.root={root}", f"run_dir={folder}"]
+    forked.run(overrides, folder.with_name("said.txt"), ("faults:kill_all_before", 13), code=-signal.SIGKILL)
     assert read_checkpoint(folder)["global_step"] == 10
 
 

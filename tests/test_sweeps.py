@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import forked
@@ -165,15 +164,13 @@ def files(folder):
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     asked = ["-m", *TINY, *NAMED, "schedule.warm_up=0,0.25,0.5", "log_every_steps=1"]
     log, done, second = tmp_path / "log", tmp_path / "runs/mine/0-seed0", tmp_path / "runs/mine/0.25-seed0"
-    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, 0.3))
+    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, ("faults:kill_in_run", 2)))
     process.start()
-    forked.wait_until(lambda: (second / "metrics.jsonl").is_file(), process)
-    process.kill()
-    assert forked.finish(process) == -signal.SIGKILL
+    assert forked.finish(process) == -signal.SIGKILL, log.read_text()[-3000:]
     before = files(done)
     assert done / "summary.json" in before
     assert not (second / "summary.json").exists()
-    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, 0))
+    process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked))
     process.start()
     assert forked.finish(process) == 0, log.read_text()[-3000:]
     assert files(done) == before
@@ -184,18 +181,15 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     assert "sweep of 3 runs: 3 finished, 0 failed, 0 left" in output
 
 
-def in_folder(folder, asked, delay):
-    """Call the command in ``folder``; its output goes to a log there, and each step takes ``delay`` seconds longer."""
+def in_folder(folder, asked, fault=None):
+    """Call the command in ``folder``; its output goes to a log there."""
     os.chdir(folder)
     file = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     import torch
 
-    from pmf_lightning.callbacks.time_bins import TimeBinLog
-
     torch.set_num_threads(1)
-    original = TimeBinLog.on_train_batch_end
-    TimeBinLog.on_train_batch_end = lambda *args: (time.sleep(delay), original(*args))[1]
+    forked.spoil(fault)
     sys.argv = ["train", *asked]
     main()
 

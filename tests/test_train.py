@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -134,21 +134,11 @@ def command(folder, *overrides):
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
 
 
-def wait_for(path, process, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the run ended by itself"
-        assert time.monotonic() < deadline, f"no {path} after {seconds} s"
-        time.sleep(0.02)
-
-
 def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 5 <= read_checkpoint(folder)["global_step"] < 30
+    killed = ("faults:signal_before", 8, signal.SIGKILL)
+    forked.run([*RUN, f"run_dir={folder}"], tmp_path / "log", killed, code=-signal.SIGKILL)
+    assert read_checkpoint(folder)["global_step"] == 5
     summary = run(folder, "ckpt=last")
     assert summary["steps"] == 30
     assert_same(weights(straight[0]), weights(folder))
@@ -159,20 +149,11 @@ def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(straight, tmp_path):
     folder = tmp_path / "stopped"
     slow = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
-    process = subprocess.Popen(
-        command(folder, slow), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ONE_THREAD
-    )
-    deadline = time.monotonic() + 240
-    while not (folder / "metrics.jsonl").exists() or not rows(folder):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0
+    stopped = ("faults:signal_before", 4, signal.SIGINT)
+    output = forked.run([*RUN, f"run_dir={folder}", slow], tmp_path / "log", stopped)
     assert f"run_dir={folder} ckpt=last" in output
     assert json.loads((folder / "summary.json").read_text())["stopped_early"]
-    assert 0 < read_checkpoint(folder)["global_step"] < 30
+    assert read_checkpoint(folder)["global_step"] == 4
     run(folder, "ckpt=last")
     assert_same(weights(straight[0]), weights(folder))
 
