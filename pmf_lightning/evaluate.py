@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         n = images_asked(cfg, subject)
         evaluator = together(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         kept = Kept(cfg.save, out, n, SHOWN)
-        _ = evaluator.network, evaluator.reference_features
+        _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
         started = time.perf_counter()
         scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # of existing images no class is known
         kept.finish()
@@ -94,6 +94,7 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
         "protocol": asdict(protocol),
         "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint()},
         "reference": {**reference.file, "n": reference.n, "about": dict(reference.about)},
+        "precision_recall_reference": None if evaluator.real is None else dict(evaluator.real.file),
         "chunk": cfg.chunk,
         "world_size": rank_and_world()[1],
         "device": _device_name(evaluator.device),

@@ -98,6 +98,7 @@ def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
         "rules": digest(repr(evaluator.protocol)),
         "extractor": evaluator.extractor.fingerprint(),
         "reference": digest(reference.mu.numpy().tobytes().hex(), reference.sigma.numpy().tobytes().hex()),
+        "precision_recall_reference": "" if evaluator.real is None else evaluator.real.file["sha256"],
     }
 
 
@@ -137,6 +138,8 @@ def _command_lines(cfg: DictConfig, best: Point) -> dict[str, str]:
     base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
     rules = [f"protocol={cfg.protocol.name}", f"extractor={cfg.extractor.name}", f"reference={cfg.reference}"]
+    if cfg.precision_recall_reference is not None:
+        rules.append(f"precision_recall_reference={cfg.precision_recall_reference}")
     rules += [argument for argument in sys.argv[1:] if argument.startswith(PASSED_ON)]
     n = cfg.n if cfg.n_final is None else cfg.n_final
     return {

@@ -105,6 +105,7 @@ def evaluator_of(
         resolution=shape[1],
         classes=classes,
         channels=shape[0],
+        precision_recall_reference=cfg.precision_recall_reference,
         crop=CROP_RULE if config is not None and "root" in config["data"] else None,
         source=_data_at_hand(cfg, config),
         cache_dir=cfg.cache_dir,

@@ -49,7 +49,14 @@ class Tiny:
 def protocol(**changes) -> Protocol:
     """The protocol jit in small."""
     published = PublishedReference("mu_sigma", {8: "tiny8.npz", 16: "tiny16.npz"}, "a shelf")
-    rules = {"name": "jit", "quantiser": "round", "n": 50, "extractor": "tiny", "inception_splits": 5}
+    rules = {
+        "name": "jit",
+        "quantiser": "round",
+        "resize": "tensorflow1",
+        "n": 50,
+        "extractor": "tiny",
+        "inception_splits": 5,
+    }
     rules |= {"inception_shuffle": True, "kid_subsets": 7, "kid_size": 10, "neighbours": 3, "reference_images": 30}
     return Protocol(**{**rules, "seed": 2020, "reference": published, **changes})
 

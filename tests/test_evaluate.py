@@ -165,6 +165,10 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
         (["ckpt=nowhere"], "ckpt=nowhere: no such file"),
         (["ckpt={trained}"], "reference is not set; protocol=jit compares with jit_in256_stats.npz"),
         (["ckpt={trained}", "reference=gone.npz"], "reference=gone.npz: no such file"),
+        (
+            ["ckpt={trained}", "reference=data", "precision_recall_reference=gone.npz"],
+            "precision_recall_reference=gone.npz: no such file",
+        ),
         (["ckpt={trained}", "reference=data", "n=1"], "n=1: set it to a whole number, 2 or more"),
         (["ckpt={trained}", "reference=data", "chunk=0"], "chunk=0: set it to a whole number, 1 or more"),
         (["ckpt={trained}", "reference=data", "chunk=null"], "chunk=None: set it to a whole number"),

@@ -20,7 +20,7 @@ from pmf_lightning.evaluation.dinov2 import DinoV2
 from pmf_lightning.evaluation.features import extract, file_sha256
 from pmf_lightning.evaluation.image_sets import open_images
 from pmf_lightning.evaluation.opening import complete, missing_reference, open_evaluator
-from pmf_lightning.evaluation.references import load_reference
+from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics, save_all, split_statistics, statistics
 from pmf_lightning.make_stats import make_stats
 
@@ -372,6 +372,81 @@ def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):
     )
     assert torch.equal(judge.reference.mu, first.mu)
     assert shelf.read == 2
+
+
+# A second file for precision and recall
+
+
+def parts(reference, real, **changes):
+    return opened(reference, precision_recall_reference=real, **changes)
+
+
+def test_precision_and_recall_compare_with_the_second_file(made, tmp_path):
+    """Features of make_stats or images: the distance keeps to the moments, these two scores to the other images."""
+    others = noise_levels("others", 20)
+    np.savez(tmp_path / "val.npz", arr_0=others.permute(0, 2, 3, 1).numpy())
+    save_all(statistics(lambda first, end: others[first:end], 20, Tiny(), 7, 20, CPU, {}), tmp_path / "val_stats.npz")
+    fake = noise_levels("fake", 24)
+
+    def judged(real):
+        return parts(made, real)(lambda labels, first: fake[first : first + len(labels)], 24, 4)
+
+    alone, images, features = (judged(x) for x in (None, tmp_path / "val.npz", tmp_path / "val_stats.npz"))
+    assert (images.fid, images.kid) == (alone.fid, alone.kid)
+    assert (images.precision, images.recall) == (features.precision, features.recall)
+    assert (images.precision, images.recall) != (alone.precision, alone.recall)
+    bare = Reference(*(torch.from_numpy(x).double() for x in moments()))
+    assert parts(bare, tmp_path / "val.npz").of_moments().real is None
+    scores = parts(bare, tmp_path / "val.npz")(lambda labels, first: fake[first : first + len(labels)], 24, 4)
+    assert (scores.precision, scores.recall, scores.kid) == (images.precision, images.recall, None)
+
+
+def test_the_second_files_of_the_protocols():
+    named = {name: dict(of_config(name).reference.precision_recall) for name in ("jit", "adm", "pmf_jax", "drifting")}
+    assert named == {"jit": {}, "adm": {}, "pmf_jax": {}, "drifting": {256: "imagenet_val_prc_arr0.npz"}}
+
+
+def test_published_files_of_pmf_and_imf():
+    sides = of_config("pmf_jax").reference.sides
+    assert sides["imagenet_256_fid_stats.npz"] == sides["imagenet_256_fid_stats_torch.npz"] == 256
+    assert sides["imagenet_512_fid_stats.npz"] == 512
+    assert "compares with imagenet_512_fid_stats.npz" in missing_reference(of_config("pmf_jax"), 512)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "no such file; give an .npz of images"),
+        (b"no zip", "cannot be read as .npz"),
+        ({"mu": np.zeros(6)}, "holds mu; images are called arr_0"),
+        ({"arr_0": np.zeros((4, 8, 8, 3))}, "arr_0 is float64 (4, 8, 8, 3), not uint8"),
+        ({"arr_0": np.zeros((4, 8, 8), np.uint8)}, "arr_0 is uint8 (4, 8, 8), not uint8 [n, H, W, 3]"),
+        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8)}, "resolution is 16 there and 8 here"),
+        ({"features": np.zeros((4, 5), np.float32)}, "5 features, extractor=tiny makes 6"),
+        ({"features": np.full((4, 6), np.nan, np.float32)}, "features are float32 (4, 6), not finite floats"),
+        ({"features": np.zeros((4, 6), np.float32), "about": np.array("{")}, "what it says of itself is no JSON"),
+        (
+            {"features": np.zeros((4, 6), np.float32), "about": np.array('{"extractor": "tiny 2"}')},
+            "made with the features tiny 2, extractor=tiny is tiny 1",
+        ),
+        (
+            {"features": np.zeros((4, 6), np.float32), "about": np.array('{"resolution": 64}')},
+            "resolution is 64 there and 8 here",
+        ),
+        ({"arr_0": np.array([None])}, "cannot be read as .npz"),
+    ],
+)
+def test_second_files_that_cannot_be(made, tmp_path, arrays, message):
+    path = tmp_path / "val.npz"
+    if isinstance(arrays, bytes):
+        path.write_bytes(arrays)
+    elif arrays is not None:
+        np.savez(path, **arrays)
+    with pytest.raises(UserError) as refused:
+        parts(made, path)
+    assert str(refused.value).startswith(f"precision_recall_reference={path}: ")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 # The command

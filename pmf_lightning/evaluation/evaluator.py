@@ -1,9 +1,10 @@
 """Generate, extract, compare: on any number of ranks the same images, the same features and the same scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -16,7 +17,9 @@ from pmf_lightning.evaluation.features import Extractor, Network, extract
 from pmf_lightning.evaluation.moments import Measured, Moments
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.evaluation.real_images import OPTION, RealImages
 from pmf_lightning.evaluation.references import Reference
+from pmf_lightning.evaluation.resizes import RESIZES
 from pmf_lightning.evaluation.scores import Scores, score
 from pmf_lightning.metrics.frechet import check_finite
 from pmf_lightning.metrics.quality import balanced_labels
@@ -34,9 +37,10 @@ class Evaluator:
     Every rank of torch.distributed calls it (or none, without distribution) and gets the same scores. ``chunk`` images
     are generated at a time, whole chunks dealt to the ranks in turn, so that neither images nor features depend on the
     number of ranks. Nothing of torch's global random numbers is used. Make it before long work: it checks that the
-    reference is of these features.
+    reference is of these features. ``real`` images, where given, are what precision and recall compare with, instead
+    of those of the reference.
 
-    Raises UserError where extractor and reference do not belong together.
+    Raises UserError where protocol, extractor and reference do not belong together.
     """
 
     def __init__(
@@ -46,11 +50,19 @@ class Evaluator:
         reference: Reference,
         chunk: int,
         device: torch.device | str = "cpu",
+        real: RealImages | None = None,
     ) -> None:
         if chunk < 1:
             raise UserError(f"chunk={chunk}: at least one image at a time is needed")
-        check_same_features(reference, extractor)
-        self.protocol, self.extractor, self.reference = protocol, extractor, reference
+        if (resize := getattr(extractor, "resize", protocol.resize)) != protocol.resize:
+            raise UserError(
+                f"extractor.resize={resize}: protocol={protocol.name} resizes by {protocol.resize}; leave "
+                "extractor.resize out, or set protocol.resize"
+            )
+        check_same_features(reference, extractor, protocol.name)
+        if real is not None:
+            check_real_images(real, extractor, protocol.name)
+        self.protocol, self.extractor, self.reference, self.real = protocol, extractor, reference, real
         self.chunk, self.device = chunk, torch.device(device)
 
     @cached_property
@@ -80,8 +92,8 @@ class Evaluator:
         and on all ranks NonFiniteError or UserError where pixels are not finite or a rank fails.
         """
         measured = self.measure(generate, n, classes, keep)
-        real = self.reference_features
-        scores = from_main(lambda: score(measured, self.reference, real, self.protocol, self.device))
+        real, compared = self.reference_features, self.precision_recall_features
+        scores = from_main(lambda: score(measured, self.reference, real, self.protocol, self.device, compared))
         return self._flagged(scores, classes)
 
     def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Measured:
@@ -99,16 +111,23 @@ class Evaluator:
                 keep(images.cpu(), labels[first:end], first)
             return images
 
-        compared = self.reference.features is not None or self.reference.images is not None
+        compared = any(x is not None for x in (self.reference.features, self.reference.images, self.real))
         return measure(levels, n, self.chunk, self.extractor, self.network, self.device, "all" if compared else None)
 
     @cached_property
     def reference_features(self) -> Float[Tensor, "m f"] | None:
         """Features of real images: those of the reference, or made of its images, dealt over the ranks."""
-        images = self.reference.images
-        if self.reference.features is not None or images is None:
-            return self.reference.features
-        images = images[: self.protocol.reference_images]
+        return self._features_of(self.reference)
+
+    @cached_property
+    def precision_recall_features(self) -> Float[Tensor, "m f"] | None:
+        """Features of the real images of precision and recall: of ``real``, else those of the reference."""
+        return self.reference_features if self.real is None else self._features_of(self.real)
+
+    def _features_of(self, held: Reference | RealImages) -> Float[Tensor, "m f"] | None:
+        if held.features is not None or held.images is None:
+            return held.features
+        images = held.images[: self.protocol.reference_images]
         parts = (self.extractor, self.network, self.device, "all", "reference images")
         return measure(lambda first, end: images[first:end], len(images), self.chunk, *parts).features
 
@@ -120,7 +139,7 @@ class Evaluator:
             flags.append("unbalanced-labels")
         if self.extractor.name != self.protocol.extractor:
             flags.append("other-extractor")
-        elif Path(self.reference.file.get("path", "")).name not in self.protocol.reference.files.values():
+        elif Path(self.reference.file.get("path", "")).name not in self.protocol.reference.sides:
             flags.append("other-reference")
         return replace(scores, flags=tuple(flags))
 
@@ -153,17 +172,47 @@ def measure(
     return moments.compute()
 
 
-def check_same_features(reference: Reference, extractor: Extractor) -> None:
-    """Raise UserError unless a reference is of the features of ``extractor``, as far as it says."""
+def check_same_features(reference: Reference, extractor: Extractor, protocol: str) -> None:
+    """Raise UserError unless a reference is of the features of ``extractor``, as far as it says.
+
+    ``protocol`` is the name of the one that the extractor belongs to.
+    """
     path = reference.file.get("path", "in memory")
     if len(reference.mu) != extractor.features:
         raise UserError(
             f"reference={path}: moments of {len(reference.mu)} features, extractor={extractor.name} makes "
             f"{extractor.features}; choose the extractor it was made with, or make it again with make_stats"
         )
-    theirs, ours = reference.about.get("extractor"), extractor.fingerprint()
-    if theirs is not None and theirs != ours:
+    _check_fingerprint(reference.about, f"reference={path}", extractor, protocol)
+
+
+def check_real_images(real: RealImages, extractor: Extractor, protocol: str) -> None:
+    """Raise UserError unless real images for precision and recall can be compared in the features of ``extractor``."""
+    path = real.file.get("path", "in memory")
+    if real.images is not None and real.images.shape[1] not in extractor.channels:
         raise UserError(
-            f"reference={path}: made with the features {theirs}, extractor={extractor.name} is {ours}; choose the "
-            "extractor (or its weights) it was made with, or make it again with make_stats"
+            f"{OPTION}={path}: images of {real.images.shape[1]} channels, extractor={extractor.name} sees "
+            f"{' or '.join(map(str, extractor.channels))}; give the features that make_stats keeps"
         )
+    if real.features is not None:
+        if real.features.shape[1] != extractor.features:
+            raise UserError(
+                f"{OPTION}={path}: {real.features.shape[1]} features, extractor={extractor.name} makes "
+                f"{extractor.features}; make it again with make_stats"
+            )
+        _check_fingerprint(real.about, f"{OPTION}={path}", extractor, protocol)
+
+
+def _check_fingerprint(about: Mapping[str, Any], what: str, extractor: Extractor, protocol: str) -> None:
+    """Raise UserError where features were made otherwise than by ``extractor``; ``what`` names option and file."""
+    theirs, ours = about.get("extractor"), extractor.fingerprint()
+    if theirs is None or theirs == ours:
+        return
+    remedy = "choose the extractor (or its weights) it was made with, or make it again with make_stats"
+    if (resize := getattr(extractor, "resize", None)) is not None and _but_resize(theirs) == _but_resize(ours):
+        remedy = f"the images were resized otherwise; make it again with make_stats protocol={protocol} ({resize})"
+    raise UserError(f"{what}: made with the features {theirs}, extractor={extractor.name} is {ours}; {remedy}")
+
+
+def _but_resize(fingerprint: str) -> list[str]:
+    return [word for word in fingerprint.split() if word not in RESIZES]

@@ -1,4 +1,4 @@
-"""The Inception network of FID: TensorFlow's of 2015-12-05, with its resize, as torch-fidelity ports it."""
+"""The Inception network of FID: TensorFlow's of 2015-12-05, as torch-fidelity ports it, after a resize by protocol."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,9 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from pmf_lightning.cache import sole_writer
-from pmf_lightning.errors import UserError
+from pmf_lightning.errors import UserError, near
 from pmf_lightning.evaluation.features import Features, Network, file_sha256, three_channels
+from pmf_lightning.evaluation.resizes import RESIZES
 
 FILE = URL_INCEPTION_V3.rpartition("/")[2]  # weights-inception-2015-12-05-6726825d.pth
 _LAYERS = ["2048", "logits_unbiased"]
@@ -24,12 +25,14 @@ class Inception:
         weights: the file of weights; None: where torch-fidelity's own download puts it, in torch's hub cache.
         download: whether it may be fetched there when it is missing.
         batch: images at a time.
+        resize: the rule to 299 pixels, a name of ``RESIZES``; the protocol's.
     """
 
     name: str
     weights: str | None
     download: bool
     batch: int
+    resize: str = "tensorflow1"
 
     @property
     def features(self) -> int:
@@ -57,6 +60,8 @@ class Inception:
         """Raise UserError where the weights are not there and may not be fetched."""
         if self.batch < 1:
             raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
+        if self.resize not in RESIZES:
+            raise UserError(f"extractor.resize={self.resize}: no such rule; {near(str(self.resize), RESIZES)}")
         if self.path.is_file() or (self.weights is None and self.download):
             return
         asked = "extractor.weights" if self.weights is not None else "extractor=inception"
@@ -67,8 +72,9 @@ class Inception:
         )
 
     def fingerprint(self) -> str:
-        """Return words of the network and its weights."""
-        return f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
+        """Return words of the network, its weights, and a resize that is not torch-fidelity's own."""
+        words = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
+        return words if self.resize == "tensorflow1" else f"{words} {self.resize}"
 
     def open(self, device: torch.device) -> Network:
         """Return the network on ``device``; UserError for a file that does not hold its weights."""
@@ -81,9 +87,14 @@ class Inception:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(f"extractor.weights={path}: not the weights of Inception, {FILE} ({reason})") from error
         inception = inception.to(device)
+        *body, head = inception.children()  # torch-fidelity registers the layers in the order in which it calls them
 
         def network(images: Tensor) -> Features:
-            return Features(*inception(three_channels(images)))
+            x = (RESIZES[self.resize](three_channels(images).float(), inception.INPUT_IMAGE_SIZE) - 128) / 128
+            for layer in body:
+                x = layer(x)
+            features = x.flatten(1)
+            return Features(features, features.mm(head.weight.T))
 
         return network
 

@@ -11,6 +11,7 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
 from pmf_lightning.evaluation.features import Extractor
 from pmf_lightning.evaluation.protocol import Protocol
+from pmf_lightning.evaluation.real_images import OPTION, RealImages, load_real_images
 from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics
 
@@ -41,6 +42,7 @@ def open_evaluator(
     classes: int | None,
     channels: int = 3,
     crop: str | None = None,
+    precision_recall_reference: str | Path | None = None,
     source: Source | None = None,
     cache_dir: str | None = None,
 ) -> Evaluator:
@@ -51,6 +53,8 @@ def open_evaluator(
         reference: a file of statistics, or "data": those of the training split of ``source``, measured once (that is
             the only long work here) and then kept in the cache.
         resolution, classes, channels, crop: of the images; classes and crop None where they are not known.
+        precision_recall_reference: a file of real images or of their features for precision and recall; None: those
+            of the reference, where it has some.
 
     Raises UserError where a file is missing or spoilt, or reference, extractor and images do not belong together.
     """
@@ -68,10 +72,14 @@ def open_evaluator(
         reference = cached_statistics(source, extractor, chunk, protocol.reference_images, device, cache_dir)
     elif not isinstance(reference, Reference):
         reference = load_reference(reference, extractor.name, protocol.reference_images)
-    check_same_features(reference, extractor)
+    check_same_features(reference, extractor, protocol.name)
     asked = {"resolution": resolution, "classes": classes, "crop": crop}
     check_same_images(reference, protocol, asked)
-    return Evaluator(protocol, extractor, reference, chunk, device)
+    real = None
+    if precision_recall_reference is not None:
+        real = load_real_images(precision_recall_reference, protocol.reference_images)
+        check_same_images(real, protocol, asked, OPTION)
+    return Evaluator(protocol, extractor, reference, chunk, device, real)
 
 
 def missing_reference(protocol: Protocol, resolution: int) -> str:
@@ -84,22 +92,23 @@ def missing_reference(protocol: Protocol, resolution: int) -> str:
     )
 
 
-def check_same_images(reference: Reference, protocol: Protocol, asked: dict[str, Any]) -> None:
+def check_same_images(
+    reference: Reference | RealImages, protocol: Protocol, asked: dict[str, Any], option: str = "reference"
+) -> None:
     """Raise UserError where a reference says, or its published name, that it is of other images than ``asked``.
 
-    ``asked`` holds resolution, classes and crop; None where it is not known.
+    ``asked`` holds resolution, classes and crop; None where it is not known. ``option`` names the file.
     """
     path = reference.file.get("path", "in memory")
     said = dict(reference.about)
     if not said:
-        sides = {name: side for side, name in protocol.reference.files.items()}
-        if (side := sides.get(Path(path).name)) is not None:
+        if (side := protocol.reference.sides.get(Path(path).name)) is not None:
             said["resolution"] = side
         elif reference.images is not None:
             said["resolution"] = reference.images.shape[-1]
     for name, wanted in asked.items():
         if wanted is not None and said.get(name) is not None and said[name] != wanted:
             raise UserError(
-                f"reference={path}: {name} is {said[name]} there and {wanted} here; give the statistics of the same "
+                f"{option}={path}: {name} is {said[name]} there and {wanted} here; give the statistics of the same "
                 "images, or make them with pmf_lightning.make_stats"
             )

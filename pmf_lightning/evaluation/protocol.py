@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pmf_lightning.data.pixels import QUANTISERS
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.evaluation.resizes import RESIZES
 
 _ELSEWHERE = {"fid": "fd", "kid": "kd"}  # what Inception's distances are called in other features
 
@@ -14,13 +15,25 @@ _ELSEWHERE = {"fid": "fd", "kid": "kd"}  # what Inception's distances are called
 class PublishedReference:
     """The statistics that a protocol's papers compare with.
 
-    ``dialect`` is how their file names the moments (see references.DIALECTS), ``files`` their names by resolution in
-    pixels, ``where`` says how they are obtained.
+    Args:
+        dialect: how their file names the moments (see references.DIALECTS).
+        files: their names by resolution in pixels.
+        where: how they are obtained.
+        others: names of further published files of the same images, with their resolutions.
+        precision_recall: names of the files of real images for precision and recall, where they are not in ``files``.
     """
 
     dialect: str
     files: Mapping[int, str]
     where: str
+    others: Mapping[str, int] = field(default_factory=dict)
+    precision_recall: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """The resolution of every published file by its name."""
+        named = (self.files, self.precision_recall)
+        return {name: side for files in named for side, name in files.items()} | dict(self.others)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Protocol:
     Args:
         name: stands in the names of all scores.
         quantiser: the rule from floats to whole levels, a name of ``data.pixels.QUANTISERS``.
+        resize: the rule from there to the 299 pixels that Inception sees, a name of ``resizes.RESIZES``.
         n: images of a full evaluation; labels go through the classes in turn, ``i % classes``.
         extractor: the network whose features published numbers use.
         inception_splits, inception_shuffle: parts of the inception score, and whether images are shuffled before.
@@ -42,6 +56,7 @@ class Protocol:
 
     name: str
     quantiser: str
+    resize: str
     n: int
     extractor: str
     inception_splits: int
@@ -54,10 +69,9 @@ class Protocol:
     reference: PublishedReference
 
     def __post_init__(self) -> None:
-        if self.quantiser not in QUANTISERS:
-            raise UserError(
-                f"protocol.quantiser={self.quantiser}: no such rule; {near(str(self.quantiser), QUANTISERS)}"
-            )
+        for name, rules in (("quantiser", QUANTISERS), ("resize", RESIZES)):
+            if (rule := getattr(self, name)) not in rules:
+                raise UserError(f"protocol.{name}={rule}: no such rule; {near(str(rule), rules)}")
         for name in ("n", "kid_size"):
             if getattr(self, name) < 2:
                 raise UserError(f"protocol.{name}={getattr(self, name)}: set it to 2 or more")

@@ -93,7 +93,9 @@ def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, A
 
 
 def _npz_extras(arrays: Any, names: set[str], path: Path, most_images: int) -> dict[str, Any]:
-    extras: dict[str, Any] = {"about": _about(arrays["about"].item() if "about" in names else "{}", path)}
+    extras: dict[str, Any] = {
+        "about": read_about(arrays["about"].item() if "about" in names else "{}", "reference", path)
+    }
     extras["n"] = extras["about"].get("n")
     if "features" in names:
         extras["features"] = torch.from_numpy(arrays["features"].astype(np.float32))
@@ -117,13 +119,14 @@ def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str
     return {"mu": held["mu"], "sigma": held["sigma"], "about": about, "n": about.get("n")}, "edm2"
 
 
-def _about(text: Any, path: Path) -> dict[str, Any]:
+def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
+    """Return what a file says of itself, JSON in its entry ``about``; UserError, naming the ``option``, for no JSON."""
     try:
         about = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reference={path}: what it says of itself is no JSON; make it again") from error
+        raise UserError(f"{option}={path}: what it says of itself is no JSON; make it again") from error
     if not isinstance(about, dict):
-        raise UserError(f"reference={path}: what it says of itself is no JSON object; make it again")
+        raise UserError(f"{option}={path}: what it says of itself is no JSON object; make it again")
     return about
 
 

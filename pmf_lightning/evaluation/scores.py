@@ -65,17 +65,18 @@ def score(
     real: Float[Tensor, "m f"] | None,
     protocol: Protocol,
     device: torch.device | str = "cpu",
+    compared: Float[Tensor, "k f"] | None = None,
 ) -> Scores:
     """Compare what was measured with a reference, and with features of ``real`` images, as a protocol says.
 
-    Distances between features are computed on ``device``, in float64. Without ``measured.features`` or ``real`` there
-    is no KID, precision or recall.
+    Distances between features are computed on ``device``, in float64. Precision and recall compare with ``compared``
+    where it is given, else with ``real``. Without ``measured.features`` or these there is no KID, precision or recall.
     """
+    compared = real if compared is None else compared
     flags, fake = list(_moment_flags(measured, reference)), measured.features
-    compared = real is not None and fake is not None
     isc = _inception(measured.logits, protocol, flags)
-    kid = _kid(fake, real, protocol, flags) if compared else {}
-    prc = _precision_recall(fake, real, protocol, flags, device) if compared else {}
+    kid = {} if real is None or fake is None else _kid(fake, real, protocol, flags)
+    prc = {} if compared is None or fake is None else _precision_recall(fake, compared, protocol, flags, device)
     return Scores(
         fid=reference.gaussian.distance(measured.mu, measured.sigma),
         inception_score=isc.get(KEY_METRIC_ISC_MEAN),
