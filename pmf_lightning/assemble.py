@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from pmf_lightning import checks, draws, weights_folder
 from pmf_lightning.checkpoint_files import whole_beside
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.recompute import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule

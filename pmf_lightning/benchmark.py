@@ -5,7 +5,6 @@ import platform
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning import checks
@@ -18,6 +17,7 @@ from pmf_lightning.costs.step_flops import step_flops
 from pmf_lightning.draws import Shard
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.sampling import OPTIONS
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
 from pmf_lightning.errors import UserError, explained
+from pmf_lightning.hydra_compat import MAIN
 from pmf_lightning.sweeps import jobs
 
 _MULTIRUN = {"--multirun", "-m"}
@@ -39,7 +40,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return jobs.run(job, cfg)
             return with_one_line_errors(lambda: job(cfg))
 
-        run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(reporting)
+        run = hydra.main(config_path=str(CONF), config_name=config_name, **MAIN)(reporting)
 
         def main() -> None:
             with_one_line_errors(lambda: _check_arguments(config_name))

@@ -9,12 +9,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.data.shards import shards_say
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.hydra_compat import VERSION_BASE, register_resolver
 from pmf_lightning.precision import Number
 from pmf_lightning.scales import at_scale
 
@@ -61,15 +62,15 @@ def _steps_of(images: int, batch: int) -> int:
     return max(1, images // batch)
 
 
-OmegaConf.register_new_resolver("in_proportion", _in_proportion, replace=True)
-OmegaConf.register_new_resolver("divided", _divided, replace=True)
-OmegaConf.register_new_resolver("product", _product, replace=True)
-OmegaConf.register_new_resolver("named", _named, replace=True)
-OmegaConf.register_new_resolver("study_folder", _study_folder, replace=True)
-OmegaConf.register_new_resolver("half_life_kimg", _half_life_kimg, replace=True)
-OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
-OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
-OmegaConf.register_new_resolver("shards_say", shards_say, replace=True)
+register_resolver("in_proportion", _in_proportion)
+register_resolver("divided", _divided)
+register_resolver("product", _product)
+register_resolver("named", _named)
+register_resolver("study_folder", _study_folder)
+register_resolver("half_life_kimg", _half_life_kimg)
+register_resolver("steps_of", _steps_of)
+register_resolver("class_folders", count_class_folders)
+register_resolver("shards_say", shards_say)
 
 
 def choices(group: str) -> list[str]:
@@ -88,7 +89,7 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
     outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one beside itself
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             return hydra_compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from functools import partial
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import one_line
 from pmf_lightning.data.dataset import Source
 from pmf_lightning.errors import UserError, near
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.objectives.contract import Distance
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
@@ -20,6 +19,7 @@ from pmf_lightning.config import compose
 from pmf_lightning.data.crop import CROP_RULE
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.shards.disk import amount
 from pmf_lightning.shards.finding import find_inputs

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -17,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.objectives.through_hooks import open_duals
 from pmf_lightning.sharded import differences, spread_like, to_cpu
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,6 +27,7 @@ from pmf_lightning.data.drifting import DriftingData
 from pmf_lightning.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.features import describe
 from pmf_lightning.hands import make_callbacks
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.judging import check_metrics
 from pmf_lightning.materials import check_inputs, make_data, make_training_features, prepare_decoder
 from pmf_lightning.models import cost

@@ -10,6 +10,7 @@ from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import CONF, choices
+from pmf_lightning.hydra_compat import VERSION_BASE
 from pmf_lightning.published import published
 from pmf_lightning.train import train
 
@@ -189,7 +190,7 @@ def test_a_composition_inside_another_leaves_it_alone():
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         outer = GlobalHydra.instance().hydra
         compose(["model=pmf_tiny"])
         assert GlobalHydra.instance().hydra is outer

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from offline_runs import logged_out, quiet_and_offline, read, sessions
 from omegaconf import OmegaConf
 from shrunk import backbone
@@ -19,6 +18,7 @@ from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.guidance_search.points import Point
 from pmf_lightning.guidance_search.records import Record
 from pmf_lightning.guidance_search.sending import rows, send
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.pictures import save_grid
 from pmf_lightning.train import train
 

@@ -1,7 +1,6 @@
 import hashlib
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -15,15 +14,16 @@ from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.data.pixels import to_float, to_uint8
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.errors import UserError
+from pmf_lightning.hydra_compat import instantiate, register_resolver
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 
 
 def entry(name, **overrides):
     """Build a data entry as the commands do."""
-    OmegaConf.register_new_resolver("class_folders", count_class_folders, replace=True)
+    register_resolver("class_folders", count_class_folders)
     data = OmegaConf.load(CONF / f"{name}.yaml")
-    return hydra.utils.instantiate(OmegaConf.create({"data": OmegaConf.merge(data, overrides)}).data)
+    return instantiate(OmegaConf.create({"data": OmegaConf.merge(data, overrides)}).data)
 
 
 def digits(**overrides) -> Digits:

@@ -23,6 +23,7 @@ from training import fit
 from pmf_lightning import MuonAdam, UserError, checks, compose, draws, run_dir, strategies, train
 from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.config import CONF
+from pmf_lightning.hydra_compat import VERSION_BASE
 from pmf_lightning.objectives.forward_mode import derivative
 from pmf_lightning.objectives.through_hooks import open_duals
 from pmf_lightning.optim.crew import deal, turns
@@ -346,7 +347,7 @@ def test_what_fsdp_cannot_do_is_refused():
 
 def test_slurm_is_told_how_many_tasks_there_are():
     """Composed as Hydra does it; the launcher itself is not needed to compose."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         overrides = ["launcher=slurm", "trainer=fsdp", "trainer.num_nodes=16", "hydra.launcher.partition=big"]
         cfg = hydra_compose("train", overrides, return_hydra_config=True)
     launcher = cfg.hydra.launcher

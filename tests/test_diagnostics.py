@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 from shrunk import RUN
 
@@ -17,6 +16,7 @@ from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.diagnostics import TimeBins
 from pmf_lightning.draws import Shard
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.pictures import save_time_bins
 from pmf_lightning.train import train
 

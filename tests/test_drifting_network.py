@@ -7,11 +7,11 @@ import pytest
 import torch
 from common import normal, relative, uniform
 from conftest import _load
-from hydra.utils import instantiate
 from test_jit_network import positions, rms, silu, softmax
 
 from pmf_lightning import DriftingBatch, build, compose, draws, generate, image_noise
 from pmf_lightning.drift_features.frozen import DriftFeatures
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.cost import count
 from pmf_lightning.models.drifting_vit import DriftingViT
 from pmf_lightning.models.official.drifting import generator_tensors

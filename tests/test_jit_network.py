@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from common import normal, relative, uniform
-from hydra.utils import instantiate
 
 from pmf_lightning import Batch, build, compose, draws, generate, image_noise
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.cost import count
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.keyed_dropout import keep_mask

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from common import given_to_the_objective, normal
-from hydra.utils import instantiate
 from PIL import Image
 from shrunk import BACKBONE, RUN
 from test_latents import ARCHITECTURE, NUMBERS
@@ -20,6 +19,7 @@ from pmf_lightning.data.drifting import DriftingData, QueueSettings
 from pmf_lightning.data.queue_sizes import QueueSizes
 from pmf_lightning.draws import Shard
 from pmf_lightning.drift_features.cached_mae import cached_mae
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.inputs import latents_seen
 from pmf_lightning.metrics.train_classifier import cached_classifier
 from pmf_lightning.train import train

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from common import normal
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from shrunk import BACKBONE, RUN
 from pmf_lightning import UserError, build, compose, generate, load_checkpoint
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.pixels import to_uint8
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models import sd_vae_weights
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.sample import main as sample_main

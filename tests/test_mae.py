@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from common import normal, relative, uniform
-from hydra.utils import instantiate
 from torch.nn import functional as F
 
 from pmf_lightning import Batch, UserError, checks, compose, draws, ema_beta
@@ -16,6 +15,7 @@ from pmf_lightning.data.digits import Digits
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.drift_features import cached_mae as kept
 from pmf_lightning.drift_features.cached_mae import MAESettings, cached_mae
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.mae import MAE, MAEEncoder, patchify, unpatchify
 from pmf_lightning.models.mae.decoder import UNetDecoder
 from pmf_lightning.models.mae.layers import Conv, Dense, GroupNorm

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from pmf_lightning.data.dataset import ArrayDataset
@@ -16,6 +15,7 @@ from pmf_lightning.data.digits import Digits
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.draws import generator, normal_images
 from pmf_lightning.errors import UserError
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.metrics import train_classifier as training
 from pmf_lightning.metrics.classifier import Classifier
 from pmf_lightning.metrics.frechet import FrechetDistance, check_finite, frechet_distance

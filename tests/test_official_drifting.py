@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 import torch
 from flax_files import nested, write
-from hydra.utils import instantiate
 from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
 
 from pmf_lightning import UserError, compose, load_official, official_weights
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.official.drifting import (
     generator_arrays,
     generator_tensors,

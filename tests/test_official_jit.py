@@ -8,13 +8,13 @@ from functools import cache
 import pytest
 import torch
 from common import normal
-from hydra.utils import instantiate
 from test_jit_network import SMALL, empty_network, network
 from test_official_sizes import file as meanflow_file
 
 from pmf_lightning import UserError, build, compose, load_checkpoint, load_official, official_weights
 from pmf_lightning.conversion import from_official
 from pmf_lightning.convert import convert
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.cost import count
 from pmf_lightning.models.official import family_of, recognise, translate
 from pmf_lightning.models.official.jit import JIT

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from pmf_lightning import UserError, compose
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.official import FAMILIES, family_of, load_official, look, official_weights, preset, translate
 from pmf_lightning.published import published
 

@@ -9,7 +9,6 @@ import lpips
 import pytest
 import timm
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from shrunk import RUN
@@ -21,6 +20,7 @@ from pmf_lightning.assemble import load_checkpoint
 from pmf_lightning.config import choices
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.features import make_features
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.metrics.train_classifier import cached_classifier
 from pmf_lightning.perceptual.convnext import ConvNeXtFeatures
 from pmf_lightning.perceptual.frozen import three_channels

@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 from common import relative
-from hydra.utils import instantiate
 from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose
@@ -17,6 +16,7 @@ from pmf_lightning.data.outlines import OUTLINES
 from pmf_lightning.data.painting import colours, paint
 from pmf_lightning.data.scenes import NUMBERS, Scenes, drawn, intrinsic_dimension
 from pmf_lightning.data.shapes import VERSION, Shapes
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.train import train
 
 NAMES = [outline.name for outline in OUTLINES]

@@ -16,7 +16,6 @@ import forked
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from kept import assert_same, state
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +35,7 @@ from pmf_lightning.data.dataset import Images, Source
 from pmf_lightning.data.open_files import OpenFiles
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.draws import Shard
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.shards.manifest import read_manifest
 from pmf_lightning.shards.payloads import encode
 from pmf_lightning.shards.tar import Record, index_path, read_index, write_shard

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from pmf_lightning import checks
@@ -12,6 +11,7 @@ from pmf_lightning.costs import block_forwards, spaces
 from pmf_lightning.costs.block_forwards import BlockForwards
 from pmf_lightning.costs.step_memory import StepMemory, step_memory
 from pmf_lightning.draws import Shard
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.materials import make_data
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule

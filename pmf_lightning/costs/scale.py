@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Group
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.table import Table
 from pmf_lightning.assemble import build, make_part
 from pmf_lightning.costs.communication import Cluster, Estimate, estimates
 from pmf_lightning.errors import UserError
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.optim.muon_adam import MuonAdam
 
 WIDTH = 130  # characters that the table needs

@@ -8,7 +8,6 @@ second or two instead of a minute. Perceptual networks, encoders, the optimiser 
 import json
 from collections.abc import Sequence
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.assemble import build
@@ -16,6 +15,7 @@ from pmf_lightning.config import CONF
 from pmf_lightning.costs import block_forwards
 from pmf_lightning.costs.communication import Cluster
 from pmf_lightning.costs.spaces import NoFlowError
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models import cost
 from pmf_lightning.precision import Number
 from pmf_lightning.sweeps.record import Arm

@@ -2,7 +2,6 @@
 
 import json
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -10,6 +9,7 @@ from pmf_lightning import checks
 from pmf_lightning.assemble import build, make_part
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError
+from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.judging import check_metrics
 from pmf_lightning.module import GenerativeModule
 
