@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.data.folder import count_class_folders
+from pmf_lightning.data.class_folders import count_class_folders
 from pmf_lightning.data.shards import shards_say
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.hydra_compat import VERSION_BASE, register_resolver

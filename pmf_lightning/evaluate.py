@@ -18,7 +18,7 @@ from pmf_lightning.data.pixels import to_float
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.keeping import KINDS, Kept
-from pmf_lightning.evaluation.launch import is_main, joined
+from pmf_lightning.evaluation.launch import is_main, joined, print_on_main
 from pmf_lightning.evaluation.ranks import rank_and_world, together
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.folders import writable
@@ -39,6 +39,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     with joined(cfg.device) as device:
         out = together(lambda: writable(Path(cfg.out), "out"))
         subject = together(lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg))
+        print_on_main(subject.said())
         n = images_asked(cfg, subject)
         evaluator = together(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         kept = Kept(cfg.save, out, n, SHOWN)
@@ -46,6 +47,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         started = time.perf_counter()
         scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # of existing images no class is known
         kept.finish()
+        print_on_main(subject.said_done())
         report = {
             "metric": evaluator.name(scores.n),
             **subject.about,

@@ -13,7 +13,7 @@ from pmf_lightning.data.dataset import Source
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.features import Extractor
 from pmf_lightning.evaluation.image_sets import open_images
-from pmf_lightning.evaluation.launch import is_main, joined
+from pmf_lightning.evaluation.launch import is_main, joined, print_on_main
 from pmf_lightning.evaluation.opening import complete
 from pmf_lightning.evaluation.ranks import from_main, together
 from pmf_lightning.evaluation.references import Reference
@@ -65,12 +65,16 @@ def _of_data(cfg: DictConfig, source: Source, extractor: Extractor, device: torc
 
 def _of_images(cfg: DictConfig, source: Source | None, extractor: Extractor, device: torch.device) -> Reference:
     """Measure existing images, with the channels of the data that a classifier was trained on where there are some."""
-    images = together(lambda: open_images(cfg.images, 3 if source is None else source.channels))
+    channels = 3 if source is None else source.channels
+    images = together(lambda: open_images(cfg.images, channels, cfg.background))
+    print_on_main(images.said())
     n = cfg.n or len(images)
     if n > len(images):
         raise UserError(f"n={n}: {cfg.images} holds {len(images)} images; set n to that or less")
     about = {"data": str(cfg.images), "split": "all", "resolution": images.shape[1], "channels": images.shape[0]}
-    return statistics(images, n, extractor, cfg.chunk, cfg.features, device, about)
+    measured = statistics(images, n, extractor, cfg.chunk, cfg.features, device, about)
+    print_on_main(images.said_done())
+    return measured
 
 
 @command("make_stats")

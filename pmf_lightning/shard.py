@@ -1,8 +1,9 @@
 """Training shards from images: python -m pmf_lightning.shard in=/data/imagenet/train out=/data/shards size=256
 
-The rule of pixels: a file is decoded by Pillow and converted to RGB (EXIF orientation is not applied, nor are colour
-profiles; CMYK by Pillow's plain conversion; transparency dropped; of 16 bits the high byte), then shrunk and cropped to
-the central square as in ADM. A file that is empty, cut off or of no known format is listed and left out.
+The rule of pixels: a file is decoded by Pillow, turned by its EXIF orientation and converted to RGB (transparent pixels
+show ``background``; CMYK goes through Pillow's plain conversion; of 16 bits the high byte; colour profiles are not
+applied), then shrunk and cropped to the central square as in ADM. Every file that is not used is listed in
+unreadable.tsv with the reason.
 """
 
 import sys
@@ -17,6 +18,7 @@ from pmf_lightning import checks
 from pmf_lightning.command import command, with_one_line_errors
 from pmf_lightning.config import compose
 from pmf_lightning.data.crop import CROP_RULE
+from pmf_lightning.data.decoder import check_background, say_done
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
 from pmf_lightning.hydra_compat import instantiate
@@ -32,6 +34,7 @@ from pmf_lightning.shards.pixels import make_pixels
 from pmf_lightning.shards.processes import all_cores, in_processes
 from pmf_lightning.shards.progress import LIST, Finished
 from pmf_lightning.shards.recipe import Recipe, ShardTask
+from pmf_lightning.shards.tar_files import room_to_unpack
 from pmf_lightning.shards.verify import verify
 
 PATHS = ("in", "out", "class_names")  # may hold what Hydra would take for syntax: braces, commas, spaces
@@ -45,8 +48,13 @@ def shard(cfg: DictConfig) -> Made:
     _check(cfg)
     out = writable(_out(cfg), "out")
     vae = _autoencoder(cfg) if cfg.kind == "latents" else None
+    with room_to_unpack(out) as unpacked:
+        return _made(cfg, out, vae, unpacked)
+
+
+def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> Made:
     workers = cfg.workers or all_cores()
-    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, workers)
+    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, workers, unpacked)
     side = None if vae is None else cfg.size // vae.scale
     shape = None if vae is None else (2, len(vae.mean), side, side)
     job = Job(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
@@ -75,6 +83,7 @@ def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
         size=cfg.size,
         channels=cfg.channels,
         crop=CROP_RULE,
+        background=cfg.background,
         records_per_shard=cfg.records_per_shard,
         autoencoder=None if vae is None else f"SD-VAE {weights_digest(vae.vae)}",
         images=len(inputs),
@@ -92,6 +101,7 @@ def _check(cfg: DictConfig) -> None:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {near(str(cfg[key]), known)}")
     checks.whole(cfg, {"size": 1, "records_per_shard": 1, "batch": 1})
     checks.whole(cfg, {"workers": 1, "classes": 1}, or_null=True)
+    check_background(cfg.background, "background")
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
     if type(cfg.quality) is not int or not 1 <= cfg.quality <= 100:
@@ -156,15 +166,19 @@ def _report(out: str, made: Made) -> None:
     speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
     speed = speed if made.images else "nothing was missing"
     print(f"{out}: {_contents(made.manifest)} ({speed}{kept})")
+    if made.manifest.done:
+        print(say_done(made.manifest.done))
     if made.unreadable:
-        print(
-            f"{len(made.unreadable):,} inputs are unreadable and left out, each with its reason in {Path(out) / LIST}"
-        )
+        print(f"{len(made.unreadable):,} inputs cannot be read and are left out")
+    if made.manifest.skipped:
+        print(f"all that is not used is listed with its reason in {Path(out) / LIST}")
     empty = [name for name, count in zip(made.manifest.class_names, made.manifest.per_class, strict=True) if not count]
     if empty:
         print(f"{len(empty):,} classes have no record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
     data = "shards" if made.manifest.kind == "pixels" else "imagenet256_latents"
     print(f"to train on it: data={data} data.root={out}")
+    if made.unpacked:
+        print(f"{made.unpacked:,} compressed tars were read from unpacked copies, which are removed")
 
 
 @command("shard")

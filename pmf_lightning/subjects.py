@@ -28,7 +28,8 @@ class Subject:
     """What is judged: ``generate(labels, first)`` makes its images, ``about`` says what they are.
 
     ``n`` is how many there are (None: any number), ``shape`` that of an image [C, H, W]; ``classes`` and ``config``,
-    the configuration, are of a model.
+    the configuration, are of a model. ``said`` says which images are there, ``said_done`` what was done to those that
+    all ranks read.
     """
 
     generate: Callable[[Tensor, int], Tensor]
@@ -37,13 +38,23 @@ class Subject:
     classes: int | None
     about: dict[str, Any]
     config: Mapping[str, Any] | None = None
+    said: Callable[[], list[str]] = list
+    said_done: Callable[[], list[str]] = list
 
 
 def existing_images(cfg: DictConfig) -> Subject:
     """Return the images of ``images=``, with the channels of the data that a classifier saw; raises UserError."""
-    images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels)
+    images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
     about = {"judged": str(cfg.images), "quantiser": "none: the images were whole levels"}
-    return Subject(lambda labels, first: images(first, first + len(labels)), images.shape, len(images), None, about)
+    return Subject(
+        generate=lambda labels, first: images(first, first + len(labels)),
+        shape=images.shape,
+        n=len(images),
+        classes=None,
+        about=about,
+        said=images.said,
+        said_done=images.said_done,
+    )
 
 
 def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> Subject:

@@ -21,6 +21,7 @@ from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
 from pmf_lightning.command import command
 from pmf_lightning.config import one_line
+from pmf_lightning.data.class_folders import say_classes
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.drifting import DriftingData
@@ -84,6 +85,7 @@ def _fit(
     started: float,
 ) -> dict:
     announce(cfg, module, folder, start)
+    announce_classes(source, folder)
     hands = make_callbacks(cfg, module, source, folder)
     loggers = make_loggers(cfg, module, folder, start)
     memory = [RememberRun(logger.version) for logger in loggers if isinstance(logger, WandbRun)]
@@ -147,6 +149,18 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
         options = {name: cfg.sampling[name] for name in OPTIONS}
         steps, evaluations = cfg.sampling.steps, network_evaluations(module.objective, **options)
         print(f"  judged by samples of {steps} step(s), {evaluations} network evaluation(s) per image")
+
+
+@rank_zero_only
+def announce_classes(source: Source, folder: Path) -> None:
+    """Print how many classes the data have and their names; store all names in the run directory."""
+    names = getattr(source, "class_names", None)
+    if names is None:
+        return
+    left_out = [one._asdict() for one in getattr(source, "left_out", [])]
+    with atomic_write(folder / "classes.json") as draft:
+        draft.write_text(json.dumps({"class_names": names, "left_out": left_out}, indent=1) + "\n")
+    print(f"  {say_classes(names)}; label i is class_names[i] of classes.json")
 
 
 def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> list[Logger]:

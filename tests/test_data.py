@@ -7,10 +7,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from pmf_lightning.data.class_folders import count_class_folders
 from pmf_lightning.data.crop import centre_crop
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.digits import Digits
-from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.data.pixels import to_float, to_uint8
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.errors import UserError

@@ -11,9 +11,9 @@ from test_data import entry, noise
 
 from pmf_lightning.cache import atomic_write, cache_root
 from pmf_lightning.data import decoded
-from pmf_lightning.data.crop import centre_crop, read_image
+from pmf_lightning.data.class_folders import count_class_folders
+from pmf_lightning.data.crop import centre_crop, read_image, read_square
 from pmf_lightning.data.dataset import Source
-from pmf_lightning.data.folder import count_class_folders
 from pmf_lightning.errors import UserError
 
 
@@ -59,7 +59,7 @@ def test_images_labels_and_split(root, capsys):
 
 def test_decoded_once_and_split_without_decoding_again(root, monkeypatch):
     ten = folder(root).held_out()
-    monkeypatch.setattr(decoded, "read_image", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(decoded, "read_square", lambda *_: pytest.fail("decoded twice"))
     again = folder(root).held_out()
     assert np.array_equal(ten.images, again.images)
     half = folder(root, held_out_fraction=0.5)
@@ -93,15 +93,15 @@ def test_interrupted_preparation_leaves_nothing_and_starts_again(root, monkeypat
         calls.append(args)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return read_image(*args)
+        return read_square(*args)
 
-    monkeypatch.setattr(decoded, "read_image", interrupted)
+    monkeypatch.setattr(decoded, "read_square", interrupted)
     with pytest.raises(KeyboardInterrupt):
         folder(root).train()
     cache = root.parent / "cache"
     assert not visible(cache)
     assert not list(cache.glob(".*.partial"))
-    monkeypatch.setattr(decoded, "read_image", read_image)
+    monkeypatch.setattr(decoded, "read_square", read_square)
     name = f"folder-{folder(root)._decoded_key}"
     (cache / f".{name}.0123.partial").mkdir()  # as kill -9 would leave it
     assert len(folder(root).train()) == 27
@@ -144,12 +144,12 @@ def test_a_lack_of_memory_is_no_fault_of_the_images(root, monkeypatch):
     def scarce(path, *others):
         if path.name == "07.PNG":
             raise MemoryError
-        return read_image(path, *others)
+        return read_square(path, *others)
 
-    monkeypatch.setattr(decoded, "read_image", scarce)
+    monkeypatch.setattr(decoded, "read_square", scarce)
     with pytest.raises(UserError, match=r"no memory to decode .*/07\.PNG"):
         folder(root).train()
-    monkeypatch.setattr(decoded, "read_image", read_image)
+    monkeypatch.setattr(decoded, "read_square", read_square)
     assert len(folder(root).train()) == 27
 
 
@@ -196,14 +196,15 @@ def test_unusual_pixel_formats(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen = read_image(tmp_path / "palette.png", 8, 3)
-    assert (seen[:, :, :4] == np.array([255, 0, 0])[:, None, None]).all()  # transparency is dropped: red stays red
-    assert (seen[:, :, 4:] == np.array([0, 0, 255])[:, None, None]).all()
+    assert (seen[:, :, :4] == 255).all()  # red that is transparent: the white background
+    assert (seen[:, :, 4:] == np.array([127, 127, 255])[:, None, None]).all()
 
     turned = Image.fromarray(noise(8, 8))
     exif = turned.getexif()
     exif[0x0112] = 6  # "turn me by a quarter"
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert (read_image(tmp_path / "turned.png", 8, 3) == noise(8, 8).transpose(2, 0, 1)).all()
+    upright = np.rot90(noise(8, 8), -1).transpose(2, 0, 1)
+    assert (read_image(tmp_path / "turned.png", 8, 3) == upright).all()
 
     assert read_image(tmp_path / "turned.png", 8, 1).shape == (1, 8, 8)
 
@@ -215,7 +216,7 @@ def test_folders_that_cannot_work(root, tmp_path):
         count_class_folders(str(tmp_path / "nowhere"))
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "loose.png").touch()
+    (empty / "loose.txt").touch()
     with pytest.raises(UserError, match=r"holds no class folder: put the images into .*<class>/"):
         count_class_folders(str(empty))
     with pytest.raises(UserError, match=r"set data\.root"):
@@ -231,7 +232,9 @@ def test_folders_that_cannot_work(root, tmp_path):
             folder(root, **overrides).check()
     (root / "ants").mkdir()
     (root / "ants" / "readme.txt").touch()
-    with pytest.raises(UserError, match=r"class folder .*ants holds no image \(.png"):
+    with pytest.raises(
+        UserError, match=r"class folder .*ants holds no image \(left out: 1 not an image \(.txt\): ants/readme.txt\)"
+    ):
         folder(root).check()
 
 

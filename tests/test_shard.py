@@ -159,8 +159,8 @@ def test_the_odd_ones_follow_the_rule(made):
     assert found["grey"][0].mean(1).round().tolist() == sorted(found["grey"][0].mean(1).round().tolist())
     assert np.ptp(found["grey"]) > 200
     assert (found["deep"] == (deep() >> 8)[None]).all()
-    sides = found["turned"][:, :, 2 : SIZE // 2 - 2], found["turned"][:, :, SIZE // 2 + 2 :]
-    for side, colour in zip(sides, (RED, BLUE), strict=True):  # left and right, not above and below
+    sides = found["turned"][:, 2 : SIZE // 2 - 2], found["turned"][:, SIZE // 2 + 2 :]
+    for side, colour in zip(sides, (RED, BLUE), strict=True):  # above and below: turned by a quarter
         assert np.abs(side.astype(int) - np.array(colour)[:, None, None]).max() <= 6
     lines = [line.split("\t") for line in (out / "unreadable.tsv").read_text().splitlines()]
     assert lines[0] == ["key", "reason", "file", "shard"]
@@ -486,7 +486,8 @@ def test_bad_records_of_tars_are_listed(tars, tmp_path):
     assert "the file is empty" in reasons["00-2"], "the second of that key"
     assert "cannot be read any further" in reasons["train-001"]
     assert 12 < made.manifest.count < 20
-    assert made.manifest.skipped == 5
+    assert made.manifest.skipped == 5 + 2
+    assert list(made.manifest.left_out) == ["another part of a record (.json)"]
 
 
 def test_tars_cut_between_members_are_noticed(tars, tmp_path):
@@ -556,7 +557,10 @@ DAMAGE = {
     "short index": (_short_index, ["shard-000001.tar: 8 records, 6 in the index, 8 in the manifest"]),
     "counts": (_counts, ["manifest.json: its counts per class"]),
     "stray": (lambda out: (out / "other.tar").touch(), ["other.tar: it belongs to no manifest; remove it"]),
-    "list": (lambda out: (out / "unreadable.tsv").write_text("a\nb\n"), ["unreadable.tsv: 1 lines for 0 unreadable"]),
+    "list": (
+        lambda out: (out / "unreadable.tsv").write_text("a\nb\n"),
+        ["unreadable.tsv: 1 lines for 0 inputs without a record"],
+    ),
 }
 
 
@@ -609,7 +613,7 @@ def test_verify_names_what_is_wrong_and_the_remedy_mends_it(few, tmp_path, kind)
 def test_the_command_says_what_it_made(few, tmp_path, call):
     status, output, errors = call(f"in={few}", "out=a {b},c", f"size={SIZE}", "workers=2")
     assert status == 0, errors
-    assert "23 images of 2 classes in" in output
+    assert "23 images of 2 classes (ants, bees) in" in output
     assert "a {b},c: 23 records of 2 classes in 1 shards, " in output
     assert "images in" in output
     assert (tmp_path / "a {b},c" / "manifest.json").is_file()
@@ -652,12 +656,14 @@ def test_bad_input_is_one_line(few, call, arguments, words):
         ("both", "out", [], ["in=both: it holds tars and folders", "'both/*.tar'"]),
         ("flat", "out", [], ["in=flat holds no class folder: put the images into flat/<class>/"]),
         ("hollow", "out", [], ["hollow/empty holds no image"]),
+        ("splits", "out", [], ["in=splits: its folders test, train are splits", "set in=splits/train"]),
         ("few", "few/shards", [], ["out=few/shards: that is inside in=few"]),
         ("few", "/proc/nowhere", [], ["out=/proc/nowhere", "cannot be written"]),
         ("few", "file.txt", [], ["out=file.txt: it is no folder"]),
         ("x-{000..001.tar", "out", [], ["in=x-{000..001.tar"]),
         ("x*.tar", "out", [], ["in=x*.tar: no such file"]),
-        ("packed.tar.gz", "out", [], ["packed.tar.gz is no plain .tar; unpack"]),
+        ("packed.tar.gz", "out", [], ["packed.tar.gz", "no image with a label", "empty file"]),
+        ("file.txt", "out", [], ["file.txt is no tar; unpack it"]),
         ("text.tar", "out", [], ["text.tar", "no image with a label", "cannot be read any further"]),
         ("tars", "out", ["classes=1"], ["classes=1, but 01 has the label 1; raise classes"]),
         ("tars", "out", ["class_names=nowhere.txt"], ["class_names=nowhere.txt: cannot be read"]),
@@ -683,7 +689,9 @@ def test_bad_input_is_one_line(few, call, arguments, words):
 def test_bad_input_is_named(few, tars, tmp_path, monkeypatch, capfd, source, out, options, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flat").mkdir()
-    (tmp_path / "flat" / "a.jpg").touch()
+    (tmp_path / "flat" / "a.txt").touch()
+    for name in ("test", "train"):
+        (tmp_path / "splits" / name).mkdir(parents=True)
     (tmp_path / "hollow" / "empty").mkdir(parents=True)
     (tmp_path / "both" / "ants").mkdir(parents=True)
     (tmp_path / "both" / "a.tar").touch()

@@ -1,7 +1,9 @@
 """Image files decoded once into one memory-mapped array on disk."""
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pmf_lightning.cache import atomic_write, sole_writer
-from pmf_lightning.data.crop import read_image
+from pmf_lightning.data.crop import Square, read_square
 from pmf_lightning.errors import UserError
 
 WINDOW = 256  # files decoded ahead of the writer: bounds memory, keeps every thread busy
@@ -32,6 +34,7 @@ class Wanted:
     quantiles: Float64[Tensor, " n"]
     resolution: int
     channels: int
+    background: str
 
     @property
     def bytes(self) -> int:
@@ -41,13 +44,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The readable images, memory-mapped, with labels and quantiles; and a line of text for each unreadable one."""
+    """The readable images, memory-mapped, with labels and quantiles; and a line of text for each unreadable one.
+
+    ``done`` counts what the decoder did to pictures (constants of decoder.py).
+    """
 
     images: UInt8[np.ndarray, "n c h w"]
     labels: Int64[Tensor, " n"]
     quantiles: Float64[Tensor, " n"]
     unreadable: list[str]
     unreadable_file: Path
+    done: dict[str, int]
 
 
 def cannot_read(root: Path, line: str) -> UserError:
@@ -74,6 +81,7 @@ def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
             quantiles=torch.from_numpy(index["quantiles"]),
             unreadable=unreadable_file.read_text(errors="surrogateescape").splitlines(),
             unreadable_file=unreadable_file,
+            done=json.loads((folder / "done.json").read_text()),
         )
 
 
@@ -88,7 +96,7 @@ def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
             f"decoded images need {wanted.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "
             "make room or set data.cache_dir to a larger disk"
         )
-    kept, unreadable = [], []
+    kept, unreadable, done = [], [], Counter()
     with (partial / "images.npy").open("wb") as file:
         _write_header(file, (len(wanted.names), *shape))
         with closing(track(_read_all(wanted), "decoding", total=len(wanted.names))) as images:
@@ -98,8 +106,9 @@ def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
                     if fail:
                         raise cannot_read(wanted.root, unreadable[0])
                 else:
-                    file.write(image.tobytes())
+                    file.write(image.levels.tobytes())
                     kept.append(row)
+                    done.update(image.done)
         if not kept:
             raise UserError(
                 f"none of the {len(unreadable)} images in {wanted.root} can be read, first {unreadable[0]!r}"
@@ -107,15 +116,16 @@ def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
         file.seek(0)
         _write_header(file, (len(kept), *shape))  # numpy pads headers so that the first length may change
     np.savez(partial / "index.npz", labels=wanted.labels[kept].numpy(), quantiles=wanted.quantiles[kept].numpy())
+    (partial / "done.json").write_text(json.dumps(done) + "\n")
     (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
 
 
-def _read_all(wanted: Wanted) -> Iterator[UInt8[np.ndarray, "c h w"] | Exception]:
+def _read_all(wanted: Wanted) -> Iterator[Square | Exception]:
     """Decode on all cores, yielding in order an image or the reason why there is none; UserError without memory."""
 
-    def read(name: str) -> UInt8[np.ndarray, "c h w"] | Exception:
+    def read(name: str) -> Square | Exception:
         try:
-            return read_image(wanted.root / name, wanted.resolution, wanted.channels)
+            return read_square(wanted.root / name, wanted.resolution, wanted.channels, wanted.background)
         except MemoryError as error:  # no fault of the file: it must not be missing from the cache for ever
             raise UserError(f"no memory to decode {wanted.root / name}: free some, or remove the file") from error
         except Exception as reason:  # broken files make Pillow raise nearly anything

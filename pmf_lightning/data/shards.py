@@ -93,6 +93,11 @@ class Shards:
             )
         return images
 
+    @property
+    def class_names(self) -> list[str]:
+        """Return the name of every class, in the order of the labels."""
+        return self._manifest.class_names
+
     def fingerprint(self) -> str:
         """Return hex digits of the shards' own digests, and of the split."""
         whole = "\n".join(f"{shard.file} {shard.digest}" for shard in self._manifest.shards)

@@ -3,51 +3,70 @@
 import os
 import zipfile
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
+from pmf_lightning.data.decoder import check_background, levels_of, open_picture, say_done
+from pmf_lightning.data.listing import list_images, say_kinds, say_left_out, shown
 from pmf_lightning.errors import UserError
+from pmf_lightning.evaluation.ranks import total
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LEVELS = UInt8[Tensor, "b c h w"]
 
 
 class FolderImages:
-    """The images below a folder in the order of their paths, all of one size; ``channels`` 3 (colour) or 1 (grey)."""
+    """The images below a folder in the order of their paths, all of one size; ``channels`` 3 (colour) or 1 (grey).
 
-    def __init__(self, folder: Path, channels: int) -> None:
-        self.mode = "RGB" if channels == 3 else "L"
-        found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-        self.paths = sorted(path for path in found if path.suffix.lower() in ENDINGS and path.name[0] != ".")
-        if not self.paths:
-            raise UserError(f"images={folder}: holds no image ({', '.join(ENDINGS)}); give another folder, or an .npz")
-        self.shape = (channels, *self._read(self.paths[0]).shape[:2])
+    ``background`` is what transparent pixels show; ``done`` counts what the decoder did to the images read so far.
+    """
+
+    def __init__(self, folder: Path, channels: int, background: str) -> None:
+        self.folder, self.channels, self.background = folder, channels, background
+        found = list_images(folder)
+        self.names, self.left_out, self.done = found.images, found.left_out, Counter()
+        if not self.names:
+            why = f" ({say_left_out(self.left_out)})" if self.left_out else ""
+            raise UserError(f"images={folder}: holds no image{why}; give another folder, or an .npz")
+        self.shape = (channels, *self._read(self.names[0])[0].shape[:2])
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def said(self) -> list[str]:
+        """Say in a few lines which images are there, and which files are left out."""
+        lines = [f"{len(self):,} images in {shown(str(self.folder))}{say_kinds(self.names)}"]
+        return lines + ([say_left_out(self.left_out)] if self.left_out else [])
+
+    def said_done(self) -> list[str]:
+        """Say what the decoder did to the images that all ranks read; all of them call it."""
+        done = total(self.done)
+        return [say_done(done)] if done else []
 
     def __call__(self, first: int, end: int) -> LEVELS:
         """Return images number ``first`` to ``end - 1``; UserError for a bad file, or one of another size."""
+        names = self.names[first:end]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(self._read, self.paths[first:end]))
-        for path, image in zip(self.paths[first:end], images, strict=True):
+            read = list(pool.map(self._read, names))
+        for name, (image, done) in zip(names, read, strict=True):
+            self.done.update(done)
             if image.shape[:2] != self.shape[1:]:
-                raise UserError(f"{path}: {image.shape[:2]} pixels, {self.paths[0].name} has {self.shape[1:]}")
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+                path, first_name = self.folder / name, Path(self.names[0]).name
+                raise UserError(f"{path}: {image.shape[:2]} pixels, {first_name} has {self.shape[1:]}")
+        return torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2)
 
-    def _read(self, path: Path) -> UInt8[np.ndarray, "h w c"]:
+    def _read(self, name: str) -> tuple[UInt8[np.ndarray, "h w c"], tuple[str, ...]]:
+        path = self.folder / name
         try:
-            with Image.open(path) as image:
-                levels = np.asarray(image.convert(self.mode))
+            picture = open_picture(path, self.channels, self.background)
         except Exception as error:  # broken files make Pillow raise nearly anything
             raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
-        return levels.reshape(*levels.shape[:2], -1)
+        return levels_of(picture.image), picture.done
 
 
 class NpzImages:
@@ -70,6 +89,14 @@ class NpzImages:
     def __len__(self) -> int:
         return self._stored[0]
 
+    def said(self) -> list[str]:
+        """Say which images are there."""
+        return [f"{len(self):,} images in {self.path}"]
+
+    def said_done(self) -> list[str]:
+        """Say what was done to the images: nothing."""
+        return []
+
     def __call__(self, first: int, end: int) -> LEVELS:
         """Return images number ``first`` to ``end - 1``; UserError where the file is damaged or ends before them."""
         size = int(np.prod(self._stored[1:]))
@@ -84,11 +111,12 @@ class NpzImages:
         return images.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
 
 
-def open_images(path: str | Path, channels: int) -> FolderImages | NpzImages:
+def open_images(path: str | Path, channels: int, background: str = "white") -> FolderImages | NpzImages:
     """Open a folder of images or an .npz with arr_0; UserError for anything else."""
+    check_background(background, "background")
     path = Path(path).expanduser()
     if path.is_dir():
-        return FolderImages(path, channels)
+        return FolderImages(path, channels, background)
     if not path.is_file():
         raise UserError(f"images={path}: no such file or folder; give a folder of images, or an .npz with arr_0")
     return NpzImages(path, channels)

@@ -19,6 +19,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def print_on_main(lines: list[str]) -> None:
+    """Print lines, in one process alone."""
+    if lines and is_main():
+        print("\n".join(lines), flush=True)
+
+
 @contextmanager
 def joined(device: str) -> Iterator[torch.device]:
     """Yield this process's device, joined with the others where torchrun started several (WORLD_SIZE above 1).

@@ -1,5 +1,6 @@
 """Work dealt over the processes of torch.distributed so that what comes out does not depend on their number."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -61,3 +62,16 @@ def from_main(work: Callable[[], Result]) -> Result:
         dist.broadcast_object_list(told, src=0)
         result = told[0]
     return result
+
+
+def total(counts: dict[str, int]) -> dict[str, int]:
+    """Add up counts by name over all ranks; all of them call it."""
+    everyone = [dict(counts)]
+    world = rank_and_world()[1]
+    if world > 1:
+        everyone = [{}] * world
+        dist.all_gather_object(everyone, dict(counts))
+    summed: Counter[str] = Counter()
+    for one in everyone:
+        summed.update(one)
+    return dict(summed)

@@ -30,7 +30,7 @@ def bytes_per_record(inputs: Inputs, recipe: Recipe, latent_shape: tuple[int, ..
         return float(_in_tar(HEADER + values))
     rows = np.unique(np.linspace(0, len(inputs) - 1, SAMPLE).astype(int))
     found = [read_piece(inputs.piece(int(row)), recipe) for row in rows]
-    sizes = [_in_tar(len(encode_as(image, recipe))) for image in found if isinstance(image, np.ndarray)]
+    sizes = [_in_tar(len(encode_as(one.levels, recipe))) for one in found if not isinstance(one, str)]
     return float(np.mean(sizes)) if sizes else None
 
 

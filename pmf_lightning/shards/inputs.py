@@ -1,7 +1,7 @@
 """The images that shards are made of: where each lies, its key and its label. Listing reads no pixel."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from pmf_lightning.cache import digest
-from pmf_lightning.data.folder import ENDINGS, class_folders, images_below
-from pmf_lightning.errors import UserError
+from pmf_lightning.data.class_folders import image_tree
+from pmf_lightning.data.listing import LeftOut
 from pmf_lightning.shards.keys import record_keys
 
 
@@ -51,7 +51,8 @@ class Inputs:
 
     Image i is file ``names[files[i]]`` below ``root``, from ``starts[i]`` on, ``sizes[i]`` bytes (-1: all there are),
     with key ``keys[i]`` and label ``labels[i]``, which is ``class_names[label]``. ``broken`` holds what the listing
-    itself could not read.
+    itself could not read, ``left_out`` what is not meant to be an image, ``said`` the lines that tell what was found;
+    ``unpacked`` maps the names of compressed tars to their plain copies.
     """
 
     root: Path
@@ -63,6 +64,9 @@ class Inputs:
     labels: Int64[np.ndarray, " n"]
     class_names: list[str]
     broken: list[Unreadable]
+    left_out: list[LeftOut] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    unpacked: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -73,10 +77,14 @@ class Inputs:
         return Piece(
             key=self.keys[index],
             label=int(self.labels[index]),
-            file=os.path.join(self.root, self.names[self.files[index]]),
+            file=self.unpacked.get(name := self.names[self.files[index]]) or os.path.join(self.root, name),
             start=int(self.starts[index]),
             size=None if size < 0 else size,
         )
+
+    def original(self, file: str) -> str:
+        """Return the path of the compressed tar that the plain copy ``file`` was made of; any other path as it is."""
+        return next((str(self.root / name) for name, plain in self.unpacked.items() if plain == file), file)
 
     def fingerprint(self) -> str:
         """Return hex digits of names, labels and places, not of the contents; the same wherever the folder lies."""
@@ -85,28 +93,22 @@ class Inputs:
 
 
 def folder_inputs(root: Path) -> Inputs:
-    """List a folder that holds a folder per class, by the rule of ``data=folder``.
+    """List a folder that holds a folder per class, by the rule of ``data=folder`` (see ``image_tree``).
 
-    Label = place of the class folder among the sorted names; images at any depth, sorted. Raises UserError where there
-    is no class folder or one without an image.
+    Raises UserError where there is no class folder or one without an image.
     """
-    names, labels, classes = [], [], []
-    for label, folder in enumerate(class_folders(str(root))):
-        found = sorted(images_below(folder))
-        if not found:
-            raise UserError(f"class folder {folder} holds no image ({', '.join(ENDINGS)}): fill or remove it")
-        names += [os.path.relpath(path, root) for path in found]
-        labels += [label] * len(found)
-        classes.append(folder.name)
-    count = len(names)
+    tree = image_tree(str(root), "in")
+    count = len(tree.names)
     return Inputs(
         root=root,
-        names=names,
+        names=tree.names,
         files=np.arange(count),
         starts=np.zeros(count, np.int64),
         sizes=np.full(count, -1),
-        keys=record_keys(os.path.splitext(name)[0] for name in names),
-        labels=np.array(labels, np.int64),
-        class_names=classes,
+        keys=record_keys(os.path.splitext(name)[0] for name in tree.names),
+        labels=np.array(tree.labels, np.int64),
+        class_names=tree.class_names,
         broken=[],
+        left_out=tree.left_out,
+        said=tree.said(),
     )

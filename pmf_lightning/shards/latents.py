@@ -1,6 +1,7 @@
 """One shard of latents: images read ahead by threads, encoded in batches of fixed composition."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from pmf_lightning.data.crop import Square
 from pmf_lightning.data.pixels import to_float
 from pmf_lightning.shards.inputs import Piece, Unreadable
-from pmf_lightning.shards.payloads import Latents, Pixels, encode
+from pmf_lightning.shards.payloads import Latents, encode
 from pmf_lightning.shards.pixels import missing, read_piece
 from pmf_lightning.shards.processes import Tick
 from pmf_lightning.shards.progress import Finished, note
@@ -42,18 +44,20 @@ class LatentMaker:
     def __call__(self, task: ShardTask, tick: Tick) -> Finished:
         """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
         unreadable: list[Unreadable] = []
+        done: Counter[str] = Counter()
 
         def records() -> Iterator[Record]:
             for pieces, found in self._read_ahead(task):
                 both = list(zip(pieces, found, strict=True))
                 unreadable.extend(missing(piece, reason, task) for piece, reason in both if isinstance(reason, str))
-                images = [(piece, image) for piece, image in both if not isinstance(image, str)]
+                images = [(piece, square.levels) for piece, square in both if not isinstance(square, str)]
+                done.update(what for square in found if not isinstance(square, str) for what in square.done)
                 for (piece, _), values in zip(images, self._encode([image for _, image in images]), strict=True):
                     yield Record(piece.key, piece.label, encode(values, task.recipe.payload), task.recipe.payload)
                 for _ in pieces:
                     tick()
 
-        finished = Finished(write_shard(task.tar, records()), unreadable)
+        finished = Finished(write_shard(task.tar, records()), unreadable, dict(done))
         note(task.tar, finished)
         return finished
 
@@ -69,7 +73,7 @@ class LatentMaker:
         for task in tasks:
             yield self(task, tick)
 
-    def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[Piece], list[Pixels | str]]]:
+    def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[Piece], list[Square | str]]]:
         """Yield the batches of a shard, decoded; the next is read while one is encoded."""
         batches = [task.pieces[first : first + self.batch] for first in range(0, len(task.pieces), self.batch)]
         with ThreadPoolExecutor(self.threads) as pool:
@@ -95,5 +99,5 @@ def weights_digest(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _result(pieces: list[Piece], futures: list) -> tuple[list[Piece], list[Pixels | str]]:
+def _result(pieces: list[Piece], futures: list) -> tuple[list[Piece], list[Square | str]]:
     return pieces, [future.result() for future in futures]

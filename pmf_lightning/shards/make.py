@@ -1,14 +1,16 @@
 """From inputs to a finished folder of shards: what is there is kept, the rest is made, the manifest comes last."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from pmf_lightning.data.listing import reasons
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards import manifest
 from pmf_lightning.shards.disk import bytes_per_record, check_disk
@@ -24,13 +26,17 @@ Maker = Callable[[Iterable[ShardTask], Callable[[int], None]], Iterator[Finished
 
 @dataclass(frozen=True)
 class Made:
-    """A finished folder: its manifest, what gave no record, shards ``kept`` of earlier runs, ``images`` of this one."""
+    """A finished folder: its manifest, what was unreadable, shards ``kept`` of earlier runs, ``images`` of this one.
+
+    ``unpacked`` compressed tars were read from plain copies.
+    """
 
     manifest: Manifest
     unreadable: list[Unreadable]
     kept: int
     images: int
     seconds: float
+    unpacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def make_shards(job: Job, maker: Maker) -> Made:
             _make(job, maker, missing, finished, images)
         made = _finish(job, finished)
     seconds = time.perf_counter() - start
-    return Made(made, _unreadable(job, finished), recipe.shards - len(missing), made.count - kept, seconds)
+    unreadable, unpacked = _unreadable(job, finished), len(job.inputs.unpacked)
+    return Made(made, unreadable, recipe.shards - len(missing), made.count - kept, seconds, unpacked)
 
 
 def _announce(job: Job, kept: dict[int, Finished]) -> int:
@@ -97,7 +104,17 @@ def _number(found: Finished) -> int:
 
 def _unreadable(job: Job, finished: dict[int, Finished]) -> list[Unreadable]:
     """List what gave no record, by the listing and then by the shards, in order."""
-    return [*job.inputs.broken, *(one for number in sorted(finished) for one in finished[number].unreadable)]
+    found = (one for number in sorted(finished) for one in finished[number].unreadable)
+    return [*job.inputs.broken, *(replace(one, file=job.inputs.original(one.file)) for one in found)]
+
+
+def _left_out(job: Job) -> list[Unreadable]:
+    """List what is not meant to be an image, each with how many files it stands for where these are several."""
+    root = job.inputs.root
+    return [
+        Unreadable(one.name, one.reason + (f", {one.count:,} files" if one.count != 1 else ""), str(root / one.name))
+        for one in job.inputs.left_out
+    ]
 
 
 def _judge(job: Job, finished: dict[int, Finished]) -> None:
@@ -105,7 +122,7 @@ def _judge(job: Job, finished: dict[int, Finished]) -> None:
     found = _unreadable(job, finished)
     total = len(job.inputs) + len(job.inputs.broken)
     if len(found) > job.max_unreadable * total:
-        path = write_list(job.out, found)
+        path = write_list(job.out, [*_left_out(job), *found])
         raise UserError(
             f"{len(found):,} of {total:,} inputs cannot be read, more than max_unreadable={job.max_unreadable}: they "
             f"are listed in {path}; repair or remove them, or raise max_unreadable (finished shards are kept)"
@@ -116,7 +133,11 @@ def _finish(job: Job, finished: dict[int, Finished]) -> Manifest:
     """Write the list of what is unreadable, then the manifest."""
     _judge(job, finished)
     unreadable = _unreadable(job, finished)
-    write_list(job.out, unreadable)
+    not_used = [*_left_out(job), *unreadable]
+    write_list(job.out, not_used)
+    done: Counter[str] = Counter()
+    for found in finished.values():
+        done.update(found.done)
     recipe, shape = job.recipe, job.latent_shape
     labels = [read_index(job.out / shard_name(number)).labels for number in sorted(finished)]
     made = Manifest(
@@ -130,8 +151,11 @@ def _finish(job: Job, finished: dict[int, Finished]) -> Manifest:
         autoencoder=recipe.autoencoder,
         class_names=job.inputs.class_names,
         per_class=np.bincount(np.concatenate(labels), minlength=len(job.inputs.class_names)).tolist(),
-        skipped=len(unreadable),
+        skipped=len(not_used),
         shards=[finished[number].entry for number in sorted(finished)],
+        background=recipe.background,
+        left_out=reasons(job.inputs.left_out),
+        done=dict(done),
     )
     made.write(job.out)
     return made

@@ -1,7 +1,7 @@
 """What a folder of shards holds: ``manifest.json``, written last, so that a folder without it is not finished."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ class Manifest:
     ``payload`` how a record is stored (png, jpg, npy), ``quality`` of jpg only. ``resolution`` and ``channels`` are
     those of a model's input: pixels, or places and channels of latents. ``crop`` is the rule that made the squares,
     ``origin`` where they came from, ``autoencoder`` the weights of latents. Label i is ``class_names[i]``, of which
-    there are ``per_class[i]`` records; ``skipped`` inputs were unreadable.
+    there are ``per_class[i]`` records; the ``skipped`` lines of unreadable.tsv list what gave none. ``left_out`` counts
+    the files that are not meant to be images by the reason, ``done`` the pictures by what the decoder did to them;
+    transparent pixels show ``background``. All three are missing in manifests of earlier versions.
     """
 
     kind: str
@@ -46,6 +48,9 @@ class Manifest:
     per_class: list[int]
     skipped: int
     shards: list[ShardEntry]
+    background: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

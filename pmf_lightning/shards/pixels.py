@@ -1,10 +1,11 @@
 """One shard of images: each read, cropped, encoded and put into the tar; what cannot be read is written down."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from PIL import UnidentifiedImageError
 
-from pmf_lightning.data.crop import read_image
+from pmf_lightning.data.crop import Square, read_square
 from pmf_lightning.shards.inputs import Piece, Unreadable
 from pmf_lightning.shards.payloads import Pixels, encode
 from pmf_lightning.shards.processes import Tick
@@ -16,6 +17,7 @@ from pmf_lightning.shards.tar import Record, write_shard
 def make_pixels(task: ShardTask, tick: Tick) -> Finished:
     """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
     unreadable: list[Unreadable] = []
+    done: Counter[str] = Counter()
 
     def records() -> Iterator[Record]:
         for piece in task.pieces:
@@ -24,17 +26,18 @@ def make_pixels(task: ShardTask, tick: Tick) -> Finished:
             if isinstance(found, str):
                 unreadable.append(missing(piece, found, task))
             else:
-                yield Record(piece.key, piece.label, encode_as(found, task.recipe), task.recipe.payload)
+                done.update(found.done)
+                yield Record(piece.key, piece.label, encode_as(found.levels, task.recipe), task.recipe.payload)
 
-    finished = Finished(write_shard(task.tar, records()), unreadable)
+    finished = Finished(write_shard(task.tar, records()), unreadable, dict(done))
     note(task.tar, finished)
     return finished
 
 
-def read_piece(piece: Piece, recipe: Recipe) -> Pixels | str:
-    """Return the square of one input, uint8 [C, size, size], or the reason why there is none."""
+def read_piece(piece: Piece, recipe: Recipe) -> Square | str:
+    """Return the square of one input, or the reason why there is none."""
     try:
-        return read_image(piece.read(), recipe.size, recipe.channels)
+        return read_square(piece.read(), recipe.size, recipe.channels, recipe.background)
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its message holds an address, another in every run

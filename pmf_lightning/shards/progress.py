@@ -15,6 +15,7 @@ from pmf_lightning.shards.inputs import Unreadable
 from pmf_lightning.shards.manifest import ShardEntry
 from pmf_lightning.shards.recipe import Recipe, check_recipe
 from pmf_lightning.shards.tar import read_index
+from pmf_lightning.shards.tar_files import UNPACKED
 
 NOTES = ".progress"
 LOCK = ".lock"
@@ -24,10 +25,11 @@ PATIENCE = 10  # seconds: processes of a killed run end at their next image
 
 @dataclass(frozen=True)
 class Finished:
-    """A shard that lies there whole, and what is missing from it because it could not be read."""
+    """A complete shard, what is missing from it because it could not be read, and how often the decoder did what."""
 
     entry: ShardEntry
     unreadable: list[Unreadable]
+    done: dict[str, int]
 
 
 @contextmanager
@@ -52,12 +54,12 @@ def _claim(out: Path, recipe: Recipe) -> None:
     path = out / NOTES / "recipe.json"
     if path.is_file():
         try:
-            known = Recipe(**json.loads(path.read_text()))
+            known = Recipe(**{"background": "none", **json.loads(path.read_text())})  # of an earlier version
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}); set another out, or remove {out}") from error
         check_recipe(recipe, known, out)
         return
-    if foreign := sorted(entry.name for entry in out.iterdir() if entry.name not in (LOCK, NOTES)):
+    if foreign := sorted(entry.name for entry in out.iterdir() if entry.name not in (LOCK, NOTES, UNPACKED)):
         raise UserError(f"out={out}: other things are there ({', '.join(foreign[:3])}); set another out")
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as partial:
@@ -77,7 +79,9 @@ def read_note(tar: Path) -> Finished | None:
     """
     try:
         noted = json.loads(_note_of(tar).read_text())
-        finished = Finished(ShardEntry(**noted["entry"]), [Unreadable(**one) for one in noted["unreadable"]])
+        finished = Finished(
+            ShardEntry(**noted["entry"]), [Unreadable(**one) for one in noted["unreadable"]], noted["done"]
+        )
         index = read_index(tar)
         whole = tar.stat().st_size == finished.entry.bytes and len(index.keys) == finished.entry.count
     except (OSError, ValueError, TypeError, KeyError, UserError):

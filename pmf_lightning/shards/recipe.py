@@ -15,7 +15,8 @@ from pmf_lightning.shards.inputs import Inputs, Piece
 class Recipe:
     """The settings that all shards of a folder share.
 
-    ``size`` is the side of the crop in pixels, ``channels`` those of the image. ``autoencoder`` names the weights of
+    ``size`` is the side of the crop in pixels, ``channels`` those of the image, ``background`` what transparent pixels
+    show. ``autoencoder`` names the weights of
     latents; ``inputs`` is the fingerprint of the ``images`` found, readable or not.
     """
 
@@ -25,6 +26,7 @@ class Recipe:
     size: int
     channels: int
     crop: str
+    background: str
     records_per_shard: int
     autoencoder: str | None
     images: int

@@ -56,8 +56,8 @@ def _check_list(folder: Path, manifest: Manifest) -> list[str]:
         return [f"{path}: cannot be read; run the command that made the shards again"]
     if listed != manifest.skipped:
         return [
-            f"{path}: {listed} lines for {manifest.skipped} unreadable inputs; run the command that made the shards "
-            "again"
+            f"{path}: {listed} lines for {manifest.skipped} inputs without a record; run the command that made the "
+            "shards again"
         ]
     return []
 
