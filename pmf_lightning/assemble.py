@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pmf_lightning import checks, draws, weights_folder
+from pmf_lightning.averages import find_average
 from pmf_lightning.checkpoint_files import whole_beside
 from pmf_lightning.config import one_line
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.errors import UserError
 from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.recompute import recompute_blocks
 from pmf_lightning.models.vit import init_weights
-from pmf_lightning.module import GenerativeModule
+from pmf_lightning.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.precision import Number
 from pmf_lightning.trusted import check_stored
 
 # Options that older checkpoints do not set, with the values that these were made by.
@@ -118,11 +120,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     parts = ("config", "state_dict", "ema")
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
         raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
-    return checkpoint
+    return unwrap_checkpoint(checkpoint, f"ckpt={path}")
 
 
-def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModule:
+def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> GenerativeModule:
     """Rebuild the module of a checkpoint with the averaged weights called ``ema``; None: as judged, "raw": unaveraged.
+
+    An average is found by its name ("500k", a half-life in images) or its decay per step (0.9999): see averages.py.
 
     A folder that pmf_lightning.convert wrote holds one set of weights: None takes it, and ``ema`` may only name it.
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
@@ -130,10 +134,9 @@ def load_checkpoint(path: str | Path, ema: str | None = None) -> GenerativeModul
     if weights_folder.is_weights_folder(path):
         return _load_weights_folder(Path(path), ema)[0]
     module, sets = load_with_averages(path)
-    ema = ema or module.config["sampling"]["ema"]
-    if ema not in sets:
-        raise UserError(f"ema={ema}: the checkpoint has no such average; {near(ema, sets)}")
-    module.network.load_state_dict(sets[ema], strict=False)
+    name = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
+    module.network.load_state_dict(sets[name], strict=False)
+    module.average = name
     return module
 
 
@@ -204,15 +207,24 @@ def completed(config: Mapping) -> DictConfig:
     return config
 
 
-def _load_weights_folder(folder: Path, ema: str | None) -> tuple[GenerativeModule, str]:
+def _load_weights_folder(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
     """Return the module, and what its weights are called."""
     stored = weights_folder.read(folder)
     about = stored.about
-    if ema not in (None, about.weights):
+    if ema is not None and not _is_average(ema, about):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
     module = build_stored(about.config, f"ckpt={folder}", len(stored.network))
     _place(module.network, stored.network, folder)
+    module.average = about.weights
     return module.eval(), about.weights
+
+
+def _is_average(ema: str | Number, about: weights_folder.About) -> bool:
+    """Tell whether ``ema`` means the weights of a folder."""
+    try:
+        return find_average(ema, [about.weights], about.config) == about.weights
+    except (UserError, KeyError, TypeError):
+        return False
 
 
 def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path, copy: bool = False) -> None:

@@ -28,7 +28,7 @@ def model(cfg: DictConfig) -> None:
             raise UserError(f"schedule.{name}={share}: it is a share of the run, from 0 to 1")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:
-        raise UserError(f"sampling.ema={chosen}: there is no such average; {near(chosen, known)}")
+        raise UserError(f"sampling.ema={chosen}: there is no such average; {near(str(chosen), known)}")
     asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
     guidance(**asked, prefix="sampling.")
 

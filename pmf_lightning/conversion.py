@@ -13,6 +13,7 @@ from pmf_lightning.assemble import build, build_stored, load_checkpoint
 from pmf_lightning.config import compose
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.official import (
+    DECAYS,
     FAMILIES,
     SETS,
     bare,
@@ -24,6 +25,7 @@ from pmf_lightning.models.official import (
     translate,
 )
 from pmf_lightning.module import GenerativeModule
+from pmf_lightning.precision import Number
 from pmf_lightning.published import published
 from pmf_lightning.weights_folder import About, StoredWeights
 
@@ -44,7 +46,7 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
     if "heads" in config["backbone"]:  # of a choice of heads; other networks have the one that they have
         known, there = config["backbone"]["heads"], heads_of(ours)
         config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
-    chosen = (cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
+    chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
     return StoredWeights(ours, aside, About(family_of(module.network).name, chosen, _source(path), config))
 
 
@@ -54,12 +56,12 @@ def heads_of(weights: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(part[1] for part in parts if part[0] == "heads"))
 
 
-def from_checkpoint(path: Path, ema: str | None) -> StoredWeights:
+def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
     """Take one average of a training checkpoint, None: the one it is judged by; UserError as ``load_checkpoint``."""
     module = load_checkpoint(path, ema)
     config = copy.deepcopy(module.config)
-    config["sampling"]["ema"] = ema = ema or config["sampling"]["ema"]
-    about = About(_family_name(module.network), ema, _source(path), config)
+    config["sampling"]["ema"] = module.average
+    about = About(_family_name(module.network), module.average, _source(path), config)
     return StoredWeights(module.network.state_dict(), {}, about)
 
 

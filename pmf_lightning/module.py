@@ -1,6 +1,6 @@
 """The LightningModule of every objective: keyed draws, one call of the objective, logging. No formula lives here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pmf_lightning.objectives.compiled import Compiled
 from pmf_lightning.objectives.contract import Batch
 from pmf_lightning.objectives.drifting_draws import DriftingBatch
 from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.state_names import unwrapped
 
 
 class GenerativeModule(LightningModule):
@@ -47,6 +48,7 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self.decoder = decoder
+        self.average: str | None = None  # which of a checkpoint's averages the weights are, once it is loaded
         self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
         # Older checkpoints know nothing of it.
         self._compiled = Compiled(network) if config.get("compile", False) else None
@@ -162,8 +164,17 @@ class GenerativeModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Take moments from a checkpoint, but learning rate and other settings from this run's configuration."""
+        unwrap_checkpoint(checkpoint, "this checkpoint")
         stored = checkpoint["optimizer_states"][0]["param_groups"]
         for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
             old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})
             old["lr"] = old["initial_lr"] * self._rate_factor(checkpoint["global_step"])
         checkpoint["lr_schedulers"][0]["base_lrs"] = [group["initial_lr"] for group in stored]
+
+
+def unwrap_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
+    """Take the names of wrappers out of a checkpoint's weights and averages, in place, and return it; UserError."""
+    checkpoint["state_dict"] = unwrapped(checkpoint["state_dict"], source)
+    averages = checkpoint["ema"]
+    checkpoint["ema"] = {k: unwrapped(v, source) if isinstance(v, Mapping) else v for k, v in averages.items()}
+    return checkpoint

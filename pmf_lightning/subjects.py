@@ -9,7 +9,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from pmf_lightning import weights_folder
 from pmf_lightning.assemble import load_checkpoint, make_part, weights_file
 from pmf_lightning.data.crop import CROP_RULE
 from pmf_lightning.data.dataset import Source
@@ -82,14 +81,12 @@ def check_generates(ckpt: str, module: GenerativeModule) -> None:
 
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
     """Say which weights are judged and how they sample."""
-    folder = weights_folder.is_weights_folder(cfg.ckpt)
-    ema = weights_folder.read(cfg.ckpt).about.weights if folder else cfg.ema or module.config["sampling"]["ema"]
     options = options | {"method": options["method"] or module.objective.methods[0]}
     return {
         "judged": str(cfg.ckpt),
         "model": module.config["name"],
         "checkpoint_sha256": file_sha256(weights_file(Path(cfg.ckpt))),
-        "ema": ema,
+        "ema": module.average,
         **options,
         "nfe": network_evaluations(module.objective, **options),
         "seed": cfg.seed,

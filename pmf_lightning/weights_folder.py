@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
+from pmf_lightning.state_names import unwrapped
 
 FORMAT, VERSION = "pmf_lightning weights", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -88,6 +89,7 @@ def read(folder: str | Path) -> StoredWeights:
         raise UserError(f"{folder} holds no {WEIGHTS}; convert again") from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({type(error).__name__}); convert again") from error
+    tensors = unwrapped(tensors, str(folder / WEIGHTS))
     network = {name: value for name, value in tensors.items() if not name.startswith(_ASIDE)}
     aside = {name.removeprefix(_ASIDE): value for name, value in tensors.items() if name.startswith(_ASIDE)}
     return StoredWeights(network, aside, about)

@@ -25,7 +25,7 @@ ALLOWED = {
     "precision": set(),
     "ode": {"fields"},
     "sampling": {"draws", "fields", "ode", "precision"},
-    "models": {"models", "errors", "precision"},
+    "models": {"models", "errors", "precision", "state_names"},
     "objectives": {"objectives", "fields", "draws", "precision"},
     "published": {"config", "precision"},
     "wandb_runs": {"cache", "errors", "provenance"},
@@ -37,13 +37,16 @@ ALLOWED = {
     "kept_network": {"cache"},
     "reports": {"reports", "cache", "errors", "folders"},
     "report": {"reports", "errors"},
-    "weights_folder": {"cache", "errors"},
-    "evaluation": {"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics", "precision"},
+    "state_names": {"errors"},
+    "weights_folder": {"cache", "errors", "state_names"},
+    "evaluation": {
+        *{"evaluation", "cache", "data", "draws", "errors", "kept_network", "metrics", "precision", "state_names"},
+    },
     "shards": {"shards", "cache", "data", "draws", "errors", "precision"},
-    "perceptual": {"perceptual", "data", "errors", "metrics", "precision"},
+    "perceptual": {"perceptual", "data", "errors", "metrics", "precision", "state_names"},
     "drift_features": {
         *{"drift_features", "cache", "data", "draws", "errors", "kept_network", "models", "objectives", "perceptual"},
-        "precision",
+        *{"precision", "state_names"},
     },
 }
 FORBIDDEN = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.network import MAE
+from pmf_lightning.state_names import unwrapped
 
 _SIZES = ("resolution", "channels", "patch", "base_channels", "blocks")
 _TARGET = f"{MAE.__module__}.{MAE.__name__}"
@@ -31,7 +32,7 @@ def run_encoder(path: str | Path) -> MAEEncoder:
         raise UserError(f"{path}: its network is {target}, no MAE; give a run of model=mae_r256 or the like")
     with torch.device("meta"):
         encoder = MAEEncoder(**{name: backbone[name] for name in _SIZES})
-    encoder.load_state_dict(_part(averages[ema], "encoder."), assign=True)
+    encoder.load_state_dict(_part(unwrapped(averages[ema], str(path)), "encoder."), assign=True)
     return encoder.requires_grad_(False).eval()
 
 

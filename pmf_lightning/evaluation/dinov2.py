@@ -11,6 +11,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from pmf_lightning.cache import sole_writer
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.features import Features, Network, file_sha256, three_channels
+from pmf_lightning.state_names import unwrapped
 
 PROJECT, SIDE = "facebookresearch/dinov2", 224
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
@@ -96,7 +97,7 @@ class DinoV2:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             with torch.random.fork_rng(devices=[]):
                 model = torch.hub.load(str(self.code), self.model, source="local", pretrained=False, verbose=False)
-            model.load_state_dict(state)
+            model.load_state_dict(unwrapped(state))
         except Exception as error:  # foreign code and files raise nearly anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(f"extractor.weights={self.path}: not the weights of {self.model} ({reason})") from error

@@ -6,8 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning import checks
+from pmf_lightning.averages import find_average
 from pmf_lightning.config import choices, compose
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.errors import UserError
 from pmf_lightning.guidance_search.points import Axes, Point, show
 from pmf_lightning.module import GenerativeModule
 from pmf_lightning.precision import Number
@@ -36,15 +37,16 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
             "omega=[1,2,3] intervals=[[0,1],[0.1,0.7]]"
         )
     judged = module.config["sampling"]
+    named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
     usual = judged.get("method") or module.objective.methods[0]
     axes = Axes(
-        ema=_each("ema", given["ema"] or [name for name in averages if name != "raw"] or list(averages), str),
+        ema=tuple(find_average(name, averages, module.config) for name in _each("ema", named, str)),
         omega=_each("omega", given["omega"], float),
         interval=tuple(_interval(pair) for pair in _pairs(given["intervals"])),
         steps=_each("steps", given["steps"] or judged["steps"], int),
         method=_each("method", given["method"] or usual, str),
     )
-    _check(axes, module, averages)
+    _check(axes, module)
     return axes
 
 
@@ -69,10 +71,7 @@ def judged_point(module: GenerativeModule, axes: Axes) -> Point:
     return axes.nearest(Point(judged["ema"], judged["omega"], interval, judged["steps"], method))
 
 
-def _check(axes: Axes, module: GenerativeModule, averages: Sequence[str]) -> None:
-    for name in axes.ema:
-        if name not in averages:
-            raise UserError(f"ema={name}: the checkpoint has no such average; {near(name, averages)}")
+def _check(axes: Axes, module: GenerativeModule) -> None:
     for point in axes.grid():
         checks.guidance(**{name: value for name, value in point.options.items() if name != "method"})
         checks.method(point.method, module.objective.methods, point.steps)

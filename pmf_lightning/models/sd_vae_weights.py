@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.state_names import unwrapped
 
 INSTALL = "pip install 'pmf_lightning[latents]'"
 WANTED = "a folder with config.json and diffusion_pytorch_model.safetensors, or that .safetensors or .bin file alone"
@@ -80,7 +81,7 @@ def _pretrained(kind: type[nn.Module], name: str, **options: Any) -> nn.Module:
 
 
 def _from_file(kind: type[nn.Module], path: Path, architecture: Mapping[str, Any]) -> nn.Module:
-    state = _modern(_read(path))
+    state = _modern(unwrapped(_read(path), f"decoder.weights={path}"))
     if any(name.startswith(("first_stage_model.", "encoder.down.", "decoder.up.")) for name in state):
         raise UserError(
             f"decoder.weights={path}: its weights have the names of the original release; give those of diffusers, "

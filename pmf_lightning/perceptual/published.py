@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.state_names import unwrapped
 
 Anything = TypeVar("Anything")
 
@@ -69,7 +70,7 @@ class Published:
 
         Raises UserError where some are missing or of another shape.
         """
-        wanted = network.state_dict()
+        wanted, state = network.state_dict(), unwrapped(state, f"features.{self.name}.weights={path}")
         wrong = [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]
         if wrong:
             found = f"of shape {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "missing"

@@ -2,7 +2,7 @@
 
 from pmf_lightning.models.official.look import Look, look
 from pmf_lightning.models.official.names import Family, preset
-from pmf_lightning.models.official.reading import PREFIX, SETS, bare, read_official, read_tensors, sets_in
+from pmf_lightning.models.official.reading import DECAYS, PREFIX, SETS, bare, read_official, read_tensors, sets_in
 from pmf_lightning.models.official.weights import (
     FAMILIES,
     family_of,
@@ -15,6 +15,7 @@ from pmf_lightning.models.official.weights import (
 )
 
 __all__ = [
+    "DECAYS",
     "FAMILIES",
     "PREFIX",
     "SETS",

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.precision import Number
+from pmf_lightning.state_names import unwrapped
 
 PREFIX = "net."  # of every name in the released files
 # The sets of weights in a file of JiT, the first by default: averages that keep 0.9999 and 0.9996, and the raw weights.
 SETS = ("model_ema1", "model_ema2", "model")
+DECAYS = {"0.9999": SETS[0], "0.9996": SETS[1]}  # they are found by these too
 
 
 def read_official(source: Mapping[str, object] | str | Path, weights: str | None = None) -> dict[str, Tensor]:
@@ -49,7 +52,7 @@ def read_tensors(path: str | Path) -> object:
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); is it a .pt file?") from error
 
 
-def bare(contents: object, name: str, weights: str | None = None, key: str = "weights") -> dict[str, Tensor]:
+def bare(contents: object, name: str, weights: str | Number | None = None, key: str = "weights") -> dict[str, Tensor]:
     """Return the weights in an official file's contents, without the prefix ``net.``.
 
     Args:
@@ -60,6 +63,7 @@ def bare(contents: object, name: str, weights: str | None = None, key: str = "we
     Raises UserError for other contents, and for a set that is not there.
     """
     sets = sets_in(contents)
+    weights = DECAYS.get(str(weights), weights) if sets else weights
     if weights is not None and weights not in sets:
         held = f"hold {', '.join(sets)}: choose one of them" if sets else f"hold one set of weights; leave {key} out"
         raise UserError(f"{key}={weights}: {name} {held}")
@@ -68,7 +72,7 @@ def bare(contents: object, name: str, weights: str | None = None, key: str = "we
     if not isinstance(contents, Mapping) or not all(isinstance(value, Tensor) for value in contents.values()):
         remedy = f"choose {key}={sets[0]}" if sets else "give a file of pMF, iMF or JiT"
         raise UserError(f"{name} are not a flat dictionary of tensors; {remedy}")
-    return {key.removeprefix(PREFIX): value for key, value in contents.items()}
+    return {key.removeprefix(PREFIX): value for key, value in unwrapped(contents, name).items()}
 
 
 def sets_in(contents: object) -> list[str]:
