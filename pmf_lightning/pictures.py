@@ -8,15 +8,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.data.pixels import to_uint8
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
-from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
+from pmf_lightning.figures import subplots
 
 SMALLEST = 64  # pixels an image has on a grid, at least: digits of 32 pixels are hard to see
 
@@ -45,7 +43,7 @@ def save_curves(log: Path, path: Path) -> Path:
     }
     panels = {title: [name for name in known if re.match(start, name)] for start, title in titles.items()}
     panels = {title: names for title, names in panels.items() if names} or {"nothing was logged": []}
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False, layout="constrained")
+    figure, axes = subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False, layout="constrained")
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             _plot(axis, rows, name, label=name)
@@ -54,7 +52,6 @@ def save_curves(log: Path, path: Path) -> Path:
         if names:
             axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return Path(path)
 
 
@@ -68,7 +65,7 @@ def save_time_bins(log: Path, path: Path) -> Path | None:
     colours = dict(zip(bins, matplotlib.colormaps["plasma"](np.linspace(0, 0.9, len(bins))), strict=True))
     watched = sorted({name for name, _ in names}, key=lambda name: (name == "du_dt", name))
     width = 4.5 * (len(watched) + 1) + 1  # inches, one of them for the legend
-    figure, axes = plt.subplots(1, len(watched) + 1, figsize=(width, 4))
+    figure, axes = subplots(1, len(watched) + 1, figsize=(width, 4))
     figure.subplots_adjust(left=0.6 / width, right=1 - 1.4 / width, bottom=0.13, top=0.92, wspace=0.2)
     for axis, name in zip(axes, watched, strict=False):
         for label in bins:
@@ -85,7 +82,6 @@ def save_time_bins(log: Path, path: Path) -> Path | None:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), title="t (1: noise)", loc="center right")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     return Path(path)
 
 

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-
-from pmf_lightning.guidance_search.points import Axes, Point, show
-from pmf_lightning.guidance_search.records import Record
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
+
+from pmf_lightning.figures import subplots
+from pmf_lightning.guidance_search.points import Axes, Point, show
+from pmf_lightning.guidance_search.records import Record
 
 COLOURS = "viridis_r"  # light is good
 LEAST_SPREAD = 1.05  # of the colours: smaller differences look as small as they are
@@ -77,7 +75,7 @@ def _panels(axes: Axes, width: float, height: float, **shared):
     """Return a figure, and of each panel its axis and the point in its corner, titled."""
     ways = [(steps, method) for method in axes.method for steps in axes.steps]
     size = (width * len(ways) + 1.4, height * len(axes.ema) + 0.4)
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         len(axes.ema), len(ways), figsize=(max(6.5, size[0]), size[1]), squeeze=False, layout="constrained", **shared
     )
     panels = []
@@ -128,5 +126,4 @@ def _write_numbers(panel, values: np.ndarray, image, corner: Point, axes: Axes, 
 def _save(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path

@@ -7,16 +7,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from pmf_lightning.figures import subplots
 from pmf_lightning.reports.numbers import is_number, show, show_paper
 from pmf_lightning.reports.runs import log_name
 from pmf_lightning.reports.sweeps import Arm, Sweep
 from pmf_lightning.reports.table import title
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
-from matplotlib.ticker import LogLocator, NullLocator
 
 WIDE = 8  # largest over smallest number from which on an axis is logarithmic
 LOSSES = ("loss_", "force_norm_")  # drifting's loss is constant by construction
@@ -41,7 +39,7 @@ def save_measure(sweep: Sweep, path: Path) -> Path | None:
         return None
     names, colours = [arm.name for arm in sweep.arms], colours_of(sweep.arms)
     size = (10 if theirs else 6.5, 1.3 + 0.36 * len(names))
-    figure, axes = plt.subplots(1, 2 if theirs else 1, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    figure, axes = subplots(1, 2 if theirs else 1, figsize=size, squeeze=False, sharey=True, layout="constrained")
     left = axes[0][0]
     means = {name: value.mean for name, value in ours.items()}
     reach = {name: (value.low, value.high) for name, value in ours.items() if value.seeds > 1}
@@ -88,9 +86,7 @@ def save_curves(sweep: Sweep, path: Path) -> Path | None:
     panels = _panels(sweep)
     if not panels:
         return None
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 2, 3.8), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(1, len(panels), figsize=(4.6 * len(panels) + 2, 3.8), squeeze=False, layout="constrained")
     for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
         _lines(axis, lines, colours_of(sweep.arms))
         axis.set_title(label, fontsize=11)
@@ -129,7 +125,7 @@ def _lines(axis, lines: Sequence[tuple[str, list]], colours: Mapping[str, Any]) 
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis)
     axis.set_xlabel("images seen")
-    axis.xaxis.set_major_locator(plt.MaxNLocator(5))
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,g}k" if value >= 1000 else f"{value:g}")
     axis.grid(alpha=0.3)
 
@@ -145,7 +141,6 @@ def _plain_ticks(axis) -> None:
 def _save(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     with Image.open(path) as drawn:  # a palette takes a quarter of the room
         small = drawn.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     small.save(path, format="PNG", optimize=True)

@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
 from pmf_lightning.cache import atomic_write
+from pmf_lightning.figures import new_figure
 from pmf_lightning.reports.runs import Run
 from pmf_lightning.reports.sweeps import Arm, Sweep
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
 
 ROWS = 2  # of a grid: samples that are all alike look so in a column ...
 MANY = 8  # ... but one where a sweep has more arms than these
@@ -32,7 +29,7 @@ def save_strips(sweep: Sweep, path: Path) -> Path | None:
     strips = [(_label(arm, run), np.asarray(strip_of(run, rows_of(sweep)))) for arm, run in found]
     width = max(strip.shape[1] for _, strip in strips)
     height = sum(strip.shape[0] + LABEL for _, strip in strips)
-    figure = plt.figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure = new_figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     top = height
     for label, strip in strips:
         figure.text(2 / width, (top - LABEL + 6) / height, label, fontsize=9.5, va="baseline")
@@ -40,7 +37,6 @@ def save_strips(sweep: Sweep, path: Path) -> Path | None:
         figure.figimage(np.stack([strip] * 3, -1) if strip.ndim == 2 else strip, 0, top, resize=False)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_small(Image.fromarray(pixels), path, coarse=all(run.is_kept for _, run in found))
     return path

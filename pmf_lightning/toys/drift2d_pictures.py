@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from pmf_lightning.cache import atomic_write
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
-from matplotlib.ticker import LogLocator, NullLocator
+from pmf_lightning.figures import subplots
 
 Row = Mapping[str, Any]
 SNAPSHOTS = (0, 0.15, 0.3, 0.5, 1)  # of the film's frames
@@ -24,7 +21,7 @@ def save_figure(rows: Sequence[Row], truth: Row, temperatures: Sequence[float], 
     """Draw a row per start: points at five steps over the data, then loss, norms of the forces, shares."""
     count = len(SNAPSHOTS) + 3
     widths = [1] * len(SNAPSHOTS) + [1.3] * 3
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(rows), count, figsize=(2.3 * sum(widths), 2.1 * len(rows) + 0.7), squeeze=False, layout="constrained",
         width_ratios=widths,
     )  # fmt: skip
@@ -45,7 +42,6 @@ def save_figure(rows: Sequence[Row], truth: Row, temperatures: Sequence[float], 
         fontsize=11,
     )
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def _curves(axes, row: Row, truth: Row, temperatures: Sequence[float]) -> None:
@@ -76,7 +72,7 @@ def _curves(axes, row: Row, truth: Row, temperatures: Sequence[float]) -> None:
 
 def save_film(rows: Sequence[Row], truth: Row, path: Path) -> None:
     """Write an animated GIF with a panel per start; the last frame stays for a while."""
-    figure, axes = plt.subplots(1, len(rows), figsize=(3.2 * len(rows), 2.8), squeeze=False, layout="constrained")
+    figure, axes = subplots(1, len(rows), figsize=(3.2 * len(rows), 2.8), squeeze=False, layout="constrained")
     limits, frames = _limits(rows, truth), []
     for place in range(len(rows[0]["film"])):
         for row, axis in zip(rows, axes[0], strict=True):
@@ -85,7 +81,6 @@ def save_film(rows: Sequence[Row], truth: Row, path: Path) -> None:
             _scatter(axis, frame, truth, limits, f"{row['start']}, step {frame['step']}")
         figure.canvas.draw()
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()))
-    plt.close(figure)
     palette = frames[-1].quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]

@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor
 
 from pmf_lightning.data.pixels import to_uint8
 from pmf_lightning.fields import Image
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
+from pmf_lightning.figures import new_figure
 
 PANELS = {
     "u": "u(z, r, t): the network",
@@ -36,7 +33,7 @@ def save_fields(
     x is shown as images are, [-1, 1]; u is divided by its largest magnitude of all tiles, each z by its own.
     """
     count = len(times) - 1
-    figure = plt.figure(figsize=(2 * (1.1 * count + 0.6), 1.2 * (2 * (count + 1) + 1) + 1.2), layout="constrained")
+    figure = new_figure(figsize=(2 * (1.1 * count + 0.6), 1.2 * (2 * (count + 1) + 1) + 1.2), layout="constrained")
     figure.suptitle(f"noise content above each tile: 1 is white noise, 0 smooth; mean of {measured['images']} images")
     strip, *rows = figure.subfigures(3, 1, height_ratios=[1.1, count + 1.25, count + 1.25])
     largest = max(pair.u_path[shown].abs().max().item() for pair in pairs)
@@ -60,7 +57,6 @@ def save_fields(
         for r, axis in zip(reversed(times), axes[:, 0], strict=True):
             axis.text(-0.08, 0.5, f"r = {r:g}", transform=axis.transAxes, ha="right", va="center", fontsize=9)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def _tile(axis, field: Tensor, title: str) -> None:

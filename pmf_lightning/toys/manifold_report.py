@@ -7,12 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib
-
 from pmf_lightning.cache import atomic_write
-
-matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt
+from pmf_lightning.figures import subplots
 
 FRAME = 3.0  # half the side of what is shown of the plane
 MEASURED = ("v_loss", "distance", "off_roll", "off_plane")
@@ -92,7 +88,7 @@ def draw(rows: Sequence[Row], references: Mapping[int, Row], summary: Sequence[R
     """Draw a column per dimension: the data, then the points of each prediction's first seed, on the plane."""
     predictions = list(dict.fromkeys(row["prediction"] for row in rows))
     size = (len(predictions) + 1, len(references))
-    figure, axes = plt.subplots(*size, figsize=(2.6 * size[1], 2.8 * size[0]), squeeze=False, layout="constrained")
+    figure, axes = subplots(*size, figsize=(2.6 * size[1], 2.8 * size[0]), squeeze=False, layout="constrained")
     for column, (dimension, reference) in enumerate(references.items()):
         _scatter(axes[0][column], reference["points"], f"D = {dimension}", "tab:grey")
         for axis, prediction in zip(axes[1:, column], predictions, strict=True):
@@ -107,7 +103,6 @@ def draw(rows: Sequence[Row], references: Mapping[int, Row], summary: Sequence[R
     ):
         axis.set_ylabel(name, fontsize=12)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _short(value: float) -> str:
