@@ -132,6 +132,8 @@ def _deep(image: Image.Image) -> Image.Image:
     grey = Image.new("L", image.size)
     for top, strip in _strips(image):
         levels = np.asarray(strip)
+        if not np.isfinite(levels).all():
+            raise ValueError("some levels are no numbers, of which the scale is not known")
         levels = levels >> 8 if scale is None else np.rint(levels * scale)
         grey.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
     return grey

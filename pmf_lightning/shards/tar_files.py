@@ -100,7 +100,7 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
     with plain.open("wb") as target:
         try:
             with _opener(path)(path) as source:
-                while chunk := source.read(CHUNK):
+                while chunk := source.read1(CHUNK):  # of a damaged file all that can be read
                     if (room := room - len(chunk)) < 0:
                         raise UserError(
                             f"in={path}: the disk of {folder.parent} has no room to unpack it; set out to a larger one"
