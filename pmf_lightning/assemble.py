@@ -1,11 +1,10 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -15,7 +14,6 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pmf_lightning import checks, draws, weights_folder
 from pmf_lightning.averages import find_average
@@ -28,6 +26,7 @@ from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.precision import Number
+from pmf_lightning.tensor_files import at_most_weights, load_tensors
 from pmf_lightning.trusted import check_stored
 
 # Options that older checkpoints do not set, with the values that these were made by.
@@ -113,7 +112,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
     path = find_checkpoint(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # tensors are read when used
+        checkpoint = load_tensors(path, mmap=True)  # tensors are read when used
     except Exception as error:
         trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
         raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
@@ -172,7 +171,7 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
     """
     config = check_stored(config, source, trust)
     try:
-        with _at_most(2 * stored + 1000):  # which of a few are missing is said later
+        with at_most_weights(stored):
             return build(completed(config), empty=True)
     except UserError:
         raise
@@ -181,22 +180,6 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
         raise UserError(
             f"{source}: no module can be built from its configuration ({type(error).__name__}: {said})"
         ) from error
-
-
-@contextmanager
-def _at_most(weights: int) -> Iterator[None]:
-    """Raise ValueError where more than so many weights are made: a billion blocks would take days."""
-    made = count()
-
-    def one_more(module: nn.Module, name: str, value: Any) -> None:
-        if next(made) >= weights:
-            raise ValueError("it is of a network with far more weights than are stored")
-
-    hook = register_module_parameter_registration_hook(one_more)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def completed(config: Mapping) -> DictConfig:

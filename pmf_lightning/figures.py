@@ -13,7 +13,9 @@ def new_figure(**options: Any) -> Figure:
     return figure
 
 
-def subplots(rows: int, columns: int, figsize: tuple[int | float, int | float], layout: str | None = None, **shared: Any) -> tuple:
+def subplots(
+    rows: int, columns: int, figsize: tuple[int | float, int | float], layout: str | None = None, **shared: Any
+) -> tuple:
     """Return a figure and its axes, as pyplot.subplots does."""
     figure = new_figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **shared)

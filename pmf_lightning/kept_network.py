@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pmf_lightning.cache import atomic_write, sole_writer
+from pmf_lightning.tensor_files import load_tensors
 
 log = logging.getLogger(__name__)
 Kept = TypeVar("Kept", bound=nn.Module)
@@ -32,7 +33,7 @@ def kept_network(path: Path, empty: Callable[[], Kept], trained: Callable[[], Ke
 
 def _load(path: Path, network: Kept, what: str) -> Kept | None:
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept = load_tensors(path)
         network.load_state_dict(kept["weights"])
         if kept["checksum"] != checksum(network):
             raise ValueError("checksum")

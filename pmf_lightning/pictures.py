@@ -1,6 +1,5 @@
 """PNG files: grids of images and curves of metrics."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from pmf_lightning.bounded import read_rows
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.data.pixels import to_uint8
 from pmf_lightning.figures import subplots
@@ -33,7 +33,7 @@ def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Pat
 
 def save_curves(log: Path, path: Path) -> Path:
     """Draw the logged squared errors, and quality where it was measured, over images seen; return the path."""
-    rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    rows = read_rows(Path(log))
     known = sorted({name for row in rows for name in row if "/" not in name})
     titles = {
         r"loss_": "mean squared error",
@@ -57,7 +57,7 @@ def save_curves(log: Path, path: Path) -> Path:
 
 def save_time_bins(log: Path, path: Path) -> Path | None:
     """Draw what was logged by time, a line per bin, and the gradient norm; return the path, None without such a log."""
-    rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    rows = read_rows(Path(log))
     names = sorted({tuple(name.split("/t", 1)) for row in rows for name in row if "/t" in name})
     if not names:
         return None

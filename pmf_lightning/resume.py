@@ -1,17 +1,21 @@
 """From which checkpoint a run resumes, and that it stays the same run; all before anything is written."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning import run_dir
 from pmf_lightning.assemble import completed, read_checkpoint
+from pmf_lightning.bounded import read_json, read_yaml
+from pmf_lightning.checkpoint_files import whole_beside
 from pmf_lightning.errors import NotResumed, UserError
 from pmf_lightning.same_run import WITHOUT_EFFECT, Change, Comparison, compare, listed
+from pmf_lightning.trusted import plain
 
 _STATE = ("global_step", "optimizer_states", "lr_schedulers", "loops")  # what training needs besides the weights
 _ANOTHER = "or start another run (another run_dir=, without ckpt=), which begins with new weights"
@@ -54,10 +58,12 @@ def find(cfg: DictConfig, folder: Path | None) -> Start:
     compared = _compared(checkpoint["config"], cfg, path)
     if compared.refused:
         raise NotResumed(_another_run(compared.refused, f"the run of {path}"))
-    step = checkpoint["global_step"]
+    step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
+    if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
+        raise UserError(f"ckpt={path}: its steps and images are no whole numbers; {whole_beside(path)}")
     if step >= cfg.steps and cfg.ckpt != "auto":
         raise NotResumed(f"steps={cfg.steps}: {path} has {step} already; set more steps or images")
-    images = checkpoint.get("images", step * checkpoint["config"]["batch"])
+    images = checkpoint.get("images", step * batch)
     return Start(path, step, images, checkpoint.get("wandb_run"), _said(compared), stamp)
 
 
@@ -80,22 +86,36 @@ def finished(cfg: DictConfig) -> dict | None:
     folder = Path(cfg.run_dir)
     if not (folder / "config.yaml").is_file():
         return None
-    compared = _compared(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), cfg, folder)
-    summary = folder / "summary.json"
-    found = json.loads(summary.read_text()) if summary.is_file() else None
-    complete = bool(found) and not found["stopped_early"] and found["steps"] >= cfg.steps
+    stored, summary = _read(folder / "config.yaml", folder), folder / "summary.json"
+    compared = _compared(stored, cfg, folder)
+    found = _read(summary, folder) if summary.is_file() else None
+    steps = found.get("steps") if isinstance(found, dict) else None
+    complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= cfg.steps
     other = compared.others_than(WITHOUT_EFFECT) if complete else compared.refused
     if other:
         raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
     return found if complete else None
 
 
-def _compared(stored: Mapping[str, Any], cfg: DictConfig, where: Path) -> Comparison:
+def _read(path: Path, folder: Path) -> Any:
+    """Return what a file of a run directory holds, JSON or YAML; UserError where it cannot be read."""
+    try:
+        if path.suffix == ".json":
+            return read_json(path)
+        return read_yaml(path, lambda text: yaml.load(text, get_yaml_loader()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"run_dir={folder}: {path.name} cannot be read ({reason}); set another run_dir") from error
+
+
+def _compared(stored: Any, cfg: DictConfig, where: Path) -> Comparison:
     requested = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    stored = plain(stored, str(where))
     try:
         stored = OmegaConf.to_container(completed(stored))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: its configuration cannot be read ({type(error).__name__}: {error})") from error
+    except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{where}: its configuration cannot be read ({reason})") from error
     return compare(stored, requested)
 
 

@@ -75,9 +75,7 @@ def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[
     keys that Hydra obeys, for interpolations, which could read the environment or files, and for anything but plain
     data of a sensible length. Each ``_target_`` is named. Imports only the modules of the list, and those of ``trust``.
     """
-    if not isinstance(config, Mapping):
-        raise UserError(f"{source}: its configuration is no mapping; it is damaged, or no file of {_OURS}")
-    config = _Plain(source).copy(config, 0)
+    config = plain(config, source)
     problems = [] if "_target_" not in config else [_said(config["_target_"])]
     for part, value in config.items():
         known = _known(part)
@@ -89,6 +87,13 @@ def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[
             f"{source}: it would run code outside {_OURS} ({', '.join(listed[:_MOST_LISTED])}{more}); refused"
         )
     return config
+
+
+def plain(config: Any, source: str) -> dict[str, Any]:
+    """Return a copy of a stored configuration, known to be plain data; UserError as ``check_stored``."""
+    if not isinstance(config, Mapping):
+        raise UserError(f"{source}: its configuration is no mapping; it is damaged, or no file of {_OURS}")
+    return _Plain(source).copy(config, 0)
 
 
 def buildable() -> dict[str, dict[str, bool]]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 from pmf_lightning.state_names import unwrapped
@@ -97,7 +98,7 @@ def read(folder: str | Path) -> StoredWeights:
 
 def _read_about(path: Path) -> About:
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}); convert again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:

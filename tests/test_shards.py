@@ -191,7 +191,11 @@ def _swap_index(root):
 
 def _stray_index(root):
     np.savez(
-        index_path(tar(root, 1)), offsets=np.full(8, 10**6), sizes=np.full(8, 9), labels=LABELS[:8], keys=LABELS[:8]
+        index_path(tar(root, 1)),
+        offsets=np.full(8, 10**6),
+        sizes=np.full(8, 9),
+        labels=LABELS[:8],
+        keys=LABELS[:8].astype(str),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from pmf_lightning.bounded import read_rows
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.callbacks.full_disk import going_on
 
@@ -85,7 +86,7 @@ class Ledger(Logger):
         """Read the log; a last line cut short by a kill is left out."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [row for row in read_rows(self.path) if type(row.get("step")) is int]
 
     @rank_zero_only
     def _keep_until(self, step: int) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning import wandb_runs
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 
 KEPT = "wandb_run.json"  # in the run directory: which run is at home there
@@ -53,7 +54,7 @@ class WandbRun(Logger):
 
     def _at_home(self) -> str | None:
         try:
-            return json.loads((self.folder / KEPT).read_text())["id"]
+            return read_json(self.folder / KEPT)["id"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

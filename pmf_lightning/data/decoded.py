@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 from rich.progress import track
 from torch import Tensor
 
+from pmf_lightning.bounded import open_npz, read_json
 from pmf_lightning.cache import atomic_write, sole_writer
 from pmf_lightning.data.crop import Square, read_square
 from pmf_lightning.errors import UserError
@@ -73,16 +74,40 @@ def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
             with atomic_write(folder) as partial:
                 partial.mkdir()
                 _decode(partial, folder, wanted, fail)
-    unreadable_file = folder / "unreadable.txt"
-    with np.load(folder / "index.npz") as index:
-        return Decoded(
-            images=np.load(folder / "images.npy", mmap_mode="r"),
-            labels=torch.from_numpy(index["labels"]),
-            quantiles=torch.from_numpy(index["quantiles"]),
-            unreadable=unreadable_file.read_text(errors="surrogateescape").splitlines(),
-            unreadable_file=unreadable_file,
-            done=json.loads((folder / "done.json").read_text()),
-        )
+    try:
+        return _opened(folder, wanted)
+    except Exception as error:  # numpy reads headers as Python, which has many ways to be wrong
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder} is damaged ({reason}): remove it, and the images are decoded again") from error
+
+
+def _opened(folder: Path, wanted: Wanted) -> Decoded:
+    """Open what was decoded; ValueError where it is not of the ``wanted`` files."""
+    unreadable_file, most = folder / "unreadable.txt", 8 * len(wanted.names)
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    with open_npz(folder / "index.npz") as index:
+        labels, quantiles = index.read("labels", most), index.read("quantiles", most)
+    shape = (len(images), wanted.channels, wanted.resolution, wanted.resolution)
+    if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int64 or quantiles.dtype != np.float64:
+        raise ValueError("its arrays are others than those wanted")
+    if not len(images) or labels.shape != (len(images),) or quantiles.shape != labels.shape:
+        raise ValueError("images and labels do not belong together")
+    if labels.min() < 0 or labels.max() > int(wanted.labels.max()):
+        raise ValueError("it has other labels than those wanted")
+    return Decoded(
+        images=images,
+        labels=torch.from_numpy(labels),
+        quantiles=torch.from_numpy(quantiles),
+        unreadable=unreadable_file.read_text(errors="surrogateescape").splitlines(),
+        unreadable_file=unreadable_file,
+        done=_done(read_json(folder / "done.json")),
+    )
+
+
+def _done(found: Any) -> dict[str, int]:
+    if not isinstance(found, dict) or not all(type(count) is int for count in found.values()):
+        raise ValueError("done.json holds no counts")
+    return found
 
 
 def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:

@@ -99,7 +99,9 @@ def _checked_index(tar: Path, entry: ShardEntry, classes: int) -> Index:
         all(column.shape == (entry.count,) and column.dtype == np.int64 for column in columns)
         and (index.offsets >= 0).all()
         and (index.sizes >= 0).all()
-        and (index.offsets + index.sizes <= entry.bytes).all()
+        and (index.offsets <= entry.bytes).all()
+        and (index.sizes <= entry.bytes - index.offsets).all()
+        and index.keys.shape == (entry.count,)
         and ((index.labels >= 0) & (index.labels < classes)).all()
     )
     if not fits:

@@ -11,6 +11,7 @@ from pmf_lightning.errors import UserError
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.network import MAE
 from pmf_lightning.state_names import unwrapped
+from pmf_lightning.tensor_files import at_most_weights, load_tensors
 
 _SIZES = ("resolution", "channels", "patch", "base_channels", "blocks")
 _TARGET = f"{MAE.__module__}.{MAE.__name__}"
@@ -30,10 +31,28 @@ def run_encoder(path: str | Path) -> MAEEncoder:
         raise UserError(f"{path}: not a checkpoint of pmf_lightning (it lacks {error})") from error
     if target != _TARGET:
         raise UserError(f"{path}: its network is {target}, no MAE; give a run of model=mae_r256 or the like")
-    with torch.device("meta"):
-        encoder = MAEEncoder(**{name: backbone[name] for name in _SIZES})
-    encoder.load_state_dict(_part(unwrapped(averages[ema], str(path)), "encoder."), assign=True)
+    try:
+        weights = _part(unwrapped(averages[ema], str(path)), "encoder.")
+        with torch.device("meta"), at_most_weights(len(weights)):
+            encoder = MAEEncoder(**{name: backbone[name] for name in _SIZES})
+        if wrong := _differing(encoder.state_dict(), weights):
+            raise ValueError(f"{wrong} is missing or of another size")
+        encoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    except UserError:
+        raise
+    except Exception as error:  # values of the wrong kind fail in many places
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: its weights and configuration make no encoder ({type(error).__name__}: {reason}); give a whole "
+            "checkpoint of model=mae_r256 or the like"
+        ) from error
     return encoder.requires_grad_(False).eval()
+
+
+def _differing(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
+    """Name a weight that is in one of them alone, or of another shape; empty where there is none."""
+    names = sorted(wanted.keys() ^ there.keys()) or [name for name in wanted if wanted[name].shape != there[name].shape]
+    return names[0] if names else ""
 
 
 def _read(path: Path) -> Any:
@@ -41,7 +60,7 @@ def _read(path: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{path}: no checkpoint there; give a run directory of model=mae_r256 or the like, or a file")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return load_tensors(file)
     except Exception as error:  # a foreign file makes torch raise nearly anything
         raise UserError(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
 

@@ -12,6 +12,7 @@ from pmf_lightning.cache import sole_writer
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.features import Features, Network, file_sha256, three_channels
 from pmf_lightning.state_names import unwrapped
+from pmf_lightning.tensor_files import load_tensors
 
 PROJECT, SIDE = "facebookresearch/dinov2", 224
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
@@ -94,7 +95,7 @@ class DinoV2:
     def _load(self) -> nn.Module:
         os.environ["XFORMERS_DISABLED"] = "1"  # plain attention, as torch-fidelity asks for
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = load_tensors(self.path)
             with torch.random.fork_rng(devices=[]):
                 model = torch.hub.load(str(self.code), self.model, source="local", pretrained=False, verbose=False)
             model.load_state_dict(unwrapped(state))

@@ -1,5 +1,6 @@
 """Images that exist already: a folder of files, or an .npz with arr_0, as third parties score them."""
 
+import math
 import os
 import zipfile
 import zlib
@@ -12,11 +13,13 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from pmf_lightning.bounded import open_npz
 from pmf_lightning.data.decoder import check_background, levels_of, open_picture, say_done
 from pmf_lightning.data.listing import list_images, say_kinds, say_left_out, shown
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.ranks import total
 
+MOST_BYTES = 2**28  # of an image
 LEVELS = UInt8[Tensor, "b c h w"]
 
 
@@ -75,15 +78,18 @@ class NpzImages:
     def __init__(self, path: Path, channels: int) -> None:
         self.path, self.channels = path, channels
         try:
+            with open_npz(path) as arrays:
+                header = arrays.header("arr_0")
             self._member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 - read as long as the object lives
-            shape, fortran, dtype = _header(self._member)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"images={path}: holds no readable arr_0 ({type(error).__name__}: {error})") from error
-        self._start = self._member.tell()
+        shape, fortran, dtype, self._start = header.shape, header.fortran, header.dtype, header.start
         if dtype != np.uint8 or fortran or len(shape) != 4 or shape[-1] not in (1, 3):
             raise UserError(f"images={path}: arr_0 is {dtype} {shape}, not uint8 [n, H, W, 1 or 3] in C order")
         if shape[-1] == 3 and channels == 1:
             raise UserError(f"images={path}: arr_0 has 3 channels, the features are of grey images; give grey ones")
+        if not 0 < math.prod(shape[1:]) <= MOST_BYTES:
+            raise UserError(f"images={path}: arr_0 is {dtype} {shape}, whose images have no size of pictures")
         self._stored, self.shape = shape, (channels, *shape[1:3])
 
     def __len__(self) -> int:
@@ -103,7 +109,7 @@ class NpzImages:
         try:
             self._member.seek(self._start + first * size)
             data = self._member.read((end - first) * size)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"images={self.path}: damaged ({error}); get or write it again") from error
         if len(data) != (end - first) * size:
             raise UserError(f"images={self.path}: ends within image {first + len(data) // size}; write it again")
@@ -120,9 +126,3 @@ def open_images(path: str | Path, channels: int, background: str = "white") -> F
     if not path.is_file():
         raise UserError(f"images={path}: no such file or folder; give a folder of images, or an .npz with arr_0")
     return NpzImages(path, channels)
-
-
-def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return reader(file)

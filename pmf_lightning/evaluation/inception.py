@@ -11,6 +11,7 @@ from pmf_lightning.cache import sole_writer
 from pmf_lightning.errors import UserError, near
 from pmf_lightning.evaluation.features import Features, Network, file_sha256, three_channels
 from pmf_lightning.evaluation.resizes import RESIZES
+from pmf_lightning.tensor_files import load_tensors
 
 FILE = URL_INCEPTION_V3.rpartition("/")[2]  # weights-inception-2015-12-05-6726825d.pth
 _LAYERS = ["2048", "logits_unbiased"]
@@ -80,7 +81,7 @@ class Inception:
         """Return the network on ``device``; UserError for a file that does not hold its weights."""
         path = self._present()
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run code in the file
+            load_tensors(path)  # torch-fidelity would run code in the file
             with torch.random.fork_rng(devices=[]):  # it draws weights before it loads them
                 inception = FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
         except Exception as error:  # a foreign file makes torch raise nearly anything

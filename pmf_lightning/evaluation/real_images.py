@@ -1,7 +1,6 @@
 """Real images for precision and recall alone, where a protocol keeps them in a file apart from the moments."""
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pmf_lightning.bounded import open_npz
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.features import file_sha256
-from pmf_lightning.evaluation.references import read_about
+from pmf_lightning.evaluation.references import MOST_IMAGE_BYTES, read_about
 
 OPTION = "precision_recall_reference"
 
@@ -40,12 +40,12 @@ def load_real_images(path: str | Path, most: int) -> RealImages:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{OPTION}={path}: cannot be read as .npz; get or make it again")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = set(arrays.files)
-            about = read_about(arrays["about"].item() if "about" in names else "{}", OPTION, path)
+        with open_npz(path) as arrays:
+            names = arrays.names
+            about = read_about(arrays.text("about", "{}"), OPTION, path)
             name = next((name for name in ("features", "arr_0") if name in names), None)
-            array = None if name is None else arrays[name][:most]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            array = None if name is None else arrays.read(name, MOST_IMAGE_BYTES, rows=most)
+    except (OSError, ValueError) as error:
         raise UserError(f"{OPTION}={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     if array is None:
         held = ", ".join(sorted(names)[:6]) or "nothing"

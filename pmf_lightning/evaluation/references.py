@@ -1,8 +1,6 @@
 """Statistics of real images to compare with, in the three dialects of published files; read without running code."""
 
-import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
+from pmf_lightning.bounded import Npz, open_npz, parse_json
 from pmf_lightning.errors import UserError
 from pmf_lightning.evaluation.features import file_sha256
 from pmf_lightning.evaluation.frechet import Gaussian
@@ -23,6 +22,8 @@ from pmf_lightning.evaluation.safe_pickle import load_arrays
 DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
 _NPZ = {"mu_sigma": ("mu", "sigma"), "ref_mu_sigma": ("ref_mu", "ref_sigma")}
 EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # whose features a .pkl holds under which name
+# Of an array of numbers (8192 features), and of the images that are looked at (10,000 of 360 pixels).
+MOST_BYTES, MOST_IMAGE_BYTES = 2**29, 2**32
 SYMMETRY = 1e-6  # largest difference across the diagonal, as a share of the largest entry
 
 
@@ -78,13 +79,13 @@ def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, A
     if not zipfile.is_zipfile(path):
         raise UserError(f"reference={path}: cannot be read as .npz: it is none, or was cut off; get or make it again")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = set(arrays.files)
+        with open_npz(path) as arrays:
+            names = arrays.names
             for dialect, keys in _NPZ.items():
                 if set(keys) <= names:
-                    moments = dict(zip(("mu", "sigma"), (arrays[key] for key in keys), strict=True))
-                    return moments | _npz_extras(arrays, names, path, most_images), dialect
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    moments = dict(zip(("mu", "sigma"), (arrays.read(key, MOST_BYTES) for key in keys), strict=True))
+                    return moments | _npz_extras(arrays, path, most_images), dialect
+    except (OSError, ValueError) as error:
         raise UserError(f"reference={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     held = ", ".join(sorted(names)[:6]) or "nothing"
     if "arr_0" in names:
@@ -92,15 +93,17 @@ def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, A
     raise UserError(f"reference={path}: holds {held}; moments are called mu and sigma, or ref_mu and ref_sigma")
 
 
-def _npz_extras(arrays: Any, names: set[str], path: Path, most_images: int) -> dict[str, Any]:
-    extras: dict[str, Any] = {
-        "about": read_about(arrays["about"].item() if "about" in names else "{}", "reference", path)
-    }
+def _npz_extras(arrays: Npz, path: Path, most_images: int) -> dict[str, Any]:
+    names = arrays.names
+    extras: dict[str, Any] = {"about": read_about(arrays.text("about", "{}"), "reference", path)}
     extras["n"] = extras["about"].get("n")
     if "features" in names:
-        extras["features"] = torch.from_numpy(arrays["features"].astype(np.float32))
+        features = arrays.read("features", MOST_BYTES)
+        if features.dtype.kind != "f" or not np.isfinite(features).all():
+            raise UserError(f"reference={path}: its features are {features.dtype}, or not finite; make it again")
+        extras["features"] = torch.from_numpy(features.astype(np.float32))
     elif "arr_0" in names:
-        images = arrays["arr_0"][:most_images]
+        images = arrays.read("arr_0", MOST_IMAGE_BYTES, rows=most_images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"reference={path}: arr_0 is {images.dtype} {images.shape}, not uint8 [n, H, W, 3]")
         extras["images"] = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -122,7 +125,7 @@ def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str
 def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
     """Return what a file says of itself, JSON in its entry ``about``; UserError, naming the ``option``, for no JSON."""
     try:
-        about = json.loads(text)
+        about = parse_json(text)
     except (TypeError, ValueError) as error:
         raise UserError(f"{option}={path}: what it says of itself is no JSON; make it again") from error
     if not isinstance(about, dict):
@@ -137,6 +140,8 @@ def _moments(mu: Any, sigma: Any, path: Path) -> tuple[Float64[Tensor, " f"], Fl
         raise UserError(f"reference={path}: mean and covariance are {mu.dtype} and {sigma.dtype}, not floats")
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(f"reference={path}: mean {mu.shape} and covariance {sigma.shape} do not belong together")
+    if sigma.size * 8 > MOST_BYTES or not len(mu):
+        raise UserError(f"reference={path}: its mean has {len(mu)} numbers; features are fewer, or more than none")
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"reference={path}: some of its numbers are not finite; get or make it again")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write, digest
 from pmf_lightning.guidance_search.points import Point, show
 
@@ -78,7 +79,7 @@ def _read(folder: Path) -> list[Record]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            stored = json.loads(path.read_text())
+            stored = read_json(path)
             point = stored.pop("point")
             found.append(Record(Point(**point | {"interval": tuple(point["interval"])}), **stored))
         except (ValueError, TypeError, KeyError):

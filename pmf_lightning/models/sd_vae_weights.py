@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
 from pmf_lightning.state_names import unwrapped
+from pmf_lightning.tensor_files import load_tensors
 
 INSTALL = "pip install 'pmf_lightning[latents]'"
 WANTED = "a folder with config.json and diffusion_pytorch_model.safetensors, or that .safetensors or .bin file alone"
@@ -105,7 +106,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except Exception as error:
         raise UserError(f"decoder.weights={path}: cannot be read ({type(error).__name__}); give {WANTED}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

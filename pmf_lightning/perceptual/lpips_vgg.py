@@ -12,6 +12,7 @@ from torchvision.models import VGG16_Weights
 from pmf_lightning.perceptual.frozen import Distances, FrozenDistance, Square, three_channels
 from pmf_lightning.perceptual.published import Published
 from pmf_lightning.precision import at_least_float32
+from pmf_lightning.tensor_files import load_tensors
 
 _FILE = VGG16_Weights.IMAGENET1K_V1
 VGG16 = Published("lpips", "torchvision's VGG16", f"{Path(_FILE.url).name} (published at {_FILE.url})")
@@ -36,9 +37,7 @@ class LpipsVgg(FrozenDistance):
             parts = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         VGG16.fill(_whole(parts.net), state, weights or _FILE.url)
         calibration = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-        parts.lins.load_state_dict(
-            _numbered(torch.load(calibration, map_location="cpu", weights_only=True)), assign=True
-        )
+        parts.lins.load_state_dict(_numbered(load_tensors(calibration)), assign=True)
         self.scale, self.net, self.linear = lpips.ScalingLayer(), parts.net, parts.lins
         self.freeze()
 

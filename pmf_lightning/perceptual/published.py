@@ -6,12 +6,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf_lightning.errors import UserError
 from pmf_lightning.state_names import unwrapped
+from pmf_lightning.tensor_files import load_tensors
 
 Anything = TypeVar("Anything")
 
@@ -84,4 +84,4 @@ class Published:
 def _read(path: Path):
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_tensors(path)

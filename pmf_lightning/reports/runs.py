@@ -1,6 +1,5 @@
 """What lies in a run directory: configuration, numbers, log, and whether it came to its end."""
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pmf_lightning.bounded import read_json, read_rows, read_yaml
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import ERROR, SWEEP
 
@@ -69,8 +69,8 @@ class Run:
     def log(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a row that a kill cut short is left out."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return [row for row in map(_row, lines) if row]
+        rows = read_rows(path) if path.is_file() else []
+        return [row for row in rows if _finite(row.get("images"))]
 
     @property
     def samples(self) -> Path | None:
@@ -116,9 +116,17 @@ def read_runs(root: Path) -> list[Run]:
 
 def _listed(root: Path) -> list[Path]:
     """Return the run directories that a sweep left in ``root`` to be found."""
-    arms = _mapping(root / SWEEP, json.loads).get("arms", [])
+    arms = _mapping(root / SWEEP, read_json).get("arms", [])
+    if not isinstance(arms, list) or not all(_is_arm(one) for one in arms):
+        raise UserError(f"{root / SWEEP}: its arms are no runs with a run_dir; move the file away")
     places = [root / one["run_dir"] for one in arms if one.get("run_dir")]
     return [place for place in places if any((place / name).is_file() for name in ("config.yaml", ERROR))]
+
+
+def _is_arm(one: Any) -> bool:
+    """Tell whether an arm of sweep.json has a directory, or none yet."""
+    folder = one.get("run_dir") if isinstance(one, Mapping) else 0
+    return folder is None or (isinstance(folder, str) and "\0" not in folder)
 
 
 def read_run(folder: Path, root: Path) -> Run:
@@ -128,9 +136,9 @@ def read_run(folder: Path, root: Path) -> Run:
     return Run(
         folder,
         folder.name if name == "." else name,
-        _mapping(folder / "config.yaml", lambda text: yaml.load(text, LOADER)),
-        _mapping(folder / "summary.json", json.loads),
-        _mapping(folder / "run.json", json.loads),
+        _mapping(folder / "config.yaml", lambda path: read_yaml(path, lambda text: yaml.load(text, LOADER))),
+        _mapping(folder / "summary.json", read_json),
+        _mapping(folder / "run.json", read_json),
         " ".join(error.read_text().split()) or "it left an empty error.txt" if error.is_file() else None,
     )
 
@@ -149,14 +157,6 @@ def _natural(path: Path) -> list[Any]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and _finite(row.get("images")) else None
-
-
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -166,8 +166,8 @@ def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = parse(path.read_text())
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        found = parse(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: it cannot be read ({first}); move this run away, or repeat it") from error
     if not isinstance(found, Mapping):

@@ -13,6 +13,8 @@ from pmf_lightning.data.class_folders import image_tree
 from pmf_lightning.data.listing import LeftOut
 from pmf_lightning.shards.keys import record_keys
 
+MOST_BYTES = 2**30  # of the file of an image
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -36,10 +38,13 @@ class Piece(NamedTuple):  # a million of them are made and sent to other process
     def read(self) -> bytes:
         """Return the bytes of the image file; OSError where they cannot be had, or not all."""
         with open(self.file, "rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            if self.size is None and length > MOST_BYTES:
+                raise OSError(f"{length:,} bytes are no image")
+            if self.size is not None and self.start + self.size > length:
+                raise OSError(f"the tar ends after {max(0, length - self.start):,} of {self.size:,} bytes")
             file.seek(self.start)
             content = file.read() if self.size is None else file.read(self.size)
-        if self.size is not None and len(content) < self.size:
-            raise OSError(f"the tar ends after {len(content):,} of {self.size:,} bytes")
         if not content:
             raise OSError("the file is empty")
         return content

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 
@@ -72,7 +73,7 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
     if not path.is_file():
         raise UserError(f"{key}={folder}: it holds no {NAME}, so it is no finished set of shards; {make}")
     try:
-        return _parse(json.loads(path.read_text()), path)
+        return _parse(read_json(path), path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the command that made the shards again") from error
 

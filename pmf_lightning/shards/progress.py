@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filelock
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards import manifest
@@ -54,7 +55,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     path = out / NOTES / "recipe.json"
     if path.is_file():
         try:
-            known = Recipe(**{"background": "none", **json.loads(path.read_text())})  # of an earlier version
+            known = Recipe(**{"background": "none", **read_json(path)})  # of an earlier version
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}); set another out, or remove {out}") from error
         check_recipe(recipe, known, out)
@@ -78,7 +79,7 @@ def read_note(tar: Path) -> Finished | None:
     Whole by their sizes: a tar appears under its name after its last byte. The digests are for ``verify``.
     """
     try:
-        noted = json.loads(_note_of(tar).read_text())
+        noted = read_json(_note_of(tar))
         finished = Finished(
             ShardEntry(**noted["entry"]), [Unreadable(**one) for one in noted["unreadable"]], noted["done"]
         )

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from pmf_lightning.bounded import open_npz
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards.manifest import ShardEntry
+
+MOST_INDEX = 2**29  # bytes of a column of an index
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,15 @@ def read_index(tar: Path) -> Index:
     """Read the index of a shard; UserError where it is missing or damaged."""
     path = index_path(tar)
     try:
-        with np.load(path) as stored:
-            return Index(**{name: stored[name] for name in ("offsets", "sizes", "labels", "keys")})
-    except Exception as error:  # a damaged zip makes numpy raise nearly anything
+        with open_npz(path) as stored:
+            columns = {name: stored.read(name, MOST_INDEX) for name in ("offsets", "sizes", "labels", "keys")}
+        kinds = [column.dtype.kind if name == "keys" else column.dtype.str for name, column in columns.items()]
+        if kinds != ["<i8", "<i8", "<i8", "U"] or len({column.shape for column in columns.values()}) > 1:
+            raise ValueError("its columns do not belong together")
+        if columns["keys"].ndim != 1:
+            raise ValueError("its columns are none")
+        return Index(**columns)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); remove {tar} and run shard again") from error
 
 

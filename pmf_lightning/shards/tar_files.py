@@ -23,6 +23,7 @@ ENDINGS = (".tar", *(f".tar{end}" for end in PACKED), ".tgz", ".tbz", ".tbz2", "
 BEGINNINGS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 UNPACKED = ".unpacked"  # folder in out, removed at the end
 CHUNK = 2**20
+MOST_TIMES = 50  # its size that a compressed tar may unpack to, and a GiB more
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -96,7 +97,7 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / f"{path.name}.tar"
-    room = int(0.9 * shutil.disk_usage(folder).free)
+    room, most = int(0.9 * shutil.disk_usage(folder).free), MOST_TIMES * path.stat().st_size + 2**30
     with plain.open("wb") as target:
         try:
             with _opener(path)(path) as source:
@@ -105,6 +106,8 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
                         raise UserError(
                             f"in={path}: the disk of {folder.parent} has no room to unpack it; set out to a larger one"
                         )
+                    if (most := most - len(chunk)) < 0:
+                        return plain, f"it unpacks to more than {MOST_TIMES} times its size, which images never do"
                     target.write(chunk)
         except DAMAGE as error:
             return plain, f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
+from pmf_lightning.bounded import open_tar
 from pmf_lightning.data.image_kinds import HIDDEN, endings, is_hidden, no_image
 from pmf_lightning.data.listing import NO_FILE, LeftOut
 from pmf_lightning.shards.inputs import Unreadable
@@ -64,7 +65,7 @@ def list_tar(task: TarTask, tick: Tick) -> TarListing:
         if compression(path) is not None:
             path, damage = unpack(path, task.unpacked)
             listing.plain = str(path)
-        with tarfile.open(path, "r:") as tar:
+        with open_tar(path) as tar:
             walk = _Walk(listing, tick)
             try:
                 walk.over(tar, "", 0)
@@ -129,7 +130,7 @@ class _Walk:
             self.listing.left_out.append(LeftOut(f"{self.listing.file}/{inner}{'/' * bool(inner)}{name}", NESTED))
             return
         try:
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as opened:
+            with open_tar(Path(name), tar.extractfile(member)) as opened:
                 self.over(opened, stem, member.offset_data)
         except (tarfile.TarError, OSError) as error:
             reason = f"the tar inside the tar cannot be read any further ({type(error).__name__}: {error})"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pmf_lightning.bounded import open_tar
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards.manifest import NAME, Manifest, ShardEntry
 from pmf_lightning.shards.payloads import decode
@@ -109,11 +110,14 @@ def _check_records(
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes, int]]:
     """Yield the payloads of a shard as members and bytes, each with its label; ValueError where one has none."""
-    with tarfile.open(path, "r:") as tar:
+    length = path.stat().st_size
+    with open_tar(path) as tar:
         while (member := tar.next()) is not None:
             label = tar.next()
             if label is None or not (member.isfile() and label.isfile()):
                 raise ValueError(f"{member.name} has no label")
+            if max(one.offset_data + one.size for one in (member, label)) > length:
+                raise ValueError(f"{member.name} is longer than the tar")
             yield member, tar.extractfile(member).read(), int(tar.extractfile(label).read())
             tar.members = []  # else the headers of the whole file stay in memory
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import UserError
 from pmf_lightning.locks import Held, held
@@ -134,7 +135,7 @@ class Sweep(Callback):
     def _finish(self) -> None:
         """Gather what became of the jobs, write it down, and say it."""
         for note in sorted(self._notes.glob("*.json")):
-            jobs.outcomes().append(jobs.Outcome(**json.loads(note.read_text())))
+            jobs.outcomes().append(jobs.Outcome(**read_json(note)))
             note.unlink()
         if self._notes.is_dir():
             self._notes.rmdir()

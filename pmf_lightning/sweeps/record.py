@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.folders import ERROR, SWEEP
 
@@ -49,7 +50,7 @@ class Arm:
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "summary.json").read_text())
+        found = read_json(folder / "summary.json")
     except (OSError, ValueError):
         return {"stopped_early": True}
     return {"stopped_early": False, **found}
@@ -58,7 +59,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any] | None:
     """Return what sweep.json of ``folder`` says, None where there is none that can be read."""
     try:
-        found = json.loads((folder / SWEEP).read_text())
+        found = read_json(folder / SWEEP)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None

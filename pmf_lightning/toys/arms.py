@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write, digest
+from pmf_lightning.errors import UserError
 
 
 class Arms:
@@ -22,7 +24,12 @@ class Arms:
     def finished(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the result of an arm, or None where it has to be run."""
         path = self.path(name, settings)
-        return json.loads(path.read_text())["result"] if path.is_file() else None
+        try:
+            return read_json(path)["result"] if path.is_file() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({type(error).__name__}); remove it, and the arm is run again"
+            ) from error
 
     def run(self, name: str, settings: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the result of an arm, which ``work`` makes unless it is finished."""

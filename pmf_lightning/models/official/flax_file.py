@@ -18,6 +18,8 @@ from pmf_lightning.errors import UserError
 
 ARRAY, SCALAR = 1, 3  # extension types; 2 is a complex Python number, which no weights are
 CHUNKED = "__msgpack_chunked_array__"
+_MOST_ENTRIES = 64  # of a list: those of flax are shapes, and memory is taken for what a list says of itself
+_MOST_DEPTH = 100  # of names within names
 INSTALL = "pip install 'pmf_lightning[flax-files]'"
 _DTYPES = {
     **{f"float{n}": getattr(torch, f"float{n}") for n in (16, 32, 64)},
@@ -73,7 +75,7 @@ def _unpack(path: Path) -> Any:
 
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return msgpack.unpackb(content, ext_hook=extension, raw=False)
+            return msgpack.unpackb(content, ext_hook=extension, raw=False, max_array_len=_MOST_ENTRIES)
     except Exception as error:  # msgpack has many kinds of its own for foreign bytes
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{path}: cannot be read as a .msgpack of flax ({why})") from error
@@ -86,19 +88,28 @@ def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
         name, value = f"{prefix}{key}", tree.pop(key)
         if isinstance(value, dict) and CHUNKED in value:
             yield name, _joined(value, name)
+        elif isinstance(value, dict) and name.count("/") >= _MOST_DEPTH:
+            raise _BadEntry(f"{name[:40]} is nested too deeply")
         elif isinstance(value, dict):
             yield from _flat(value, f"{name}/")
         elif isinstance(value, bool | int | float):
-            yield name, torch.tensor(value)
+            yield name, _number(value, name)
         elif isinstance(value, _Packed):
             yield name, _array(value, name)
         else:
             raise _BadEntry(f"{name} is a {type(value).__name__}, not an array")
 
 
+def _number(value: int | float, name: str) -> Tensor:
+    try:
+        return torch.tensor(value)
+    except (RuntimeError, OverflowError) as error:
+        raise _BadEntry(f"{name} is a number of more than 64 bits") from error
+
+
 def _array(packed: _Packed, name: str) -> Tensor:
     try:
-        shape, dtype, data = _msgpack().unpackb(packed.data, raw=True)
+        shape, dtype, data = _msgpack().unpackb(packed.data, raw=True, max_array_len=_MOST_ENTRIES)
         shape, dtype = tuple(int(n) for n in shape), dtype.decode()
     except Exception as error:
         raise _BadEntry(f"{name} is no array of flax ({type(error).__name__})") from error

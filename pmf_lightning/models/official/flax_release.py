@@ -1,12 +1,12 @@
 """Where the released flax weights of drifting lie, what is written beside them, and whether names are those wanted."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.errors import UserError
 
 # Files of a release, and of a run's folder as older code wrote them: weights, and what they are of.
@@ -38,7 +38,7 @@ def sizes(path: str | Path, what: str, read: Callable[[Mapping[str, Any]], dict[
     if not metadata.is_file():
         raise UserError(f"{path}: no metadata.json beside the weights; give the sizes of the network yourself")
     try:
-        return read(json.loads(metadata.read_text(encoding="utf-8"))["model_config"])
+        return read(read_json(metadata)["model_config"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{metadata}: no model_config of {what} in it ({type(error).__name__})") from error
 

@@ -5,13 +5,13 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
 from pmf_lightning.errors import UserError
 from pmf_lightning.precision import Number
 from pmf_lightning.state_names import unwrapped
+from pmf_lightning.tensor_files import load_tensors
 
 PREFIX = "net."  # of every name in the released files
 # The sets of weights in a file of JiT, the first by default: averages that keep 0.9999 and 0.9996, and the raw weights.
@@ -42,7 +42,7 @@ def read_tensors(path: str | Path) -> object:
         )
     try:
         with safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return load_tensors(path, mmap=True)
     except Exception as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
@@ -78,9 +78,3 @@ def bare(contents: object, name: str, weights: str | Number | None = None, key: 
 def sets_in(contents: object) -> list[str]:
     """Return which of ``SETS`` the contents of a file hold."""
     return [name for name in SETS if isinstance(contents, Mapping) and isinstance(contents.get(name), Mapping)]
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether torch can map the file: its own format since 1.6."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
