@@ -19,9 +19,9 @@ from pmf_lightning.cache import atomic_write
 from pmf_lightning.callbacks.full_disk import patient_output
 from pmf_lightning.callbacks.ledger import Ledger
 from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
+from pmf_lightning.class_names import announce_classes, check_same_classes
 from pmf_lightning.command import command
 from pmf_lightning.config import one_line
-from pmf_lightning.data.class_folders import say_classes
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import Source
 from pmf_lightning.data.drifting import DriftingData
@@ -61,6 +61,7 @@ def _train(cfg: DictConfig) -> dict:
     start = resume.find(cfg, known)
     source = instantiate(cfg.data)
     source.check()
+    check_same_classes(source, start.checkpoint)
     check_inputs(cfg, source)
     module = build(cfg)
     prepare_decoder(cfg, module)
@@ -149,18 +150,6 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
         options = {name: cfg.sampling[name] for name in OPTIONS}
         steps, evaluations = cfg.sampling.steps, network_evaluations(module.objective, **options)
         print(f"  judged by samples of {steps} step(s), {evaluations} network evaluation(s) per image")
-
-
-@rank_zero_only
-def announce_classes(source: Source, folder: Path) -> None:
-    """Print how many classes the data have and their names; store all names in the run directory."""
-    names = getattr(source, "class_names", None)
-    if names is None:
-        return
-    left_out = [one._asdict() for one in getattr(source, "left_out", [])]
-    with atomic_write(folder / "classes.json") as draft:
-        draft.write_text(json.dumps({"class_names": names, "left_out": left_out}, indent=1) + "\n")
-    print(f"  {say_classes(names)}; label i is class_names[i] of classes.json")
 
 
 def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> list[Logger]:

@@ -1,5 +1,6 @@
 """The lister and the decoder of image inputs: every file is used, or named with a reason; classes; pixels."""
 
+import json
 import os
 import resource
 import warnings
@@ -10,13 +11,14 @@ import torch
 from PIL import Image
 from test_data import entry, noise
 
+from pmf_lightning.class_names import announce_classes, check_same_classes
 from pmf_lightning.data import crop
 from pmf_lightning.data.class_folders import count_class_folders, find_classes, image_tree, in_order, say_classes
 from pmf_lightning.data.crop import centre_crop, read_image, read_square
 from pmf_lightning.data.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
 from pmf_lightning.data.image_kinds import endings
 from pmf_lightning.data.listing import AGAIN, DANGLING, LOOP, list_images, reasons, say_left_out
-from pmf_lightning.errors import UserError
+from pmf_lightning.errors import NotResumed, UserError
 from pmf_lightning.evaluation.image_sets import open_images
 
 GREY = 90
@@ -407,6 +409,27 @@ def test_training_data_say_what_they_are(tmp_path, capsys):
         said = capsys.readouterr().out
         for words in ("4 images of 2 classes (a, b) in", "(2 .gif, 2 .png)", "left out: 1 a link", f"2 {TRANSPARENT}"):
             assert words in said
+
+
+def test_class_names_are_stored_and_the_same_when_a_run_is_resumed(tmp_path, capsys):
+    for name in ("2", "10"):
+        save(tmp_path / "set" / name / "1.png")
+    (tmp_path / "set" / "2" / "notes.txt").touch()
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    source = entry("folder", root=str(tmp_path / "set"))
+    with pytest.raises(NotResumed, match="label 0 was the class 10 and is now 2"):
+        check_same_classes(source, checkpoint)  # of a version that sorted numbers as words
+    check_same_classes(source, None)
+    announce_classes(source, tmp_path / "run")
+    assert "2 classes (2, 10); label i is class_names[i] of classes.json" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "run" / "classes.json").read_text())
+    assert stored["class_names"] == ["2", "10"]
+    assert [one["name"] for one in stored["left_out"]] == ["2/notes.txt"]
+    check_same_classes(source, checkpoint)
+    (tmp_path / "set" / "10").rename(tmp_path / "set" / "1")
+    with pytest.raises(NotResumed, match=r"label 0 was the class 2 and is now 1 \(2 and 2 classes\); bring"):
+        check_same_classes(entry("folder", root=str(tmp_path / "set")), checkpoint)
 
 
 def test_background_is_part_of_the_data(tmp_path):
