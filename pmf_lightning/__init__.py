@@ -1,7 +1,13 @@
 """Train, ablate and judge one-step, latent-free image generators: pixel MeanFlow and its kin, over one backbone."""
 
+import sys
 from importlib import import_module
 from typing import Any
+
+from pmf_lightning.terminal import be_brief
+
+if sys.argv[:1] == ["-m"]:  # Python is about to run one of the commands, whose imports take seconds
+    be_brief()
 
 # Name -> module that holds it. Loaded at first use: the mathematics can be imported without Lightning or Hydra.
 _HOMES = {

@@ -14,6 +14,7 @@ from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
 from pmf_lightning.errors import UserError, explained
 from pmf_lightning.hydra_compat import MAIN
 from pmf_lightning.sweeps import jobs
+from pmf_lightning.terminal import plain_ending
 
 _MULTIRUN = {"--multirun", "-m"}
 _SHOWING = {"--cfg", "-c", "--info", "-i"}
@@ -43,11 +44,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         run = hydra.main(config_path=str(CONF), config_name=config_name, **MAIN)(reporting)
 
         def main() -> None:
-            with_one_line_errors(lambda: _check_arguments(config_name))
-            if _MULTIRUN.isdisjoint(sys.argv[1:]):
-                run()
-            else:
-                jobs.all_of_them(run)
+            with plain_ending():
+                with_one_line_errors(lambda: _check_arguments(config_name))
+                if _MULTIRUN.isdisjoint(sys.argv[1:]):
+                    run()
+                else:
+                    jobs.all_of_them(run)
 
         return main
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.terminal import plain_ending
 
 EXAMPLES = """examples:
   python -m pmf_lightning.report runs/pmf_table2/small                 # report.md and report.html there
@@ -19,6 +20,11 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, write what it asks for, and say what came out; exits with 2 on bad input."""
+    with plain_ending():
+        _work(arguments)
+
+
+def _work(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
     if not options.folders and not options.index:
         _parser().error("name folders of runs, or --index experiments")

@@ -39,7 +39,8 @@ ALLOWED = {
     "kept_network": {"cache", "tensor_files"},
     "figures": set(),
     "reports": {"reports", "bounded", "cache", "errors", "figures", "folders"},
-    "report": {"reports", "errors"},
+    "terminal": set(),
+    "report": {"reports", "errors", "terminal"},
     "state_names": {"errors"},
     "weights_folder": {"bounded", "cache", "errors", "state_names"},
     "evaluation": {

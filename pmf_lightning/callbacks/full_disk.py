@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from pmf_lightning.terminal import Unread
+
 
 @contextmanager
 def going_on(what: str, again: str, quiet: bool = False) -> Iterator[None]:
@@ -32,12 +34,12 @@ class _Patient:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(OSError, Unread):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, Unread):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
