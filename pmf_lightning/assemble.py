@@ -54,7 +54,10 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
-    schedule = partial(rate_factor, steps=cfg.steps, warm_up=cfg.schedule.warm_up, decay=cfg.schedule.decay)
+    shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
+    start = cfg.schedule.get("start", 0.0)  # older checkpoints set none
+    first = start / cfg.optimizer.lr if start else 0.0
+    schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
     try:
         module.configure_optimizers()  # bad numbers show up now, not when training begins

@@ -23,9 +23,12 @@ def model(cfg: DictConfig) -> None:
     decoder, channels = cfg.get("decoder"), cfg.data.channels
     if decoder is not None and len(decoder.mean) != channels:
         raise UserError(f"decoder.mean has {len(decoder.mean)} numbers, data.channels={channels}: give one for each")
-    for name, share in cfg.schedule.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"schedule.{name}={share}: it is a share of the run, from 0 to 1")
+    for name in ("warm_up", "decay"):
+        if not 0 <= cfg.schedule[name] <= 1:
+            raise UserError(f"schedule.{name}={cfg.schedule[name]}: it is a share of the run, from 0 to 1")
+    start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # older checkpoints set none
+    if not 0 <= start <= rate:
+        raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {near(str(chosen), known)}")

@@ -151,6 +151,12 @@ def test_noise_scale_follows_the_resolution(model):
         assert at[2 * native].objective.noise_scale == 2 * at[native].objective.noise_scale
 
 
+@pytest.mark.parametrize(("model", "pixels"), [("pmf_b4", 64), ("pmf_b16", 256), ("pmf_b64", 1024)])
+def test_the_noise_of_pmf_b_is_pixels_over_256(model, pixels):
+    """The rule of the paper's table 8; B/32 and the long runs double it."""
+    assert compose([f"model={model}", f"data=imagenet{pixels}"]).objective.noise_scale == pixels / 256
+
+
 @pytest.mark.parametrize(
     ("model", "row"),
     [  # facts of the official configs: noise, P_mean, beta, uniform share, omega, t_min, t_max, average

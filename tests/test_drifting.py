@@ -11,6 +11,7 @@ from shrunk import BACKBONE
 
 from pmf_lightning import Drifting, DriftingBatch, UserError, compose, drift_loss, generate
 from pmf_lightning.assemble import build
+from pmf_lightning.data import drifting
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.drifting import DriftingData, QueueSettings
 from pmf_lightning.draws import Shard
@@ -290,3 +291,20 @@ def test_styles_are_tokens_of_the_shared_backbone():
     assert network.conditions["style"].table.weight.shape == (5 * 64, 32)
     assert network.prefix == 2 + 1 + 2
     assert "style" not in build(compose(["model=drifting_tiny", *BACKBONE]), empty=True).network.conditions
+
+
+def test_what_a_step_queues_is_read_in_parts(monkeypatch):
+    """Parts of any size give the same steps: the same order, labels and images in the queues."""
+
+    def steps(part):
+        monkeypatch.setattr(drifting, "PART", part)
+        data, made = stream(At())
+        found = [next(made) for _ in range(4)]
+        data.trainer.global_step = 99  # beyond: the state is what the queues hold now
+        return found, data.state_dict()["queues"]
+
+    (whole, held), *others = (steps(part) for part in (SETTINGS["push"], 2, SETTINGS["push"] - 1))
+    for other, there in others:
+        assert all(torch.equal(a, b) for x, y in zip(whole, other, strict=True) for a, b in zip(x, y, strict=True))
+        for name, rings in held.items():
+            assert all(torch.equal(rings[key], there[name][key]) for key in rings)

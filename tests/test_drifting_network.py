@@ -294,18 +294,27 @@ def test_sizes_that_do_not_fit(changes, message):
 
 
 # data; parameters in millions; 10^9 multiply-adds where the paper tells them (87 for L/16); lr, steps of warm-up,
-# weight decay, steps, positives of a label, alpha's power and share of ones; features
+# weight decay, steps, positives of a label, alpha's power and share of ones; features; new images queued in a step on
+# each of 32 hosts, and the best guidance, both of the official README
 PRESETS = {
-    "drifting_b16": ("imagenet256", 133.86, None, (2e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext"),
-    "drifting_l16": ("imagenet256", 464.45, 86.8, (4e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext"),
-    "drifting_b2": ("imagenet256_latents_scaled", 132.71, None, (4e-4, 10_000, 0, 200_000, 64, 5, 0), "path"),
-    "drifting_l2": ("imagenet256_latents_scaled", 462.91, None, (4e-4, 10_000, 0.01, 200_000, 64, 3, 0.5), "path"),
+    "drifting_b16": ("imagenet256", 133.86, None, (2e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext", 128, 1),
+    "drifting_l16": ("imagenet256", 464.45, 86.8, (4e-4, 10_000, 0.01, 100_000, 128, 5, 0), "convnext", 128, 1),
+    "drifting_b2": ("imagenet256_latents_scaled", 132.71, None, (4e-4, 10_000, 0, 200_000, 64, 5, 0), "path", 128, 1.1),
+    "drifting_l2": (
+        "imagenet256_latents_scaled",
+        462.91,
+        None,
+        (4e-4, 10_000, 0.01, 200_000, 64, 3, 0.5),
+        "path",
+        64,
+        1,
+    ),
 }
 
 
 @pytest.mark.parametrize("model", PRESETS)
 def test_preset(model):
-    data, millions, adds, row, feature = PRESETS[model]
+    data, millions, adds, row, feature, push, omega = PRESETS[model]
     cfg = compose([f"model={model}", f"data={data}"])
     objective, optimizer = cfg.objective, cfg.optimizer
     found = (optimizer.lr, round(cfg.schedule.warm_up * cfg.steps), optimizer.weight_decay, cfg.steps)
@@ -313,6 +322,9 @@ def test_preset(model):
     assert (cfg.name, cfg.batch, objective.generated, cfg.queues.negatives) == (model, 128 * 64, 64, 32)
     assert (cfg.schedule.decay, cfg.trainer.gradient_clip_val, list(optimizer.betas)) == (0, 2, [0.9, 0.95])
     assert feature in cfg.drift_features
+    assert (cfg.queues.push, cfg.sampling.omega) == (32 * push, omega)
+    assert list(cfg.search.omega) == [1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5]  # cfg_list
+    assert cfg.schedule.start == 1e-6
     with torch.device("meta"):
         made = instantiate(cfg.backbone, _convert_="all")
     parameters = sum(weight.numel() for weight in made.parameters())

@@ -23,6 +23,7 @@ from pmf_lightning.scales import SCALES
 STUDIES = choices("study")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 BOTH = pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in STUDIES for scale in SCALES])
+DRIFTING = [name for name in STUDIES if name.startswith("drifting_")]
 PMF = [name for name in STUDIES if name.startswith(("pmf_", "imf_"))]
 
 
@@ -196,12 +197,29 @@ def same_recipe(run: dict, other: dict, but: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.parametrize(("size", "model"), [("b", "pmf_b16"), ("l", "pmf_l16"), ("h", "pmf_h16")])
-def test_sizes_of_table_5_are_the_presets(size, model):
+def test_sizes_of_table_5_are_the_presets_by_one_recipe(size, model):
+    """The preset of H is that of the long run of table 6: other noise, times, threshold and law of omega."""
+    long_run = ("noise_scale", "P_mean", "omega_beta", "uniform_fraction", "t_thr") if size == "h" else ()
     for cfg in arms("pmf_table5", "paper"):
         if cfg.study.vary.size == size:
-            same_recipe(plain(cfg), preset(model), but=("backbone.bottleneck",))
+            same_recipe(
+                plain(cfg), preset(model), but=("backbone.bottleneck", *(f"objective.{name}" for name in long_run))
+            )
+            objective = cfg.objective
+            recipe = (objective.noise_scale, objective.P_mean, objective.P_std, objective.uniform_fraction)
+            assert (*recipe, objective.t_thr) == (1, 0.8, 0.8, 0, 0.8)  # of the paper's table 8, at 256 pixels
+            assert objective.omega_beta == {"b": 1, "l": 2, "h": 2}[size]
             epochs = {"short": 160, "long": 320}[cfg.study.vary.length]
             assert cfg.images == epochs * 1_281_167
+
+
+@pytest.mark.parametrize("name", DRIFTING)
+def test_the_ablations_of_drifting_are_those_of_the_official_run(name):
+    """Its README: best at guidance 2.0, 64 new images a step on each of 16 hosts; its config: the scales tried."""
+    for cfg in arms(name, "paper"):
+        assert cfg.sampling.omega == 2
+        assert cfg.queues.push == 16 * 64
+        assert list(cfg.search.omega) == [1, 1.5, 2, 2.5, 3, 3.5]
 
 
 def test_resolutions_of_table_4_are_the_presets():
@@ -217,6 +235,7 @@ def test_arms_of_table_2():
     assert (small["data"]["resolution"], small["backbone"]["patch"]) == (64, 4)
     assert (large["data"]["resolution"], large["backbone"]["patch"]) == (256, 16)
     assert small["data"]["name"] == "imagenet64"
+    assert (small["objective"]["noise_scale"], large["objective"]["noise_scale"]) == (0.25, 1)  # pixels / 256
     for run in by_arm.values():
         assert run["objective"]["perceptual"] == {}
         assert run["backbone"]["bottleneck"] is None
