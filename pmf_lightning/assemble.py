@@ -1,6 +1,7 @@
 """From a configuration to a module, and from a checkpoint back to one."""
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,17 +19,24 @@ from torch import Tensor, nn
 from pmf_lightning import checks, draws, weights_folder
 from pmf_lightning.averages import find_average
 from pmf_lightning.checkpoint_files import whole_beside
-from pmf_lightning.config import one_line
+from pmf_lightning.config import compose, one_line
 from pmf_lightning.errors import UserError
 from pmf_lightning.hydra_compat import instantiate
+from pmf_lightning.models.drifting_vit import DriftingViT
+from pmf_lightning.models.official import flax_release
+from pmf_lightning.models.official.drifting import generator_preset, generator_tensors
+from pmf_lightning.models.official.flax_file import read_msgpack
 from pmf_lightning.models.recompute import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.precision import Number
+from pmf_lightning.published import published
 from pmf_lightning.tensor_files import at_most_weights, load_tensors
 from pmf_lightning.trusted import check_stored
+from pmf_lightning.weights_folder import About, StoredWeights
 
+RELEASED = "official"  # what the weights of a release are called
 # Options that older checkpoints do not set, with the values that these were made by.
 NEWER_OPTIONS = {
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
@@ -107,7 +115,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file that holds the weights of ``path``, a checkpoint or a folder of weights; UserError if none."""
+    """Return the file of weights of ``path``, a checkpoint, a folder of weights or a release; UserError if none."""
+    if flax_release.is_release(path):
+        return flax_release.find(path)[0]
     return Path(path) / weights_folder.WEIGHTS if weights_folder.is_weights_folder(path) else find_checkpoint(path)
 
 
@@ -130,11 +140,12 @@ def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> Genera
 
     An average is found by its name ("500k", a half-life in images) or its decay per step (0.9999): see averages.py.
 
-    A folder that pmf_lightning.convert wrote holds one set of weights: None takes it, and ``ema`` may only name it.
+    A folder that pmf_lightning.convert wrote holds one set of weights, and so does a release of Drifting's generators
+    (.msgpack, or its folder): None takes it, and ``ema`` may only name it.
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
     """
-    if weights_folder.is_weights_folder(path):
-        return _load_weights_folder(Path(path), ema)[0]
+    if holds_one_set(path):
+        return _load_one_set(Path(path), ema)[0]
     module, sets = load_with_averages(path)
     name = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
     module.network.load_state_dict(sets[name], strict=False)
@@ -146,12 +157,12 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
     """Rebuild the module of a checkpoint; return it with every set of weights that the checkpoint has, by name.
 
     The network holds the unaveraged ones, "raw", until another set is loaded into it (``load_state_dict``, not strict:
-    weights that are not trained have no average). A folder that pmf_lightning.convert wrote has one set, in place
-    already, whose entry is therefore empty. Raises UserError for a missing or foreign file, or one that names foreign
-    code.
+    weights that are not trained have no average). A folder that pmf_lightning.convert wrote, or a release, has one set,
+    in place already, whose entry is therefore empty. Raises UserError for a missing or foreign file, or one that names
+    foreign code.
     """
-    if weights_folder.is_weights_folder(path):
-        module, name = _load_weights_folder(Path(path), None)
+    if holds_one_set(path):
+        module, name = _load_one_set(Path(path), None)
         return module, {name: {}}
     checkpoint = read_checkpoint(path)
     averages = checkpoint["ema"]
@@ -193,9 +204,38 @@ def completed(config: Mapping) -> DictConfig:
     return config
 
 
-def _load_weights_folder(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
+def holds_one_set(path: str | Path) -> bool:
+    """Whether ``path`` is a folder that pmf_lightning.convert wrote, or a release of Drifting's generators."""
+    return weights_folder.is_weights_folder(path) or flax_release.is_release(path)
+
+
+def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeights:
+    """Read the released .msgpack of a generator of Drifting, or the folder that holds it, as the model of ``cfg``.
+
+    ``cfg`` None: the preset of the file's sizes, on its data. Raises UserError, naming the path as ckpt.
+    """
+    source = f"ckpt={path}"
+    try:
+        file, _ = flax_release.find(path)
+        arrays = read_msgpack(file)
+    except UserError as error:
+        named = str(error).startswith(str(Path(path).expanduser()))
+        raise UserError(f"ckpt={error}" if named else f"{source}: {error}") from error
+    if cfg is None:
+        name = generator_preset(arrays, source)
+        cfg = compose([f"model={name}", f"data={published()[name].data}"])
+    module = build(cfg, empty=True)
+    if not isinstance(module.network, DriftingViT):
+        raise UserError(f"{source}: holds weights of Drifting; choose model={generator_preset(arrays, source)}")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    about = About("Drifting", RELEASED, {"file": file.name, "sha256": digest}, module.config)
+    return StoredWeights(generator_tensors(arrays, module.network, source), {}, about)
+
+
+def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
     """Return the module, and what its weights are called."""
-    stored = weights_folder.read(folder)
+    stored = weights_folder.read(folder) if weights_folder.is_weights_folder(folder) else read_release(folder)
     about = stored.about
     if ema is not None and not _is_average(ema, about):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pmf_lightning.assemble import build, build_stored, load_checkpoint
+from pmf_lightning.assemble import build, build_stored, load_checkpoint, read_release
 from pmf_lightning.config import compose
 from pmf_lightning.errors import UserError
 from pmf_lightning.models.official import (
@@ -48,6 +48,20 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
         config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
     chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
     return StoredWeights(ours, aside, About(family_of(module.network).name, chosen, _source(path), config))
+
+
+def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
+    """Read a released .msgpack of a generator of Drifting, or its folder, as the model of ``cfg`` or of its sizes.
+
+    Raises UserError as ``read_release`` does, and for options that do not apply to such a file.
+    """
+    if cfg.ema is not None:
+        raise UserError(f"ema={cfg.ema}: {path} holds one set of weights; leave ema out")
+    if cfg.get("name"):
+        return read_release(path, _run_config(cfg.name, cfg))
+    if cfg.get("data") is not None:
+        raise UserError(f"data={cfg.data.name}: add model=, or leave data out: the sizes of {path} choose both")
+    return read_release(path)
 
 
 def heads_of(weights: Iterable[str]) -> list[str]:

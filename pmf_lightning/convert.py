@@ -1,7 +1,7 @@
 """Weights between formats: python -m pmf_lightning.convert in=pMF-B-16.pt out=pmf_b16
 
-Three kinds of source (official files of pMF, iMF and JiT, checkpoints of our training, folders that this command wrote)
-go to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
+Three kinds of source (official files of pMF, iMF, JiT and Drifting, checkpoints of our training, folders that this
+command wrote) go to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from pmf_lightning import weights_folder
 from pmf_lightning.assemble import find_checkpoint, load_checkpoint
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.command import command
-from pmf_lightning.conversion import from_checkpoint, from_official, heads_of, official_dict
+from pmf_lightning.conversion import from_checkpoint, from_official, from_release, heads_of, official_dict
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
-from pmf_lightning.models.official import read_tensors
+from pmf_lightning.models.official import flax_release, read_tensors
 from pmf_lightning.weights_folder import StoredWeights, is_weights_folder
 
 _FILES = (".pt", ".pth")  # official weights
@@ -63,6 +63,10 @@ def _check_out(out: Path, source: Path, force: bool) -> None:
 
 def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
     to_file, folder = out.suffix in _FILES, source.is_dir()
+    if flax_release.is_release(source):
+        if to_file:
+            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
+        return from_release(source, cfg)
     contents = None if folder else read_tensors(source)
     if not folder and not _is_checkpoint(contents):
         if to_file:

@@ -1,15 +1,21 @@
 """Released files of drifting's generators: every size, names and layouts, the way back, and refusals."""
 
+import hashlib
 import json
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from flax_files import nested, write
 from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
 
-from pmf_lightning import UserError, compose, load_official, official_weights
+from pmf_lightning import UserError, assemble, compose, load_checkpoint, load_official, official_weights
+from pmf_lightning.assemble import load_with_averages
+from pmf_lightning.convert import convert
+from pmf_lightning.evaluate import evaluate
 from pmf_lightning.hydra_compat import instantiate
+from pmf_lightning.models.official import drifting
 from pmf_lightning.models.official.drifting import (
     generator_arrays,
     generator_tensors,
@@ -17,6 +23,7 @@ from pmf_lightning.models.official.drifting import (
     official_generator_sizes,
 )
 from pmf_lightning.published import published
+from pmf_lightning.sample import sample
 
 # width, blocks, heads, SwiGLU hidden; image, channels, patch
 SIZES = {
@@ -214,3 +221,94 @@ def test_what_is_no_generator_is_refused(release, tmp_path):
         load_official_generator(tmp_path / "absent.msgpack", on_meta())
     with pytest.raises(UserError, match="drifting's official files are not PyTorch's: generator_arrays of models"):
         official_weights(on_meta())
+
+
+# From the command line
+
+# The tiny network as a change of a preset.
+SIZED = [
+    *("model=drifting_b16", "data=digits", "data.resolution=12", "data.channels=3", "data.classes=7"),
+    *("drift_features=raw", "backbone.patch=4", "backbone.width=24", "backbone.attention_heads=2"),
+    *(
+        "backbone.mlp_hidden=64",
+        "backbone.trunk=2",
+        "backbone.context=3",
+        "objective.styles=5",
+        "objective.style_rows=4",
+    ),
+]
+PLACES = [".", "params_ema", "params_ema/ema_params.msgpack"]
+
+
+def converted(source, out, *overrides):
+    return convert(compose([f"in={source}", f"out={out}", *overrides], "convert"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_release_becomes_a_folder_of_weights(release, arrays, golden, tmp_path, place):  # noqa: F811
+    stored = converted(release / place, tmp_path / "weights", *SIZED)
+    assert (stored.about.family, stored.about.weights) == ("Drifting", "official")
+    assert stored.about.source["file"] == "ema_params.msgpack"
+    module = load_checkpoint(tmp_path / "weights")
+    assert same(generator_arrays(module.network), arrays)
+    with torch.no_grad():
+        out = module.network(*inputs(golden, torch.float32))["u"]
+    assert (out - golden["out"]).abs().max() < 1e-5
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Let the sizes of the tiny network be those of a preset."""
+    monkeypatch.setitem(drifting._PRESETS, (24, 2, 48), "drifting_b16")
+    monkeypatch.setattr(assemble, "compose", lambda overrides: compose(SIZED))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_release_is_sampled_and_judged_as_it_is(release, arrays, tmp_path, monkeypatch, known, place):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    given = f"ckpt={release / place}"
+    made = sample(compose([given, "n=3", "out=drawn"], "sample"))
+    assert made["nfe"] == 1
+    module, sets = load_with_averages(release / place)
+    assert sets == {"official": {}}
+    assert same(generator_arrays(module.network), arrays)
+    rules = ["extractor=module", "extractor.name=means", "extractor.features=4", "reference=stats.npz", "protocol.n=4"]
+    rules += ["extractor.module={_target_: features_of_tests.Quarters}"]
+    np.savez("stats.npz", mu=np.zeros(4), sigma=np.eye(4))
+    judged = evaluate(compose([given, *rules, "n=4", "out=judged"], "evaluate"))
+    assert (judged["ema"], judged["model"], judged["nfe"]) == ("official", "drifting_b16", 1)
+    digest = hashlib.sha256((release / "params_ema" / "ema_params.msgpack").read_bytes()).hexdigest()
+    assert judged["checkpoint_sha256"] == digest
+
+
+@pytest.mark.parametrize(
+    ("place", "overrides", "message"),
+    [
+        ("params_ema", [], "in=.*params_ema: the file has 2 blocks of width 24 .*which no preset has; give model="),
+        ("params_ema", ["model=drifting_b16"], "in=.*params_ema: 5. of 2.. arrays|in=.*params_ema: it lacks"),
+        ("params_ema", ["model=pmf_b16"], "in=.*params_ema: .* no preset has"),
+        ("params_ema", ["ema=raw"], "ema=raw: .* holds one set of weights; leave ema out"),
+        ("params_ema", ["data=imagenet256"], "data=imagenet256: add model=, or leave data out"),
+        ("gone.msgpack", [], "in=.*gone.msgpack: no such file"),
+    ],
+)
+def test_releases_that_cannot_be_converted(release, tmp_path, place, overrides, message):
+    with pytest.raises(UserError, match=message) as refused:
+        converted(release / place, tmp_path / "weights", *overrides)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_other_msgpacks_are_one_line(release, tmp_path, monkeypatch):
+    """A damaged file, and an encoder's, to convert and to sample."""
+    file = release / "params_ema" / "ema_params.msgpack"
+    with pytest.raises(UserError, match=r"both are official files"):
+        converted(release, tmp_path / "other.pt")
+    write(file, {"fc": {"kernel": np.zeros((3, 2), np.float32)}})
+    for call, key in ((lambda: converted(file, tmp_path / "w"), "in"), (lambda: load_checkpoint(file), "ckpt")):
+        with pytest.raises(UserError, match=rf"{key}=.*msgpack: holds no generator of drifting; an encoder is used by"):
+            call()
+    file.write_bytes(b"\xc1 no msgpack")
+    for call, key in ((lambda: converted(file, tmp_path / "w"), "in"), (lambda: load_checkpoint(file), "ckpt")):
+        with pytest.raises(UserError, match=rf"^{key}=.*ema_params.msgpack: cannot be read as a .msgpack"):
+            call()

@@ -93,6 +93,19 @@ def load_official_generator(path: str | Path, network: DriftingViT) -> DriftingV
     return network
 
 
+def generator_preset(official: Mapping[str, Tensor], source: str) -> str:
+    """Return the ``model=`` whose sizes official arrays have; UserError, naming ``source``, where none has them."""
+    sizes = _sizes_in(flax_release.without_root(official))
+    if sizes is None:
+        raise UserError(
+            f"{source}: holds no generator of drifting; an encoder is used by drift_features=mae_released "
+            "drift_features.path=, and weights of pMF, iMF or JiT are .pt or .pth files"
+        )
+    if sizes not in _PRESETS:
+        raise UserError(f"{source}: {_told(sizes)}, which no preset has; give model= and its sizes to convert")
+    return _PRESETS[sizes]
+
+
 def official_generator_sizes(path: str | Path) -> dict[str, Any]:
     """Return the sizes of a released folder, from its metadata, as DriftingViT takes them.
 
@@ -160,11 +173,24 @@ def _from_flax(network: DriftingViT, name: str, given: Mapping[str, Tensor]) -> 
 
 def _remedy(given: Mapping[str, Tensor]) -> str:
     """Say what the file's sizes are, and which preset has them."""
+    sizes = _sizes_in(given)
+    if sizes is None:
+        return "is it a generator of drifting?"
+    found = _PRESETS.get(sizes)
+    return f"{_told(sizes)}: " + (
+        f"take model={found} with its data" if found else "set the backbone's sizes to its own"
+    )
+
+
+def _sizes_in(given: Mapping[str, Tensor]) -> tuple[int, int, int] | None:
+    """Return width, blocks and numbers in a patch; None for what is no generator."""
     blocks = {match[1] for name in given if (match := re.match(rf"{_TRUNK}blocks_(\d+)/", name))}
     patches = given.get(f"{_TRUNK}TorchLinear_0/Dense_0/kernel")
     if not blocks or patches is None or patches.ndim != 2:
-        return "is it a generator of drifting?"
-    numbers, width = patches.shape
-    found = _PRESETS.get((width, len(blocks), numbers))
-    told = f"the file has {len(blocks)} blocks of width {width} and patches of {numbers} numbers"
-    return f"{told}: " + (f"take model={found} with its data" if found else "set the backbone's sizes to its own")
+        return None
+    return patches.shape[1], len(blocks), patches.shape[0]
+
+
+def _told(sizes: tuple[int, int, int]) -> str:
+    width, blocks, numbers = sizes
+    return f"the file has {blocks} blocks of width {width} and patches of {numbers} numbers"

@@ -29,6 +29,14 @@ def find(path: str | Path) -> tuple[Path, Path]:
     raise UserError(f"{path}: this folder holds no {FILES[0][0]}; give the folder of a release, or the file")
 
 
+def is_release(path: str | Path) -> bool:
+    """Whether ``path`` is named as a .msgpack, or is a folder that holds released weights."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path.suffix == ".msgpack"
+    return any((folder / weights).is_file() for folder in (path / "params_ema", path) for weights, _ in FILES)
+
+
 def sizes(path: str | Path, what: str, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """Return what ``read`` makes of the model_config in the metadata beside the weights at ``path``.
 
