@@ -130,6 +130,27 @@ def test_a_link_above_the_root_lists_nothing_outside(tmp_path):
     assert image_tree(str(tmp_path / "root")).names == ["a/1.png"]
 
 
+def test_folders_without_permission_are_named(tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/closed/1.png", "b/1.png"):
+        save(tmp_path / name)
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    tree = image_tree(str(tmp_path))
+    assert tree.names == ["a/1.png", "b/1.png"]
+    assert reasons(tree.left_out) == {"a folder that cannot be read (Permission denied)": 1}
+    (tmp_path / "b").rename(tmp_path / "b_closed")
+    with pytest.raises(
+        UserError, match=r"class folder .*b_closed holds no image \(left out: 1 a folder that cannot be"
+    ):
+        image_tree(str(tmp_path))
+
+
 # --- classes ---
 
 

@@ -91,7 +91,7 @@ def find_classes(root: str | None, option: str = "data.root") -> Classes:
         raise UserError(f"{option}={root} is not a folder: set it to a folder that holds one folder per class")
     names = _folders(path, option)
     if not names:
-        if any(entry.is_file() and is_image(entry.name) and not is_hidden(entry.name) for entry in path.iterdir()):
+        if any(os.path.isfile(one) and is_image(one.name) and not is_hidden(one.name) for one in path.iterdir()):
             return Classes([path.resolve().name or "images"], "the folder holds no class folders")
         raise UserError(f"{option}={root} holds no class folder: put the images into {root}/<class>/")
     _refuse_splits(path, names, option)
@@ -133,8 +133,9 @@ def _folders(path: Path, option: str) -> list[str]:
         entries = sorted((one for one in path.iterdir() if not is_hidden(one.name)), key=lambda one: one.name)
     except OSError as error:
         raise UserError(f"{option}={path} cannot be read ({error.strerror}); see its permissions") from error
-    real = [one for one in entries if one.is_dir() and not one.is_symlink()]
-    names, links = [one.name for one in real], [one for one in entries if one.is_symlink() and one.is_dir()]
+    entries = [one for one in entries if os.path.isdir(one)]  # False also where that cannot be seen
+    real, links = ([one for one in entries if one.is_symlink() == link] for link in (False, True))
+    names = [one.name for one in real]
     seen = {os.path.realpath(one) for one in real}
     for one in links:
         target = os.path.realpath(one)
@@ -198,8 +199,11 @@ def _are_parts(path: Path, names: list[str]) -> bool:
 
 def _numbers_within(folder: Path, start: int, size: int) -> bool:
     """Say whether the first images of a folder are numbers from ``start`` to ``start + size - 1``."""
-    with os.scandir(folder) as entries:
-        stems = [os.path.splitext(one.name)[0] for one in islice(entries, 1000) if is_image(one.name)]
+    try:
+        with os.scandir(folder) as entries:
+            stems = [os.path.splitext(one.name)[0] for one in islice(entries, 1000) if is_image(one.name)]
+    except OSError:
+        return False
     return bool(stems) and all(
         stem.isascii() and stem.isdigit() and start <= int(stem) < start + size for stem in stems
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pmf_lightning.data.image_kinds import formats
+from pmf_lightning.data.image_kinds import FIRST, formats
 from pmf_lightning.errors import UserError
 
 DECODE_RULE = "upright, transparency on the background, 16 bits to 8"  # of keys: change it when pixels change
@@ -60,15 +60,14 @@ def open_picture(source: Path | bytes, channels: int, background: str) -> Pictur
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:
         done = []
-        if _is_animated(image):
-            done.append(FIRST_FRAME)
-        turn = stored_turn = _orientation(image)
+        turned = image.format == "TIFF" and _orientation(image) in TURNS  # Pillow turns these while it loads them
         image.load()
-        if image.format == "TIFF":  # Pillow turns these while it loads them
-            turn = _orientation(image)
-        if stored_turn in TURNS:
+        turn = _orientation(image)
+        if turned or turn in TURNS:
             done.append(TURNED)
         picture = _levels(image, "RGB" if channels == 3 else "L", background, done)
+        if _is_animated(image):  # after all else: looking for a second frame may leave the first
+            done.append(FIRST_FRAME)
         return Picture(picture.transpose(TURNS[turn]) if turn in TURNS else picture, tuple(done))
 
 
@@ -96,7 +95,7 @@ def _levels(image: Image.Image, mode: str, background: str, done: list[str]) -> 
         return picture.convert(mode)
     if image.mode == "CMYK":
         done.append(CMYK)
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode == mode and image.format in FIRST else image.convert(mode)
 
 
 def _strips(image: Image.Image):
