@@ -187,8 +187,8 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
     try:
         with at_most_weights(stored):
             return build(completed(config), empty=True)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(shorten(str(error), 500, placeholder=" ...")) from error
     except Exception as error:  # values of the wrong kind fail in many places
         said = shorten(one_line(error), 200, placeholder=" ...")
         raise UserError(

@@ -10,14 +10,15 @@ import json
 import math
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+Kind = TypeVar("Kind")
 MOST_TEXT = 256 * 2**20  # bytes of a JSON or YAML file: a manifest has about 200 a shard, an index 100 a run
 _MOST_VALUES, _MOST_DEPTH = 200_000, 100  # of a YAML file: a configuration has 500
 _MOST_RATIO = 1100  # of the sizes of a zip's member before and after: deflate reaches 1032
@@ -31,6 +32,34 @@ def read_json(path: Path, most: int = MOST_TEXT) -> Any:
 def parse_json(text: str) -> Any:
     """Return what a text of JSON holds; ValueError where it is none, or nested too deeply."""
     return _parsed(json.loads, text)
+
+
+def as_record(kind: type[Kind], found: Any) -> Kind:
+    """Return the dataclass ``kind`` of a mapping of JSON; ValueError where a value is of another kind, or missing."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"it holds no {kind.__name__.lower()}")
+    hints = get_type_hints(kind)
+    for name, value in found.items():
+        if name in hints and not _is(value, hints[name]):
+            raise ValueError(f"{name} is {' '.join(repr(value).split())[:60]}")
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Tell whether a value of JSON is what an annotation says."""
+    parts = get_args(hint)
+    if get_origin(hint) in (list, Sequence):
+        return isinstance(value, list) and all(_is(one, parts[0]) for one in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is(one, parts[1]) for one in value.values())
+    if parts:
+        return any(_is(value, part) for part in parts)
+    if hint is int:
+        return type(value) is int
+    return isinstance(value, hint)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

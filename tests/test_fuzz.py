@@ -484,7 +484,7 @@ FUZZED = {
         read_decoded,
         100,
     ),
-    "runs": Fuzzed(RUNS, runs, 150),
+    "runs": Fuzzed(RUNS, runs, 200),
     "points of a search": of_json("a.json", POINT, points, 60),
     "notes of shards": Fuzzed(NOTES, notes, 100),
 }

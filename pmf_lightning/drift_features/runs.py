@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def run_encoder(path: str | Path) -> MAEEncoder:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a checkpoint of pmf_lightning (it lacks {error})") from error
     if target != _TARGET:
-        raise UserError(f"{path}: its network is {target}, no MAE; give a run of model=mae_r256 or the like")
+        said = shorten(str(target), 120, placeholder=" ...")
+        raise UserError(f"{path}: its network is {said}, no MAE; give a run of model=mae_r256 or the like")
     try:
         weights = _part(unwrapped(averages[ema], str(path)), "encoder.")
         with torch.device("meta"), at_most_weights(len(weights)):

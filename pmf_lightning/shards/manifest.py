@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.bounded import read_json
+from pmf_lightning.bounded import as_record, read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 
@@ -74,18 +74,24 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
         raise UserError(f"{key}={folder}: it holds no {NAME}, so it is no finished set of shards; {make}")
     try:
         return _parse(read_json(path), path)
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the command that made the shards again") from error
 
 
-def _parse(content: dict[str, Any], path: Path) -> Manifest:
-    if content.pop("format") != FORMAT:
+def _parse(content: Any, path: Path) -> Manifest:
+    if not isinstance(content, dict) or not isinstance(content.get("shards"), list):
+        raise ValueError("it holds no list of shards")
+    if content.pop("format", None) != FORMAT:
         raise UserError(f"{path} is of another format than {FORMAT}; make the shards again with this version")
-    count = content.pop("count")
-    shards = [ShardEntry(**entry) for entry in content.pop("shards")]
-    manifest = Manifest(**content, shards=shards)
-    if manifest.kind not in KINDS:
-        raise ValueError(f"kind={manifest.kind}")
+    count = content.pop("count", None)
+    shards = [as_record(ShardEntry, entry) for entry in content.pop("shards")]
+    manifest = as_record(Manifest, {**content, "shards": shards})
+    if manifest.kind not in KINDS or min(manifest.resolution, manifest.channels) < 1:
+        raise ValueError(f"kind={manifest.kind} resolution={manifest.resolution} channels={manifest.channels}")
+    if len(manifest.per_class) != len(manifest.class_names):
+        raise ValueError(f"{len(manifest.class_names)} names of classes, {len(manifest.per_class)} counts")
+    if outside := [entry.file for entry in shards if Path(entry.file).name != entry.file or "\0" in entry.file]:
+        raise ValueError(f"the shard {outside[0]!r:.60} is not in this folder")
     if not count == manifest.count == sum(manifest.per_class):
         raise ValueError(f"{count} records in all, {manifest.count} in shards, {sum(manifest.per_class)} in classes")
     return manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from pmf_lightning.bounded import read_json
+from pmf_lightning.bounded import as_record, read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards import manifest
@@ -55,8 +55,11 @@ def _claim(out: Path, recipe: Recipe) -> None:
     path = out / NOTES / "recipe.json"
     if path.is_file():
         try:
-            known = Recipe(**{"background": "none", **read_json(path)})  # of an earlier version
-        except (ValueError, TypeError) as error:
+            stored = read_json(path)
+            if isinstance(stored, dict):
+                stored = {"background": "none", **stored}  # of an earlier version
+            known = as_record(Recipe, stored)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); set another out, or remove {out}") from error
         check_recipe(recipe, known, out)
         return
@@ -80,9 +83,12 @@ def read_note(tar: Path) -> Finished | None:
     """
     try:
         noted = read_json(_note_of(tar))
-        finished = Finished(
-            ShardEntry(**noted["entry"]), [Unreadable(**one) for one in noted["unreadable"]], noted["done"]
-        )
+        entry, unreadable = noted["entry"], noted["unreadable"]
+        parts = {
+            "entry": as_record(ShardEntry, entry),
+            "unreadable": [as_record(Unreadable, one) for one in unreadable],
+        }
+        finished = as_record(Finished, {**noted, **parts})
         index = read_index(tar)
         whole = tar.stat().st_size == finished.entry.bytes and len(index.keys) == finished.entry.count
     except (OSError, ValueError, TypeError, KeyError, UserError):

@@ -45,7 +45,8 @@ class Arm:
     @property
     def images_per_second(self) -> float:
         """The speed of training that a finished run measured; 0 where there is none."""
-        return _summary(self.run_dir).get("images_per_second") or 0.0 if self.state == "finished" else 0.0
+        speed = _summary(self.run_dir).get("images_per_second") if self.state == "finished" else None
+        return float(speed) if type(speed) in (int, float) else 0.0
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         found = read_json(folder / "summary.json")
     except (OSError, ValueError):
         return {"stopped_early": True}
-    return {"stopped_early": False, **found}
+    return {"stopped_early": False, **found} if isinstance(found, dict) else {"stopped_early": True}
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -62,7 +63,13 @@ def read(folder: Path) -> dict[str, Any] | None:
         found = read_json(folder / SWEEP)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("arms"), list):
+        return None
+    return found if all(isinstance(arm, dict) and _is_folder(arm.get("run_dir")) for arm in found["arms"]) else None
+
+
+def _is_folder(name: Any) -> bool:
+    return name is None or (isinstance(name, str) and "\0" not in name)
 
 
 def write(folder: Path, arms: Sequence[Arm], about: dict[str, Any]) -> None:
@@ -72,7 +79,7 @@ def write(folder: Path, arms: Sequence[Arm], about: dict[str, Any]) -> None:
     """
     own = {arm.run_dir.resolve() for arm in arms if arm.run_dir is not None}
     earlier = (read(folder) or {"arms": []})["arms"]
-    kept = [one for one in earlier if one["run_dir"] and (folder / one["run_dir"]).is_dir()]
+    kept = [one for one in earlier if one.get("run_dir") and (folder / one["run_dir"]).is_dir()]
     kept = [one for one in kept if (folder / one["run_dir"]).resolve() not in own]
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / SWEEP) as draft:

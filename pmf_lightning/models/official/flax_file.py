@@ -103,7 +103,7 @@ def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
 def _number(value: int | float, name: str) -> Tensor:
     try:
         return torch.tensor(value)
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         raise _BadEntry(f"{name} is a number of more than 64 bits") from error
 
 
