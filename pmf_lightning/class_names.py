@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from pmf_lightning.bounded import read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.data.class_folders import say_classes
 from pmf_lightning.data.dataset import Source
@@ -45,8 +46,9 @@ def check_same_classes(source: Source, checkpoint: Path | None) -> None:
 def _known(source: Source, path: Path) -> list[str] | None:
     """Return the class names of a run; earlier versions stored none and sorted folders by their letters."""
     try:
-        return json.loads(path.read_text())["class_names"]
+        names = read_json(path)["class_names"]
     except FileNotFoundError:
         return sorted(source.class_names) if isinstance(source, Folder) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
