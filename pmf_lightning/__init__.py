@@ -32,6 +32,7 @@ _HOMES = {
     "load_checkpoint": "assemble",
     "load_official": "models.official",
     "official_weights": "models.official",
+    "sample_images": "sampling",  # pmf_lightning.sample is the command
 }
 __all__ = list(_HOMES)
 

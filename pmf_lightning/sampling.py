@@ -1,6 +1,6 @@
 """From noise to images: by the average velocity in any number of steps, or along dz/dt = v; pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,12 +27,12 @@ def generate(
     objective: Any = None,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Draw images from noise in ``steps`` equal steps, t from 1 to 0.
+    """Draw images from scaled noise in ``steps`` equal steps, t from 1 to 0; ``sample_images`` makes the noise too.
 
     Args:
         module: a trained LightningModule (its ``network`` and ``objective`` are used), or a bare network together
             with ``objective``.
-        noise: starting points, already scaled by the objective's noise_scale.
+        noise: starting points, already scaled: ``module.objective.noise_scale * image_noise(...)``.
         labels: classes; the number of classes means none.
         steps: at least 1.
         omega, t_min, t_max: guidance scale and interval. MeanFlow's networks take them as inputs; JiT mixes two answers
@@ -98,7 +98,10 @@ def _each(images: Tensor, value: Number) -> Tensor:
 
 
 def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "count c h w"]:
-    """Draw the unit noise of images first ... first + count - 1 on the CPU; image i depends on (seed, i) alone."""
+    """Draw the unit noise of images first ... first + count - 1 on the CPU; image i depends on (seed, i) alone.
+
+    It is not scaled: ``objective.noise_scale`` times it is what ``generate`` takes.
+    """
     return draws.normal_images(seed, "image", rows=torch.arange(first, first + count), shape=shape)
 
 
@@ -115,3 +118,35 @@ def numbered_images(
     if hasattr(module.objective, "image_conditions"):
         options["conditions"] = module.objective.image_conditions(seed, first, len(labels))
     return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))
+
+
+def sample_images(
+    module: nn.Module,
+    labels: Int64[Tensor, " n"] | Sequence[int],
+    seed: int = 0,
+    first: int = 0,
+    chunk: int = 64,
+    **options: Any,
+) -> Float[Tensor, "n c h w"]:
+    """Draw images of classes from a loaded model, as ``python -m pmf_lightning.sample`` does; in [-1, 1], on the CPU.
+
+    Args:
+        module: what ``load_checkpoint`` returns, on any device.
+        labels: classes, one per image.
+        seed, first: image i depends on (seed, first + i) and its label alone.
+        chunk: images at a time.
+        options: ``steps``, ``method``, ``omega``, ``t_min`` and ``t_max`` as of ``generate``; what is left out is how
+            the model is judged (``module.config["sampling"]``).
+
+    Raises TypeError for other options, ValueError as ``generate`` does.
+    """
+    if unknown := sorted(options.keys() - set(OPTIONS)):
+        raise TypeError(f"sample_images has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    if labels.dim() != 1 or not len(labels) or not ((labels >= 0) & (labels <= module.network.classes)).all():
+        raise ValueError(f"labels: give a list of classes from 0 to {module.network.classes - 1}, one for each image")
+    judged = module.config["sampling"]
+    options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}
+    starts = range(0, len(labels), chunk)
+    parts = (numbered_images(module, labels[i : i + chunk], seed, first + i, **options) for i in starts)
+    return torch.cat([part.clamp(-1, 1).cpu() for part in parts])
