@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
 
 from pmf_lightning.errors import UserError
+from pmf_lightning.locks import FOR_EVER, held
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -56,10 +56,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Let one process at a time make ``path``; the others wait. Clears what a killed writer left behind."""
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with held(path.with_name(f".{path.name}.lock"), str(path), "is making it", patience=FOR_EVER):
         for partial in path.parent.glob(f".{path.name}.*.partial"):
             _remove(partial)
         yield
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file or a folder is on the disk: a power cut could leave its name with too few bytes, or none."""
+    if path.is_dir() and os.name == "nt":  # which opens no folder
+        return
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _remove(path: Path) -> None:

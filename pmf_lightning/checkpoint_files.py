@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmf_lightning.cache import to_disk
+
 LAST, BEST = "last.ckpt", "best.ckpt"
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
@@ -88,22 +90,14 @@ def name(draft: Path, last: Path, others: list[Path]) -> None:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             shutil.copyfile(draft, spare)
-            _sync(spare)
+            to_disk(spare)
         os.replace(spare, path)
     os.replace(draft, last)
     try:
-        _sync(last.parent)  # a rename is on the disk when its folder is
+        to_disk(last.parent)  # a rename is on the disk when its folder is
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def clear_drafts(folder: Path) -> None:

@@ -1,22 +1,24 @@
 """A file that one process at a time holds: two runs, or two sweeps, do not write to the same directories at once.
 
-The lock is the file system's (fcntl) and ends with its process, also where that is killed: the file alone says nothing.
+The lock is the file system's (filelock) and ends with its process, also where that is killed: the file alone says
+nothing. Processes that this one forks do not hold it.
 """
 
 import errno
-import fcntl
 import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from pmf_lightning.errors import UserError
 
 NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
+FOR_EVER = -1.0
 
 
 class Held(UserError):
@@ -24,44 +26,49 @@ class Held(UserError):
 
 
 @contextmanager
-def held(path: Path, what: str, doing: str) -> Iterator[None]:
+def held(path: Path, what: str, doing: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the file ``path``, made for it and taken away again, while the block runs; not inherited by processes.
 
-    Where the file system has no locks a warning says so, and nothing is held. Raises Held: "``what``: process 1234 on
-    ... ``doing``", where another process holds the file; OSError where it cannot be written.
+    Where another process holds it, this one waits for ``patience`` seconds, then raises Held: "``what``: process 1234
+    on ... ``doing``". Where the file system has no locks a warning says so, and nothing is held. Raises OSError where
+    the file cannot be written.
     """
-    file = _taken(path, what, doing)
+    lock = FileLock(path, timeout=patience, fallback_to_soft=False)
     try:
+        lock.acquire()
+    except Timeout as error:
+        raise Held(f"{what}: {_holder(path)} {doing}") from error
+    except OSError as error:
+        if error.errno not in NONE_HERE:
+            raise
+        _warn(f"no locks in this file system ({error.strerror}); let no second process write to {path.parent}")
+        yield
+        return
+    try:
+        _sign(path)
         yield
     finally:
-        if file is not None:
-            path.unlink(missing_ok=True)  # while it is held: see _taken
-            file.close()
+        with suppress(PermissionError):  # Windows removes no open file
+            path.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes another
+        lock.release()
 
 
-def _taken(path: Path, what: str, doing: str) -> TextIO | None:
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except FileNotFoundError:
-            is_there = False
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            if error.errno not in NONE_HERE:
-                raise Held(f"{what}: {holder} {doing}") from error
-            _warn(f"no locks in this file system ({error.strerror}); let no second process write to {path.parent}")
-            return None
-        if is_there:
-            break
-        file.close()  # its last holder has just taken it away
-    file.truncate(0)  # of one that was killed
-    file.write(f"process {os.getpid()} on {platform.node()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
-    file.flush()
-    return file
+def _sign(path: Path) -> None:
+    """Write down who holds the lock, behind the first byte, which others cannot read under Windows."""
+    with path.open("r+b") as file:
+        file.seek(1)
+        file.truncate()  # of one that was killed
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {platform.node()} (since {stamp})\n".encode())
+
+
+def _holder(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(1)
+            return file.read().decode(errors="replace").strip() or "another process"
+    except OSError:  # it has just been taken away
+        return "another process"
 
 
 @cache  # once

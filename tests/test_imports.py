@@ -47,7 +47,8 @@ ALLOWED = {
         *{"evaluation", "bounded", "cache", "data", "draws", "errors", "kept_network", "metrics", "precision"},
         *{"state_names", "tensor_files"},
     },
-    "shards": {"shards", "bounded", "cache", "data", "draws", "errors", "precision"},
+    "locks": {"errors"},
+    "shards": {"shards", "bounded", "cache", "data", "draws", "errors", "locks", "precision"},
     "perceptual": {"perceptual", "data", "errors", "metrics", "precision", "state_names", "tensor_files"},
     "drift_features": {
         *{"drift_features", "cache", "data", "draws", "errors", "kept_network", "models", "objectives", "perceptual"},

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,14 +67,32 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path):
         other.send_signal(signal.SIGKILL)
         other.wait()
         with held(*mine):
-            assert re.match(rf"process {os.getpid()} .*\n$", path.read_text())
+            assert re.match(rf"\0process {os.getpid()} .*\n$", path.read_text())
         assert not path.exists()
+
+
+def test_one_that_has_patience_waits_for_the_end_of_the_other(tmp_path):
+    path, taken = tmp_path / ".lock", []
+    with holder(path) as other:
+        waiting = threading.Thread(target=lambda: taken.append(_pid_in(path)))
+        waiting.start()
+        assert taken == []
+        other.communicate(b"\n")  # it takes its file away
+        waiting.join()
+    assert taken == [os.getpid()]
+    assert not path.exists()
+
+
+def _pid_in(path):
+    with held(path, "it", "waits", patience=locks.FOR_EVER):
+        return int(path.read_text().split()[1])
 
 
 def test_what_a_killed_process_has_forked_holds_nothing(tmp_path):
     """Workers that load data live on for some seconds."""
     path = tmp_path / ".lock"
-    forks = "if not os.fork(): __import__('time').sleep(20), os._exit(0)\n    "
+    child = "os.write(w, b'begun'), __import__('time').sleep(20), os._exit(0)"
+    forks = f"r, w = os.pipe()\n    if not os.fork(): {child}\n    os.read(r, 5)\n    "
     with holder(path, forks) as other:
         other.kill()
         other.wait()
@@ -85,7 +104,7 @@ def test_without_locks_of_the_file_system_a_warning_is_all(tmp_path, monkeypatch
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
     for _ in range(2):
         with held(tmp_path / ".lock", "it", "waits"):
             pass

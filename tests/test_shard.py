@@ -339,7 +339,7 @@ def test_two_at_once_and_foreign_folders_are_refused(few, tmp_path, monkeypatch)
     monkeypatch.setattr(progress, "PATIENCE", 0.05)
     out = tmp_path / "out"
     out.mkdir()
-    with filelock.FileLock(out / ".lock"), pytest.raises(UserError, match="another shard command is at work there"):
+    with filelock.FileLock(out / ".lock"), pytest.raises(UserError, match="is making shards there; wait for it"):
         run(few, out)
     (out / "thesis.txt").touch()
     with pytest.raises(UserError, match=r"other things are there \(thesis.txt\); set another out"):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pmf_lightning.sweeps.heard import HEARD, SIGNALS
 
-REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's, before the time limit; submitit sends the second
+# SIGUSR1 and SIGUSR2: SLURM's, before the time limit; submitit sends the second
+REQUEUE = tuple(set(SIGNALS) - {signal.SIGINT, signal.SIGTERM})
 
 
 class StopSignals:

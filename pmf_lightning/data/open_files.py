@@ -55,7 +55,7 @@ class OpenFiles:
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
         descriptor, pieces, missing = self._descriptor(file), [], size
-        while missing and (piece := os.pread(descriptor, missing, offset + size - missing)):
+        while missing and (piece := _read_at(descriptor, missing, offset + size - missing)):
             pieces.append(piece)
             missing -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -66,10 +66,17 @@ class OpenFiles:
         else:
             while len(self._open) >= self.most_open:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[file] = os.open(self.paths[file], os.O_RDONLY | os.O_CLOEXEC)
+            self._open[file] = os.open(self.paths[file], os.O_RDONLY | getattr(os, "O_BINARY", 0))
         return self._open[file]
 
     def _close(self, file: int) -> None:
         if file in self._open:
             with suppress(OSError):  # one that the system has lost cannot be closed either
                 os.close(self._open.pop(file))
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows, whose processes share no descriptors
+    return os.read(descriptor, size)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 GROUP_MEMORY = Path("/sys/fs/cgroup")  # of containers and batch systems: their limit is lower than the machine's
@@ -31,6 +32,8 @@ def _of_the_machine() -> int:
         lines = dict(line.split(":", 1) for line in MACHINE_MEMORY.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # no Linux: all memory there is, the best that the standard library knows
+        if not hasattr(os, "sysconf"):  # Windows, where it does not know that either
+            return sys.maxsize
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

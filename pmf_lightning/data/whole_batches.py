@@ -60,12 +60,16 @@ def unhurried(worker: int) -> None:
         threading.Thread(target=_end_by_the_parent, daemon=True).start()
     else:
         heard = SIGNALS  # macOS has none, and there SIGTERM ends it at once
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
     """Let signals wait; processes that are made meanwhile begin so, and none meets one before ``unhurried``."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import filelock
-
 from pmf_lightning.bounded import as_record, read_json
 from pmf_lightning.cache import atomic_write
 from pmf_lightning.errors import UserError
+from pmf_lightning.locks import held
 from pmf_lightning.shards import manifest
 from pmf_lightning.shards.inputs import Unreadable
 from pmf_lightning.shards.manifest import ShardEntry
@@ -21,7 +20,7 @@ from pmf_lightning.shards.tar_files import UNPACKED
 NOTES = ".progress"
 LOCK = ".lock"
 LIST = "unreadable.tsv"
-PATIENCE = 10  # seconds: processes of a killed run end at their next image
+PATIENCE = 10.0  # seconds: processes of a killed run end at their next image
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,11 @@ def making(out: Path, recipe: Recipe) -> Iterator[None]:
 
     Raises UserError where another process is at work, where other things lie, or shards of another recipe.
     """
-    try:
-        with filelock.FileLock(out / LOCK, timeout=PATIENCE):
-            _claim(out, recipe)
-            for partial in (*out.glob(".shard-*.partial"), *out.glob(f".{manifest.NAME}.*.partial")):
-                partial.unlink(missing_ok=True)
-            yield
-    except filelock.Timeout as error:
-        raise UserError(
-            f"out={out}: another shard command is at work there; wait for it, or set another out"
-        ) from error
+    with held(out / LOCK, f"out={out}", "is making shards there; wait for it, or set another out", PATIENCE):
+        _claim(out, recipe)
+        for partial in (*out.glob(".shard-*.partial"), *out.glob(f".{manifest.NAME}.*.partial")):
+            partial.unlink(missing_ok=True)
+        yield
 
 
 def _claim(out: Path, recipe: Recipe) -> None:

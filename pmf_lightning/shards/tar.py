@@ -6,7 +6,6 @@ The tar holds ``<key>.<payload>`` and ``<key>.cls`` for every record, so any Web
 
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pmf_lightning.bounded import open_npz
-from pmf_lightning.cache import atomic_write
+from pmf_lightning.cache import atomic_write, to_disk
 from pmf_lightning.errors import UserError
 from pmf_lightning.shards.manifest import ShardEntry
 
@@ -58,7 +57,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> ShardEntry:
                 _add(tar, f"{record.key}.cls", str(record.label).encode())
                 places.append((start, len(record.payload), record.label))
                 keys.append(record.key)
-        _to_disk(partial)
+        to_disk(partial)
         columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
         with atomic_write(index_path(path)) as index, index.open("wb") as file:
             np.savez(file, offsets=columns[0], sizes=columns[1], labels=columns[2], keys=np.array(keys, dtype=np.str_))
@@ -86,12 +85,6 @@ def digest_of(path: Path) -> str:
     """Return the blake2b hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file is on the disk: else a power cut could leave its name with too few bytes."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

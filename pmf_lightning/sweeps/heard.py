@@ -1,6 +1,7 @@
-"""The signals that asked this process to stop: runs take them down, a sweep looks here before its next run."""
+"""The signals that ask this process to stop, and those that did: a sweep looks here before its next run."""
 
 import signal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # those that ask
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Windows has the first two
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 HEARD: list[signal.Signals] = []
