@@ -245,6 +245,12 @@ def test_numbers_with_other_images_are_classes(tmp_path, names):
     assert len(image_tree(str(tmp_path)).class_names) == 2
 
 
+def test_a_folder_of_tars_is_named_to_shard(tmp_path):
+    (tmp_path / "00.tar.gz").touch()
+    with pytest.raises(UserError, match=r"holds no class folder: python -m pmf_lightning.shard in=.* reads its tars"):
+        count_class_folders(str(tmp_path))
+
+
 def test_images_outside_the_classes_are_named(tmp_path):
     save(tmp_path / "loose.png")
     save(tmp_path / "a" / "1.png")

@@ -93,7 +93,13 @@ def find_classes(root: str | None, option: str = "data.root") -> Classes:
     if not names:
         if any(os.path.isfile(one) and is_image(one.name) and not is_hidden(one.name) for one in path.iterdir()):
             return Classes([path.resolve().name or "images"], "the folder holds no class folders")
-        raise UserError(f"{option}={root} holds no class folder: put the images into {root}/<class>/")
+        tars = any(".tar" in one.name.lower() for one in path.iterdir())
+        remedy = (
+            f"python -m pmf_lightning.shard in={root} reads its tars"
+            if tars
+            else f"put the images into {root}/<class>/"
+        )
+        raise UserError(f"{option}={root} holds no class folder: {remedy}")
     _refuse_splits(path, names, option)
     if _are_parts(path, names):
         names = in_order(names)
