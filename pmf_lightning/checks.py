@@ -1,6 +1,6 @@
 """Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -89,8 +89,16 @@ def classes(chosen: Any, known: int) -> None:
         raise UserError(f"classes={chosen}: {wrong[0]} is not a class; this model knows 0 to {known - 1}")
 
 
-def device(accelerator: str, devices: int | str | list, asked: str = "trainer.accelerator=gpu") -> None:
-    """Check that the accelerator asked for is there; raises UserError."""
+def device(accelerator: str, devices: int | str | Sequence[int], asked: str | None = None) -> None:
+    """Check that the devices asked for are there; raises UserError, which begins with ``asked``."""
+    asked = asked or f"trainer.accelerator={accelerator}"
+    if accelerator == "cpu" and not (devices == "auto" or (isinstance(devices, int) and devices > 0)):
+        raise UserError(
+            f"trainer.devices={devices}: with trainer.accelerator=cpu it is a number of processes, such as 1; lists "
+            "and -1 are of GPUs"
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{asked}: torch finds no Apple GPU here; ask for the cpu (trainer=cpu, or device=cpu)")
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -98,23 +106,20 @@ def device(accelerator: str, devices: int | str | list, asked: str = "trainer.ac
         raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
-
-
-def whole(cfg: DictConfig, least: Mapping[str, int], or_null: bool = False) -> None:
-    """Check that the options in ``least`` are whole numbers, as great as it says or greater; raises UserError."""
-    for name, lowest in least.items():
-        value = cfg[name]
-        if not (value is None and or_null) and (type(value) is not int or value < lowest):
-            raise UserError(f"{name}={value}: set it to a whole number, {lowest} or more")
+    listed = [] if isinstance(devices, int | str) else list(devices)
+    if wrong := [index for index in listed if index >= count or listed.count(index) > 1]:
+        raise UserError(f"trainer.devices={listed}: {wrong[0]} is not there, or named twice; GPUs are 0 to {count - 1}")
 
 
 def torch_device(name: str) -> None:
-    """Check the name of a torch device; raises UserError."""
+    """Check that the torch device ``name`` is there; raises UserError."""
     try:
-        kind = torch.device(name).type
+        chosen = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name}: torch knows no such device; use cpu, cuda or cuda:1") from error
-    device(kind, 1, f"device={name}")
+    device(chosen.type, 1, f"device={name}")
+    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
+        raise UserError(f"device={name}: this machine has {count}, numbered from 0; use cuda:{count - 1}")
 
 
 def world_size(trainer: DictConfig) -> int:
@@ -128,17 +133,9 @@ def world_size(trainer: DictConfig) -> int:
 
 
 def training(cfg: DictConfig) -> None:
-    """Check the length of a run, its cadences and its precision; raises UserError."""
+    """Check devices and precision of a run; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)
     precision(cfg)
-    pictures = ("grid.every_images", "grid.rows", "checkpoint.every_images", "checkpoint.keep_last")
-    for key in ("steps", "batch", "log_every_steps", *pictures, "diagnostics.t_bins", "non_finite.stop_after"):
-        value = _lookup(cfg, key)
-        if not _is_number(value) or value < 1:
-            raise UserError(f"{key}={value}: must be a number, at least 1")
-    for half_life in cfg.ema.half_lives_kimg:
-        if not _is_number(half_life) or half_life <= 0:
-            raise UserError(f"ema.half_lives_kimg={list(cfg.ema.half_lives_kimg)}: half-lives are above 0")
 
 
 def precision(cfg: DictConfig) -> None:
@@ -154,9 +151,3 @@ def precision(cfg: DictConfig) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _lookup(cfg: DictConfig, key: str):
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg

@@ -10,16 +10,24 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from pmf_lightning.config import CONF, check_choices, compose, one_line, scaled
+from pmf_lightning import launched
+from pmf_lightning.config import CONF, compose, one_line, prepared
 from pmf_lightning.errors import UserError, explained
 from pmf_lightning.hydra_compat import MAIN
+from pmf_lightning.option_checks import check_values
+from pmf_lightning.overrides import swept
 from pmf_lightning.sweeps import jobs
 from pmf_lightning.terminal import plain_ending
 
 _MULTIRUN = {"--multirun", "-m"}
 _SHOWING = {"--cfg", "-c", "--info", "-i"}
-# With these flags Hydra does something else than to run one job.
-_OTHER = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc", *_SHOWING, *_MULTIRUN}
+# With these flags Hydra looks at no option.
+_HELP = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
+# Flags whose value is the next argument.
+_TAKES_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
 # Choices that need a plugin of Hydra: its module, and the extra that installs it.
 _PLUGINS = {
     "launcher=slurm": ("hydra_submitit_launcher", "slurm"),
@@ -45,6 +53,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         def main() -> None:
             with plain_ending():
+                with_one_line_errors(_settle)
                 with_one_line_errors(lambda: _check_arguments(config_name))
                 if _MULTIRUN.isdisjoint(sys.argv[1:]):
                     run()
@@ -56,20 +65,57 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return wrap
 
 
+def _settle() -> None:
+    """See how this process was started, before anything else looks."""
+    warnings = launched.settle()
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if warnings:
+        from lightning.pytorch.utilities import rank_zero_only
+
+        rank_zero_only.rank = 0  # Lightning read the rank when it was imported
+
+
 def _check_arguments(config_name: str) -> None:
-    """Compose once before Hydra does, whose own errors span many lines."""
-    sys.argv[1:] = arguments = scaled(sys.argv[1:])
+    """Compose once before Hydra does, whose own errors span many lines; rewrite sys.argv as Hydra is to read it."""
+    several = not _MULTIRUN.isdisjoint(sys.argv[1:])
+    at, given = _overrides_among(sys.argv[1:])
+    overrides = prepared(given, config_name, several)
+    flags = [argument for place, argument in enumerate(sys.argv[1:]) if place not in at]
+    sys.argv[1:] = arguments = [*flags, *overrides]
     _check_launcher(arguments)
-    several, flags = not _MULTIRUN.isdisjoint(arguments), {argument.partition("=")[0] for argument in arguments}
-    if several and (shown := _SHOWING & flags):
+    if several and (shown := _SHOWING & {flag.partition("=")[0] for flag in flags}):
         raise UserError(f"{shown.pop()}: Hydra shows what one run comes to; leave -m out, and choose one value of each")
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    if _OTHER.isdisjoint(arguments):
-        compose([a for a in arguments if not a.startswith("-")], config_name)
-    else:
-        check_choices(overrides)
-    if several:  # what the jobs share; each of them is composed by itself
-        compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
+    if several:
+        _check_jobs(overrides, config_name)
+    elif _HELP.isdisjoint(flags):
+        compose(overrides, config_name)
+
+
+def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Return which of the arguments are overrides, by place and as they are: neither flags nor the values of flags."""
+    at: set[int] = set()
+    for place, argument in enumerate(arguments):
+        is_value = place > 0 and arguments[place - 1] in _TAKES_VALUE
+        if not argument.startswith("-") and not is_value:
+            at.add(place)
+    return at, [arguments[place] for place in sorted(at)]
+
+
+def _check_jobs(overrides: Sequence[str], config_name: str) -> None:
+    """Check what the jobs of a multirun share, and each value that differs between them; raises UserError."""
+    compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
+    of_each = [one for one in jobs.of_one_run(overrides) if not one.startswith("hydra.")]
+    first, further = [], []
+    for one in of_each:
+        values = swept(one)
+        if values is not None:
+            first += values[:1]
+            further += values[1:]
+        else:
+            first.append(one)
+    compose(first, config_name)
+    check_values(further, config_name)
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:

@@ -1,27 +1,27 @@
 """From overrides to a checked configuration. The YAML files under conf/ are the only home of the numbers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from pmf_lightning import option_checks
 from pmf_lightning.data.class_folders import count_class_folders
 from pmf_lightning.data.shards import shards_say
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.errors import UserError
+from pmf_lightning.groups import CONF, check_choices, choices, without_null
 from pmf_lightning.hydra_compat import VERSION_BASE, register_resolver
+from pmf_lightning.overrides import readable, refuse_empty
 from pmf_lightning.precision import Number
 from pmf_lightning.scales import at_scale
 
-_HERE = Path(__file__).resolve().parent
-# An installed package carries conf/ inside; a checkout has it beside the package.
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+__all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 
 
 def _in_proportion(value: Number, size: Number, reference: Number) -> float:
@@ -73,26 +73,46 @@ register_resolver("class_folders", count_class_folders)
 register_resolver("shards_say", shards_say)
 
 
-def choices(group: str) -> list[str]:
-    """Return the names that ``group=`` takes."""
-    folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
-    """Compose the configuration of a command from Hydra overrides, as the command line does.
+    """Compose the configuration of a command from Hydra overrides, as the command line does, and check its options.
 
-    Raises UserError for an unknown group choice, an unknown key, or an override that cannot be read.
+    Raises UserError for an unknown group choice, an unknown option, a value of the wrong kind, or an override that
+    cannot be read.
     """
-    overrides = scaled(overrides)
+    overrides = prepared(overrides, config_name)
+    cfg = _composed(overrides, config_name)
+    option_checks.check(cfg, overrides, config_name, lambda fewer: _composed(fewer, config_name))
+    return cfg
+
+
+def prepared(overrides: Sequence[str], config_name: str, several: bool = False) -> list[str]:
+    """Return overrides as Hydra takes them: scales, groups without a choice, and paths to the letter; UserError.
+
+    ``several`` says that commas and functions such as range() stand for several runs.
+    """
+    refuse_empty(overrides)
+    overrides = scaled(without_null(overrides, config_name))
     check_choices(overrides)
-    outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one beside itself
+    return readable(overrides, config_name, several)
+
+
+def _composed(overrides: Sequence[str], config_name: str) -> DictConfig:
+    """Return what Hydra composes; raises UserError for what it refuses."""
+    try:
+        return _by_hydra(overrides, config_name)
+    except ConfigCompositionException as error:
+        option_checks.refuse_unknown(overrides, config_name, lambda fewer: _by_hydra(fewer, config_name))
+        raise UserError(one_line(error).partition(" To append to your config")[0]) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(one_line(error)) from error
+
+
+def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
+    outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one at the same time
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), **VERSION_BASE):
-            return hydra_compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+            return hydra_compose(config_name, list(overrides))
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -100,24 +120,6 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
 def scaled(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with ``scale=`` taken into ``experiment=``; raises UserError, see scales.py."""
     return at_scale(overrides, CONF / "experiment")
-
-
-def check_choices(overrides: Sequence[str]) -> None:
-    """Raise UserError where an override picks a file that conf/ does not have, naming the near ones."""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    for group, names in _picked(overrides):
-        if group in groups:
-            for name in names:
-                if name not in (known := choices(group)) and name != "null":
-                    raise UserError(f"{group}={name}: there is no such {group}; {near(name, known)}")
-
-
-def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (key, comma-separated values) of plain overrides."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if equals and not key.startswith("~") and "(" not in value:
-            yield key.lstrip("+"), [name.strip().strip("'\"") for name in value.split(",")]
 
 
 def one_line(error: BaseException) -> str:

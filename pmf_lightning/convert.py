@@ -18,6 +18,7 @@ from pmf_lightning.conversion import from_checkpoint, from_official, from_releas
 from pmf_lightning.errors import UserError
 from pmf_lightning.folders import writable
 from pmf_lightning.models.official import flax_release, read_tensors
+from pmf_lightning.pasted import path_argument
 from pmf_lightning.weights_folder import StoredWeights, is_weights_folder
 
 _FILES = (".pt", ".pth")  # official weights
@@ -109,7 +110,7 @@ def main(cfg: DictConfig) -> None:
     if Path(str(cfg.out)).suffix in _FILES:
         print(f"under the official names of {about.family}")
     else:
-        print(f"images from them: python -m pmf_lightning.sample ckpt={cfg.out}")
+        print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def explained(error: BaseException) -> BaseException:
     if type(error).__name__ == "OutOfMemoryError":  # torch's; this module is imported where torch is not
         said = " ".join(str(error).split(". ")[:2])
         return RanOut(f"{said}; training takes less with a smaller micro_batch= or recompute=true, others with chunk=")
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return RanOut("out of memory; set a smaller n=, batch=, micro_batch= or chunk=")
     return error
 
 

@@ -68,8 +68,6 @@ def check(cfg: DictConfig) -> None:
     """Check what needs no file; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         raise UserError(f"ckpt={cfg.ckpt} images={cfg.images}: give one of the two, what is to be judged")
-    checks.whole(cfg, {"n": 2}, or_null=True)
-    checks.whole(cfg, {"chunk": 1})
     if cfg.save not in KINDS:
         raise UserError(f"save={cfg.save}: keep {' or '.join(KINDS)}")
     if cfg.images is not None and cfg.save != "none":

@@ -48,8 +48,6 @@ def check(cfg: DictConfig) -> tuple[Path, Source | None]:
     if out.suffix != ".npz":
         raise UserError(f"out={cfg.out}: statistics are written as .npz (and .pkl beside it); set out={out.stem}.npz")
     checks.torch_device(cfg.device)
-    checks.whole(cfg, {"chunk": 1, "features": 0, "workers": 0})
-    checks.whole(cfg, {"n": 2}, or_null=True)
     has_data = cfg.get("data") is not None
     if cfg.images is None and not has_data:
         raise UserError("what is to be measured? Set data=, or images= to a folder of images or an .npz")

@@ -40,6 +40,13 @@ def _work(arguments: Sequence[str] | None) -> None:
         sys.exit(2)
 
 
+def _dir(text: str) -> Path:
+    """Return a folder of the command line, where an empty name is not this folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty (a shell variable that is not set leaves it so)")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pmf_lightning.report",
@@ -47,10 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", metavar="DIR", nargs="*", type=Path, help="with runs below it, or a sweep.json")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; else the first DIR")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy what the page needs, small, and write README.md")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="rewrite the table of kept studies in DIR/README.md")
+    parser.add_argument("folders", metavar="DIR", nargs="*", type=_dir, help="with runs below it, or a sweep.json")
+    parser.add_argument("--out", type=_dir, metavar="DIR", help="where to write; else the first DIR")
+    parser.add_argument("--keep", type=_dir, metavar="DIR", help="copy what the page needs and write README.md")
+    parser.add_argument("--index", type=_dir, metavar="DIR", help="rewrite the table of studies in DIR/README.md")
     return parser
 
 

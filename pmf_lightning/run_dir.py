@@ -14,6 +14,7 @@ from pmf_lightning.assemble import find_checkpoint
 from pmf_lightning.checkpoint_files import LAST, is_whole, newest_whole, whole_beside
 from pmf_lightning.errors import NotResumed, UserError
 from pmf_lightning.folders import ERROR, RUN_DIR, writable
+from pmf_lightning.launched import srun_tasks
 from pmf_lightning.locks import Held, held
 
 ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
@@ -31,7 +32,7 @@ def known(cfg: DictConfig) -> Path | None:
         return Path(os.environ[RUN_DIR])
     if (folder := _run_of(cfg.ckpt)) is not None:
         return folder
-    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ or srun_tasks() > 1:
         raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
     return _newest(_parent(cfg)) if cfg.ckpt == "last" else None
 

@@ -31,7 +31,6 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     """
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
-    checks.whole(cfg, {"n": 1, "chunk": 1})
     checks.torch_device(cfg.device)
     out = writable(Path(cfg.out), "out")
     module = load_checkpoint(cfg.ckpt, cfg.ema)

@@ -79,8 +79,6 @@ def check(cfg: DictConfig) -> None:
     """Check what needs no file; raises UserError."""
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
-    checks.whole(cfg, {"n": 2, "chunk": 1, "shown": 1})
-    checks.whole(cfg, {"n_final": 2}, or_null=True)
     if cfg.strategy not in STRATEGIES:
         raise UserError(f"strategy={cfg.strategy}: there is no such strategy; {near(str(cfg.strategy), STRATEGIES)}")
     checks.torch_device(cfg.device)

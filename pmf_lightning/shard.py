@@ -23,6 +23,7 @@ from pmf_lightning.errors import UserError, near
 from pmf_lightning.folders import writable
 from pmf_lightning.hydra_compat import instantiate
 from pmf_lightning.models.sd_vae import SDVAE
+from pmf_lightning.pasted import path_argument
 from pmf_lightning.shards.disk import amount
 from pmf_lightning.shards.finding import find_inputs
 from pmf_lightning.shards.inputs import Inputs
@@ -36,8 +37,6 @@ from pmf_lightning.shards.progress import LIST, Finished
 from pmf_lightning.shards.recipe import Recipe, ShardTask
 from pmf_lightning.shards.tar_files import room_to_unpack
 from pmf_lightning.shards.verify import verify
-
-PATHS = ("in", "out", "class_names")  # may hold what Hydra would take for syntax: braces, commas, spaces
 
 
 def shard(cfg: DictConfig) -> Made:
@@ -99,15 +98,9 @@ def _check(cfg: DictConfig) -> None:
     for key, known in (("kind", KINDS), ("payload", PAYLOADS)):
         if cfg[key] not in known:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {near(str(cfg[key]), known)}")
-    checks.whole(cfg, {"size": 1, "records_per_shard": 1, "batch": 1})
-    checks.whole(cfg, {"workers": 1, "classes": 1}, or_null=True)
     check_background(cfg.background, "background")
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
-    if type(cfg.quality) is not int or not 1 <= cfg.quality <= 100:
-        raise UserError(f"quality={cfg.quality}: set it from 1 to 100")
-    if not isinstance(cfg.max_unreadable, int | float) or not 0 <= cfg.max_unreadable <= 1:
-        raise UserError(f"max_unreadable={cfg.max_unreadable}: it is a fraction of the inputs, from 0 to 1")
     if cfg.kind == "latents" and (cfg.payload != "npy" or cfg.channels != 3):
         raise UserError(
             f"kind=latents payload={cfg.payload} channels={cfg.channels}: latents need payload=npy channels=3"
@@ -116,7 +109,7 @@ def _check(cfg: DictConfig) -> None:
 
 def _out(cfg: DictConfig) -> Path:
     """Return where shards go; UserError where that is among the images or no folder, or where there are no images."""
-    source, out = (Path(str(cfg[key])).expanduser() for key in ("in", "out"))
+    source, out = (Path(cfg[key]) for key in ("in", "out"))
     if not source.exists() and not set("{*?[") & set(str(source)):
         raise UserError(f"in={source}: no such file or folder; give class folders, or WebDataset tars")
     if source.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
@@ -141,8 +134,7 @@ def _verify(cfg: DictConfig) -> None:
     """Read everything again; print every problem and exit with 1 where there is one."""
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; give the folder of shards to verify")
-    checks.whole(cfg, {"workers": 1}, or_null=True)
-    out = Path(str(cfg.out)).expanduser()
+    out = Path(cfg.out)
     manifest = read_manifest(out, "out")
     with tqdm(total=manifest.count, desc="verifying", unit="record", mininterval=0.5) as bar:
         problems = verify(out, manifest, cfg.workers or all_cores(), lambda done: bar.update(done - bar.n))
@@ -176,7 +168,7 @@ def _report(out: str, made: Made) -> None:
     if empty:
         print(f"{len(empty):,} classes have no record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
     data = "shards" if made.manifest.kind == "pixels" else "imagenet256_latents"
-    print(f"to train on it: data={data} data.root={out}")
+    print(f"to train on it: data={data} {path_argument('data.root', out)}")
     if made.unpacked:
         print(f"{made.unpacked:,} compressed tars were read from unpacked copies, which are removed")
 
@@ -194,20 +186,15 @@ def _main(cfg: DictConfig) -> None:
     _report(str(cfg.out), made)
 
 
-def _quote_paths() -> None:
-    """Protect paths on the command line from Hydra's grammar; see that the shell left ``in`` one word."""
+def _refuse_several_inputs() -> None:
+    """See that the shell left ``in`` one word."""
     if sum(argument.startswith("in=") for argument in sys.argv[1:]) > 1:
         raise UserError("in is given more than once: put quotes around a pattern with braces or stars, in='...'")
-    for place, argument in enumerate(sys.argv[1:], 1):
-        key, equals, value = argument.partition("=")
-        if equals and key in PATHS and value not in ("", "null") and value[0] not in "'\"":
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            sys.argv[place] = f"{key}='{escaped}'"
 
 
 def main() -> None:
     """Make or verify the shards that the command line describes and say where they lie."""
-    with_one_line_errors(_quote_paths)
+    with_one_line_errors(_refuse_several_inputs)
     _main()
 
 

@@ -33,6 +33,7 @@ from pmf_lightning.judging import check_metrics
 from pmf_lightning.materials import check_inputs, make_data, make_training_features, prepare_decoder
 from pmf_lightning.models import cost
 from pmf_lightning.module import GenerativeModule
+from pmf_lightning.pasted import path_argument
 from pmf_lightning.provenance import provenance
 from pmf_lightning.resume import Start
 from pmf_lightning.sampling import OPTIONS, network_evaluations
@@ -101,7 +102,7 @@ def _fit(
         if trainer.world_size > 1 and _of_the_network(error):
             raise ProcessLost(
                 f"step {trainer.global_step}: another process of this run is gone or out of reach ({one_line(error)}); "
-                f"see what it printed last, and go on with run_dir={folder} ckpt=last"
+                f"see what it printed last, and go on with {path_argument('run_dir', folder)} ckpt=last"
             ) from error
         raise
     if hands.checkpoint.signals.requeue:
@@ -123,7 +124,7 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"run_dir={folder}: the checkpoint is saved, the summary is not ({error}); "
-            f"make room and repeat the command with run_dir={folder} ckpt=auto"
+            f"make room and repeat the command with {path_argument('run_dir', folder)} ckpt=auto"
         ) from error
 
 

@@ -128,7 +128,7 @@ def test_benchmark_prints_the_ratio(call, tmp_path):
         (["batch=10", "micro_batch=4"], ["micro_batch=4", "micro_batch=5"]),
         (["batch=0"], ["batch"]),
         (["steps=0"], ["steps=0"]),
-        (["log_every_steps=often"], ["log_every_steps=often", "a number"]),
+        (["log_every_steps=often"], ["log_every_steps=often", "whole number"]),
         (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "32-true or bf16-mixed"]),
         (["matmul_precision=hihg"], ["matmul_precision=hihg", "did you mean high"]),
         (["lr=3"], ["lr"]),

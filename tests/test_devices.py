@@ -374,9 +374,13 @@ def test_a_task_of_slurm_finds_its_directory_by_the_number_of_the_job(monkeypatc
     assert compose(["launcher=slurm"]).run_dir == "runs/pmf_digits-digits/slurm-70-3"
 
 
-@pytest.mark.parametrize(("name", "value"), [("TORCHELASTIC_RUN_ID", "x"), ("SLURM_NTASKS", "8")])
-def test_processes_that_start_by_themselves_need_a_directory(monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(
+    "words",
+    [{"TORCHELASTIC_RUN_ID": "x"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}],
+)
+def test_processes_that_start_by_themselves_need_a_directory(monkeypatch, words):
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="run_dir=null: under torchrun and srun every process chooses by itself"):
         run_dir.choose(compose([]))
 

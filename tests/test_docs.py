@@ -17,8 +17,8 @@ from shrunk import backbone
 from pmf_lightning import Batch, build, compose
 from pmf_lightning.config import CONF, check_choices, scaled
 from pmf_lightning.objectives.drifting_draws import DriftingBatch
+from pmf_lightning.overrides import readable
 from pmf_lightning.published import published
-from pmf_lightning.shard import PATHS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,15 +70,15 @@ def as_main_reads(command: str, override: str) -> str:
             return "every_model=true"
         case "toy", "experiment", _:
             return f"toys={value}"
-        case "shard", _, _ if key in PATHS:
-            return f"{key}='{value}'"
     return override
 
 
 def jobs_of(command: str, arguments: list[str]) -> list[list[str]]:
     """The overrides of each job of a command line; of a sweep, so many jobs that every value has its turn."""
     given = [as_main_reads(command, a) for a in arguments if "=" in a and not a.startswith("-")]
-    if not {"-m", "--multirun"} & set(arguments):
+    several = bool({"-m", "--multirun"} & set(arguments))
+    given = readable(given, command, several)
+    if not several:
         return [given]
     parsed = OverridesParser.create().parse_overrides(given)
     values = [_values(o, text) for o, text in zip(parsed, given, strict=True)]

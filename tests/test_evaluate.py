@@ -171,7 +171,7 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
         ),
         (["ckpt={trained}", "reference=data", "n=1"], "n=1: set it to a whole number, 2 or more"),
         (["ckpt={trained}", "reference=data", "chunk=0"], "chunk=0: set it to a whole number, 1 or more"),
-        (["ckpt={trained}", "reference=data", "chunk=null"], "chunk=None: set it to a whole number"),
+        (["ckpt={trained}", "reference=data", "chunk=null"], "chunk=null: set it to a whole number"),
         (["ckpt={trained}", "reference=data", "n=1e3"], "n=1000.0: set it to a whole number, 2 or more"),
         (["ckpt={trained}", "reference=data", "device=gpux"], "device=gpux"),
         (["ckpt={trained}", "reference=data", "save=jpg"], "save=jpg: keep none or png or npz"),

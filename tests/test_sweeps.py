@@ -500,7 +500,9 @@ def test_plugins_that_are_missing_name_their_extra(monkeypatch, call_command, ch
 
 
 def test_torchrun_takes_no_sweeps(monkeypatch, call_command):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    words = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in (words | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     status, _, errors = call_command(main, "-m", "seed=0,1")
     assert status == 2
     assert "leave torchrun out" in said(errors)[0]

@@ -15,6 +15,7 @@ from pmf_lightning.callbacks.finite import SkipNonFinite
 from pmf_lightning.callbacks.sample_check import SampleCheck
 from pmf_lightning.callbacks.signals import StopSignals
 from pmf_lightning.errors import NotSaved
+from pmf_lightning.pasted import path_argument
 
 
 class LastCheckpoint(Callback):
@@ -101,7 +102,8 @@ class LastCheckpoint(Callback):
         if self._failed_in_a_row:
             raise NotSaved(
                 f"step {trainer.global_step}: {self.path} could not be written ({self._disk.reason}); "
-                f"{self._what_stays()}. Make room there, and go on with run_dir={self.path.parent.parent} ckpt=last"
+                f"{self._what_stays()}. Make room there, and go on with "
+                f"{path_argument('run_dir', self.path.parent.parent)} ckpt=last"
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -17,6 +17,7 @@ from pmf_lightning.data.records import Records, open_records
 from pmf_lightning.data.shard_images import Payload, ShardImages
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.errors import UserError
+from pmf_lightning.pasted import path_argument
 from pmf_lightning.precision import Number
 from pmf_lightning.shards.manifest import Manifest, read_manifest
 from pmf_lightning.shards.payloads import decode
@@ -156,7 +157,7 @@ class Shards:
 
     @property
     def _remedy(self) -> str:
-        return f"python -m pmf_lightning.shard out={self.root} verify=true lists them"
+        return f"python -m pmf_lightning.shard {path_argument('out', self.root)} verify=true lists them"
 
 
 @dataclass(frozen=True)

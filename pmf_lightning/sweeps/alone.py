@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 
 from pmf_lightning import checks, run_dir
 from pmf_lightning.folders import ERROR, RUN_DIR
+from pmf_lightning.launched import srun_tasks
 from pmf_lightning.sweeps.heard import HEARD, SIGNALS
 from pmf_lightning.sweeps.jobs import EndedBadly, asked, in_multirun
 
 
 def wanted(cfg: DictConfig) -> bool:
     """Tell whether the running job is one of several, and Lightning would start further processes for it."""
-    started_already = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    started_already = srun_tasks() > 1
     return in_multirun() and not started_already and checks.world_size(cfg.trainer) > 1
 
 

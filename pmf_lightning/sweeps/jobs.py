@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pmf_lightning.config import one_line
 from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, RanOut, UserError, explained
 from pmf_lightning.folders import RUN_DIR
+from pmf_lightning.launched import srun_tasks
 from pmf_lightning.sweeps.heard import HEARD
 
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
@@ -142,7 +143,7 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     _now.outcomes.append(Outcome(about.job.num, asked(), code, line, os.environ.get(RUN_DIR)))
     if HEARD and _now.here:
         raise Stopped
-    if code and not _now.here and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    if code and not _now.here and srun_tasks() > 1:
         sys.exit(code)  # one of several processes of this job: the others must not wait for it
     return value
 
