@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
     *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options that are newer than some checkpoints, with the values that these were trained with.
-WHEN_ABSENT = {"flip": False, "decoder": None, "recompute": False, "compile": False}
+WHEN_ABSENT = {"flip": False, "decoder": None, "recompute": False, "compile": False, "data.draw": "every_time"}
 # Mappings whose keys are part of what is described; in others a key that one side lacks is a newer or older option.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "objective.perceptual")
 PATHS = ("root", "path", "weights", "folder")  # options that may be written in several ways

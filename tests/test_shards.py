@@ -114,6 +114,30 @@ def test_latents_come_as_means_and_deviations(tmp_path):
         source(tmp_path).check()
 
 
+def test_latents_are_drawn_once_for_drifting(tmp_path):
+    """By the number of the record: the same at every reading, in any order and split; iMF's stay moments."""
+    moments = np.abs(np.random.default_rng(1).normal(size=(40, 2, 4, 8, 8))).astype(np.float32)
+    write_shards(tmp_path, moments, np.arange(40) % 2, 4, autoencoder="some.safetensors")
+    sizes = ["data.resolution=8", "data.classes=2"]
+    once, every = (source(tmp_path, *sizes, data=f"imagenet256_latents{end}") for end in ("_scaled", ""))
+    assert (once.draw, every.draw) == ("once", "every_time")
+    images = once.train()
+    first, again = images.batch([5, 2, 39])[0], images.batch([2, 39, 5])[0][[2, 0, 1]]
+    assert torch.equal(first, again)
+    assert torch.equal(first[:, 1], torch.zeros(3, 4, 8, 8))
+    assert torch.equal(every.train().batch([5])[0][0], torch.from_numpy(moments[5]))
+    e = (images.batch(range(40))[0][:, 0].numpy() - moments[:, 0]) / moments[:, 1]
+    assert abs(e.mean()) < 0.03
+    assert e.std() == pytest.approx(1, abs=0.03)
+    assert np.abs(np.corrcoef(e.reshape(40, -1)) - np.eye(40)).max() < 0.35  # a draw of its own for every image
+    part = source(tmp_path, *sizes, "data.held_out_fraction=0.25", data="imagenet256_latents_scaled").train()
+    every_latent = images.batch(range(40))[0]
+    assert all((latent == every_latent).flatten(1).all(1).any() for latent in part.batch(range(3))[0])
+    assert once.fingerprint() != every.fingerprint()
+    with pytest.raises(UserError, match=r"data\.draw=twice: latents are drawn every_time or once"):
+        source(tmp_path, *sizes, "data.draw=twice", data="imagenet256_latents").check()
+
+
 def test_shards_of_pixels_are_no_latents(root):
     with pytest.raises(UserError, match=r"data=imagenet256_latents wants latents.* holds pixels: data=shards"):
         source(root, data="imagenet256_latents").check()

@@ -21,12 +21,14 @@ from pmf_lightning.errors import UserError
 class Payload:
     """What a record holds: how to decode its bytes, and the shape and type of the array that this must give.
 
-    ``decode`` may raise anything where the bytes are damaged.
+    ``decode`` may raise anything where the bytes are damaged. ``change`` makes of the array of record number i what is
+    handed out; None: the array itself.
     """
 
     decode: Callable[[bytes], np.ndarray]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    change: Callable[[Tensor, int], Tensor] | None = None
 
 
 class ShardImages(Batched):
@@ -98,7 +100,7 @@ class ShardImages(Batched):
         image = torch.from_numpy(self.payload.decode(content))
         if (tuple(image.shape), image.dtype) != (self.payload.shape, self.payload.dtype):
             raise ValueError(f"{image.dtype} {list(image.shape)} instead of {list(self.payload.shape)}")
-        return image
+        return image if self.payload.change is None else self.payload.change(image, record)
 
 
 def _stride(count: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+from torch import Tensor
 
+from pmf_lightning import draws
 from pmf_lightning.cache import digest
 from pmf_lightning.data.bad_records import Tally
 from pmf_lightning.data.records import Records, open_records
@@ -151,9 +154,13 @@ class Shards:
         if self.latents:
             shape = (2, *shape)
         decoder = partial(decode, payload=self._manifest.payload, channels=self.channels)
-        payload = Payload(decoder, shape, torch.float32 if self.latents else torch.uint8)
+        payload = Payload(decoder, shape, torch.float32 if self.latents else torch.uint8, self._change)
         tally = Tally(len(records), self.max_bad, records.describe, self._remedy)
         return ShardImages(records, chosen.nonzero()[0], payload, tally)
+
+    @property
+    def _change(self) -> Callable[[Tensor, int], Tensor] | None:
+        return None
 
     @property
     def _remedy(self) -> str:
@@ -162,6 +169,36 @@ class Shards:
 
 @dataclass(frozen=True)
 class LatentShards(Shards):
-    """The same as latents of an autoencoder: items are means and deviations, float32 [2, channels, resolution, ...]."""
+    """The same as latents of an autoencoder: items are means and deviations, float32 [2, channels, resolution, ...].
+
+    ``draw`` says how often a latent is drawn from them: in every step ("every_time", as iMF does), or "once", keyed by
+    the number of the record, as Drifting does when it caches them; the deviations handed out are 0 then.
+    """
+
+    draw: str = "every_time"
 
     latents: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raise UserError as ``Shards.check`` does, and for another ``draw``."""
+        if self.draw not in _DRAWS:
+            raise UserError(f"data.draw={self.draw}: latents are drawn {' or '.join(_DRAWS)}; set one of them")
+        super().check()
+
+    def fingerprint(self) -> str:
+        """Return hex digits of the shards' own digests, of the split, and of a draw that is made once."""
+        return super().fingerprint() if self.draw == "every_time" else digest(super().fingerprint(), self.draw)
+
+    @property
+    def _change(self) -> Callable[[Tensor, int], Tensor] | None:
+        return drawn_once if self.draw == "once" else None
+
+
+_DRAWS = ("every_time", "once")
+
+
+def drawn_once(moments: Float[Tensor, "2 c h w"], record: int) -> Float[Tensor, "2 c h w"]:
+    """Return the latent of record number ``record``, always the same one, as a mean with deviations of 0."""
+    mean, std = moments
+    noise = draws.normal_images("latents", "once", rows=torch.tensor([record]), shape=tuple(mean.shape))[0]
+    return torch.stack((mean + std * noise, torch.zeros_like(std)))
