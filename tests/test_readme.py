@@ -12,6 +12,7 @@ from shrunk import BACKBONE, backbone
 
 import pmf_lightning
 from pmf_lightning import build, compose, load_checkpoint, official_weights, sample_images
+from pmf_lightning.info import info
 from pmf_lightning.models.official.drifting import generator_arrays
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
@@ -108,3 +109,14 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
         weights = official_weights(network)
         torch.save({"model_ema1": weights} if "jit" in overrides else weights, name)
     exec(compile(text, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_large_run_is_what_info_counts():
+    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?recompute=true)", README.replace("\\\n", ""), re.S)[1]
+    said = re.search(r"on 8 GPUs (\d+) GB each.*?(\d+) GB without", README, re.S)
+    overrides = [one for one in line.split() if not one.startswith("trainer=")]
+    counted = info(overrides)[0].memory.peak / 1e9
+    assert f"{counted:.0f}" == said[1]
+    plain = [one for one in overrides if not one.startswith(("micro_batch=", "recompute="))]
+    assert f"{info([*plain, 'micro_batch=128'])[0].memory.peak / 1e9:.0f}" == said[2]
