@@ -104,8 +104,8 @@ def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> 
 def train_mae(source: Source, settings: MAESettings) -> MAE:
     """Train on the CPU, with a progress bar; return the network frozen.
 
-    The same input gives the same weights bit for bit, for any number of threads. Raises UserError where sizes do not
-    fit the data, or if it diverges.
+    The same input gives the same weights bit for bit, for any number of threads, with the same version of torch on the
+    same kind of processor. Raises UserError where sizes do not fit the data, or if it diverges.
     """
     network, objective, split = settings.network(source), settings.objective(), source.train()
     adam = torch.optim.AdamW(

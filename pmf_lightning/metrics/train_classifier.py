@@ -67,8 +67,8 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
 def train_classifier(split: Images, classes: int, settings: ClassifierSettings) -> Classifier:
     """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
 
-    ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads. Raises
-    UserError for fewer than two classes, or if it diverges.
+    ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads, with the same
+    version of torch on the same kind of processor. Raises UserError for fewer than two classes, or if it diverges.
     """
     if classes < 2:
         raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
