@@ -156,6 +156,8 @@ def step(cfg: DictConfig) -> None:
         assert weights.keys() <= cfg.features.keys()
         further = {"features": {name: Squares(8) for name in weights}}
     optimizer = module.configure_optimizers()["optimizer"]
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]  # a warm-up begins at 0
     before = {key: value.clone() for key, value in network.state_dict().items()}
     losses = objective(network, batch, objective.draw(batch, 0, 0), **further)
     losses.total.backward()
