@@ -9,6 +9,11 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+try:  # its own reader of YAML, from 2.4 and before
+    from omegaconf._yaml import get_yaml_loader as yaml_loader
+except ImportError:
+    from omegaconf._utils import get_yaml_loader as yaml_loader  # noqa: F401
+
 # From 1.4: no version_base any more, and calls say which targets they trust. Ours trust all: a command line is the
 # user's own, and a configuration that was stored somewhere is checked before it comes here (trusted.py).
 _TRUST = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)

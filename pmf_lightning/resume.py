@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning import run_dir
@@ -14,6 +13,7 @@ from pmf_lightning.assemble import completed, read_checkpoint
 from pmf_lightning.bounded import read_json, read_yaml
 from pmf_lightning.checkpoint_files import whole_beside
 from pmf_lightning.errors import NotResumed, UserError
+from pmf_lightning.hydra_compat import yaml_loader
 from pmf_lightning.same_run import WITHOUT_EFFECT, Change, Comparison, compare, listed
 from pmf_lightning.trusted import plain
 
@@ -102,7 +102,7 @@ def _read(path: Path, folder: Path) -> Any:
     try:
         if path.suffix == ".json":
             return read_json(path)
-        return read_yaml(path, lambda text: yaml.load(text, get_yaml_loader()))
+        return read_yaml(path, lambda text: yaml.load(text, yaml_loader()))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"run_dir={folder}: {path.name} cannot be read ({reason}); set another run_dir") from error
