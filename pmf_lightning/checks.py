@@ -1,11 +1,11 @@
 """Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from hydra.utils import get_class
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pmf_lightning.errors import UserError, near
@@ -38,7 +38,9 @@ def model(cfg: DictConfig) -> None:
 
 def objective(cfg: DictConfig) -> None:
     """Check that the model sets the numbers of its objective, all of them and no others; raises UserError."""
-    kind = get_class(cfg.objective["_target_"])
+    kind = get_object(cfg.objective["_target_"])
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
     known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
     streams = {"queues", "drift_features"} if getattr(kind, "coupled", False) else set()
     problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}

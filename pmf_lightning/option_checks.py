@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
 from hydra.errors import ConfigCompositionException
@@ -12,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, Unsu
 
 from pmf_lightning.errors import UserError
 from pmf_lightning.groups import is_group
-from pmf_lightning.option_kinds import ANYTHING, Kind, kind_of_annotation, shown, unknown
+from pmf_lightning.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_annotation, shown, unknown
 from pmf_lightning.option_table import COMMANDS, kind_of
 from pmf_lightning.overrides import Typed, parse, split
 
@@ -72,11 +73,11 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
         for one in typed:
             if one not in plain:
                 _check_left_out(one, base) if one.sign == "~" else _check_added(one, cfg, base, command)
-    _check_leaves(cfg, command, {one.option for one in typed})
+    _check_options(cfg, command, {one.option for one in typed})
 
 
 def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
-    """Raise UserError where an override, which Hydra has refused, names an option that there is not."""
+    """Raise UserError where an override that Hydra has refused names no option, or has a value that does not fit."""
     typed = [split(override) for override in overrides]
     try:
         base = compose([one.text for one in typed if is_group(one.option)])
@@ -89,6 +90,25 @@ def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[li
                 kind.check(one.option, parse(one.text).value())
                 raise UserError(f"{one.text}: it is not set yet; put a + in front to add it, +{one.text}")
             raise _no_such(one.option, base)
+        elif known and not one.option.startswith("hydra.") and not is_group(one.option):
+            _check_merged(one, base, command)
+
+
+def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
+    """Raise UserError where the value of an override cannot take the place of what ``base`` has, a mapping."""
+    value = parse(one.text).value()
+    if "${" in str(value):
+        return
+    if (kind := kind_of(command, one.option)) is not None:
+        kind.check(one.option, value)
+    there = _Leaf(one.option, _parent(base, one.option), one.option.rpartition(".")[2])
+    if there.is_mapping and isinstance(value, Mapping):
+        for key in value:
+            if key not in there.node:
+                raise _no_such(f"{one.option}.{key}", base)
+    elif there.is_mapping:
+        below = ", ".join(f"{one.option}.{key}" for key in there.node if not str(key).startswith("_"))
+        raise UserError(f"{one.text}: set what stands below it: {below}")
 
 
 def check_values(overrides: Sequence[str], command: str) -> None:
@@ -204,6 +224,13 @@ class _Leaf:
         return self.parent._get_node(self.key)
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether it is a mapping with options of its own."""
+        node = self.node
+        special = node._is_none() or node._is_interpolation() or node._is_missing()
+        return isinstance(node, DictConfig) and not special and len(node) > 0
+
+    @property
     def value(self) -> Any:
         """The resolved value."""
         value = self.parent[self.key]
@@ -223,30 +250,49 @@ class _Leaf:
         kind.check(self.option, value)
 
 
-def _leaves(node: DictConfig, above: str = "") -> Iterator[_Leaf]:
-    """Yield every option below a mapping but Hydra's own."""
+def _leaves(node: DictConfig) -> Iterator[_Leaf]:
+    """Yield every option below a mapping that has none below itself."""
+    return (one for one in _options(node) if not one.is_mapping)
+
+
+def _options(node: DictConfig, above: str = "") -> Iterator[_Leaf]:
+    """Yield every option below a mapping but Hydra's own; a mapping comes before what is in it."""
     for key in node:
         inner, option = node._get_node(key), f"{above}{key}"
-        special = inner._is_none() or inner._is_interpolation() or inner._is_missing()
-        if isinstance(inner, DictConfig) and not special and len(inner):
-            if option != "hydra":
-                yield from _leaves(inner, f"{option}.")
-        else:
-            yield _Leaf(option, node, key)
+        if option != "hydra":
+            yield (one := _Leaf(option, node, key))
+            if one.is_mapping:
+                yield from _options(inner, f"{option}.")
 
 
-def _check_leaves(cfg: DictConfig, command: str, given: set[str]) -> None:
+def _check_options(cfg: DictConfig, command: str, given: set[str]) -> None:
     """Check every value of a configuration against the kind of its option; raises UserError."""
-    for leaf in _leaves(cfg):
-        if str(leaf.key).startswith("_"):
-            continue  # Hydra's: which class, and how it is called
-        kind = kind_of(command, leaf.option)
+    for one in _options(cfg):
+        is_given = any(f"{one.option}.".startswith(f"{option}.") for option in given)
+        if str(one.key).startswith("_"):
+            if is_given:
+                _check_for_hydra(one)
+            continue
+        kind = kind_of(command, one.option)
         if kind is None:
-            if not any(f"{leaf.option}.".startswith(f"{one}.") for one in given):
+            if one.is_mapping or not is_given:
                 continue  # a key of conf/ that the table has not got yet, which a test finds
-            kind = _kind_beyond_the_table(leaf, cfg, command)
-        if leaf.option in given or not leaf.node._is_interpolation():  # those of conf/ follow from other options
-            leaf.check(kind)
+            kind = _kind_beyond_the_table(one, cfg, command)
+        if one.option in given or not one.node._is_interpolation():  # those of conf/ follow from other options
+            one.check(kind)
+
+
+def _check_for_hydra(one: _Leaf) -> None:
+    """Raise UserError where a key that tells Hydra how to build an object has a value that Hydra cannot take."""
+    if one.key not in HYDRAS:
+        raise UserError(f"{one.option}: Hydra has no such key; it has {', '.join(HYDRAS)}")
+    one.check(HYDRAS[one.key])
+    if one.key == "_target_":
+        try:
+            resolve_name(one.value)
+        except Exception as error:  # of the user's own module, too
+            why = " ".join(str(error).split())
+            raise UserError(f"{one.option}={one.value}: {HYDRAS[one.key].words} ({why})") from error
 
 
 def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str) -> Kind:

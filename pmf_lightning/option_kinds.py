@@ -2,8 +2,9 @@
 
 import difflib
 import math
+import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -62,7 +63,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    most = sys.float_info.max  # a whole number above it has no float
+    return (_is_whole(value) or isinstance(value, float)) and -most <= value <= most
 
 
 def whole(lowest: int = 1, most: int = MOST, words: str | None = None) -> Kind:
@@ -113,6 +115,24 @@ def either(*kinds: Kind, words: str | None = None) -> Kind:
     return Kind(words, lambda value: any(kind.takes(value) for kind in kinds), verbatim)
 
 
+def mapping(*needed: str, words: str) -> Kind:
+    """Return the kind of a mapping from names to values, which has at least the keys ``needed``."""
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, Mapping) and not any(str(key).startswith("_") for key in value) and _has(value, needed)
+
+    return Kind(words, takes)
+
+
+def part(*needed: str, words: str) -> Kind:
+    """Return the kind of a mapping from which Hydra builds an object: ``_target_``, and its arguments ``needed``."""
+    return Kind(words, lambda value: isinstance(value, Mapping) and _has(value, ("_target_", *needed)))
+
+
+def _has(value: Mapping[Any, Any], needed: Sequence[str]) -> bool:
+    return all(key in value for key in needed)
+
+
 def _is_device(value: Any) -> bool:
     name, colon, index = value.partition(":") if isinstance(value, str) else ("", "", "")
     return name in ("cpu", "cuda", "mps") and (not colon or (index.isascii() and index.isdigit() and len(index) < 5))
@@ -128,6 +148,16 @@ YES_NO = Kind("give true or false", lambda value: isinstance(value, bool))
 DEVICE = Kind("torch knows no such device; use cpu, cuda or cuda:1", _is_device, "text")
 SHARE = number(0, 1)
 ANYTHING = Kind("give a value", lambda value: True)
+
+
+# Keys by which Hydra builds an object.
+HYDRAS: Mapping[str, Kind] = {
+    "_target_": Kind("give the dotted name of a class or a function that can be imported", _is_text, "text"),
+    "_partial_": YES_NO,
+    "_recursive_": YES_NO,
+    "_convert_": choice("none", "partial", "object", "all"),
+    "_args_": list_of(ANYTHING),
+}
 
 
 def kind_of_annotation(annotation: Any) -> Kind:

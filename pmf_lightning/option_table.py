@@ -21,7 +21,9 @@ from pmf_lightning.option_kinds import (
     choice,
     either,
     list_of,
+    mapping,
     number,
+    part,
     whole,
 )
 
@@ -65,6 +67,7 @@ DATA: Table = {
     "held_out_images": COUNT,
     "held_out_fraction": SHARE,
     "max_bad": SHARE,
+    "draw": TEXT,
     "unreadable": choice("skip", "fail"),
     "background": TEXT,
     "cache_dir": PATH.or_null(),
@@ -88,6 +91,13 @@ METRICS: Table = {
     "reference": PATH.or_null(),
     **_below("classifier", CLASSIFIER),
 }
+DECODES = part(
+    *("weights", "repository", "mean", "std", "scale", "chunk"),
+    words="data of latents set it (data=imagenet256_latents); set what is below it, such as decoder.weights",
+)
+WEIGHTS = Kind("set decoder.weights=", lambda value: isinstance(value, Mapping) and "weights" in value)
+CONDITION = mapping(words="give what the network gets of it, such as {tokens: 2}")
+CONDITIONS = mapping(words="give what the network gets of each, such as {label: {tokens: 2}}")
 JUDGES: Table = {
     **_below(
         "protocol",
@@ -123,14 +133,14 @@ JUDGES: Table = {
             "download": YES_NO,
             "batch": COUNT,
             "channels": list_of(whole(), least=1),
-            "module": ANYTHING,
+            "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
             "module.**": ANYTHING,
             **_below("settings", METRICS),
         },
     ),
     **_below("metrics", METRICS),
     **_below("data", DATA),
-    "decoder": ANYTHING,  # null, or what follows
+    "decoder": WEIGHTS.or_null(),
     **_below("decoder", DECODER),
 }
 OBJECTIVE: Table = {
@@ -156,11 +166,11 @@ OBJECTIVE: Table = {
     "tangent": TEXT,
     "interval": YES_NO,
     "time_order": TEXT,
-    "preconditioner": ANYTHING,  # null, or what follows
+    "preconditioner": part(words="choose one with preconditioner=, which is a group").or_null(),
     "preconditioner.sigma_data": POSITIVE,
-    "perceptual": ANYTHING,  # empty, or what follows
+    "perceptual": mapping(words="give the weight of each distance, such as {lpips: 0.4}, or {} for none"),
     "perceptual.*": number(0),
-    "crop": ANYTHING,  # null, or what follows
+    "crop": part("area", "ratio", words="set objective.crop.area= and objective.crop.ratio=").or_null(),
     "crop.area": PAIR,
     "crop.ratio": PAIR,
     "generated": COUNT,
@@ -186,14 +196,14 @@ BACKBONE: Table = {
     "resolution": SIDE,
     "channels": COUNT,
     "classes": COUNT,
-    "conditions": ANYTHING,
+    "conditions": CONDITIONS,
     "conditions.**": ANYTHING,
     "patch": SIDE,
     "width": COUNT,
     "attention_heads": COUNT,
     "mlp_hidden": COUNT,
     "trunk": whole(0),
-    "heads": ANYTHING,  # null where there are none, or what follows
+    "heads": mapping(words="give the blocks of each head, such as {u: 2, v: 2}").or_null(),  # null where there are none
     "heads.*": whole(0),
     "bottleneck": COUNT.or_null(),
     "block_gain": number(0),
@@ -260,7 +270,11 @@ TRAINER: Table = {
         words="give how many there are (1 or more), auto for all, or a list of their numbers, such as [0,1]",
     ),
     "num_nodes": whole(1, 100_000),
-    "strategy": ANYTHING,  # a name of Lightning's, or what follows
+    "strategy": either(
+        TEXT,
+        part(words=""),
+        words="give a name, such as auto, or choose a trainer that has one (trainer=ddp, trainer=fsdp)",
+    ),
     "strategy.find_unused_parameters": YES_NO,
     "strategy.static_graph": YES_NO,
     "strategy.gradient_as_bucket_view": YES_NO,
@@ -269,7 +283,7 @@ TRAINER: Table = {
     "gradient_clip_val": number(0).or_null(),
 }
 WANDB: Table = {
-    "logger.wandb": ANYTHING,  # null, or what follows
+    "logger.wandb": mapping("project", "entity", "group", "name", "mode", words="set it with logger=wandb").or_null(),
     **{f"logger.wandb.{key}": TEXT.or_null() for key in ("entity", "group", "name", "mode")},
     "logger.wandb.project": TEXT,
 }
@@ -296,7 +310,7 @@ RUN: Table = {
     "cache_dir": PATH.or_null(),
     "recompute": YES_NO,
     "compile": YES_NO,
-    "study": ANYTHING,
+    "study": mapping("name", "scale", "arm", words="an experiment sets it; choose one with experiment=").or_null(),
     "study.**": ANYTHING,
     "matmul_precision": TEXT,
     "log_every_steps": COUNT,
@@ -331,11 +345,14 @@ RUN: Table = {
     "queues.per_class": COUNT,
     "queues.overall": COUNT,
     "queues.folder": PATH.or_null(),
-    "conditions": ANYTHING,  # empty, or what follows
+    "conditions": CONDITIONS,
+    "conditions.*": CONDITION,
     "conditions.*.kind": TEXT,
     **{f"conditions.*.{key}": whole(0) for key in ("tokens", "codes", "rows")},
     **JUDGES,
-    "features": ANYTHING,  # empty, or what follows
+    "decoder": DECODES.or_null(),
+    "features": mapping(words="perceptual= sets the networks; choose one of this group"),
+    "features.*": part(words="perceptual= sets the networks; choose one of this group"),
     **_below("features.*", FEATURES),
     **_below("drift_features", DRIFT_FEATURES),
     **_below("trainer", TRAINER),
@@ -353,12 +370,14 @@ SAMPLE: Table = {
     **HOW_TO_SAMPLE,
     "device": DEVICE,
     "chunk": COUNT,
+    "decoder": WEIGHTS,
     "decoder.weights": PATH.or_null(),
 }
 EVALUATE: Table = {
     **JUDGES,
     "ckpt": PATH.or_null(),
     "images": PATH.or_null(),
+    "decoder": WEIGHTS,
     "reference": PATH.or_null(),
     "precision_recall_reference": PATH.or_null(),
     "n": whole(2, 100_000_000).or_null(),
@@ -375,6 +394,7 @@ SEARCH: Table = {
     **JUDGES,
     **WANDB,
     "ckpt": PATH,
+    "decoder": WEIGHTS,
     "reference": PATH.or_null(),
     "precision_recall_reference": PATH.or_null(),
     "omega": _one_or_more(number(), "give a list of numbers, such as omega=[1,2,3]"),
@@ -423,6 +443,7 @@ SHARD: Table = {
     "classes": COUNT.or_null(),
     "class_names": PATH.or_null(),
     "verify": YES_NO,
+    "decoder": WEIGHTS,
     "decoder.weights": PATH.or_null(),
     "device": DEVICE,
     "batch": COUNT,
