@@ -188,7 +188,7 @@ def test_unknown_names_are_refused_with_the_near_ones():
         compose(["model=pmf_b17"])
     with pytest.raises(UserError, match=r"data=imagenet255: .*imagenet256"):
         compose(["data=imagenet255"])
-    with pytest.raises(UserError, match="Key 'batchsize' is not in struct"):
+    with pytest.raises(UserError, match="batchsize: there is no such option; did you mean batch"):
         compose(["batchsize=3"])
 
 
