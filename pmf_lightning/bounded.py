@@ -6,6 +6,7 @@ kilobyte may hold a gigabyte of zeros.
 """
 
 import ast
+import io
 import json
 import math
 import tarfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -226,7 +227,7 @@ _TAR_HEADERS = {
 _MOST_HEADER = 2**20  # bytes of a long name, or of other words before a member
 
 
-def open_tar(path: Path, inside: IO[bytes] | None = None) -> tarfile.TarFile:
+def open_tar(path: Path, inside: io.BufferedIOBase | None = None) -> tarfile.TarFile:
     """Open a tar that is not compressed, that of the file ``inside`` where there is one.
 
     Raises tarfile.TarError where it is none, OSError of the disk.

@@ -27,7 +27,7 @@ def model(cfg: DictConfig) -> None:
         if not 0 <= cfg.schedule[name] <= 1:
             raise UserError(f"schedule.{name}={cfg.schedule[name]}: it is a share of the run, from 0 to 1")
     start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # older checkpoints set none
-    if not 0 <= start <= rate:
+    if rate >= 0 and not 0 <= start <= rate:  # the optimiser refuses other rates
         raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:

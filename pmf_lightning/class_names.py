@@ -29,8 +29,8 @@ def announce_classes(source: Source, folder: Path) -> None:
 
 def check_same_classes(source: Source, checkpoint: Path | None) -> None:
     """Raise NotResumed where a label of the data is another class than in the run of the checkpoint, None for none."""
-    names = getattr(source, "class_names", None)
-    if names is None or checkpoint is None:
+    names = None if checkpoint is None else getattr(source, "class_names", None)
+    if names is None:
         return
     known = _known(source, checkpoint.absolute().parent.parent / NAME)
     if known is not None and known != names:

@@ -133,6 +133,15 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=quote).with_quotes()
 
 
+def as_typed(override: str) -> str:
+    """Return an override of a job of Hydra's sweeper, which escapes signs, as a user types it."""
+    typed, parsed = split(override), parse(override)
+    value = None if parsed.is_sweep_override() or parsed.is_delete() else parsed.value()
+    if not isinstance(value, str) or value == typed.value or _is_quoted(typed.value or ""):
+        return override
+    return f"{typed.sign}{typed.option}={quoted(value)}"
+
+
 def argument(option: str, value: object) -> str:
     """Return ``option=value`` as a word to paste into a shell, for commands that are printed; value: text or number."""
     plain = f"{option}={value}"

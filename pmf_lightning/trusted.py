@@ -123,7 +123,7 @@ def _known(part: str) -> dict[str, bool]:
     return {f"{_OURS}.{name.rstrip('*')}": name.endswith("*") for name in _PARTS.get(part, ())}
 
 
-def _problem(node: Mapping[str, Any], known: Mapping[str, bool], trust: tuple[str, ...]) -> str:
+def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[str, ...]) -> str:
     """Say what a mapping would run that it may not; empty where nothing. Today's name replaces an older one."""
     if "_target_" not in node:
         return ""

@@ -77,7 +77,7 @@ def test_devices_and_micro_batches_add_up():
 def test_no_bins_are_refused():
     with pytest.raises(ValueError, match="bins=0"):
         TimeBins(0)
-    with pytest.raises(UserError, match=r"diagnostics\.t_bins=0: must be a number, at least 1"):
+    with pytest.raises(UserError, match=r"diagnostics\.t_bins=0: set it to a whole number, 1 or more"):
         train(compose([*RUN, "diagnostics.t_bins=0"]))
 
 

@@ -267,9 +267,8 @@ def test_devices_take_their_labels_of_the_same_step():
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides, message):
-    cfg = compose(["model=drifting_tiny", *overrides])
     with pytest.raises(UserError, match=message):
-        make_data(cfg, Few())
+        make_data(compose(["model=drifting_tiny", *overrides]), Few())
 
 
 def test_labels_divide_over_the_devices():

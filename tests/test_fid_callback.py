@@ -152,7 +152,7 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
             ["metrics=fid", "metrics.reference=data", "extractor.weights=nowhere.pth"],
             r"weights of Inception are not at nowhere.pth.*weights-inception.*metrics=none",
         ),
-        ([*FID, "metrics.n=1"], r"metrics.n=1: set it to 2 or more"),
+        ([*FID, "metrics.n=1"], r"metrics.n=1: set it to a whole number, 2 or more"),
         ([*FID, "metrics.chunk=0"], r"metrics.chunk=0"),
         ([*FID, "metrics.extra_steps=[0]"], r"metrics.extra_steps=\[0\]"),
         (["model=mae_tiny", *backbone("mae_tiny"), "metrics=fid", "metrics.enabled=true"], "makes no images to judge"),

@@ -117,7 +117,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         (["model=jit_tiny", "objective.loss=e"], "objective: .*loss=e is not one of x, eps, v"),
         (["model=jit_tiny", "sampling.steps=0"], "sampling.steps=0: at least one"),
         (["model=jit_tiny", "sampling.method=average"], "sampling.method=average: this model samples by heun, euler"),
-        (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each is 1 or more"),
+        (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each a whole number, 1 or more"),
         (["model=drifting_tiny", "sampling.omega=0.9"], "sampling.omega=0.9"),
         (["model=drifting_tiny", "sampling.steps=2"], "sampling.steps=2: this model makes an image in one step"),
         (["model=drifting_tiny", "objective.alpha_max=0.5"], "objective: .*alpha_max=0.5"),

@@ -239,7 +239,7 @@ def test_another_autoencoder_is_refused(folder):
         decoder(folder, scale=4).load()
     with pytest.raises(UserError, match=r"decoder.mean has 4 numbers, data.channels=3"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "data.channels=3"]))
-    with pytest.raises(UserError, match="decoder: chunk=0"):
+    with pytest.raises(UserError, match=r"decoder.chunk=0: set it to a whole number"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "decoder.chunk=0"]))
 
 
@@ -354,6 +354,7 @@ def latent_data(monkeypatch):
     source = "pmf_lightning.data.shards.LatentShards"
     monkeypatch.setattr(f"{source}.check", lambda self: None)
     monkeypatch.setattr(f"{source}.train", lambda self: Latents())
+    monkeypatch.setattr(f"{source}.class_names", None)
 
 
 def test_a_latent_run_shows_pixels_and_keeps_no_decoder(latent_data, latent_overrides, folder, tmp_path):

@@ -12,7 +12,7 @@ from pmf_lightning.config import CONF, choices, prepared
 from pmf_lightning.option_checks import _leaves, _trainer_parameters
 from pmf_lightning.option_kinds import kind_of_annotation
 from pmf_lightning.option_table import COMMANDS, kind_of
-from pmf_lightning.overrides import readable
+from pmf_lightning.overrides import as_typed, readable
 from pmf_lightning.pasted import path_argument
 
 TINY = ["model=pmf_tiny", "metrics=none"]
@@ -404,3 +404,17 @@ def test_printed_commands_can_be_pasted(path):
     (word,) = shlex.split(path_argument("data.root", path))
     found = compose([*TINY, "data=folder", "data.resolution=32", word]).data.root
     assert found in (path, f"./{path}")
+
+
+@pytest.mark.parametrize(
+    ("of_hydra", "typed"),
+    [
+        (r"run_dir=out/$\{seed\}", 'run_dir="out/${seed}"'),
+        (r"run_dir=a\=b", 'run_dir="a=b"'),
+        ("run_dir='a b'", "run_dir='a b'"),
+        ("seed=3", "seed=3"),
+        ("metrics.extra_steps=[1,4]", "metrics.extra_steps=[1,4]"),
+    ],
+)
+def test_overrides_of_a_sweeper_are_read_as_typed(of_hydra, typed):
+    assert as_typed(of_hydra) == typed

@@ -109,6 +109,12 @@ def run(root, out, *options):
     return shard(OmegaConf.merge(cfg, {"in": str(root), "out": str(out)}))
 
 
+def checked_run(root, out, *options):
+    """Run as the command line does, whose options are checked first."""
+    compose([f"size={SIZE}", *options], "shard")
+    return run(root, out, *options)
+
+
 def files_of(folder):
     """Everything that a reader sees, and the notes, to the byte."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
@@ -700,7 +706,7 @@ def test_bad_input_is_named(few, tars, tmp_path, monkeypatch, capfd, source, out
     for name in ("file.txt", "packed.tar.gz"):
         (tmp_path / name).touch()
     with pytest.raises(UserError) as refused:
-        run(source, out, *options)
+        checked_run(source, out, *options)
     for word in words:
         assert word in str(refused.value)
     assert "sharding" not in "".join(capfd.readouterr()), "work had begun"

@@ -436,7 +436,7 @@ def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
 
 def test_a_refused_run_does_not_speak_for_the_others():
     inputs = Inputs()
-    for bad in ("backbone.patch=5", "schedule.warm_up=7", "grid.rows=0"):
+    for bad in ("backbone.patch=5", "schedule.warm_up=7", "sampling.ema=nowhere"):
         assert bad in inputs.refusal(compose(["model=pmf_tiny", "metrics=none", bad]))
     assert inputs.refusal(compose(["model=pmf_tiny", "metrics=none"])) is None
 

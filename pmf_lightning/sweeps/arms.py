@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pmf_lightning import resume
 from pmf_lightning.config import compose, one_line
 from pmf_lightning.errors import UserError
+from pmf_lightning.overrides import as_typed
 from pmf_lightning.sweeps.jobs import of_one_run
 from pmf_lightning.sweeps.record import Arm
 
@@ -67,7 +68,7 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 
 def _plan(job: Sequence[str], swept: Sequence[str]) -> Planned:
-    cfg, own = compose(job), of_one_run(job)
+    cfg, own = compose([as_typed(one) for one in job]), of_one_run(job)
     of_job = dict(override.split("=", 1) for override in job)
     named = " ".join(f"{key}={of_job[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
