@@ -4,35 +4,35 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from pmf_lightning.terminal import be_brief
+from pmf_lightning.utils.terminal import be_brief
 
 if sys.argv[:1] == ["-m"]:  # Python is about to run one of the commands, whose imports take seconds
     be_brief()
 
 # Name -> module that holds it. Loaded at first use: the mathematics can be imported without Lightning or Hydra.
 _HOMES = {
-    "Batch": "objectives.contract",
+    "Batch": "objectives.base",
     "Drifting": "objectives.drifting",
-    "DriftingBatch": "objectives.drifting_draws",
-    "DriftingDraws": "objectives.drifting_draws",
+    "DriftingBatch": "objectives.drifting",
+    "DriftingDraws": "objectives.drifting",
     "JiT": "objectives.jit",
-    "JiTDraws": "objectives.jit_draws",
-    "Losses": "objectives.contract",
-    "MeanFlowDraws": "objectives.meanflow_draws",
+    "JiTDraws": "objectives.jit",
+    "Losses": "objectives.base",
+    "MeanFlowDraws": "objectives.pixel_meanflow",
     "MuonAdam": "optim.muon_adam",
     "PixelMeanFlow": "objectives.pixel_meanflow",
-    "UserError": "errors",
-    "build": "assemble",
-    "compose": "config",
-    "drift_loss": "objectives.drift_loss",
+    "UserError": "utils.errors",
+    "build": "pipeline.build",
+    "compose": "config.compose",
+    "drift_loss": "objectives.drifting_loss",
     "drifting_field": "objectives.drifting_field",
-    "ema_beta": "optim.ema_beta",
-    "generate": "sampling",
-    "image_noise": "sampling",
-    "load_checkpoint": "assemble",
-    "load_official": "models.official",
-    "official_weights": "models.official",
-    "sample_images": "sampling",  # pmf_lightning.sample is the command
+    "ema_beta": "optim.schedules",
+    "generate": "sampling.generate",
+    "image_noise": "sampling.generate",
+    "load_checkpoint": "pipeline.checkpoints",
+    "load_official": "weights",
+    "official_weights": "weights",
+    "sample_images": "sampling.generate",  # pmf_lightning.sample is the command
 }
 __all__ = list(_HOMES)
 

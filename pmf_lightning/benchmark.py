@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks
-from pmf_lightning.assemble import build
-from pmf_lightning.benchmarks import reader, step
-from pmf_lightning.benchmarks.optimizer import benchmark_optimizer
-from pmf_lightning.benchmarks.sampling import benchmark_sampling, describe_sampling
-from pmf_lightning.command import command
-from pmf_lightning.costs.step_flops import step_flops
-from pmf_lightning.draws import Shard
-from pmf_lightning.errors import UserError, near
-from pmf_lightning.folders import writable
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.sampling import OPTIONS
+from pmf_lightning.cli import command
+from pmf_lightning.config import validate
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.profiling.benchmarks import reader, step
+from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
+from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
+from pmf_lightning.profiling.step_memory import step_flops
+from pmf_lightning.sampling.generate import OPTIONS
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.rng import Shard
 
 
 def _optimizer(cfg: DictConfig) -> dict:
@@ -58,8 +58,8 @@ def _sampling(cfg: DictConfig) -> dict:
 
 
 def _device(cfg: DictConfig) -> torch.device:
-    checks.device(cfg.trainer.accelerator, 1)
-    checks.precision(cfg)
+    validate.device(cfg.trainer.accelerator, 1)
+    validate.precision(cfg)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
 

@@ -10,16 +10,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from pmf_lightning import weights_folder
-from pmf_lightning.assemble import find_checkpoint, load_checkpoint
-from pmf_lightning.cache import atomic_write
-from pmf_lightning.command import command
-from pmf_lightning.conversion import from_checkpoint, from_official, from_release, heads_of, official_dict
-from pmf_lightning.errors import UserError
-from pmf_lightning.folders import writable
-from pmf_lightning.models.official import flax_release, read_tensors
-from pmf_lightning.pasted import path_argument
-from pmf_lightning.weights_folder import StoredWeights, is_weights_folder
+from pmf_lightning.cli import command
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint
+from pmf_lightning.pipeline.conversion import from_checkpoint, from_official, from_release, heads_of, official_dict
+from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
+from pmf_lightning.utils.cache import atomic_write, writable
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.pasted import path_argument
+from pmf_lightning.weights import flax, read_tensors
 
 _FILES = (".pt", ".pth")  # official weights
 _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
@@ -64,7 +63,7 @@ def _check_out(out: Path, source: Path, force: bool) -> None:
 
 def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
     to_file, folder = out.suffix in _FILES, source.is_dir()
-    if flax_release.is_release(source):
+    if flax.is_release(source):
         if to_file:
             raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
         return from_release(source, cfg)

@@ -6,11 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import wandb_runs
-from pmf_lightning.command import command
-from pmf_lightning.dashboards.layout import Layout, read_layout
-from pmf_lightning.dashboards.text import tree
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.cli import command
+from pmf_lightning.tracking import wandb_runs
+from pmf_lightning.tracking.workspace_layout import Layout, read_layout, tree
+from pmf_lightning.utils.errors import UserError, near
 
 FORMATS = ("tree", "json")
 
@@ -32,7 +31,7 @@ def describe(cfg: DictConfig) -> Layout:
 def make(layout: Layout) -> str:
     """Make the workspace on W&B and return its address; raises UserError without package, login or project."""
     try:
-        from pmf_lightning.dashboards.workspace import to_workspace
+        from pmf_lightning.tracking.workspace import to_workspace
     except ModuleNotFoundError as error:
         raise UserError(
             f"dashboard: it needs {error.name}; pip install 'pmf_lightning[dashboard]', or look at it with dry_run=true"

@@ -11,20 +11,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from pmf_lightning import checks
-from pmf_lightning.cache import atomic_write
-from pmf_lightning.command import command
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.errors import UserError
+from pmf_lightning.cli import command
+from pmf_lightning.config import validate
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.distributed.collectives import rank_and_world, together
+from pmf_lightning.distributed.launch import is_main, joined, print_on_main
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.keeping import KINDS, Kept
-from pmf_lightning.evaluation.launch import is_main, joined, print_on_main
-from pmf_lightning.evaluation.ranks import rank_and_world, together
+from pmf_lightning.evaluation.image_files import KINDS, Kept
+from pmf_lightning.evaluation.sample_sources import Subject, evaluator_of, existing_images, images_of_checkpoint
 from pmf_lightning.evaluation.scores import FLAGS, Scores
-from pmf_lightning.folders import writable
-from pmf_lightning.pictures import save_grid
-from pmf_lightning.provenance import versions
-from pmf_lightning.subjects import Subject, evaluator_of, existing_images, images_of_checkpoint
+from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.cache import atomic_write, writable
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.provenance import versions
 
 SHOWN, COLUMNS = 100, 10  # images on the grid at most: those of the first chunk
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
@@ -72,7 +71,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"save={cfg.save}: keep {' or '.join(KINDS)}")
     if cfg.images is not None and cfg.save != "none":
         raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
-    checks.torch_device(cfg.device)
+    validate.torch_device(cfg.device)
 
 
 def images_asked(cfg: DictConfig, subject: Subject) -> int:

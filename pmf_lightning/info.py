@@ -9,15 +9,15 @@ from omegaconf import DictConfig
 from rich.console import Console
 from tqdm import tqdm
 
-from pmf_lightning.command import command
-from pmf_lightning.config import choices, compose
-from pmf_lightning.costs import scale
-from pmf_lightning.costs.communication import Estimate
-from pmf_lightning.costs.facts import Facts, find_facts
-from pmf_lightning.costs.spaces import NoFlowError
-from pmf_lightning.costs.tables import all_models, one_model
-from pmf_lightning.errors import UserError, near
-from pmf_lightning.published import published
+from pmf_lightning.cli import command
+from pmf_lightning.config.compose import choices, compose
+from pmf_lightning.config.presets import published
+from pmf_lightning.profiling import communication
+from pmf_lightning.profiling.communication import Estimate
+from pmf_lightning.profiling.model_facts import Facts, find_facts
+from pmf_lightning.profiling.spaces import NoFlowError
+from pmf_lightning.profiling.tables import all_models, one_model
+from pmf_lightning.utils.errors import UserError, near
 
 FORMATS = ("table", "json")
 
@@ -45,7 +45,7 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
         return []
     if cfg.every_model:
         raise UserError(f"every_model=true gpus={list(cfg.gpus)}: estimates are of one model; set model=")
-    return scale.estimate(cfg)
+    return communication.estimate(cfg)
 
 
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
@@ -75,13 +75,15 @@ def _main(cfg: DictConfig) -> None:
     if cfg.format == "json":
         tables = [facts.as_json() for facts in models]
         if steps:
-            tables[0]["estimates"] = scale.as_json(steps)
+            tables[0]["estimates"] = communication.as_json(steps)
         print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
         return
     width = max(100, Console().width)
     Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
     if steps:  # a table of many columns, which a narrow console would cut to nothing
-        Console(width=max(scale.WIDTH, width)).print("", scale.table(compose(_on_its_data(overrides), "info"), steps))
+        Console(width=max(communication.WIDTH, width)).print(
+            "", communication.table(compose(_on_its_data(overrides), "info"), steps)
+        )
 
 
 def main() -> None:

@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks
-from pmf_lightning.assemble import make_part
-from pmf_lightning.command import command
+from pmf_lightning.cli import command
+from pmf_lightning.config import validate
 from pmf_lightning.data.dataset import Source
-from pmf_lightning.errors import UserError
-from pmf_lightning.evaluation.features import Extractor
-from pmf_lightning.evaluation.image_sets import open_images
-from pmf_lightning.evaluation.launch import is_main, joined, print_on_main
-from pmf_lightning.evaluation.opening import complete
-from pmf_lightning.evaluation.ranks import from_main, together
+from pmf_lightning.distributed.collectives import from_main, together
+from pmf_lightning.distributed.launch import is_main, joined, print_on_main
+from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.evaluation.build import complete
+from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.evaluation.statistics import save_all, split_statistics, statistics
-from pmf_lightning.folders import writable
+from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError
 
 
 def make_stats(cfg: DictConfig) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def check(cfg: DictConfig) -> tuple[Path, Source | None]:
     out = Path(cfg.out).expanduser()
     if out.suffix != ".npz":
         raise UserError(f"out={cfg.out}: statistics are written as .npz (and .pkl beside it); set out={out.stem}.npz")
-    checks.torch_device(cfg.device)
+    validate.torch_device(cfg.device)
     has_data = cfg.get("data") is not None
     if cfg.images is None and not has_data:
         raise UserError("what is to be measured? Set data=, or images= to a folder of images or an .npz")

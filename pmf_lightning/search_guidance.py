@@ -13,31 +13,29 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks, wandb_runs
-from pmf_lightning.assemble import load_with_averages, weights_file
-from pmf_lightning.cache import digest
-from pmf_lightning.command import command
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.cli import command
+from pmf_lightning.config import validate
+from pmf_lightning.distributed.collectives import from_main, together
+from pmf_lightning.distributed.launch import is_main, joined
+from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.features import file_sha256
-from pmf_lightning.evaluation.launch import is_main, joined
-from pmf_lightning.evaluation.ranks import from_main, together
+from pmf_lightning.evaluation.guidance_search import report
+from pmf_lightning.evaluation.guidance_search.maps import save_lines, save_maps
+from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.records import Record, Records
+from pmf_lightning.evaluation.guidance_search.search import STRATEGIES, measure_last, try_all
+from pmf_lightning.evaluation.guidance_search.space import Axes, Point, make_axes
+from pmf_lightning.evaluation.guidance_search.wandb import send
+from pmf_lightning.evaluation.sample_sources import check_generates, evaluator_of
 from pmf_lightning.evaluation.scores import FLAGS
-from pmf_lightning.folders import writable
-from pmf_lightning.guidance_search import report
-from pmf_lightning.guidance_search.maps import save_lines, save_maps
-from pmf_lightning.guidance_search.measure import Bench
-from pmf_lightning.guidance_search.points import Axes, Point
-from pmf_lightning.guidance_search.records import Record, Records
-from pmf_lightning.guidance_search.search import measure_last, try_all
-from pmf_lightning.guidance_search.sending import send
-from pmf_lightning.guidance_search.space import make_axes
-from pmf_lightning.guidance_search.strategy import STRATEGIES
-from pmf_lightning.module import GenerativeModule
-from pmf_lightning.pictures import save_grid
-from pmf_lightning.sample import prepare_decoder
-from pmf_lightning.sampling import network_evaluations
-from pmf_lightning.subjects import check_generates, evaluator_of
+from pmf_lightning.pipeline.checkpoints import load_with_averages, weights_file
+from pmf_lightning.pipeline.images import prepare_decoder
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling.generate import network_evaluations
+from pmf_lightning.tracking import wandb_runs
+from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.cache import digest, writable
+from pmf_lightning.utils.errors import UserError, near
 
 COLUMNS = 10  # of the grid of samples
 PASSED_ON = ("protocol.", "extractor.", "data=", "data.", "cache_dir=")  # arguments that the commands of best.json need
@@ -81,7 +79,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
     if cfg.strategy not in STRATEGIES:
         raise UserError(f"strategy={cfg.strategy}: there is no such strategy; {near(str(cfg.strategy), STRATEGIES)}")
-    checks.torch_device(cfg.device)
+    validate.torch_device(cfg.device)
     if cfg.logger.wandb is not None and is_main():
         wandb_runs.check(cfg.logger.wandb)
 

@@ -14,29 +14,28 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
-from pmf_lightning import checks
-from pmf_lightning.command import command, with_one_line_errors
-from pmf_lightning.config import compose
-from pmf_lightning.data.crop import CROP_RULE
-from pmf_lightning.data.decoder import check_background, say_done
-from pmf_lightning.errors import UserError, near
-from pmf_lightning.folders import writable
-from pmf_lightning.hydra_compat import instantiate
+from pmf_lightning.cli import command, with_one_line_errors
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import compose
+from pmf_lightning.data.images.decoder import check_background, say_done
+from pmf_lightning.data.shards.manifest import KINDS, Manifest, read_manifest
+from pmf_lightning.data.shards.payloads import PAYLOADS
+from pmf_lightning.data.shards.writing.input_tars import find_inputs
+from pmf_lightning.data.shards.writing.inputs import Inputs
+from pmf_lightning.data.shards.writing.latents import LatentMaker, weights_digest
+from pmf_lightning.data.shards.writing.make import Job, Made, amount, make_shards
+from pmf_lightning.data.shards.writing.pixels import make_pixels
+from pmf_lightning.data.shards.writing.processes import all_cores, in_processes
+from pmf_lightning.data.shards.writing.progress import LIST, Finished
+from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask
+from pmf_lightning.data.shards.writing.tar_files import room_to_unpack
+from pmf_lightning.data.shards.writing.verify import verify
+from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.models.sd_vae import SDVAE
-from pmf_lightning.pasted import path_argument
-from pmf_lightning.shards.disk import amount
-from pmf_lightning.shards.finding import find_inputs
-from pmf_lightning.shards.inputs import Inputs
-from pmf_lightning.shards.latents import LatentMaker, weights_digest
-from pmf_lightning.shards.make import Job, Made, make_shards
-from pmf_lightning.shards.manifest import KINDS, Manifest, read_manifest
-from pmf_lightning.shards.payloads import PAYLOADS
-from pmf_lightning.shards.pixels import make_pixels
-from pmf_lightning.shards.processes import all_cores, in_processes
-from pmf_lightning.shards.progress import LIST, Finished
-from pmf_lightning.shards.recipe import Recipe, ShardTask
-from pmf_lightning.shards.tar_files import room_to_unpack
-from pmf_lightning.shards.verify import verify
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.pasted import path_argument
 
 
 def shard(cfg: DictConfig) -> Made:
@@ -121,7 +120,7 @@ def _out(cfg: DictConfig) -> Path:
 
 def _autoencoder(cfg: DictConfig) -> SDVAE:
     """Return the autoencoder of latents, loaded; its numbers are those of the latent data."""
-    checks.torch_device(cfg.device)
+    validate.torch_device(cfg.device)
     numbers = compose(["data=imagenet256_latents"]).decoder
     vae = replace(instantiate(numbers), weights=cfg.decoder.weights, chunk=cfg.batch)
     if cfg.size % vae.scale:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pmf_lightning.command import command, with_one_line_errors
-from pmf_lightning.config import choices
-from pmf_lightning.errors import UserError, near
+from pmf_lightning.cli import command, with_one_line_errors
+from pmf_lightning.config.compose import choices
 from pmf_lightning.toys.drift2d import drift2d
 from pmf_lightning.toys.fields import fields
 from pmf_lightning.toys.manifold import manifold
+from pmf_lightning.utils.errors import UserError, near
 
 # The name of a file in conf/toys -> what it configures: a function that returns the paths of what it wrote.
 TOYS: dict[str, Callable[[DictConfig], dict[str, Path]]] = {

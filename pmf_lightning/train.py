@@ -13,34 +13,35 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning import checks, resume, run_dir, slurm
-from pmf_lightning.assemble import build
-from pmf_lightning.cache import atomic_write
-from pmf_lightning.callbacks.full_disk import patient_output
-from pmf_lightning.callbacks.ledger import Ledger
-from pmf_lightning.callbacks.wandb_logger import RememberRun, WandbRun
-from pmf_lightning.class_names import announce_classes, check_same_classes
-from pmf_lightning.command import command
-from pmf_lightning.config import one_line
+from pmf_lightning.cli import command
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import Source
-from pmf_lightning.data.drifting import DriftingData
-from pmf_lightning.errors import Diverged, ProcessLost, UserError
-from pmf_lightning.features import describe
-from pmf_lightning.hands import make_callbacks
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.judging import check_metrics
-from pmf_lightning.materials import check_inputs, make_data, make_training_features, prepare_decoder
-from pmf_lightning.models import cost
-from pmf_lightning.module import GenerativeModule
-from pmf_lightning.pasted import path_argument
-from pmf_lightning.provenance import provenance
-from pmf_lightning.resume import Start
-from pmf_lightning.sampling import OPTIONS, network_evaluations
-from pmf_lightning.strategies import trainer_options
-from pmf_lightning.summary import finish, pictures
-from pmf_lightning.sweeps import alone
-from pmf_lightning.sweeps.measure import measured
+from pmf_lightning.data.queues.datamodule import DriftingData
+from pmf_lightning.distributed import slurm
+from pmf_lightning.distributed.strategies import trainer_options
+from pmf_lightning.encoders.perceptual.build import describe
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.profiling import model_cost
+from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
+from pmf_lightning.sweeps import subprocess_run
+from pmf_lightning.sweeps.jobs import measured
+from pmf_lightning.training import resume, run_dir
+from pmf_lightning.training.callbacks.build import check_metrics, make_callbacks
+from pmf_lightning.training.callbacks.disk_errors import patient_output
+from pmf_lightning.training.class_names import announce_classes, check_same_classes
+from pmf_lightning.training.loggers.jsonl import Ledger
+from pmf_lightning.training.loggers.wandb import RememberRun, WandbRun
+from pmf_lightning.training.prepare import check_inputs, make_data, make_training_features, prepare_decoder
+from pmf_lightning.training.resume import Start
+from pmf_lightning.training.summary import finish, pictures
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.pasted import path_argument
+from pmf_lightning.utils.provenance import provenance
 
 
 def train(cfg: DictConfig) -> dict:
@@ -54,7 +55,7 @@ def train(cfg: DictConfig) -> dict:
 
 def _train(cfg: DictConfig) -> dict:
     started = time.perf_counter()
-    checks.training(cfg)
+    validate.training(cfg)
     if (summary := resume.finished(cfg)) is not None:
         print(f"{cfg.run_dir} is finished already, and left alone")
         return summary
@@ -68,7 +69,7 @@ def _train(cfg: DictConfig) -> dict:
     prepare_decoder(cfg, module)
     check_metrics(cfg, source, module)
     data = make_data(cfg, source)
-    data.accumulation(checks.world_size(cfg.trainer))
+    data.accumulation(validate.world_size(cfg.trainer))
     if isinstance(data, DriftingData):
         data.check_room()
     module.look_through(make_training_features(cfg, source))
@@ -140,7 +141,7 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")
     is_generator = bool(module.objective.methods)
     weights = sum(weight.numel() for weight in module.network.parameters())
-    print(f"  {cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
+    print(f"  {model_cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
     print(f"  {cfg.steps:,} steps of {cfg.batch} images{begin}; everything is written to {folder}")
     if start.checkpoint:
         print(f"  {start.line}")
@@ -189,7 +190,7 @@ def make_trainer(
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train what the command line describes; return the number that sweeps compare runs by."""
-    return measured(cfg, alone.train_alone(cfg) if alone.wanted(cfg) else train(cfg))
+    return measured(cfg, subprocess_run.train_alone(cfg) if subprocess_run.wanted(cfg) else train(cfg))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pmf_lightning import Batch, MeanFlowDraws, PixelMeanFlow, draws
+from pmf_lightning import Batch, MeanFlowDraws, PixelMeanFlow
 from pmf_lightning.models.vit import ViT, init_weights
+from pmf_lightning.utils import rng
 
 CONDITIONS = {
     "label": {"kind": "class", "tokens": 2},
@@ -27,11 +28,11 @@ def relative(value, reference) -> float:
 
 
 def normal(*names, shape, dtype=torch.float64):
-    return draws.normal("tests", *names, count=math.prod(shape)).reshape(shape).to(dtype)
+    return rng.normal("tests", *names, count=math.prod(shape)).reshape(shape).to(dtype)
 
 
 def uniform(*names, count, low=0.0, high=1.0, dtype=torch.float64):
-    return (low + (high - low) * draws.uniform("tests", *names, count=count)).to(dtype)
+    return (low + (high - low) * rng.uniform("tests", *names, count=count)).to(dtype)
 
 
 def empty_network(**changes) -> ViT:
@@ -43,7 +44,7 @@ def empty_network(**changes) -> ViT:
 def tiny_network(dtype=torch.float64, **changes) -> ViT:
     """A network of random weights, none of them zero: gates and final layers let everything through."""
     network = empty_network(**changes)
-    init_weights(network, lambda name: draws.generator("tests", name))
+    init_weights(network, lambda name: rng.generator("tests", name))
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if name.endswith(("gate.weight", "norm.weight", "bias")) or ".out." in name:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
-from pmf_lightning import checkpoint_files, hands, shard
-from pmf_lightning.callbacks.ledger import Ledger
-from pmf_lightning.callbacks.sample_check import SampleCheck
-from pmf_lightning.callbacks.time_bins import TimeBinLog
-from pmf_lightning.module import GenerativeModule
-from pmf_lightning.shards import pixels
+from pmf_lightning import shard
+from pmf_lightning.data.shards.writing import pixels
+from pmf_lightning.pipeline import checkpoint_io
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.training.callbacks import build
+from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.training.callbacks.loss_by_time import TimeBinLog
+from pmf_lightning.training.loggers.jsonl import Ledger
 
 
 def die(*_, **__):
@@ -48,7 +50,7 @@ class _Half:
 
 def die_in_save(moment, nth):
     """Die in save number ``nth``: at a call of os, or with half of the file written."""
-    write, save, count = checkpoint_files.write, torch.save, [0]
+    write, save, count = checkpoint_io.write, torch.save, [0]
 
     def counting(checkpoint, path):
         count[0] += 1
@@ -61,7 +63,7 @@ def die_in_save(moment, nth):
                 setattr(os, moment.removeprefix("after_"), getattr(os, moment))
         write(checkpoint, path)
 
-    checkpoint_files.write = counting
+    checkpoint_io.write = counting
 
 
 def _after(call):
@@ -105,7 +107,7 @@ def full_disk(folder, first, last, blind):
     ``blind``: nobody looks at the room beforehand, so that the write itself fails.
     """
     if blind:
-        checkpoint_files.size = lambda checkpoint: 0
+        checkpoint_io.size = lambda checkpoint: 0
 
     def fill(trainer):
         with (Path(folder) / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -171,7 +173,7 @@ class Scripted(SampleCheck):
 
 def scripted_quality(values):
     """Measure ``values[step]`` every two steps."""
-    hands.make_check = lambda cfg, source, module, **others: Scripted(values, **others)
+    build.make_check = lambda cfg, source, module, **others: Scripted(values, **others)
 
 
 def both(*faults):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pmf_lightning import draws
-from pmf_lightning.config import compose
-from pmf_lightning.evaluation.features import Features
+from pmf_lightning.config.compose import compose
+from pmf_lightning.encoders.base import Features
 from pmf_lightning.evaluation.protocol import Protocol, PublishedReference
+from pmf_lightning.utils import rng
 
 WIDTH, KINDS = 6, 4
 
@@ -35,8 +35,8 @@ class Tiny:
         return self.words
 
     def open(self, device):
-        mix = draws.normal("tests", "tiny", count=48 * WIDTH).view(48, WIDTH).float()
-        head = draws.normal("tests", "head", count=WIDTH * KINDS).view(WIDTH, KINDS).float()
+        mix = rng.normal("tests", "tiny", count=48 * WIDTH).view(48, WIDTH).float()
+        head = rng.normal("tests", "head", count=WIDTH * KINDS).view(WIDTH, KINDS).float()
 
         def network(images):
             small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).expand(-1, 3, -1, -1)
@@ -63,15 +63,15 @@ def protocol(**changes) -> Protocol:
 
 def of_config(name: str) -> Protocol:
     """A protocol of conf/."""
-    from pmf_lightning.assemble import make_part
+    from pmf_lightning.pipeline.build import make_part
 
     return make_part(compose([f"protocol={name}"], "evaluate"), "protocol")
 
 
 def noise_levels(name: str, count: int, shape=(3, 8, 8)) -> torch.Tensor:
     """Whole-level images whose brightness differs."""
-    pixels = draws.normal_images("tests", name, rows=torch.arange(count), shape=shape)
-    light = draws.uniform("tests", name, "light", count=count).float().view(-1, 1, 1, 1)
+    pixels = rng.normal_images("tests", name, rows=torch.arange(count), shape=shape)
+    light = rng.uniform("tests", name, "light", count=count).float().view(-1, 1, 1, 1)
     return (128 + 40 * pixels + 90 * (light - 0.5)).clamp(0, 255).to(torch.uint8)
 
 
@@ -97,7 +97,7 @@ def write_inception(path: Path, seen: torch.Tensor) -> Path:
     for name, weight in inception.named_parameters():
         if weight.ndim > 1:
             scale = (2 / weight[0].numel()) ** 0.5 * (4 if name.startswith("fc") else 1)
-            weight.normal_(0, scale, generator=draws.generator("tests", "inception", name))
+            weight.normal_(0, scale, generator=rng.generator("tests", "inception", name))
         else:
             weight.fill_(float(name.endswith("bn.weight")))
     inception.train()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pmf_lightning.train", "pmf_lightning.metrics.quality", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["pmf_lightning.train", "pmf_lightning.evaluation.small_data", "sklearn.datasets"])
 
 
 def start(overrides, log, fault=None, rank=None, world=2, port=None):
@@ -46,15 +46,15 @@ def _child(overrides, log, fault, rank, world, port):
     os.dup2(file, 1), os.dup2(file, 2)
     import torch
 
-    from pmf_lightning import compose, summary
-    from pmf_lightning import train as command
-    from pmf_lightning.command import with_one_line_errors
+    from pmf_lightning import compose, train
+    from pmf_lightning.cli import with_one_line_errors
+    from pmf_lightning.training import summary
 
     torch.set_num_threads(1)
-    summary.pictures = command.pictures = lambda folder: (None, None)  # they take longer than these few steps
+    summary.pictures = train.pictures = lambda folder: (None, None)  # they take longer than these few steps
     if rank is not None:
         names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()}
     spoil(fault)
     sys.argv = ["train", *overrides]
-    with_one_line_errors(lambda: command.train(compose(overrides)))
+    with_one_line_errors(lambda: train.train(compose(overrides)))

@@ -2,7 +2,7 @@
 
 import torch
 
-from pmf_lightning.assemble import read_checkpoint
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
 
 
 def weights(folder):

@@ -5,8 +5,9 @@ from functools import cache
 
 import torch
 
-from pmf_lightning import build, compose, weights_folder
-from pmf_lightning.weights_folder import About, StoredWeights
+from pmf_lightning import build, compose
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.weights_folder import About, StoredWeights
 
 
 @cache

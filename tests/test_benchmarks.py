@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning import compose
 from pmf_lightning.benchmark import benchmark
-from pmf_lightning.benchmarks.race import race, ratios
-from pmf_lightning.benchmarks.textbook import textbook_loss
-from pmf_lightning.costs.step_flops import step_flops
-from pmf_lightning.draws import Shard
-from pmf_lightning.errors import UserError
+from pmf_lightning.profiling.benchmarks.textbook import textbook_loss
+from pmf_lightning.profiling.benchmarks.timing import race, ratios
+from pmf_lightning.profiling.step_memory import step_flops
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import Shard
 
 SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_once=4"]
 

@@ -13,11 +13,11 @@ from PIL import Image
 from spoiling import bounded
 
 from pmf_lightning import UserError
-from pmf_lightning.bounded import open_npz, open_tar, read_json, read_rows, read_yaml
-from pmf_lightning.evaluation.image_sets import open_images
+from pmf_lightning.data.shards.writing.inputs import Piece
+from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import load_reference
-from pmf_lightning.shards.inputs import Piece
-from pmf_lightning.tensor_files import load_tensors
+from pmf_lightning.utils.bounded_files import open_npz, open_tar, read_json, read_rows, read_yaml
+from pmf_lightning.utils.tensor_files import load_tensors
 
 BIG = 10**12
 

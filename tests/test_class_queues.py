@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pmf_lightning import UserError, draws
-from pmf_lightning.data import queue_sizes, ring, room_left
-from pmf_lightning.data.class_queues import ClassQueues, choose
+from pmf_lightning import UserError
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.queue_sizes import QueueSizes, check_room
+from pmf_lightning.data.queues import queue_sizes, ring_buffer
+from pmf_lightning.data.queues.class_queues import ClassQueues, choose
+from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
+from pmf_lightning.utils import free_space, rng
 
 SHAPE, CLASSES, IMAGES = (2, 3, 3), 4, 60
 SIZES = QueueSizes(classes=CLASSES, per_class=5, overall=12, shape=SHAPE)
@@ -62,7 +63,7 @@ def test_sizes_are_what_is_allocated(queues):
 
 def test_the_size_is_said_before_anything_is_made(capsys, monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(ring, "_zeros", lambda *arguments: made.append(capsys.readouterr().out) or np.zeros(1))
+    monkeypatch.setattr(ring_buffer, "_zeros", lambda *arguments: made.append(capsys.readouterr().out) or np.zeros(1))
     ClassQueues(SIZES, tmp_path)
     assert "4 classes x 5 + 12 of any class" in made[0]
     assert f"in a file under {tmp_path}" in made[0]
@@ -71,7 +72,7 @@ def test_the_size_is_said_before_anything_is_made(capsys, monkeypatch, tmp_path)
 @pytest.mark.parametrize("copies", [1, 3])
 def test_queues_larger_than_memory_are_refused_before_allocation(monkeypatch, copies):
     monkeypatch.setattr(queue_sizes, "free_memory", lambda: copies * 25_000_000_000)
-    monkeypatch.setattr(ring, "_zeros", lambda *_: pytest.fail("allocated"))
+    monkeypatch.setattr(ring_buffer, "_zeros", lambda *_: pytest.fail("allocated"))
     with pytest.raises(UserError) as caught:
         ClassQueues(OFFICIAL, copies=copies)
     for words in (
@@ -100,20 +101,20 @@ def test_queues_larger_than_the_disk_are_refused(monkeypatch, tmp_path):
 def test_free_memory_is_the_least_of_machine_and_container(monkeypatch, tmp_path):
     machine = tmp_path / "meminfo"
     machine.write_text("MemTotal:       2000 kB\nMemAvailable:       1000 kB\nHugetlb:   0\n")
-    monkeypatch.setattr(room_left, "MACHINE_MEMORY", machine)
-    monkeypatch.setattr(room_left, "GROUP_MEMORY", tmp_path)
-    assert room_left.free_memory() == 1_024_000
+    monkeypatch.setattr(free_space, "MACHINE_MEMORY", machine)
+    monkeypatch.setattr(free_space, "GROUP_MEMORY", tmp_path)
+    assert free_space.free_memory() == 1_024_000
     (tmp_path / "memory.current").write_text("100300\n")  # nearly all of it are shards that were read
     (tmp_path / "memory.stat").write_text("anon 300\nfile 100000\ninactive_file 60000\nactive_file 40000\n")
     for limit, expected in (("max\n", 1_024_000), ("1000\n", 700), ("200\n", 0), ("9999999\n", 1_024_000)):
         (tmp_path / "memory.max").write_text(limit)
-        assert room_left.free_memory() == expected
+        assert free_space.free_memory() == expected
     machine.unlink()
-    assert room_left.free_memory() >= 0
+    assert free_space.free_memory() >= 0
 
 
 def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path):
-    assert room_left.free_disk(tmp_path / "a" / "b") == pytest.approx(room_left.free_disk(tmp_path), rel=0.1)
+    assert free_space.free_disk(tmp_path / "a" / "b") == pytest.approx(free_space.free_disk(tmp_path), rel=0.1)
 
 
 def test_the_file_ends_with_its_queues(data, tmp_path):
@@ -126,7 +127,7 @@ def test_the_file_ends_with_its_queues(data, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named():
     with pytest.raises(UserError, match="folder of the queues=/proc/nowhere"):
-        ring._zeros((2, 3, *SHAPE), room_left.Path("/proc/nowhere"))
+        ring_buffer._zeros((2, 3, *SHAPE), free_space.Path("/proc/nowhere"))
 
 
 @pytest.mark.parametrize("name", ["classes", "per_class", "overall"])
@@ -220,7 +221,7 @@ def test_what_is_handed_out_is_a_copy(queues, data):
 
 
 def test_every_choice_is_equally_likely():
-    uniform = draws.uniform("tests", count=3000 * 4).view(3000, 4)
+    uniform = rng.uniform("tests", count=3000 * 4).view(3000, 4)
     pairs = Counter(map(tuple, choose(uniform, torch.full((3000,), 4), 2).tolist()))
     assert len(pairs) == 12
     assert all(abs(count - 250) < 5 * 250**0.5 for count in pairs.values())
@@ -288,7 +289,7 @@ def test_many_images_are_fetched_some_at_a_time():
         return many.batch(indices)
 
     back.load_state_dict(queues.state_dict(), fetch)
-    assert max(calls) <= ring.CHUNK
+    assert max(calls) <= ring_buffer.CHUNK
     assert sum(calls) == 640
     assert np.array_equal(back.by_class.images, queues.by_class.images)
 

@@ -11,10 +11,10 @@ from shrunk import RUN
 
 from pmf_lightning import UserError, compose, load_checkpoint
 from pmf_lightning.benchmark import main as benchmark_main
-from pmf_lightning.data.pixels import to_uint8
-from pmf_lightning.sample import draw
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.pipeline.images import draw
 from pmf_lightning.sample import main as sample_main
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import main as train_main
 from pmf_lightning.train import train
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pmf_lightning import UserError
-from pmf_lightning.costs import scale
-from pmf_lightning.costs.communication import Cluster, newton_schulz_flops
 from pmf_lightning.info import main, scaling
+from pmf_lightning.profiling import communication
+from pmf_lightning.profiling.communication import Cluster, newton_schulz_flops
 
 SMALL = ["model=pmf_tiny", "data=digits", "batch=64"]
 CLUSTER = Cluster(
@@ -38,7 +38,7 @@ def found():
 def weights():
     """(all, in matrices) of the network, from its own parameters."""
     from pmf_lightning import build, compose
-    from pmf_lightning.optim.groups import parameter_groups
+    from pmf_lightning.optim.optimizers import parameter_groups
 
     groups = parameter_groups(build(compose(SMALL), empty=True).network)
     sizes = {group["kind"]: sum(weight.numel() for weight in group["params"]) for group in groups}
@@ -111,12 +111,12 @@ def test_the_table_says_that_it_is_an_estimate(found):
     from pmf_lightning import compose
 
     console = Console(width=160, file=io.StringIO())
-    console.print(scale.table(compose(["model=pmf_tiny"], "info"), list(found.values())))
+    console.print(communication.table(compose(["model=pmf_tiny"], "info"), list(found.values())))
     text = " ".join(console.file.getvalue().split())
     assert "estimate" in text
     assert "not measured" in text
     assert "45% of 989 TFLOP/s" in text
-    assert scale.as_json(list(found.values()))[0]["seconds"] == found["ddp", 1].seconds
+    assert communication.as_json(list(found.values()))[0]["seconds"] == found["ddp", 1].seconds
 
 
 def test_gpus_that_do_not_divide_the_batch_are_refused():

@@ -50,7 +50,7 @@ def _step(backend):
     import torch
     from common import ROWS, objective, relative, rows, tiny_network
 
-    from pmf_lightning.objectives.compiled import Compiled
+    from pmf_lightning.objectives.jvp.compiled import Compiled
 
     network, goal = tiny_network(), objective(derivative="one_pass")
     compiled, names = Compiled(network, backend), list(network.state_dict())
@@ -73,8 +73,8 @@ def _tangent(backend, attention):
     import torch
     from common import CLASSES, normal, relative, tiny_network, uniform
 
-    from pmf_lightning.objectives.compiled import Compiled
-    from pmf_lightning.objectives.forward_mode import derivative
+    from pmf_lightning.objectives.jvp.compiled import Compiled
+    from pmf_lightning.objectives.jvp.forward_mode import derivative
 
     network = tiny_network(attention=attention)
     z, dz, t = normal("z", shape=(4, 3, 8, 8)), normal("dz", shape=(4, 3, 8, 8)), uniform("t", count=4, low=0.3)

@@ -9,10 +9,10 @@ from shrunk import BACKBONE, backbone
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
-from pmf_lightning.config import CONF, choices
-from pmf_lightning.hydra_compat import VERSION_BASE
-from pmf_lightning.published import published
+from pmf_lightning.config.compose import CONF, choices
+from pmf_lightning.config.presets import published
 from pmf_lightning.train import train
+from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
 VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
 NATIVE = {

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from shrunk import BACKBONE, RUN
 from test_official_sizes import file
 
-from pmf_lightning import UserError, build, compose, load_checkpoint, official_weights, weights_folder
-from pmf_lightning.conversion import from_official
+from pmf_lightning import UserError, build, compose, load_checkpoint, official_weights
 from pmf_lightning.convert import convert
 from pmf_lightning.convert import main as convert_main
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.conversion import from_official
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
 

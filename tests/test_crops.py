@@ -7,8 +7,8 @@ import torch
 from conftest import REFERENCE, _load
 from torch.nn.functional import interpolate
 
-from pmf_lightning.draws import uniform
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes, resized_crops
+from pmf_lightning.utils.rng import uniform
 
 PAPER = CropLaw([0.08, 1.0], [3 / 4, 4 / 3])
 

@@ -11,16 +11,15 @@ from omegaconf import OmegaConf
 from shrunk import backbone
 
 from pmf_lightning import UserError, compose, dashboard
-from pmf_lightning.config import CONF
-from pmf_lightning.dashboards.layout import Lines, Pictures, asked_for, read_layout
-from pmf_lightning.dashboards.text import tree
+from pmf_lightning.config.compose import CONF
+from pmf_lightning.evaluation.guidance_search.records import Record
+from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.evaluation.guidance_search.wandb import rows, send
 from pmf_lightning.evaluation.protocol import score_name
-from pmf_lightning.guidance_search.points import Point
-from pmf_lightning.guidance_search.records import Record
-from pmf_lightning.guidance_search.sending import rows, send
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.pictures import save_grid
+from pmf_lightning.tracking.workspace_layout import Lines, Pictures, asked_for, read_layout, tree
 from pmf_lightning.train import train
+from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.hydra_compat import instantiate
 
 SHORT = ["batch=16", "steps=3", "log_every_steps=1", "checkpoint.every_images=160"]
 BARE = ["metrics=none", "grid.enabled=false"]
@@ -207,7 +206,7 @@ def test_bad_panels_are_named(panel, words):
 
 def test_the_workspace_shows_every_panel(monkeypatch):
     pytest.importorskip("wandb_workspaces")
-    from pmf_lightning.dashboards.workspace import to_workspace
+    from pmf_lightning.tracking.workspace import to_workspace
 
     layout = layout_of("entity=me", "group=pmf_table2-small")
     workspace = to_workspace(layout)

@@ -7,14 +7,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from pmf_lightning.data.class_folders import count_class_folders
-from pmf_lightning.data.crop import centre_crop
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.data.pixels import to_float, to_uint8
+from pmf_lightning.data.images.class_folders import count_class_folders
+from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.split import class_quantiles
-from pmf_lightning.errors import UserError
-from pmf_lightning.hydra_compat import instantiate, register_resolver
+from pmf_lightning.data.transforms import centre_crop, to_float, to_uint8
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate, register_resolver
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from common import CLASSES, ROWS, Spy, objective, relative, rows, tiny_network
 
-from pmf_lightning.fields import compound_velocity, noisy_image
-from pmf_lightning.objectives.derivative import velocities_and_derivative
+from pmf_lightning.objectives.fields import compound_velocity, noisy_image
+from pmf_lightning.objectives.jvp.derivative import velocities_and_derivative
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 MOVING = (

@@ -20,15 +20,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training import fit
 
-from pmf_lightning import MuonAdam, UserError, checks, compose, draws, run_dir, strategies, train
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.config import CONF
-from pmf_lightning.hydra_compat import VERSION_BASE
-from pmf_lightning.objectives.forward_mode import derivative
-from pmf_lightning.objectives.through_hooks import open_duals
-from pmf_lightning.optim.crew import deal, turns
-from pmf_lightning.sharded import whole
-from pmf_lightning.strategies import FullySharded, fsdp, refuse_old_torch, trainer_options
+from pmf_lightning import MuonAdam, UserError, compose, train
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import CONF
+from pmf_lightning.distributed import strategies
+from pmf_lightning.distributed.dtensor import whole
+from pmf_lightning.distributed.strategies import FullySharded, fsdp, refuse_old_torch, trainer_options
+from pmf_lightning.objectives.jvp.forward_mode import derivative
+from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
+from pmf_lightning.optim.distributed_muon import deal, turns
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.training import run_dir
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
 MODELS = ["pmf_tiny", "imf_digits", "jit_tiny", "drifting_tiny", "mae_tiny"]
 DRIFTING = ["objective.generated=8"]  # images of a label: each of the two ranks takes one label
@@ -238,7 +242,7 @@ SHAPES = [(5, 3), (3, 5), (8, 8), (5, 3), (1, 4), (5, 3), (2, 9)]  # rows that t
 
 
 def matrices():
-    return [torch.randn(shape, generator=draws.generator("matrix", i)) for i, shape in enumerate(SHAPES)]
+    return [torch.randn(shape, generator=rng.generator("matrix", i)) for i, shape in enumerate(SHAPES)]
 
 
 class Matrices(nn.Module):
@@ -259,14 +263,14 @@ def steps_of_muon(kind, split=True):
     optimizer = MuonAdam(groups, lr=0.1, weight_decay=0.1, split=split)
     for step in range(2):
         for i, weight in enumerate(network.parameters()):
-            gradient = torch.randn(weight.shape, generator=draws.generator("gradient", step, i))
+            gradient = torch.randn(weight.shape, generator=rng.generator("gradient", step, i))
             weight.grad = _like(gradient, weight)
         optimizer.step()
     return [whole(p.detach()) for p in network.parameters()], [whole(s["momentum"]) for s in optimizer.state.values()]
 
 
 def _like(full, weight):
-    from pmf_lightning.sharded import spread_like
+    from pmf_lightning.distributed.dtensor import spread_like
 
     return spread_like(full, weight)
 
@@ -297,12 +301,12 @@ def test_turns_hold_so_much_and_miss_nothing():
 def test_duals_pass_through_hooks_that_change_tensors():
     """A hook in front doubles, as if it replaced tensors; one behind notes that it saw a tensor with a graph."""
     layer, seen = nn.Linear(3, 2).double(), []
-    nn.init.normal_(layer.weight, generator=draws.generator("weight"))
-    nn.init.normal_(layer.bias, generator=draws.generator("bias"))
+    nn.init.normal_(layer.weight, generator=rng.generator("weight"))
+    nn.init.normal_(layer.bias, generator=rng.generator("bias"))
     layer.register_forward_pre_hook(lambda _, args: tuple(x.view_as(x) for x in args))
     layer.register_forward_hook(lambda _, args, out: seen.append(out.requires_grad and type(out) is torch.Tensor))
     open_duals(layer)
-    x, dx = (torch.randn(4, 3, generator=draws.generator(name), dtype=torch.float64) for name in ("x", "dx"))
+    x, dx = (torch.randn(4, 3, generator=rng.generator(name), dtype=torch.float64) for name in ("x", "dx"))
     (out,), slope = derivative(lambda x: (layer(x).tanh(),), (x,), (dx,))
     _, wanted = torch.func.jvp(lambda x: (x @ layer.weight.mT + layer.bias).tanh(), (x,), (dx,))
     assert seen == [True]
@@ -326,7 +330,7 @@ def test_old_torch_is_refused_with_the_reason(version, fine):
 def test_how_many_devices_train_together(devices, size, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     cfg = compose(["trainer=ddp", f"trainer.devices={devices}", "trainer.num_nodes=2"])
-    assert checks.world_size(cfg.trainer) == size
+    assert validate.world_size(cfg.trainer) == size
 
 
 def test_trainers_build_their_strategies():

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import Batch, UserError, compose, load_checkpoint, summary
-from pmf_lightning.callbacks.ledger import Ledger
+from pmf_lightning import Batch, UserError, compose, load_checkpoint
 from pmf_lightning.data.order import micro_batch_indices
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.diagnostics import TimeBins
-from pmf_lightning.draws import Shard
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.pictures import save_time_bins
+from pmf_lightning.data.transforms import to_float
 from pmf_lightning.train import train
+from pmf_lightning.training import summary
+from pmf_lightning.training.callbacks.loss_by_time import TimeBins
+from pmf_lightning.training.loggers.jsonl import Ledger
+from pmf_lightning.training.plots import save_time_bins
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.rng import Shard
 
 
 def run(folder, *overrides, pictures=False):

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from shrunk import backbone
 
 from pmf_lightning import Batch, build, compose
-from pmf_lightning.config import CONF, check_choices, scaled
-from pmf_lightning.objectives.drifting_draws import DriftingBatch
-from pmf_lightning.overrides import readable
-from pmf_lightning.published import published
+from pmf_lightning.config.command_line import readable
+from pmf_lightning.config.compose import CONF, check_choices, scaled
+from pmf_lightning.config.presets import published
+from pmf_lightning.objectives.drifting import DriftingBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -304,7 +304,7 @@ def test_the_numbers_of_the_paper_are_those_of_the_study(study):
 
 
 MODELS = {"pmf": "pmf_digits", "imf": "imf_digits", "jit": "jit_tiny", "drifting": "drifting_tiny"}
-OF_CALLBACKS = {"grad_norm", "skipped_steps"}  # callbacks/finite.py
+OF_CALLBACKS = {"grad_norm", "skipped_steps"}  # training/callbacks/skip_nonfinite.py
 
 
 @pytest.mark.parametrize("name", METHODS)

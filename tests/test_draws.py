@@ -7,8 +7,9 @@ import pytest
 import torch
 from common import CLASSES, SHAPE, blank, objective, rows, tiny_network
 
-from pmf_lightning import Batch, build, draws, generate, image_noise
-from pmf_lightning.draws import Shard
+from pmf_lightning import Batch, build, generate, image_noise
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.rng import Shard
 
 NAMES = ("t", "r", "noise", "omega", "t_min", "t_max", "drop")
 MANY = 8192
@@ -45,40 +46,40 @@ def global_states():
 
 
 def test_key_is_the_same_in_every_process():
-    assert draws.key(0, "noise", 3) == KEY
-    assert draws.key(0, "noise", "3") != draws.key(0, "noise", 3) != draws.key(3, "noise", 0)
+    assert rng.key(0, "noise", 3) == KEY
+    assert rng.key(0, "noise", "3") != rng.key(0, "noise", 3) != rng.key(3, "noise", 0)
 
 
-@pytest.mark.parametrize("draw", [draws.uniform, draws.normal, draws.permutation])
+@pytest.mark.parametrize("draw", [rng.uniform, rng.normal, rng.permutation])
 def test_streams_do_not_depend_on_the_order_of_calls(draw):
     first = draw(1, "a", count=20)
     draw(1, "b", count=7)
-    torch.rand(3, generator=draws.generator(1, "a"))
+    torch.rand(3, generator=rng.generator(1, "a"))
     assert torch.equal(draw(1, "a", count=20), first)
     assert not torch.equal(draw(1, "b", count=20), first)
     assert not torch.equal(draw(2, "a", count=20), first)
 
 
-@pytest.mark.parametrize("draw", [draws.uniform, draws.normal])
+@pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
 @pytest.mark.parametrize("count", [1, 5, 15, 16, 17, 100])
 def test_number_i_does_not_depend_on_the_count(draw, count):
     assert torch.equal(draw("prefix", count=count), draw("prefix", count=1000)[:count])
 
 
 def test_laws_of_streams():
-    assert distance(draws.uniform("law", count=MANY), lambda x: x) < 2
-    assert distance(draws.normal("law", count=MANY), torch.special.ndtr) < 2
-    assert draws.permutation("law", count=50).sort().values.tolist() == list(range(50))
+    assert distance(rng.uniform("law", count=MANY), lambda x: x) < 2
+    assert distance(rng.normal("law", count=MANY), torch.special.ndtr) < 2
+    assert rng.permutation("law", count=50).sort().values.tolist() == list(range(50))
 
 
 def test_normal_is_finite_at_the_lowest_uniform(monkeypatch):
-    monkeypatch.setattr(draws, "uniform", lambda *names, count: torch.zeros(count, dtype=torch.float64))
-    assert draws.normal("lowest", count=2).isfinite().all()
+    monkeypatch.setattr(rng, "uniform", lambda *names, count: torch.zeros(count, dtype=torch.float64))
+    assert rng.normal("lowest", count=2).isfinite().all()
 
 
 def test_images_depend_on_their_row_alone():
-    images = draws.normal_images(4, "noise", rows=torch.tensor([3, 0, 9]), shape=(2, 5, 5))
-    alone = draws.normal_images(4, "noise", rows=torch.tensor([9]), shape=(2, 5, 5))
+    images = rng.normal_images(4, "noise", rows=torch.tensor([3, 0, 9]), shape=(2, 5, 5))
+    alone = rng.normal_images(4, "noise", rows=torch.tensor([9]), shape=(2, 5, 5))
     assert torch.equal(images[2], alone[0])
     assert not torch.equal(images[0], images[1])
 

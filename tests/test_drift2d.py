@@ -9,8 +9,7 @@ from PIL import Image
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.toy import toy
-from pmf_lightning.toys.drift2d import SETTINGS, Arm, build, film_steps, noise, reference, run
-from pmf_lightning.toys.two_modes import TwoModes, shares
+from pmf_lightning.toys.drift2d import SETTINGS, Arm, TwoModes, build, film_steps, noise, reference, run, shares
 
 TINY = ["seeds=[0,1]", "steps=6", "problems=2", "samples=8", "positives=4", "network.width=8", "network.depth=3"]
 TINY += ["evaluation.points=60", "evaluation.batches=2", "film.frames=4", "film.shown=20"]

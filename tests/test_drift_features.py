@@ -14,18 +14,17 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from pmf_lightning import UserError, compose, draws
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.drift_features.cached_mae import MAESettings
-from pmf_lightning.drift_features.convnext import ConvNeXtMaps, convnext_features
-from pmf_lightning.drift_features.frozen import DriftFeatures
-from pmf_lightning.drift_features.mae import mae_features, raw_features
-from pmf_lightning.drift_features.make import pixels_alone, released, trained_by_run, trained_on_data
-from pmf_lightning.drift_features.runs import run_encoder
-from pmf_lightning.drift_features.summaries import per_place, summaries
+from pmf_lightning import UserError, compose
+from pmf_lightning.data.sources.digits import Digits
+from pmf_lightning.encoders.drifting.build import pixels_alone, released, run_encoder, trained_by_run, trained_on_data
+from pmf_lightning.encoders.drifting.convnext import ConvNeXtMaps, convnext_features
+from pmf_lightning.encoders.drifting.extractor import DriftFeatures
+from pmf_lightning.encoders.drifting.mae import mae_features, per_place, raw_features, summaries
+from pmf_lightning.encoders.drifting.train_mae import MAESettings
 from pmf_lightning.models.mae import MAE, MAEEncoder
-from pmf_lightning.models.official.mae import mae_tensors
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.utils import rng
+from pmf_lightning.weights.mae import mae_tensors
 
 ATTO = "convnextv2_atto.fcmae_ft_in1k"
 DIGITS = Digits(name="digits", resolution=8, channels=1, classes=10, held_out_images=360)
@@ -34,7 +33,7 @@ DIGITS = Digits(name="digits", resolution=8, channels=1, classes=10, held_out_im
 def tiny_encoder(**changes):
     sizes = {"resolution": 32, "channels": 3, "patch": 1, "base_channels": 8, "blocks": (2, 2, 2, 2)}
     encoder = MAEEncoder(**{**sizes, **changes})
-    init_weights(encoder, lambda name: draws.generator("tests", name))
+    init_weights(encoder, lambda name: rng.generator("tests", name))
     return encoder
 
 
@@ -314,7 +313,7 @@ def test_features_of_an_encoder_trained_on_the_data(tmp_path):
 
 def test_features_of_a_released_folder(tmp_path):
     network = MAE(resolution=32, channels=1, patch=1, base_channels=32, blocks=(1, 1, 1, 1), classes=3)
-    init_weights(network, lambda name: draws.generator("released", name))
+    init_weights(network, lambda name: rng.generator("released", name))
     write(tmp_path / "ema_params.msgpack", nested(mae_in_flax(network)))
     config = {"base_channels": 32, "layers": [1, 1, 1, 1], "in_channels": 1, "input_patch_size": 1, "num_classes": 3}
     (tmp_path / "metadata.json").write_text(json.dumps({"model_config": config}))
@@ -335,7 +334,7 @@ def test_features_of_a_released_folder(tmp_path):
 def test_features_of_a_run(tmp_path):
     cfg = compose(["model=mae_tiny", "data=digits", "data.resolution=16", "backbone.blocks=[1,1,1,1]"])
     network = MAE(resolution=16, channels=1, patch=4, base_channels=32, blocks=(1, 1, 1, 1), classes=10)
-    init_weights(network, lambda name: draws.generator("run", name))
+    init_weights(network, lambda name: rng.generator("run", name))
     averages = {name: weight + 0.1 for name, weight in network.state_dict().items()}
     state = {"config": OmegaConf.to_container(cfg, resolve=True), "ema": {"0.5k": averages}, "state_dict": {}}
     (tmp_path / "checkpoints").mkdir()

@@ -10,13 +10,13 @@ from common import CLASSES, SHAPE, normal, relative, tiny_network
 from shrunk import BACKBONE
 
 from pmf_lightning import Drifting, DriftingBatch, UserError, compose, drift_loss, generate
-from pmf_lightning.assemble import build
-from pmf_lightning.data import drifting
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.drifting import DriftingData, QueueSettings
-from pmf_lightning.draws import Shard
-from pmf_lightning.materials import make_data
-from pmf_lightning.sampling import network_evaluations
+from pmf_lightning.data.queues import datamodule
+from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.sampling.generate import network_evaluations
+from pmf_lightning.training.prepare import make_data
+from pmf_lightning.utils.rng import Shard
 
 CONDITIONS = {
     "label": {"kind": "class", "tokens": 2},
@@ -296,7 +296,7 @@ def test_what_a_step_queues_is_read_in_parts(monkeypatch):
     """Parts of any size give the same steps: the same order, labels and images in the queues."""
 
     def steps(part):
-        monkeypatch.setattr(drifting, "PART", part)
+        monkeypatch.setattr(datamodule, "PART", part)
         data, made = stream(At())
         found = [next(made) for _ in range(4)]
         data.trainer.global_step = 99  # beyond: the state is what the queues hold now

@@ -9,15 +9,16 @@ from common import normal, relative, uniform
 from conftest import _load
 from test_jit_network import positions, rms, silu, softmax
 
-from pmf_lightning import DriftingBatch, build, compose, draws, generate, image_noise
-from pmf_lightning.drift_features.frozen import DriftFeatures
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models.cost import count
+from pmf_lightning import DriftingBatch, build, compose, generate, image_noise
+from pmf_lightning.config.presets import published
+from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.models.drifting_vit import DriftingViT
-from pmf_lightning.models.official.drifting import generator_tensors
 from pmf_lightning.models.vit import ViT, init_weights
-from pmf_lightning.optim.groups import parameter_groups
-from pmf_lightning.published import published
+from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.profiling.model_cost import count
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.weights.drifting import generator_tensors
 
 CLASSES, CODES, ROWS, CONTEXT, GRID, PATCH, WIDTH, HEADS, HIDDEN, BLOCKS = 7, 5, 4, 3, 3, 4, 24, 2, 64, 2
 # The sizes of drift_generator.npz.
@@ -220,7 +221,7 @@ def test_initial_weights():
 def test_a_fresh_network_answers_zero_and_learns_everywhere(golden, network):
     """At the start only the last Linear has a gradient; once nothing is zero, everything has one."""
     fresh = empty_network()
-    init_weights(fresh, lambda name: draws.generator("tests", name))
+    init_weights(fresh, lambda name: rng.generator("tests", name))
     out = fresh(*inputs(golden, torch.float32))["u"]
     assert not out.any()
     (out - 1).square().sum().backward()
@@ -232,7 +233,7 @@ def test_a_fresh_network_answers_zero_and_learns_everywhere(golden, network):
 def test_weights_are_a_function_of_their_generators():
     def start(seed, **changes):
         made = empty_network(**changes)
-        init_weights(made, lambda name: draws.generator(seed, name))
+        init_weights(made, lambda name: rng.generator(seed, name))
         return made.state_dict()
 
     first, again, other = start(0), start(0), start(1)
@@ -271,7 +272,7 @@ def test_cost_is_the_arithmetic_of_the_graph():
 def test_without_styles_and_context(golden):
     image, conditions = inputs(golden, torch.float32)
     made = empty_network(codes=0, rows=0, context=0)
-    init_weights(made, lambda name: draws.generator("tests", name))
+    init_weights(made, lambda name: rng.generator("tests", name))
     assert (made.prefix, made.tokens, made.context, made.to_context) == (0, GRID**2, None, None)
     assert set(made.conditions) == {"label", "alpha"}
     conditions["style"] = conditions["style"][:, :0]

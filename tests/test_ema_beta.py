@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmf_lightning.errors import UserError
-from pmf_lightning.optim.ema_beta import ema_beta
+from pmf_lightning.optim.schedules import ema_beta
+from pmf_lightning.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "reference" / "ema.npz"
 

@@ -17,22 +17,21 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from pmf_lightning.config import compose
-from pmf_lightning.data.pixels import QUANTISERS, to_uint8, to_uint8_floor, to_uint8_shifted
-from pmf_lightning.errors import UserError
+from pmf_lightning.config.compose import compose
+from pmf_lightning.data.transforms import QUANTISERS, to_uint8, to_uint8_floor, to_uint8_shifted
+from pmf_lightning.encoders.base import Features, extract, full_precision
+from pmf_lightning.encoders.extractors import ModuleFeatures
+from pmf_lightning.encoders.inception import FILE, Inception
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.features import Features, extract, full_precision
-from pmf_lightning.evaluation.frechet import Gaussian
-from pmf_lightning.evaluation.inception import FILE, Inception
-from pmf_lightning.evaluation.keeping import Kept
-from pmf_lightning.evaluation.moments import Moments
-from pmf_lightning.evaluation.other_features import ModuleFeatures
+from pmf_lightning.evaluation.frechet import NonFiniteError
+from pmf_lightning.evaluation.image_files import Kept
+from pmf_lightning.evaluation.moments import Gaussian, Moments
 from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.evaluation.scores import FLAGS
 from pmf_lightning.evaluation.statistics import statistics
-from pmf_lightning.metrics.frechet import NonFiniteError
-from pmf_lightning.sampling import image_noise
+from pmf_lightning.sampling.generate import image_noise
+from pmf_lightning.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -17,10 +17,12 @@ from omegaconf import OmegaConf
 from shrunk import RUN
 from test_train import assert_same, rows, weights
 
-from pmf_lightning import UserError, checkpoint_files, compose, run_dir
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.checkpoint_files import is_whole, newest_whole
+from pmf_lightning import UserError, compose
+from pmf_lightning.pipeline import checkpoint_io
+from pmf_lightning.pipeline.checkpoint_io import is_whole, newest_whole
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.sample import sample
+from pmf_lightning.training import run_dir
 
 # 16 steps of two micro-batches, 8 saves.
 TINY = [*RUN, "grid.enabled=false", "batch=8", "micro_batch=4", "images=128", "checkpoint.every_images=16"]
@@ -316,7 +318,7 @@ def toy(path, step, seconds=0):
     """A small checkpoint written ``seconds`` after the others."""
     path.parent.mkdir(exist_ok=True, parents=True)
     checkpoint = {"global_step": step, "state_dict": {"w": torch.arange(1000.0) + step}, "ema": {}, "config": {}}
-    checkpoint_files.write(checkpoint, path)
+    checkpoint_io.write(checkpoint, path)
     os.utime(path, (seconds, seconds))
     return path
 
@@ -340,7 +342,7 @@ def to_resume(folder, ckpt):
 def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one(tmp_path, capsys, damage, ckpt):
     there = tmp_path / "checkpoints"
     last, best = toy(there / "last.ckpt", 9, 9), toy(there / "best.ckpt", 3, 3)
-    numbers = [toy(there / checkpoint_files.numbered(step), step, step) for step in (5, 7)]
+    numbers = [toy(there / checkpoint_io.numbered(step), step, step) for step in (5, 7)]
     assert to_resume(tmp_path, ckpt) == last
     assert capsys.readouterr().out == ""
     damage(last)
@@ -373,10 +375,10 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path, damage):
 
 def test_the_newest_is_the_one_written_last(tmp_path):
     """An abandoned branch may have had higher steps."""
-    toy(tmp_path / checkpoint_files.numbered(300), 300, 1)
-    newest = toy(tmp_path / checkpoint_files.numbered(120), 120, 2)
+    toy(tmp_path / checkpoint_io.numbered(300), 300, 1)
+    newest = toy(tmp_path / checkpoint_io.numbered(120), 120, 2)
     assert newest_whole(tmp_path) == newest
-    checkpoint_files.remove_oldest(tmp_path, 1)
+    checkpoint_io.remove_oldest(tmp_path, 1)
     assert [*tmp_path.iterdir()] == [newest]
 
 
@@ -386,7 +388,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     draft, last = toy(tmp_path / "last.draft", 4), tmp_path / "last.ckpt"
-    checkpoint_files.name(draft, last, [tmp_path / "best.ckpt"])
+    checkpoint_io.name(draft, last, [tmp_path / "best.ckpt"])
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
     assert is_whole(last)
     assert (tmp_path / "best.ckpt").read_bytes() == last.read_bytes()
@@ -394,7 +396,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 
 def test_what_a_killed_save_left_is_never_written_into(tmp_path):
     """It may be the second name of a checkpoint that is whole."""
-    number = toy(tmp_path / checkpoint_files.numbered(3), 3)
+    number = toy(tmp_path / checkpoint_io.numbered(3), 3)
     os.link(number, tmp_path / "last.draft")
     before = number.read_bytes()
     toy(tmp_path / "last.draft", 4)
@@ -414,7 +416,7 @@ def test_files_and_folders_reach_the_disk_in_order(tmp_path, monkeypatch):
         monkeypatch.setattr(os, call, noted)
     folder = tmp_path / "checkpoints"
     draft = toy(folder / "last.draft", 1)
-    checkpoint_files.name(draft, folder / "last.ckpt", [folder / "best.ckpt"])
+    checkpoint_io.name(draft, folder / "last.ckpt", [folder / "best.ckpt"])
     named = [("link", "best.link.draft"), ("replace", "best.ckpt"), ("replace", "last.ckpt")]
     assert done == [("fsync", "last.draft"), *named, ("fsync", "checkpoints")]
 
@@ -422,8 +424,8 @@ def test_files_and_folders_reach_the_disk_in_order(tmp_path, monkeypatch):
 def test_the_size_is_that_of_the_file(tmp_path):
     tensor = torch.zeros(3000, 100)
     checkpoint = {"a": {"b": [tensor, tensor[:5]], "c": (torch.zeros(7),)}, "n": 3}
-    checkpoint_files.write(checkpoint, tmp_path / "file.ckpt")
-    assert checkpoint_files.size(checkpoint) == pytest.approx((tmp_path / "file.ckpt").stat().st_size, rel=0.01)
+    checkpoint_io.write(checkpoint, tmp_path / "file.ckpt")
+    assert checkpoint_io.size(checkpoint) == pytest.approx((tmp_path / "file.ckpt").stat().st_size, rel=0.01)
 
 
 # Two processes

@@ -11,18 +11,18 @@ from shrunk import RUN, backbone
 
 from pmf_lightning import UserError, build, compose, load_checkpoint
 from pmf_lightning import train as command
-from pmf_lightning.assemble import make_part
-from pmf_lightning.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.callbacks.fid import FidCheck, FidSettings
-from pmf_lightning.config import choices
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.evaluation.opening import open_evaluator
-from pmf_lightning.judging import check_metrics
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.config.compose import choices
+from pmf_lightning.data.sources.digits import Digits
+from pmf_lightning.evaluation.build import open_evaluator
+from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
+from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.training.callbacks.fid import FidCheck, FidSettings
 
 BASE = [override for override in RUN if override != "metrics=none"]
-CLASSIFIER = ["extractor=classifier", "extractor.settings.classifier.steps=3"]
+CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3"]
 FID = ["metrics=fid", *CLASSIFIER, "metrics.reference=data", "metrics.n=90", "metrics.chunk=40"]
 SIX = ["steps=6", "checkpoint.every_images=32", "grid.enabled=false"]
 NAME = "fd90_classifier_jit"

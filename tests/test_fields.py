@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import normal, relative, uniform
 
-from pmf_lightning.fields import (
+from pmf_lightning.objectives.fields import (
     compound_velocity,
     image_from_velocity,
     noisy_image,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pmf_lightning
-from pmf_lightning.figures import new_figure, subplots
+from pmf_lightning.utils.figures import new_figure, subplots
 
 PACKAGE = Path(pmf_lightning.__file__).parent
 EVERYTHING = """
@@ -22,7 +22,7 @@ assert dict.__getitem__(matplotlib.rcParams, "backend") == before, before
 from matplotlib import pyplot
 mine = pyplot.figure() if before == "svg" else None
 from pathlib import Path
-from pmf_lightning.pictures import save_curves
+from pmf_lightning.training.plots import save_curves
 Path("log.jsonl").write_text('{"images": 1, "loss_u": 1.0}\\n')
 assert save_curves(Path("log.jsonl"), Path("curves.png")).stat().st_size > 1000
 assert pyplot.get_fignums() == ([1] if mine else [])

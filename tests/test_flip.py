@@ -5,14 +5,14 @@ import torch
 from common import given_to_the_objective
 from shrunk import BACKBONE, RUN
 
-from pmf_lightning import UserError, build, compose, draws
-from pmf_lightning.config import choices
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.data.shapes import Shapes
-from pmf_lightning.draws import Shard
-from pmf_lightning.inputs import pixels_seen
-from pmf_lightning.materials import check_inputs
+from pmf_lightning import UserError, build, compose
+from pmf_lightning.config.compose import choices
+from pmf_lightning.data.sources.shapes.source import Shapes
+from pmf_lightning.data.transforms import pixels_seen, to_float
 from pmf_lightning.train import train
+from pmf_lightning.training.prepare import check_inputs
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.rng import Shard
 
 
 def numbered(*leading):
@@ -32,7 +32,7 @@ def turned(seen, images):
 def test_half_of_the_images_are_mirrored_by_key():
     images, rows = numbered(250), torch.arange(250)
     found = turned(pixels_seen(images, True, rows, 3, 7), images)
-    expected = torch.cat([draws.uniform(3, "flip", 7, row, count=1) for row in range(250)]) < 0.5
+    expected = torch.cat([rng.uniform(3, "flip", 7, row, count=1) for row in range(250)]) < 0.5
     assert torch.equal(found, expected)
     assert 90 < found.sum() < 160
     for seed, step in ((4, 7), (3, 8)):
@@ -55,7 +55,7 @@ def test_every_positive_and_negative_has_a_coin_of_its_own():
     for role, mirrored in found.items():
         assert 60 < mirrored.sum() < 132
         for row in range(12):
-            assert torch.equal(mirrored[row], draws.uniform(0, "flip", role, 1, row, count=16) < 0.5)
+            assert torch.equal(mirrored[row], rng.uniform(0, "flip", role, 1, row, count=16) < 0.5)
         fewer = pixels_seen(images[:, :5], True, rows, 0, 1, role)
         assert torch.equal(turned(fewer, images[:, :5]), mirrored[:, :5])
     assert not torch.equal(found["positives"], found["negatives"])

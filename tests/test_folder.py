@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from test_data import entry, noise
 
-from pmf_lightning.cache import atomic_write, cache_root
-from pmf_lightning.data import decoded
-from pmf_lightning.data.class_folders import count_class_folders
-from pmf_lightning.data.crop import centre_crop, read_image, read_square
 from pmf_lightning.data.dataset import Source
-from pmf_lightning.errors import UserError
+from pmf_lightning.data.images.class_folders import count_class_folders
+from pmf_lightning.data.sources import decode_cache
+from pmf_lightning.data.transforms import centre_crop, read_image, read_square
+from pmf_lightning.utils.cache import atomic_write, cache_root
+from pmf_lightning.utils.errors import UserError
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_images_labels_and_split(root, capsys):
 
 def test_decoded_once_and_split_without_decoding_again(root, monkeypatch):
     ten = folder(root).held_out()
-    monkeypatch.setattr(decoded, "read_square", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(decode_cache, "read_square", lambda *_: pytest.fail("decoded twice"))
     again = folder(root).held_out()
     assert np.array_equal(ten.images, again.images)
     half = folder(root, held_out_fraction=0.5)
@@ -95,13 +95,13 @@ def test_interrupted_preparation_leaves_nothing_and_starts_again(root, monkeypat
             raise KeyboardInterrupt
         return read_square(*args)
 
-    monkeypatch.setattr(decoded, "read_square", interrupted)
+    monkeypatch.setattr(decode_cache, "read_square", interrupted)
     with pytest.raises(KeyboardInterrupt):
         folder(root).train()
     cache = root.parent / "cache"
     assert not visible(cache)
     assert not list(cache.glob(".*.partial"))
-    monkeypatch.setattr(decoded, "read_square", read_square)
+    monkeypatch.setattr(decode_cache, "read_square", read_square)
     name = f"folder-{folder(root)._decoded_key}"
     (cache / f".{name}.0123.partial").mkdir()  # as kill -9 would leave it
     assert len(folder(root).train()) == 27
@@ -146,10 +146,10 @@ def test_a_lack_of_memory_is_no_fault_of_the_images(root, monkeypatch):
             raise MemoryError
         return read_square(path, *others)
 
-    monkeypatch.setattr(decoded, "read_square", scarce)
+    monkeypatch.setattr(decode_cache, "read_square", scarce)
     with pytest.raises(UserError, match=r"no memory to decode .*/07\.PNG"):
         folder(root).train()
-    monkeypatch.setattr(decoded, "read_square", read_square)
+    monkeypatch.setattr(decode_cache, "read_square", read_square)
     assert len(folder(root).train()) == 27
 
 

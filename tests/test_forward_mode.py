@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from common import normal
 
-from pmf_lightning.objectives.forward_mode import derivative
-from pmf_lightning.objectives.forward_rules import RULES
+from pmf_lightning.objectives.jvp.forward_mode import derivative
+from pmf_lightning.objectives.jvp.forward_rules import RULES
 
 W, BIAS, SCALE = normal("w", shape=(5, 6)), normal("b", shape=(5,)), normal("s", shape=(6,))
 KERNEL = normal("k", shape=(4, 3, 2, 2))

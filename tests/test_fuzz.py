@@ -22,28 +22,28 @@ from spoiling import ODD, fuzz, mutated, only_user_errors, spoilt
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning import compose, load_checkpoint
-from pmf_lightning.data.decoded import Wanted, open_decoded
-from pmf_lightning.data.shards import Shards
-from pmf_lightning.drift_features.runs import run_encoder
-from pmf_lightning.errors import UserError
-from pmf_lightning.evaluation.image_sets import open_images
+from pmf_lightning.data.shards.manifest import read_manifest
+from pmf_lightning.data.shards.payloads import decode, encode
+from pmf_lightning.data.shards.source import Shards
+from pmf_lightning.data.shards.writing.input_tars import tar_inputs
+from pmf_lightning.data.shards.writing.inputs import Piece, Unreadable
+from pmf_lightning.data.shards.writing.pixels import read_piece
+from pmf_lightning.data.shards.writing.progress import Finished, making, note, read_note
+from pmf_lightning.data.shards.writing.recipe import Recipe
+from pmf_lightning.data.shards.writing.verify import check_shard
+from pmf_lightning.data.sources.decode_cache import Wanted, open_decoded
+from pmf_lightning.encoders.drifting.build import run_encoder
+from pmf_lightning.encoders.trained_cache import kept_network
+from pmf_lightning.evaluation.guidance_search.records import Record, Records
+from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import load_reference
-from pmf_lightning.guidance_search.points import Point
-from pmf_lightning.guidance_search.records import Record, Records
-from pmf_lightning.kept_network import kept_network
-from pmf_lightning.models.official import read_official
-from pmf_lightning.models.official.flax_file import read_msgpack
 from pmf_lightning.reports.runs import read_runs
-from pmf_lightning.resume import finished
-from pmf_lightning.shards.input_tars import tar_inputs
-from pmf_lightning.shards.inputs import Piece, Unreadable
-from pmf_lightning.shards.manifest import read_manifest
-from pmf_lightning.shards.payloads import decode, encode
-from pmf_lightning.shards.pixels import read_piece
-from pmf_lightning.shards.progress import Finished, making, note, read_note
-from pmf_lightning.shards.recipe import Recipe
-from pmf_lightning.shards.verify import check_shard
-from pmf_lightning.sweeps import record
+from pmf_lightning.sweeps import sweep_file
+from pmf_lightning.training.resume import finished
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.weights import read_official
+from pmf_lightning.weights.flax import read_msgpack
 
 FEW = 6  # examples of each in the fast tier
 
@@ -394,9 +394,9 @@ def runs(folder, value):
     (folder / name).write_bytes(content)
     for run in only_user_errors(lambda: read_runs(folder)) or ():
         only_user_errors(lambda run=run: (run.seed, run.state, run.reason, run.started, run.log, run.number("fd")))
-    arms = [record.Arm("a", 1, folder), record.Arm("b", 2, None)]
+    arms = [sweep_file.Arm("a", 1, folder), sweep_file.Arm("b", 2, None)]
     only_user_errors(lambda: [(arm.state, arm.images_per_second) for arm in arms])
-    only_user_errors(lambda: record.write(folder, arms, {"title": "t"}))
+    only_user_errors(lambda: sweep_file.write(folder, arms, {"title": "t"}))
     cfg = OmegaConf.create({"ckpt": "auto", "run_dir": str(folder), "seed": 1})
     only_user_errors(lambda: finished(cfg))
 

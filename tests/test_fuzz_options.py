@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from spoiling import fuzz, only_user_errors
 
-from pmf_lightning import UserError, build, checks, compose
-from pmf_lightning.config import one_line
-from pmf_lightning.judging import check_metrics
-from pmf_lightning.materials import check_inputs, make_data
+from pmf_lightning import UserError, build, compose
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import one_line
 from pmf_lightning.sweeps.jobs import KNOWN
+from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.training.prepare import check_inputs, make_data
 
 BASE = ["model=pmf_tiny", "data=digits"]
 VALUES = [
@@ -38,12 +39,12 @@ def prepare(overrides):
     """Do what the train command does before it writes."""
     try:
         cfg = compose([*BASE, *overrides])
-        checks.training(cfg)
+        validate.training(cfg)
         source = instantiate(cfg.data)
         source.check()
         check_inputs(cfg, source)
         check_metrics(cfg, source, build(cfg, empty=True))
-        make_data(cfg, source).accumulation(checks.world_size(cfg.trainer))
+        make_data(cfg, source).accumulation(validate.world_size(cfg.trainer))
     except KNOWN as error:  # as a command prints them
         raise UserError(one_line(error)) from error
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from common import relative
 
-from pmf_lightning import Batch, MeanFlowDraws, draws, generate
-from pmf_lightning.fields import noisy_image
-from pmf_lightning.models.official import official_tensors
+from pmf_lightning import Batch, MeanFlowDraws, generate
+from pmf_lightning.objectives.fields import noisy_image
 from pmf_lightning.objectives.guidance import guidance_scale
-from pmf_lightning.objectives.time_laws import ORDERS, logit_normal
+from pmf_lightning.objectives.time_sampling import ORDERS, logit_normal
+from pmf_lightning.utils import rng
+from pmf_lightning.weights import official_tensors
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 SCALARS = ("t", "r", "omega", "t_min", "t_max")
@@ -148,8 +149,8 @@ def test_draw_puts_raw_numbers_where_the_official_code_does(golden, golden_modul
         "omega": golden["raw/5_uniform"],
         "drop": golden["raw/6_uniform"],
     }
-    monkeypatch.setattr(draws, "normal", lambda seed, name, step, count: streams[name].double())
-    monkeypatch.setattr(draws, "uniform", lambda seed, name, step, count: streams[name].double())
+    monkeypatch.setattr(rng, "normal", lambda seed, name, step, count: streams[name].double())
+    monkeypatch.setattr(rng, "uniform", lambda seed, name, step, count: streams[name].double())
     batch, expected = batch_and_draws(golden, torch.float32)
     drawn = golden_module(torch.float32).objective.draw(batch, 0, 0)
     for name in SCALARS:

@@ -5,8 +5,8 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from pmf_lightning import build, compose, info
-from pmf_lightning.hydra_compat import instantiate, register_resolver
 from pmf_lightning.train import main
+from pmf_lightning.utils.hydra_compat import instantiate, register_resolver
 
 
 @pytest.mark.parametrize(

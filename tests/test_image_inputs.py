@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from test_data import entry, noise
 
-from pmf_lightning.class_names import announce_classes, check_same_classes
-from pmf_lightning.data import crop
-from pmf_lightning.data.class_folders import count_class_folders, find_classes, image_tree, in_order, say_classes
-from pmf_lightning.data.crop import centre_crop, read_image, read_square
-from pmf_lightning.data.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
-from pmf_lightning.data.image_kinds import endings
-from pmf_lightning.data.listing import AGAIN, DANGLING, LOOP, list_images, reasons, say_left_out
-from pmf_lightning.errors import NotResumed, UserError
-from pmf_lightning.evaluation.image_sets import open_images
+from pmf_lightning.data import transforms
+from pmf_lightning.data.images.class_folders import count_class_folders, find_classes, image_tree, in_order, say_classes
+from pmf_lightning.data.images.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
+from pmf_lightning.data.images.kinds import endings
+from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, list_images, reasons, say_left_out
+from pmf_lightning.data.transforms import centre_crop, read_image, read_square
+from pmf_lightning.evaluation.image_files import open_images
+from pmf_lightning.training.class_names import announce_classes, check_same_classes
+from pmf_lightning.utils.errors import NotResumed, UserError
 
 GREY = 90
 
@@ -313,7 +313,7 @@ def test_great_images_are_converted_in_strips(tmp_path, monkeypatch):
     picture = rgba().resize((40, 70))
     picture.save(tmp_path / "a.png")
     wanted = {name: read_image(tmp_path / "a.png", 40, 3, name) for name in ("white", "checker")}
-    monkeypatch.setattr("pmf_lightning.data.decoder.STRIP", 1)
+    monkeypatch.setattr("pmf_lightning.data.images.decoder.STRIP", 1)
     for name, levels in wanted.items():
         assert (read_image(tmp_path / "a.png", 40, 3, name) == levels).all()
 
@@ -407,7 +407,7 @@ def test_long_thin_images_take_little_memory(tmp_path, shape):
 def test_the_short_way_gives_the_square_of_the_long_one(monkeypatch, width, height):
     smooth = Image.fromarray(noise(4, 4)).resize((width, height), Image.Resampling.BICUBIC)
     whole = np.asarray(centre_crop(smooth, 12)).astype(int)
-    monkeypatch.setattr(crop, "LONGEST", 0)
+    monkeypatch.setattr(transforms, "LONGEST", 0)
     assert np.abs(np.asarray(centre_crop(smooth, 12)) - whole).max() <= 2
 
 

@@ -1,4 +1,4 @@
-"""Imports go one way: the mathematics needs neither Lightning nor Hydra, and no room looks into a later one."""
+"""Imports go downwards only, from the commands to the mathematics, which needs neither Lightning nor Hydra."""
 
 import ast
 import subprocess
@@ -12,64 +12,23 @@ import pmf_lightning
 
 PACKAGE = Path(pmf_lightning.__file__).parent
 FRAMEWORKS = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
-PURE = (
-    *("diagnostics", "fields", "draws", "ode", "sampling", "precision", "objectives", "models", "optim", "perceptual"),
-    "drift_features",
+# The floors, lowest first. A folder imports itself and folders of lower floors.
+FLOORS = (
+    "utils",
+    "objectives models data tracking reports",
+    "config sampling distributed weights",
+    "optim",
+    "pipeline",
+    "toys",
+    "encoders",
+    "evaluation",
+    "training",
+    "profiling",
+    "sweeps",
+    "cli",
 )
-# Room -> the only rooms of ours that it may import.
-ALLOWED = {
-    "diagnostics": set(),
-    "errors": set(),
-    "bounded": set(),
-    "tensor_files": set(),
-    "draws": set(),
-    "fields": {"precision"},
-    "precision": set(),
-    "ode": {"fields"},
-    "sampling": {"draws", "fields", "ode", "precision"},
-    "models": {"models", "bounded", "errors", "precision", "state_names", "tensor_files"},
-    "objectives": {"objectives", "fields", "draws", "precision"},
-    "published": {"config", "precision"},
-    "wandb_runs": {"cache", "errors", "provenance"},
-    "dashboards": {"dashboards", "errors"},
-    "provenance": set(),
-    "same_run": set(),
-    "scales": {"errors"},
-    "trusted": {"errors"},
-    "kept_network": {"cache", "tensor_files"},
-    "figures": set(),
-    "reports": {"reports", "bounded", "cache", "errors", "figures", "folders"},
-    "terminal": set(),
-    "report": {"reports", "errors", "terminal"},
-    "state_names": {"errors"},
-    "weights_folder": {"bounded", "cache", "errors", "state_names"},
-    "evaluation": {
-        *{"evaluation", "bounded", "cache", "data", "draws", "errors", "kept_network", "metrics", "precision"},
-        *{"state_names", "tensor_files"},
-    },
-    "locks": {"errors"},
-    "shards": {"shards", "bounded", "cache", "data", "draws", "errors", "locks", "precision"},
-    "perceptual": {"perceptual", "data", "errors", "metrics", "precision", "state_names", "tensor_files"},
-    "drift_features": {
-        *{"drift_features", "cache", "data", "draws", "errors", "kept_network", "models", "objectives", "perceptual"},
-        *{"precision", "state_names", "tensor_files"},
-    },
-}
-FORBIDDEN = {
-    "data": {"objectives", "models", "module", "sampling", "callbacks", "train"},
-    "metrics": {"objectives", "models", "module", "train"},
-    "optim": {"objectives", "models", "module", "data", "metrics", "train"},
-    "module": {"train", "callbacks", "sample", "metrics", "perceptual", "features"},
-    "callbacks": {"train", "sample"},
-    "judging": {"train", "sample", "hands"},
-    "subjects": {"train", "evaluate", "search_guidance", "callbacks", "hands"},
-    "guidance_search": {"train", "sample", "evaluate", "search_guidance", "callbacks", "hands"},
-    "toys": {"train", "sample", "toy", "callbacks"},
-    "features": {"module", "callbacks", "train", "sample", "models"},
-    "costs": {"callbacks", "info", "sample", "train"},
-    "conversion": {"convert", "train", "sample", "callbacks"},
-    "sweeps": {"train", "sample", "command", "callbacks", "hands", "report", "reports"},
-}
+FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders.split()}
+PURE = ("objectives", "models", "sampling", "optim")
 
 
 def name_of(path):
@@ -78,6 +37,7 @@ def name_of(path):
 
 
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+COMMANDS = {name for name in MODULES if name and "." not in name} - FLOOR.keys()
 
 
 def imported(path):
@@ -105,6 +65,7 @@ def imports(name):
     return ours - {name, ""}, others
 
 
+@cache
 def reach(name):
     """All modules of ours that importing ``name`` imports."""
     found, waiting = set(), [name]
@@ -112,61 +73,56 @@ def reach(name):
         for other in imports(waiting.pop())[0] - found:
             found.add(other)
             waiting.append(other)
-    return found
+    return frozenset(found)
 
 
-def room(name):
+def folder(name):
     return name.partition(".")[0]
-
-
-def of_rooms(*rooms):
-    return sorted(name for name in MODULES if room(name) in rooms)
 
 
 def test_the_parser_sees_what_is_there():
     ours, others = imports("objectives.pixel_meanflow")
-    assert {"fields", "draws", "objectives.contract", "objectives.guidance"} <= ours
+    assert {"objectives.fields", "utils.rng", "objectives.base", "objectives.guidance"} <= ours
     assert {"torch", "jaxtyping", "dataclasses"} <= others
-    assert "lightning" in imports("module")[1]
-    assert "fields" in reach("module") | reach("objectives.pixel_meanflow")
-    assert all(of_rooms(name) for name in (*PURE, *ALLOWED, *FORBIDDEN))
+    assert "lightning" in imports("pipeline.module")[1]
+    assert {"train", "sample", "evaluate"} <= COMMANDS
+    assert FLOOR.keys() <= {folder(name) for name in MODULES}
 
 
-@pytest.mark.parametrize("name", of_rooms(*PURE))
-def test_mathematics_needs_no_framework(name):
-    for module in {name} | reach(name):
-        assert not imports(module)[1] & FRAMEWORKS, f"{name} imports a framework through {module}"
+def test_folders_import_lower_floors_only():
+    upwards = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if name not in COMMANDS and name
+        for other in imports(name)[0]
+        if folder(other) != folder(name) and FLOOR.get(folder(other), len(FLOORS)) >= FLOOR[folder(name)]
+    ]
+    assert not upwards, upwards
 
 
-@pytest.mark.parametrize("name", of_rooms(*ALLOWED))
-def test_rooms_import_only_what_they_may(name):
-    assert {room(other) for other in imports(name)[0]} <= ALLOWED[room(name)]
-
-
-@pytest.mark.parametrize("name", of_rooms(*FORBIDDEN))
-def test_rooms_do_not_look_into_later_ones(name):
-    assert not {room(other) for other in imports(name)[0]} & FORBIDDEN[room(name)]
-
-
-def test_no_cycles():
-    for name in MODULES:
-        assert name not in reach(name), f"{name} imports itself through {sorted(reach(name))}"
-
-
-def test_nothing_uses_pythons_global_random_numbers():
-    for name in MODULES:
-        assert "random" not in imports(name)[1], name
-
-
-def test_importing_the_mathematics_loads_no_framework():
+def test_the_mathematics_needs_no_framework():
+    pure = [name for name in MODULES if folder(name) in PURE]
+    found = {
+        module: imports(module)[1] & FRAMEWORKS
+        for name in pure
+        for module in {name} | reach(name)
+        if imports(module)[1] & FRAMEWORKS
+    }
+    assert not found, found
     code = (
-        "import sys, pmf_lightning.fields, pmf_lightning.objectives.pixel_meanflow, pmf_lightning.models.official\n"
+        "import sys, pmf_lightning.objectives.fields, pmf_lightning.objectives.pixel_meanflow, pmf_lightning.weights\n"
         "from pmf_lightning import PixelMeanFlow, MuonAdam, generate, load_official, ema_beta\n"
         f"print(*sorted({FRAMEWORKS} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
+    circles = [name for name in MODULES if name in reach(name)]
+    assert not circles, circles
+    assert not [name for name in MODULES if "random" in imports(name)[1]]
 
 
 def test_public_names_are_importable():

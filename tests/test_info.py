@@ -14,21 +14,21 @@ from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
 from pmf_lightning import Batch, DriftingBatch, JiT, UserError, build, compose
-from pmf_lightning.config import choices
-from pmf_lightning.costs import block_forwards, spaces
-from pmf_lightning.costs.block_forwards import BlockForwards
-from pmf_lightning.costs.facts import find_facts
-from pmf_lightning.costs.live_bytes import LiveBytes, peak_bytes
-from pmf_lightning.costs.step_memory import step_memory
-from pmf_lightning.costs.tables import all_models, number, percent
-from pmf_lightning.draws import Shard
-from pmf_lightning.drift_features.frozen import DriftFeatures
+from pmf_lightning.config.compose import choices
+from pmf_lightning.config.presets import Published, published
+from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.info import info
 from pmf_lightning.info import main as info_main
 from pmf_lightning.models.layers import Block
-from pmf_lightning.objectives.forward_mode import Dual
-from pmf_lightning.objectives.forward_rules import RULES
-from pmf_lightning.published import Published, published
+from pmf_lightning.objectives.jvp.forward_mode import Dual
+from pmf_lightning.objectives.jvp.forward_rules import RULES
+from pmf_lightning.profiling import block_forwards, spaces
+from pmf_lightning.profiling.block_forwards import BlockForwards
+from pmf_lightning.profiling.live_bytes import LiveBytes, peak_bytes
+from pmf_lightning.profiling.model_facts import find_facts
+from pmf_lightning.profiling.step_memory import step_memory
+from pmf_lightning.profiling.tables import all_models, number, percent
+from pmf_lightning.utils.rng import Shard
 
 # Fact by fact: data, parameters to sample and to train, millions as printed, 10^9 multiply-adds, FID, inception score
 PAPERS = {

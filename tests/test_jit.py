@@ -8,9 +8,9 @@ import torch
 from common import CLASSES, SHAPE, Oracle, Squares, blank, normal, relative, tiny_network, uniform
 
 from pmf_lightning import Batch, JiT, JiTDraws, generate
-from pmf_lightning.draws import Shard
-from pmf_lightning.fields import convert, noisy_image
-from pmf_lightning.sampling import network_evaluations
+from pmf_lightning.objectives.fields import convert, noisy_image
+from pmf_lightning.sampling.generate import network_evaluations
+from pmf_lightning.utils.rng import Shard
 
 CONDITIONS = {"label": {"kind": "class", "tokens": 2}, "t": {"kind": "scalar", "tokens": 1}}
 KINDS = ("x", "eps", "v")

@@ -7,13 +7,14 @@ import pytest
 import torch
 from common import normal, relative, uniform
 
-from pmf_lightning import Batch, build, compose, draws, generate, image_noise
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models.cost import count
+from pmf_lightning import Batch, build, compose, generate, image_noise
+from pmf_lightning.models.dropout import keep_mask
 from pmf_lightning.models.jit_vit import JiTViT
-from pmf_lightning.models.keyed_dropout import keep_mask
 from pmf_lightning.models.vit import ViT, init_weights
-from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.profiling.model_cost import count
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import instantiate
 
 CLASSES, CONTEXT, GRID, PATCH, WIDTH, HEADS, HIDDEN, BLOCKS, START = 5, 3, 3, 2, 24, 2, 20, 8, 3
 TINY = {
@@ -179,7 +180,7 @@ def test_other_conditions_are_ignored_and_heads_chosen():
 
 def test_a_row_does_not_depend_on_its_batch():
     made, (image, conditions) = network(dropout=0.3), inputs()
-    conditions["dropout"] = torch.tensor([draws.key("row", i) for i in range(4)])
+    conditions["dropout"] = torch.tensor([rng.key("row", i) for i in range(4)])
     whole, alone = made(image, conditions)["u"], made(image[2:3], {n: v[2:3] for n, v in conditions.items()})["u"]
     assert relative(alone[0], whole[2]) < 1e-12
 
@@ -201,7 +202,7 @@ def test_dropout_is_asked_for_by_keys_alone():
     plain = network()(image, conditions)["u"]
     for mode in (True, False):
         assert torch.equal(made.train(mode)(image, conditions)["u"], plain)
-    keys = torch.tensor([draws.key("row", i) for i in range(4)])
+    keys = torch.tensor([rng.key("row", i) for i in range(4)])
     dropped = made.eval()(image, {**conditions, "dropout": keys})["u"]
     assert relative(dropped, plain) > 1e-2
     assert torch.equal(made.train()(image, {**conditions, "dropout": keys})["u"], dropped)
@@ -291,7 +292,7 @@ def test_initial_weights():
 def test_a_fresh_network_answers_zero_and_learns_everywhere():
     """At the start only the last Linear has a gradient; once nothing is zero, everything has one."""
     fresh, (image, conditions) = empty_network(), inputs(dtype=torch.float32)
-    init_weights(fresh, lambda name: draws.generator("tests", name))
+    init_weights(fresh, lambda name: rng.generator("tests", name))
     out = fresh(image, conditions)["u"]
     assert not out.any()
     (out - 1).square().sum().backward()

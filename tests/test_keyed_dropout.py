@@ -6,14 +6,14 @@ import pytest
 import torch
 from common import normal
 
-from pmf_lightning import draws
-from pmf_lightning.models.keyed_dropout import keep_mask, keyed_dropout
+from pmf_lightning.models.dropout import keep_mask, keyed_dropout
+from pmf_lightning.utils import rng
 
 SIZE = 1 << 14
 
 
 def keys(count, name="keys"):
-    return torch.tensor([draws.key("tests", name, i) for i in range(count)])
+    return torch.tensor([rng.key("tests", name, i) for i in range(count)])
 
 
 def hashed(key, site, place, rate):
@@ -31,7 +31,7 @@ def hashed(key, site, place, rate):
 
 
 def test_masks_are_the_arithmetic_of_integers():
-    chosen = torch.tensor([0, 1, -1, -(2**63), 2**63 - 1, 2**32, draws.key("a")])
+    chosen = torch.tensor([0, 1, -1, -(2**63), 2**63 - 1, 2**32, rng.key("a")])
     for site in (0, 7, 2**31 + 5):
         mask = keep_mask(chosen, site, 50, 0.3)
         expected = [[hashed(key, site, place, 0.3) for place in range(50)] for key in chosen.tolist()]

@@ -8,11 +8,11 @@ from kept import assert_same, weights
 from shrunk import backbone
 
 from pmf_lightning import UserError, compose, load_checkpoint
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.drift_features.runs import run_encoder
+from pmf_lightning.encoders.drifting.build import run_encoder
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
+from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
 
 SHORT = ["batch=16", "log_every_steps=1", "grid.every_images=48", "checkpoint.every_images=16", "metrics=none"]
 

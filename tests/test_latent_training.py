@@ -12,17 +12,18 @@ from PIL import Image
 from shrunk import BACKBONE, RUN
 from test_latents import ARCHITECTURE, NUMBERS
 
-from pmf_lightning import UserError, build, compose, draws
-from pmf_lightning.data.class_queues import ClassQueues
+from pmf_lightning import UserError, build, compose
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.drifting import DriftingData, QueueSettings
-from pmf_lightning.data.queue_sizes import QueueSizes
-from pmf_lightning.draws import Shard
-from pmf_lightning.drift_features.cached_mae import cached_mae
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.inputs import latents_seen
-from pmf_lightning.metrics.train_classifier import cached_classifier
+from pmf_lightning.data.queues.class_queues import ClassQueues
+from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
+from pmf_lightning.data.queues.queue_sizes import QueueSizes
+from pmf_lightning.data.transforms import latents_seen
+from pmf_lightning.encoders.classifier.train import cached_classifier
+from pmf_lightning.encoders.drifting.train_mae import cached_mae
 from pmf_lightning.train import train
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.rng import Shard
 
 MEAN, STD = (torch.tensor(list(NUMBERS[key]))[:, None, None] for key in ("mean", "std"))
 ITEMS = 40
@@ -93,7 +94,7 @@ def test_latents_are_mean_plus_std_times_noise_normalised():
     given, rows = moments(12), torch.arange(12)
     seen = latents_seen(given, normalise, rows, 3, 7)
     for row in range(12):
-        e = torch.empty(4, 8, 8).normal_(generator=draws.generator(3, "latent", 7, row))
+        e = torch.empty(4, 8, 8).normal_(generator=rng.generator(3, "latent", 7, row))
         expected = (given[row, 0] + given[row, 1] * e - MEAN) / STD
         assert (seen[row] - expected).abs().max() < 1e-5
     for seed, step in ((4, 7), (3, 8)):
@@ -116,7 +117,7 @@ def test_every_positive_has_noise_of_its_own():
     given, rows = moments(12).view(3, 4, 2, 4, 8, 8), torch.arange(3)
     seen = latents_seen(given, normalise, rows, 0, 1, "positives")
     assert seen.shape == (3, 4, 4, 8, 8)
-    e = torch.empty(4, 4, 8, 8).normal_(generator=draws.generator(0, "latent", "positives", 1, 2))
+    e = torch.empty(4, 4, 8, 8).normal_(generator=rng.generator(0, "latent", "positives", 1, 2))
     expected = (given[2, :, 0] + given[2, :, 1] * e - MEAN) / STD
     assert (seen[2] - expected).abs().max() < 1e-5
     assert torch.equal(latents_seen(given[2:], normalise, rows[2:], 0, 1, "positives"), seen[2:])

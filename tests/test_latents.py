@@ -17,13 +17,13 @@ from shrunk import BACKBONE, RUN
 
 from pmf_lightning import UserError, build, compose, generate, load_checkpoint
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.pixels import to_uint8
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models import sd_vae_weights
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.models import sd_vae
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.sample import main as sample_main
-from pmf_lightning.sampling import image_noise, numbered_images
+from pmf_lightning.sampling.generate import image_noise, numbered_images
 from pmf_lightning.train import train
+from pmf_lightning.utils.hydra_compat import instantiate
 
 ARCHITECTURE = {
     **{"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [8, 8, 8, 8]},
@@ -88,7 +88,7 @@ def test_the_numbers_are_the_papers():
     assert list(NUMBERS.mean) == [0.86488, -0.27787343, 0.21616915, 0.3738409]
     assert list(NUMBERS.std) == [4.85503674, 5.31922414, 3.93725398, 3.9870003]
     with torch.device("meta"):
-        full = sd_vae_weights._autoencoder()(**OmegaConf.to_container(NUMBERS.architecture))
+        full = sd_vae._autoencoder()(**OmegaConf.to_container(NUMBERS.architecture))
     assert sum(weight.numel() for weight in full.parameters()) == 83_653_863  # x 4 bytes: the published 334.7 MB
     assert 2 ** (len(full.config.block_out_channels) - 1) == NUMBERS.scale
 
@@ -351,7 +351,7 @@ class Latents(ArrayDataset):
 
 @pytest.fixture
 def latent_data(monkeypatch):
-    source = "pmf_lightning.data.shards.LatentShards"
+    source = "pmf_lightning.data.shards.source.LatentShards"
     monkeypatch.setattr(f"{source}.check", lambda self: None)
     monkeypatch.setattr(f"{source}.train", lambda self: Latents())
     monkeypatch.setattr(f"{source}.class_names", None)

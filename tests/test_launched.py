@@ -3,7 +3,7 @@
 import pytest
 
 from pmf_lightning import UserError
-from pmf_lightning.launched import settle, srun_tasks
+from pmf_lightning.distributed.launched import settle, srun_tasks
 
 TASK = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

@@ -17,20 +17,21 @@ from shrunk import RUN
 from test_sweeps import in_folder
 
 import pmf_lightning
-from pmf_lightning import locks, run_dir
-from pmf_lightning.locks import Held, held
 from pmf_lightning.train import main
+from pmf_lightning.training import run_dir
+from pmf_lightning.utils import locks
+from pmf_lightning.utils.locks import Held, held
 
 TINY = [*RUN, "grid.enabled=false", "steps=2"]
 NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
-HOLD = "import os, sys\nfrom pathlib import Path\nfrom pmf_lightning.locks import held\n"
+HOLD = "import os, sys\nfrom pathlib import Path\nfrom pmf_lightning.utils.locks import held\n"
 HOLD += "with held(Path(sys.argv[1]), 'it', 'is here'):\n    {}print('held', flush=True)\n    sys.stdin.read()\n"
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than these few steps."""
-    monkeypatch.setattr("pmf_lightning.summary.pictures", lambda folder: (None, None))
+    monkeypatch.setattr("pmf_lightning.training.summary.pictures", lambda folder: (None, None))
 
 
 @contextmanager

@@ -9,21 +9,22 @@ import torch
 from common import normal, relative, uniform
 from torch.nn import functional as F
 
-from pmf_lightning import Batch, UserError, checks, compose, draws, ema_beta
-from pmf_lightning.assemble import make_part
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.drift_features import cached_mae as kept
-from pmf_lightning.drift_features.cached_mae import MAESettings, cached_mae
-from pmf_lightning.hydra_compat import instantiate
+from pmf_lightning import Batch, UserError, compose, ema_beta
+from pmf_lightning.config import validate
+from pmf_lightning.data.sources.digits import Digits
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.encoders.drifting import train_mae
+from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.models.mae import MAE, MAEEncoder, patchify, unpatchify
-from pmf_lightning.models.mae.decoder import UNetDecoder
 from pmf_lightning.models.mae.layers import Conv, Dense, GroupNorm
+from pmf_lightning.models.mae.network import UNetDecoder
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.crops import CropLaw
 from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder, augmented
-from pmf_lightning.optim.adamw import adamw
-from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.optim.optimizers import adamw, parameter_groups
+from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import instantiate
 
 SIZES = {"resolution": 16, "channels": 3, "patch": 2, "base_channels": 32, "blocks": (1, 2, 1, 1), "classes": 7}
 NUMBERS = {"patch": 2, "cell": 2, "mask_fraction": 0.5, "class_weight": 0.1, "class_steps": 3000, "class_rise": 1000}
@@ -33,7 +34,7 @@ CROP = CropLaw(area=(0.2, 1.0), ratio=(0.75, 4 / 3))
 def mae(dtype=torch.float64, **changes) -> MAE:
     """A network of random weights, none of them zero."""
     network = MAE(**{**SIZES, **changes})
-    init_weights(network, lambda name: draws.generator("tests", name))
+    init_weights(network, lambda name: rng.generator("tests", name))
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.ndim == 1:
@@ -80,7 +81,7 @@ def test_patches_are_in_the_order_row_column_colour():
 @pytest.mark.parametrize(("channels", "groups"), [(8, 8), (32, 32), (48, 24), (33, 11), (37, 1), (640, 32), (1, 1)])
 def test_groups_are_the_largest_divisor_up_to_32(channels, groups):
     norm = GroupNorm(channels)
-    init_weights(norm, lambda name: draws.generator(name))
+    init_weights(norm, lambda name: rng.generator(name))
     x = 3 * normal("groups", channels, shape=(2, channels, 4, 4)) + 1
     parts = x.view(2, groups, -1)
     wanted = (parts - parts.mean(2, keepdim=True)) / (parts.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
@@ -159,7 +160,7 @@ def test_weights_start_as_flax_starts_them():
     before = torch.random.get_rng_state()
     conv, dense = Conv(128, 256, 3), Dense(512, 300)
     for layer, fan_in in ((conv, 9 * 128), (dense, 512)):
-        layer.init_weights(lambda name: draws.generator("tests", "init", name))
+        layer.init_weights(lambda name: rng.generator("tests", "init", name))
         weight = layer.weight.detach() * math.sqrt(fan_in)
         count = weight.numel()
         assert abs(weight.mean()) < 4 / math.sqrt(count)
@@ -170,9 +171,9 @@ def test_weights_start_as_flax_starts_them():
         assert abs((weight.abs() < 1).double().mean() - inside) < 3 / math.sqrt(count)
     assert not dense.bias.any()
     network = MAE(**SIZES)
-    init_weights(network, lambda name: draws.generator("tests", name))
+    init_weights(network, lambda name: rng.generator("tests", name))
     again = MAE(**{**SIZES, "blocks": (2, 2, 1, 1)})
-    init_weights(again, lambda name: draws.generator("tests", name))
+    init_weights(again, lambda name: rng.generator("tests", name))
     shared = network.state_dict().keys() & again.state_dict().keys()
     assert len(shared) == len(network.state_dict())
     assert all(torch.equal(network.state_dict()[name], again.state_dict()[name]) for name in shared)
@@ -206,7 +207,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_the_encoder_alone_takes_any_width():
     sizes = {"resolution": 8, "channels": 1, "base_channels": 5, "blocks": (1, 1, 1, 1)}
     encoder = MAEEncoder(patch=1, **sizes)
-    init_weights(encoder, lambda name: draws.generator(name))
+    init_weights(encoder, lambda name: rng.generator(name))
     assert encoder(torch.zeros(1, 1, 8, 8))["layer4"].shape == (1, 40, 1, 1)
     with pytest.raises(ValueError, match=r"stage 3 has one place and 20 groups of one channel.* smaller patch than 2"):
         MAEEncoder(patch=2, **sizes)
@@ -264,9 +265,9 @@ def test_shards_average_to_the_whole_batch_exactly():
     total = whole(network, data, drawn).total
     parts = []
     for index in range(3):
-        rows = draws.Shard(index, 3).rows(2)
+        rows = rng.Shard(index, 3).rows(2)
         part = Batch(data.x[rows], data.y[rows])
-        mine = whole.draw(part, 3, 197_500, draws.Shard(index, 3))
+        mine = whole.draw(part, 3, 197_500, rng.Shard(index, 3))
         assert torch.equal(mine.hidden, drawn.hidden[rows])
         parts.append(whole(network, part, mine).total)
     assert torch.stack(parts).mean().item() == pytest.approx(total.item(), rel=1e-13)
@@ -392,7 +393,7 @@ def test_training_lowers_the_error():
         with torch.no_grad():
             return law(network, data, drawn).per_sample["loss_reconstruction"].mean().item() / 64
 
-    before, after = error(settings.network(DIGITS)), error(kept.train_mae(DIGITS, settings))
+    before, after = error(settings.network(DIGITS)), error(train_mae.train_mae(DIGITS, settings))
     assert after < 0.5 * before
 
 
@@ -402,7 +403,7 @@ def test_an_encoder_is_kept_and_found_again(tmp_path, monkeypatch, caplog):
     assert not any(weight.requires_grad for weight in first.parameters())
     (path,) = (tmp_path / "encoders").glob("*.pt")
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "train_mae", lambda *_: pytest.fail("trained again"))
+        patch.setattr(train_mae, "train_mae", lambda *_: pytest.fail("trained again"))
         second = cached_mae(DIGITS, replace(SETTINGS, blocks=[1, 1, 1, 1]), str(tmp_path))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     path.write_bytes(path.read_bytes()[:1000])
@@ -418,7 +419,7 @@ def test_training_leaves_the_random_generator_and_the_threads_alone():
     torch.manual_seed(3)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     with torch.inference_mode():
-        kept.train_mae(DIGITS, replace(SETTINGS, steps=1))
+        train_mae.train_mae(DIGITS, replace(SETTINGS, steps=1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_num_threads() == threads
 
@@ -462,7 +463,7 @@ def test_presets(overrides, sizes):
         assert law.crop == CropLaw(area=[0.2, 1.0], ratio=[0.75, 4 / 3])
         assert law.mirror
         assert ema_beta(8192, 8192, 1000 * cfg.ema.half_lives_kimg[0], cfg.ema.ramp) == pytest.approx(0.9995)
-    assert cfg.sampling.ema in checks.ema_names(cfg.ema.half_lives_kimg)
+    assert cfg.sampling.ema in validate.ema_names(cfg.ema.half_lives_kimg)
 
 
 def test_weight_decay_is_decoupled_and_everyones():
@@ -475,7 +476,7 @@ def test_weight_decay_is_decoupled_and_everyones():
 def test_choices_of_features_compose_by_themselves():
     for name in ("raw", "mae_tiny", "mae_run", "mae_released", "paper_pixels"):
         cfg = compose(["model=mae_tiny", f"+drift_features={name}"]).drift_features
-        assert cfg["_target_"].startswith("pmf_lightning.drift_features.make.")
+        assert cfg["_target_"].startswith("pmf_lightning.encoders.drifting.build.")
     settings = instantiate(compose(["+drift_features=mae_tiny"]).drift_features.settings, _convert_="all")
     tiny = make_part(compose(["model=mae_tiny", "data=digits"]), "objective")
     assert settings.objective() == tiny  # the train command makes the same encoder

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from shrunk import BACKBONE
 
 from pmf_lightning import build, compose
-from pmf_lightning.assemble import load_checkpoint
-from pmf_lightning.fields import noisy_image, spread
+from pmf_lightning.objectives.fields import noisy_image, spread
 from pmf_lightning.objectives.guidance import guidance_scale
+from pmf_lightning.pipeline.checkpoints import load_checkpoint
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 TOLD_NOTHING = {

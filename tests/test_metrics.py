@@ -11,22 +11,22 @@ import torch
 from omegaconf import OmegaConf
 
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.draws import generator, normal_images
-from pmf_lightning.errors import UserError
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.metrics import train_classifier as training
-from pmf_lightning.metrics.classifier import Classifier
-from pmf_lightning.metrics.frechet import FrechetDistance, check_finite, frechet_distance
-from pmf_lightning.metrics.quality import (
+from pmf_lightning.data.sources.digits import Digits
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.encoders.classifier import train as training
+from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier, shifted, train_classifier
+from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, frechet_distance
+from pmf_lightning.evaluation.small_data import (
     QualityProbe,
     QualitySettings,
     balanced_labels,
     measure_quality,
     metric_name,
 )
-from pmf_lightning.metrics.train_classifier import ClassifierSettings, cached_classifier, shifted, train_classifier
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.rng import generator, normal_images
 
 CONF = Path(__file__).parents[1] / "conf" / "metrics"
 QUICK = ClassifierSettings(

@@ -12,23 +12,19 @@ from common import normal
 from conftest import _load
 from flax_files import chunked, mae_in_flax, nested, packed, write
 
-from pmf_lightning import UserError, draws
+from pmf_lightning import UserError
 from pmf_lightning.models.mae import MAE, MAEEncoder
-from pmf_lightning.models.official.flax_file import read_msgpack
-from pmf_lightning.models.official.mae import (
-    load_official_mae,
-    mae_tensors,
-    official_mae_name,
-    official_mae_sizes,
-)
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.utils import rng
+from pmf_lightning.weights.flax import read_msgpack
+from pmf_lightning.weights.mae import load_official_mae, mae_tensors, official_mae_name, official_mae_sizes
 
 SIZES = {"resolution": 16, "channels": 3, "patch": 2, "base_channels": 32, "blocks": (1, 2, 1, 1)}
 
 
 def mae(name="a", **changes):
     network = MAE(**{**SIZES, "classes": 7, **changes})
-    init_weights(network, lambda weight: draws.generator("tests", name, weight))
+    init_weights(network, lambda weight: rng.generator("tests", name, weight))
     with torch.no_grad():
         for key, weight in network.named_parameters():
             weight.add_(0.1 * normal(name, key, shape=tuple(weight.shape), dtype=torch.float32))

@@ -9,18 +9,19 @@ import torch
 from shrunk import RUN
 from test_train import ONE_THREAD, assert_same, rows, weights
 
-from pmf_lightning import load_checkpoint, summary
+from pmf_lightning import load_checkpoint
 from pmf_lightning import train as train_module
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.callbacks.ema import WeightAverages
-from pmf_lightning.callbacks.time_bins import TimeBinLog
-from pmf_lightning.command import with_one_line_errors
-from pmf_lightning.config import compose
-from pmf_lightning.errors import Diverged
-from pmf_lightning.hands import Hands
-from pmf_lightning.module import GenerativeModule
+from pmf_lightning.cli import with_one_line_errors
+from pmf_lightning.config.compose import compose
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.train import train
+from pmf_lightning.training import summary
+from pmf_lightning.training.callbacks.build import Hands
+from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.training.callbacks.ema import WeightAverages
+from pmf_lightning.training.callbacks.loss_by_time import TimeBinLog
+from pmf_lightning.utils.errors import Diverged
 
 EVERY_STEP = "checkpoint.every_images=16"
 
@@ -256,8 +257,8 @@ from pathlib import Path
 import torch
 
 from pmf_lightning import train
-from pmf_lightning.callbacks.finite import SkipNonFinite
-from pmf_lightning.module import GenerativeModule
+from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
+from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.train import main
 
 original = GenerativeModule.training_step

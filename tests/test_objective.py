@@ -7,9 +7,8 @@ import torch
 from common import CLASSES, ROWS, SHAPE, Oracle, Spy, Squares, normal, objective, relative, rows, tiny_network, uniform
 
 from pmf_lightning import Batch
-from pmf_lightning.fields import noisy_image, velocity_from_image
-from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
-from pmf_lightning.objectives.weighting import adaptive
+from pmf_lightning.objectives.fields import noisy_image, velocity_from_image
+from pmf_lightning.objectives.guidance import adaptive, guidance_scale, guided_velocity, scale_in_interval
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 PREDICTIONS = pytest.mark.parametrize("prediction", ["x", "u"])

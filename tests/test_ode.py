@@ -6,11 +6,11 @@ import pytest
 import torch
 import torchdiffeq
 
-from pmf_lightning import draws
-from pmf_lightning.ode import asked_times, path, solve, time_grid
+from pmf_lightning.sampling.ode import asked_times, path, solve, time_grid
+from pmf_lightning.utils import rng
 
-Z = draws.normal("tests", "ode", count=24).reshape(2, 3, 2, 2)
-TURN = torch.linalg.qr(draws.normal("tests", "turn", count=9).reshape(3, 3))[0]
+Z = rng.normal("tests", "ode", count=24).reshape(2, 3, 2, 2)
+TURN = torch.linalg.qr(rng.normal("tests", "turn", count=9).reshape(3, 3))[0]
 
 
 def swirl(z, t):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pmf_lightning import UserError, build, load_official
-from pmf_lightning.models.official import official_name
+from pmf_lightning.weights import official_name
 
 
 class Foreign:

@@ -10,20 +10,21 @@ import torch
 from flax_files import nested, write
 from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
 
-from pmf_lightning import UserError, assemble, compose, load_checkpoint, load_official, official_weights
-from pmf_lightning.assemble import load_with_averages
+from pmf_lightning import UserError, compose, load_checkpoint, load_official, official_weights
+from pmf_lightning.config.presets import published
 from pmf_lightning.convert import convert
 from pmf_lightning.evaluate import evaluate
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models.official import drifting
-from pmf_lightning.models.official.drifting import (
+from pmf_lightning.pipeline import checkpoints
+from pmf_lightning.pipeline.checkpoints import load_with_averages
+from pmf_lightning.sample import sample
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.weights import drifting
+from pmf_lightning.weights.drifting import (
     generator_arrays,
     generator_tensors,
     load_official_generator,
     official_generator_sizes,
 )
-from pmf_lightning.published import published
-from pmf_lightning.sample import sample
 
 # width, blocks, heads, SwiGLU hidden; image, channels, patch
 SIZES = {
@@ -260,7 +261,7 @@ def test_a_release_becomes_a_folder_of_weights(release, arrays, golden, tmp_path
 def known(monkeypatch):
     """Let the sizes of the tiny network be those of a preset."""
     monkeypatch.setitem(drifting._PRESETS, (24, 2, 48), "drifting_b16")
-    monkeypatch.setattr(assemble, "compose", lambda overrides: compose(SIZED))
+    monkeypatch.setattr(checkpoints, "compose", lambda overrides: compose(SIZED))
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -6,7 +6,7 @@ from common import empty_network, normal, tiny_network
 
 from pmf_lightning import UserError, build, load_official
 from pmf_lightning import official_weights as to_official
-from pmf_lightning.models.official import FAMILIES, family_of, official_tensors, recognise, translate
+from pmf_lightning.weights import FAMILIES, family_of, official_tensors, recognise, translate
 
 V_LAYER = {f"v_final_layer.{end}" for end in ("norm.weight", "linear._flax_linear.weight", "linear._flax_linear.bias")}
 IMF = {"bottleneck": None, "rope": "sequence", "positions": "none"}

@@ -12,13 +12,13 @@ from test_jit_network import SMALL, empty_network, network
 from test_official_sizes import file as meanflow_file
 
 from pmf_lightning import UserError, build, compose, load_checkpoint, load_official, official_weights
-from pmf_lightning.conversion import from_official
+from pmf_lightning.config.presets import published
 from pmf_lightning.convert import convert
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models.cost import count
-from pmf_lightning.models.official import family_of, recognise, translate
-from pmf_lightning.models.official.jit import JIT
-from pmf_lightning.published import published
+from pmf_lightning.pipeline.conversion import from_official
+from pmf_lightning.profiling.model_cost import count
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.weights import family_of, recognise, translate
+from pmf_lightning.weights.families import JIT
 
 # width, bottleneck, SwiGLU hidden, heads, blocks; patch; parameters in millions; 10^9 multiply-adds
 SIZES = {

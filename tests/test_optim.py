@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from pmf_lightning import draws
-from pmf_lightning.benchmarks.optimizer import benchmark_optimizer
-from pmf_lightning.errors import UserError
 from pmf_lightning.optim import muon_adam
-from pmf_lightning.optim.groups import parameter_groups
 from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import newton_schulz
+from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "reference" / "muon.npz"
 MATRICES, REST = ("A", "B", "C", "D"), ("vec", "tok", "emb", "conv")
@@ -23,7 +23,7 @@ SHAPES = ((6, 6), (9, 4), (6, 6), (4, 9), (6, 6), (5,), (1, 3, 4))
 
 
 def normal(*names, shape, dtype=torch.float64):
-    return draws.normal("test_optim", *names, count=int(np.prod(shape))).reshape(shape).to(dtype)
+    return rng.normal("test_optim", *names, count=int(np.prod(shape))).reshape(shape).to(dtype)
 
 
 def parameters(shapes=SHAPES, dtype=torch.float64):

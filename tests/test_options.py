@@ -7,13 +7,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.command import _check_jobs, _overrides_among
-from pmf_lightning.config import CONF, choices, prepared
-from pmf_lightning.option_checks import _leaves, _trainer_parameters
-from pmf_lightning.option_kinds import kind_of_annotation
-from pmf_lightning.option_table import COMMANDS, kind_of
-from pmf_lightning.overrides import as_typed, readable
-from pmf_lightning.pasted import path_argument
+from pmf_lightning.cli import _check_jobs, _overrides_among
+from pmf_lightning.config.command_line import as_typed, readable
+from pmf_lightning.config.compose import CONF, choices, prepared
+from pmf_lightning.config.option_checks import _leaves, _trainer_parameters
+from pmf_lightning.config.option_kinds import kind_of_annotation
+from pmf_lightning.config.option_table import COMMANDS, kind_of
+from pmf_lightning.utils.pasted import path_argument
 
 TINY = ["model=pmf_tiny", "metrics=none"]
 FILES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in ("published", "run"))
@@ -56,7 +56,7 @@ def test_every_command_has_a_table(command):
 def test_every_key_of_conf_has_a_kind(command, overrides):
     for leaf in _leaves(compose(overrides, command)):
         if not str(leaf.key).startswith("_"):
-            assert kind_of(command, leaf.option) is not None, f"{leaf.option}: add it to option_table.py"
+            assert kind_of(command, leaf.option) is not None, f"{leaf.option}: add it to config/option_table.py"
 
 
 @pytest.mark.parametrize(

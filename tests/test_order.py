@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from pmf_lightning.data import whole_batches
+from pmf_lightning.data import loader
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.order import GlobalOrder, micro_batch_indices, step_shards
-from pmf_lightning.draws import Shard
-from pmf_lightning.errors import UserError
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import Shard
 
 IMAGES = 20
 
@@ -218,14 +218,14 @@ def test_loading_leaves_the_global_generators_alone(workers):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
 def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypatch, tmp_path):
     """As Ctrl-C, timeout and SLURM send it: the run needs the rest of its step, and ends them itself."""
-    begin, sent = whole_batches.unhurried, tmp_path / "sent"
+    begin, sent = loader.unhurried, tmp_path / "sent"
 
     def late(worker):
         while worker == 1 and not sent.exists():  # the second one meets the signal before it is ready
             time.sleep(0.01)
         begin(worker)
 
-    monkeypatch.setattr(whole_batches, "unhurried", late)
+    monkeypatch.setattr(loader, "unhurried", late)
     data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=2)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=4)
     others = set(multiprocessing.active_children())

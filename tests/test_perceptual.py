@@ -15,17 +15,18 @@ from shrunk import RUN
 from torch import nn
 from torchvision.models import VGG16_Weights
 
-from pmf_lightning import Batch, UserError, build, compose, draws
-from pmf_lightning.assemble import load_checkpoint
-from pmf_lightning.config import choices
-from pmf_lightning.data.pixels import to_float
-from pmf_lightning.features import make_features
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.metrics.train_classifier import cached_classifier
-from pmf_lightning.perceptual.convnext import ConvNeXtFeatures
-from pmf_lightning.perceptual.frozen import three_channels
-from pmf_lightning.perceptual.lpips_vgg import LpipsVgg
+from pmf_lightning import Batch, UserError, build, compose
+from pmf_lightning.config.compose import choices
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.encoders.classifier.train import cached_classifier
+from pmf_lightning.encoders.perceptual.build import make_features
+from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
+from pmf_lightning.encoders.perceptual.lpips import LpipsVgg
+from pmf_lightning.encoders.pretrained import three_channels
+from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.train import train
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.hydra_compat import instantiate
 
 ATTO = "convnextv2_atto.fcmae_ft_in1k"
 VGG_CHANNELS = [3, 64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512]
@@ -33,11 +34,11 @@ TINY_CLASSIFIER = ["perceptual=classifier", "features.classifier.settings.steps=
 
 
 def normal(name, *shape):
-    return torch.randn(shape, generator=draws.generator("perceptual", name))
+    return torch.randn(shape, generator=rng.generator("perceptual", name))
 
 
 def pair(channels=3, side=32, n=3):
-    return (draws.uniform("pair", count=2 * n * channels * side**2) * 2 - 1).float().view(2, n, channels, side, side)
+    return (rng.uniform("pair", count=2 * n * channels * side**2) * 2 - 1).float().view(2, n, channels, side, side)
 
 
 def vgg_state():

@@ -9,7 +9,7 @@ from PIL import Image
 from shrunk import BACKBONE
 
 from pmf_lightning import compose
-from pmf_lightning.data.shapes import Shapes
+from pmf_lightning.data.sources.shapes.source import Shapes
 from pmf_lightning.evaluate import evaluate
 from pmf_lightning.make_stats import make_stats
 from pmf_lightning.search_guidance import search

@@ -8,9 +8,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pmf_lightning import UserError, compose, provenance
-from pmf_lightning.run_dir import choose, errors_kept
-from pmf_lightning.scales import at_scale
+from pmf_lightning import UserError, compose
+from pmf_lightning.config.compose import at_scale
+from pmf_lightning.training.run_dir import choose, errors_kept
+from pmf_lightning.utils import provenance
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_scale_that_is_not_there_is_refused(given, message, experiments):
 
 
 def test_a_run_records_what_it_is_made_with():
-    text = "import json; from pmf_lightning.provenance import provenance; print(json.dumps(provenance('cpu')))"
+    text = "import json; from pmf_lightning.utils.provenance import provenance; print(json.dumps(provenance('cpu')))"
     record = json.loads(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["device"] == "cpu"

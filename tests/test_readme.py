@@ -13,9 +13,9 @@ from shrunk import BACKBONE, backbone
 import pmf_lightning
 from pmf_lightning import build, compose, load_checkpoint, official_weights, sample_images
 from pmf_lightning.info import info
-from pmf_lightning.models.official.drifting import generator_arrays
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
+from pmf_lightning.weights.drifting import generator_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -6,9 +6,9 @@ from common import objective, rows, tiny_network
 from shrunk import backbone
 
 from pmf_lightning import build, compose
-from pmf_lightning.costs.live_bytes import peak_bytes
-from pmf_lightning.errors import UserError
-from pmf_lightning.models.recompute import recompute_blocks
+from pmf_lightning.models.activation_checkpointing import recompute_blocks
+from pmf_lightning.profiling.live_bytes import peak_bytes
+from pmf_lightning.utils.errors import UserError
 
 
 def losses_and_gradients(network, goal):

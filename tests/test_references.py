@@ -11,18 +11,18 @@ from features_of_tests import Tiny, noise_levels, of_config, protocol, write_png
 from ranks import together
 from tiny_shards import numbered, write_shards
 
-from pmf_lightning.config import compose
-from pmf_lightning.data.crop import CROP_RULE
+from pmf_lightning.config.compose import compose
 from pmf_lightning.data.dataset import ArrayDataset
-from pmf_lightning.data.shards import Shards
-from pmf_lightning.errors import UserError
-from pmf_lightning.evaluation.dinov2 import DinoV2
-from pmf_lightning.evaluation.features import extract, file_sha256
-from pmf_lightning.evaluation.image_sets import open_images
-from pmf_lightning.evaluation.opening import complete, missing_reference, open_evaluator
+from pmf_lightning.data.shards.source import Shards
+from pmf_lightning.data.transforms import CROP_RULE
+from pmf_lightning.encoders.base import extract, file_sha256
+from pmf_lightning.encoders.dinov2 import DinoV2
+from pmf_lightning.evaluation.build import complete, missing_reference, open_evaluator
+from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics, save_all, split_statistics, statistics
 from pmf_lightning.make_stats import make_stats
+from pmf_lightning.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -457,7 +457,7 @@ def run_make_stats(tmp_path, *arguments):
 
 
 def test_make_stats_of_digits_and_of_their_pictures(tmp_path):
-    cheap = ["extractor.settings.classifier.steps=2", "data=digits", "data.resolution=16"]
+    cheap = ["extractor.settings.steps=2", "data=digits", "data.resolution=16"]
     made = run_make_stats(tmp_path, *cheap, f"out={tmp_path}/digits.npz", "n=50", "features=20", "chunk=16")
     assert [path.name for path in made["paths"]] == ["digits.npz", "digits_ref.npz", "digits.pkl"]
     assert made["features"] == 20
@@ -633,7 +633,7 @@ def test_dinov2_is_fetched_only_when_asked_for(hub, monkeypatch):
 
 
 def test_a_classifier_needs_data():
-    from pmf_lightning.assemble import make_part
+    from pmf_lightning.pipeline.build import make_part
 
     extractor = make_part(compose(["extractor=classifier"], "evaluate"), "extractor")
     with pytest.raises(UserError, match="extractor=classifier: it is trained on the data at hand; set data="):

@@ -16,18 +16,17 @@ from PIL import Image
 from written_runs import ARMS, FD, study, write_grid, write_run, write_study
 
 from pmf_lightning import UserError
-from pmf_lightning.report import main
+from pmf_lightning.report import main, write_kept
 from pmf_lightning.reports import writing
-from pmf_lightning.reports.desk import write_kept
+from pmf_lightning.reports.committed import is_kept, thinned, without_paths
 from pmf_lightning.reports.differences import tell_apart
-from pmf_lightning.reports.keeping import is_kept, thinned, without_paths
 from pmf_lightning.reports.markdown import headlines, plain
 from pmf_lightning.reports.runs import log_name, read_run
 from pmf_lightning.reports.section import section_of
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.reports.sweeps import read_sweeps
 from pmf_lightning.reports.table import runs_table, table_of
-from pmf_lightning.sweeps import record
+from pmf_lightning.sweeps import sweep_file
 
 COMMITTED = sorted((Path(__file__).parents[1] / "experiments").glob("*/runs"))
 
@@ -212,7 +211,7 @@ def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
     below = write_run(folder / "below", 0, 16.0, backbone={"patch": 16}, log=False)
     (elsewhere / "empty").mkdir()
     listed = [*runs, elsewhere / "empty", elsewhere / "gone", below]
-    record.write(folder, [record.Arm("", 0, place) for place in listed] + [record.Arm("", 0, None)], {})
+    sweep_file.write(folder, [sweep_file.Arm("", 0, place) for place in listed] + [sweep_file.Arm("", 0, None)], {})
     assert [run.name for run in only(folder).runs] == [
         "../../pmf_digits-digits/4",
         "../../pmf_digits-digits/8",
@@ -560,7 +559,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, capsys, name, content, me
 
 
 def test_wide_grids_are_shrunk_and_still_strips_of_themselves(tmp_path):
-    from pmf_lightning.reports.strips import save_small, strip_of
+    from pmf_lightning.reports.plots import save_small, strip_of
 
     folder = write_run(tmp_path / "r", data={"classes": 10, "resolution": 256})
     write_grid(folder / "grids" / "final.png", columns=10, rows=4, side=256)
@@ -577,7 +576,7 @@ def test_help_comes_without_torch_and_matplotlib():
         "import sys\nfrom pmf_lightning.report import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
         "assert {'torch', 'lightning', 'hydra', 'matplotlib'}.isdisjoint(sys.modules), 'help'\n"
-        "import pmf_lightning.reports.desk\n"
+        "import pmf_lightning.report\n"
         "assert {'torch', 'lightning', 'hydra'}.isdisjoint(sys.modules), 'report'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -6,9 +6,8 @@ import statistics
 import pytest
 
 from pmf_lightning import UserError
-from pmf_lightning.reports.claims import check, read_claims
-from pmf_lightning.reports.numbers import show, show_time, spread
-from pmf_lightning.reports.verdict import compare_arms, judge, sentence
+from pmf_lightning.reports.claims import check, compare_arms, judge, read_claims, sentence
+from pmf_lightning.reports.formatting import show, show_time, spread
 
 ARMS = ("a", "b", "c")
 

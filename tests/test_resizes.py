@@ -9,12 +9,12 @@ from features_of_tests import Tiny, noise_levels, of_config, protocol, write_inc
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.assemble import make_part
+from pmf_lightning.encoders.inception import Inception
+from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
-from pmf_lightning.evaluation.inception import Inception
 from pmf_lightning.evaluation.references import Reference, load_reference
-from pmf_lightning.evaluation.resizes import RESIZES
 from pmf_lightning.evaluation.statistics import save_npz
+from pmf_lightning.pipeline.build import make_part
 
 CPU = torch.device("cpu")
 LEVELS = 0.0005  # of 255: how close the official codes' outputs are to torch's

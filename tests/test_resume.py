@@ -8,11 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from shrunk import RUN
 
-from pmf_lightning import UserError, compose, resume, run_dir
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.errors import NotResumed
-from pmf_lightning.same_run import compare
+from pmf_lightning import UserError, compose
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.train import main, train
+from pmf_lightning.training import resume, run_dir
+from pmf_lightning.training.same_run import compare
+from pmf_lightning.utils.errors import NotResumed
 
 STEPS = ["grid.enabled=false", "steps=4"]
 

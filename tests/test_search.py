@@ -14,18 +14,18 @@ from ranks import together
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose, load_checkpoint, search_guidance
-from pmf_lightning.assemble import load_with_averages, make_part, read_checkpoint
-from pmf_lightning.config import choices
-from pmf_lightning.data.digits import Digits
-from pmf_lightning.evaluation.opening import open_evaluator
-from pmf_lightning.guidance_search.maps import save_lines, save_maps
-from pmf_lightning.guidance_search.measure import Bench
-from pmf_lightning.guidance_search.points import Axes, Point
-from pmf_lightning.guidance_search.records import Record, Records
-from pmf_lightning.guidance_search.report import edges
-from pmf_lightning.guidance_search.space import judged_point, make_axes, recipe
-from pmf_lightning.guidance_search.strategy import search_by
-from pmf_lightning.sampling import numbered_images
+from pmf_lightning.config.compose import choices
+from pmf_lightning.data.sources.digits import Digits
+from pmf_lightning.evaluation.build import open_evaluator
+from pmf_lightning.evaluation.guidance_search.maps import save_lines, save_maps
+from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.records import Record, Records
+from pmf_lightning.evaluation.guidance_search.report import edges
+from pmf_lightning.evaluation.guidance_search.search import search_by
+from pmf_lightning.evaluation.guidance_search.space import Axes, Point, judged_point, make_axes, recipe
+from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.checkpoints import load_with_averages, read_checkpoint
+from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 
 AXES = Axes(("1k", "2k"), (1, 2, 3), ((0, 1), (0.1, 0.7)), (1, 2), ("average",))
@@ -160,7 +160,7 @@ def test_checkpoints_of_before_get_the_recipe(model, preset):
 
 # The whole command, on a run of seconds
 
-CLASSIFIER = ["extractor=classifier", "extractor.settings.classifier.steps=3", "reference=data"]
+CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3", "reference=data"]
 FEW = ["omega=[1,3]", "intervals=[[0,1],[0.1,0.7]]", "n=30", "n_final=60", "chunk=25", "shown=20"]
 
 

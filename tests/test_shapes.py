@@ -10,14 +10,14 @@ from common import relative
 from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.data import outlines, painting
 from pmf_lightning.data.dataset import First, Images, Source
-from pmf_lightning.data.outlines import OUTLINES
-from pmf_lightning.data.painting import colours, paint
-from pmf_lightning.data.scenes import NUMBERS, Scenes, drawn, intrinsic_dimension
-from pmf_lightning.data.shapes import VERSION, Shapes
-from pmf_lightning.hydra_compat import instantiate
+from pmf_lightning.data.sources.shapes import outlines, painting
+from pmf_lightning.data.sources.shapes.outlines import OUTLINES
+from pmf_lightning.data.sources.shapes.painting import colours, paint
+from pmf_lightning.data.sources.shapes.scenes import NUMBERS, Scenes, drawn, intrinsic_dimension
+from pmf_lightning.data.sources.shapes.source import VERSION, Shapes
 from pmf_lightning.train import train
+from pmf_lightning.utils.hydra_compat import instantiate
 
 NAMES = [outline.name for outline in OUTLINES]
 SIZES = {"name": "shapes", "resolution": 64, "channels": 3, "classes": 10, "images": 50_000, "held_out_images": 1000}
@@ -304,7 +304,7 @@ def test_the_metric_judges_them_without_holding_them_all(tmp_path, monkeypatch):
         asked.append(len(scenes))
         return batch(scenes, resolution)
 
-    monkeypatch.setattr("pmf_lightning.data.shapes.paint", counted)
+    monkeypatch.setattr("pmf_lightning.data.sources.shapes.source.paint", counted)
     run = ["model=pmf_shapes", "data.resolution=16", "data.held_out_images=30", "data.images=500", "steps=1", *BACKBONE]
     quick = ["metrics.classifier.steps=3", "metrics.reference_images=100", "metrics.chunk=40", "grid.enabled=false"]
     folders = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path}"]

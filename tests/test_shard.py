@@ -24,16 +24,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.draws import permutation
+from pmf_lightning.data.shards.manifest import read_manifest
+from pmf_lightning.data.shards.payloads import PAYLOADS, decode, encode
+from pmf_lightning.data.shards.tar import read_index, write_shard
+from pmf_lightning.data.shards.writing import make, pixels, progress
+from pmf_lightning.data.shards.writing.inputs import LONGEST, folder_inputs, record_keys
+from pmf_lightning.data.shards.writing.processes import in_processes
+from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.shard import main, shard
-from pmf_lightning.shards import disk, pixels, progress
-from pmf_lightning.shards.inputs import folder_inputs
-from pmf_lightning.shards.keys import LONGEST, record_keys
-from pmf_lightning.shards.manifest import read_manifest
-from pmf_lightning.shards.payloads import PAYLOADS, decode, encode
-from pmf_lightning.shards.processes import in_processes
-from pmf_lightning.shards.tar import read_index, write_shard
-from pmf_lightning.shards.verify import verify
+from pmf_lightning.utils.rng import permutation
 
 SIZE, CLASSES = 24, ("ants", "bees", "cats", "dogs", "eels")
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -371,7 +370,7 @@ def test_too_much_unreadable_is_an_error_that_loses_nothing(few, tmp_path):
 
 
 def test_a_full_disk_is_named_before_and_during_work(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "free_disk", lambda _: 30_000)
+    monkeypatch.setattr(make, "free_disk", lambda _: 30_000)
     with pytest.raises(UserError, match=r"the shards need about 82\.4 kB more and 30\.0 kB are free; set out"):
         run(few, tmp_path / "out")
     with pytest.raises(UserError, match="the shards need about"):

@@ -24,22 +24,21 @@ from shrunk import BACKBONE
 from tiny_shards import number, numbered, write_shards
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.assemble import read_checkpoint
 from pmf_lightning.benchmark import benchmark
-from pmf_lightning.benchmarks.originals import make_originals
-from pmf_lightning.benchmarks.reader import describe
-from pmf_lightning.config import one_line
-from pmf_lightning.data.bad_records import MOST_NAMED, BadRecord, Tally
+from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import Images, Source
-from pmf_lightning.data.open_files import OpenFiles
 from pmf_lightning.data.order import micro_batch_indices
-from pmf_lightning.draws import Shard
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.shards.manifest import read_manifest
-from pmf_lightning.shards.payloads import encode
-from pmf_lightning.shards.tar import Record, index_path, read_index, write_shard
+from pmf_lightning.data.shards.bad_records import MOST_NAMED, BadRecord, Tally
+from pmf_lightning.data.shards.manifest import read_manifest
+from pmf_lightning.data.shards.open_files import OpenFiles
+from pmf_lightning.data.shards.payloads import encode
+from pmf_lightning.data.shards.tar import Record, index_path, read_index, write_shard
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.profiling.benchmarks.reader import describe, make_originals
 from pmf_lightning.train import train
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.rng import Shard
 
 COUNT, PER_SHARD = 22, 8  # three shards of 8, 8 and 6
 LABELS = np.arange(COUNT) % 3

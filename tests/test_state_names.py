@@ -8,13 +8,14 @@ import torch
 from shrunk import RUN
 from test_resume import plain
 
-from pmf_lightning import UserError, build, compose, load_checkpoint, load_official, official_weights, weights_folder
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.averages import find_average
-from pmf_lightning.config import choices
-from pmf_lightning.conversion import from_checkpoint
-from pmf_lightning.module import unwrap_checkpoint
-from pmf_lightning.state_names import WRAPPERS, unwrapped
+from pmf_lightning import UserError, build, compose, load_checkpoint, load_official, official_weights
+from pmf_lightning.config.compose import choices
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.averages import find_average
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.pipeline.conversion import from_checkpoint
+from pmf_lightning.pipeline.module import unwrap_checkpoint
+from pmf_lightning.utils.state_names import WRAPPERS, unwrapped
 
 FORMS = ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.module.{}", "_fsdp_wrapped_module.{}"]
 

@@ -13,12 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from shrunk import BACKBONE, backbone
 
-from pmf_lightning import build, compose, draws
-from pmf_lightning.config import CONF, choices
-from pmf_lightning.costs.blank_steps import dots, further_arguments
+from pmf_lightning import build, compose
+from pmf_lightning.config.compose import CONF, SCALES, choices
+from pmf_lightning.profiling.step_memory import dots, further_arguments
 from pmf_lightning.reports.claims import check
 from pmf_lightning.reports.study import read_study
-from pmf_lightning.scales import SCALES
+from pmf_lightning.utils import rng
 
 STUDIES = choices("study")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -148,7 +148,7 @@ def step(cfg: DictConfig) -> None:
     for field in fields(empty):
         value = getattr(empty, field.name)
         if field.name != "y":
-            numbers = draws.normal_images("tests", field.name, rows=torch.arange(value.numel()), shape=shape)
+            numbers = rng.normal_images("tests", field.name, rows=torch.arange(value.numel()), shape=shape)
             made_up[field.name] = numbers.view(*value.shape[:-3], *shape)
     batch = type(empty)(y=empty.y, **made_up)
     further = further_arguments(objective)

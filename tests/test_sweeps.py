@@ -16,20 +16,21 @@ import torch
 from omegaconf import OmegaConf
 from shrunk import RUN
 
-from pmf_lightning import UserError, compose, run_dir
-from pmf_lightning.assemble import build
-from pmf_lightning.command import command
-from pmf_lightning.costs.step_flops import step_flops
-from pmf_lightning.draws import Shard
-from pmf_lightning.errors import Diverged, NotSaved, ProcessLost
-from pmf_lightning.folders import RUN_DIR
-from pmf_lightning.sweeps import alone, cost, jobs, record, telling
-from pmf_lightning.sweeps.arms import home, planned
-from pmf_lightning.sweeps.callback import Sweep
-from pmf_lightning.sweeps.inputs import Inputs
-from pmf_lightning.sweeps.measure import measured
-from pmf_lightning.sweeps.record import Arm
+from pmf_lightning import UserError, compose
+from pmf_lightning.cli import command
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.profiling.step_memory import step_flops
+from pmf_lightning.sweeps import cost, jobs, messages, subprocess_run, sweep_file
+from pmf_lightning.sweeps.hydra_callback import Sweep
+from pmf_lightning.sweeps.jobs import measured
+from pmf_lightning.sweeps.plan import home, planned
+from pmf_lightning.sweeps.preflight import Inputs
+from pmf_lightning.sweeps.sweep_file import Arm
 from pmf_lightning.train import main
+from pmf_lightning.training import run_dir
+from pmf_lightning.utils.cache import RUN_DIR
+from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
+from pmf_lightning.utils.rng import Shard
 
 TINY = [*RUN, "grid.enabled=false", "steps=2"]
 NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
@@ -38,7 +39,7 @@ NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than these few steps."""
-    monkeypatch.setattr("pmf_lightning.summary.pictures", lambda folder: (None, None))
+    monkeypatch.setattr("pmf_lightning.training.summary.pictures", lambda folder: (None, None))
 
 
 def multirun(*overrides, params=None):
@@ -76,7 +77,7 @@ def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path)
     assert "3 arms x 1 seed in runs/mine: none begun" in output
     assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in output
     assert output.rstrip().endswith("side by side: python -m pmf_lightning.report runs/mine")
-    listed = record.read(folder)["arms"]
+    listed = sweep_file.read(folder)["arms"]
     assert [(one["arm"], one["run_dir"], one["state"]) for one in listed] == [
         ("schedule.warm_up=0", "0-seed0", "finished"),
         ("schedule.warm_up=7", "7-seed0", "failed"),
@@ -89,7 +90,7 @@ def test_runs_that_choose_their_directory_are_listed_with_it(call_command, tmp_p
     status, output, _ = call_command(main, "-m", *TINY, "seed=0,1")
     assert status == 0
     (file,) = (tmp_path / "runs" / "multirun").glob("*/sweep.json")
-    listed = record.read(file.parent)["arms"]
+    listed = sweep_file.read(file.parent)["arms"]
     assert [(one["seed"], one["state"], one["error"]) for one in listed] == [
         (0, "finished", None),
         (1, "finished", None),
@@ -127,7 +128,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
             os.kill(os.getpid(), signals.pop())
 
     if where == "in training":
-        monkeypatch.setattr("pmf_lightning.callbacks.time_bins.TimeBinLog.on_train_batch_end", interrupt)
+        monkeypatch.setattr("pmf_lightning.training.callbacks.loss_by_time.TimeBinLog.on_train_batch_end", interrupt)
     else:
         monkeypatch.setattr("pmf_lightning.train.check_inputs", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -149,7 +150,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
         assert (again.run_dir, again.schedule.warm_up, again.ckpt) == ("runs/mine/0-seed0", 0, "last")
         assert json.loads((folder / "0-seed0" / "summary.json").read_text())["stopped_early"]
         assert (folder / "0-seed0" / "checkpoints" / "last.ckpt").is_file()
-    assert [one["state"] for one in record.read(folder)["arms"]] == [
+    assert [one["state"] for one in sweep_file.read(folder)["arms"]] == [
         "stopped" if where == "in training" else "missing",
         "missing",
     ]
@@ -174,7 +175,7 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
     process.start()
     assert forked.finish(process) == 0, log.read_text()[-3000:]
     assert files(done) == before
-    assert [one["state"] for one in record.read(tmp_path / "runs/mine")["arms"]] == ["finished"] * 3
+    assert [one["state"] for one in sweep_file.read(tmp_path / "runs/mine")["arms"]] == ["finished"] * 3
     output = log.read_text()
     assert "3 arms x 1 seed in runs/mine: 1 finished, 1 stopped" in output
     assert f"{done.relative_to(tmp_path)} is finished already" in output
@@ -297,13 +298,13 @@ def test_states_and_lines(tmp_path):
     arms = [Arm(name[0], int(name[1]), folder) for name, folder in folders.items()]
     assert [arm.state for arm in arms] == ["finished", "stopped", "failed", "missing"]
     about = {"study": "s", "title": "t", "scale": "small"}
-    assert telling.before(arms, about, tmp_path) == [
+    assert messages.before(arms, about, tmp_path) == [
         "s: t",
         f"2 arms x 2 seeds at scale small in {tmp_path}: 1 finished, 1 stopped, 1 failed",
         "  left: a seed 1 (begun)",
         "  left: b seed 0, 1",
     ]
-    assert telling.after(arms, tmp_path) == [
+    assert messages.after(arms, tmp_path) == [
         "sweep of 4 runs: 1 finished, 1 failed, 2 left",
         "  b seed 0: diverged in step 7",
         "  left: a seed 1 (begun)",
@@ -315,13 +316,13 @@ def test_states_and_lines(tmp_path):
 def test_sweep_json_keeps_runs_of_earlier_sweeps(tmp_path):
     finish(tmp_path / "a0")
     old, new = [Arm("a", 0, tmp_path / "a0"), Arm("a", 1, tmp_path / "a1")], [Arm("b", 0, tmp_path / "b0")]
-    record.write(tmp_path, old, {"study": None})
-    record.write(tmp_path, new, {"study": "s"})
-    found = record.read(tmp_path)
+    sweep_file.write(tmp_path, old, {"study": None})
+    sweep_file.write(tmp_path, new, {"study": "s"})
+    found = sweep_file.read(tmp_path)
     assert found["study"] == "s"
     assert [(one["run_dir"], one["state"]) for one in found["arms"]] == [("b0", "missing"), ("a0", "finished")]
     (tmp_path / "sweep.json").write_text("{")
-    assert record.read(tmp_path) is None
+    assert sweep_file.read(tmp_path) is None
 
 
 def test_the_folder_of_a_sweep(tmp_path):
@@ -427,7 +428,7 @@ def test_on_slurm_studies_keep_their_directories(tmp_path):
 
 def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
     looked = []
-    monkeypatch.setattr("pmf_lightning.sweeps.inputs._look", lambda cfg, module: looked.append(cfg))
+    monkeypatch.setattr("pmf_lightning.sweeps.preflight._look", lambda cfg, module: looked.append(cfg))
     inputs = Inputs()
     for more in ([], ["optimizer=adam"], ["data.resolution=64"]):
         assert inputs.refusal(compose(["model=pmf_digits", *more])) is None
@@ -456,9 +457,9 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
         return subprocess.Popen([sys.executable, "-S", "-c", ""])
 
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: said)
-    monkeypatch.setattr(alone, "subprocess", SimpleNamespace(Popen=begin))
+    monkeypatch.setattr(subprocess_run, "subprocess", SimpleNamespace(Popen=begin))
     monkeypatch.setenv(RUN_DIR, "of the job before")
-    assert alone.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
+    assert subprocess_run.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
     assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
     assert os.environ[RUN_DIR] == str(tmp_path)
 
@@ -528,7 +529,11 @@ def test_joblib_trains_two_at_a_time(tmp_path):
     done = train_elsewhere(tmp_path, *asked)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in done.stdout
-    assert [one["state"] for one in record.read(tmp_path / "runs/mine")["arms"]] == ["finished", "failed", "finished"]
+    assert [one["state"] for one in sweep_file.read(tmp_path / "runs/mine")["arms"]] == [
+        "finished",
+        "failed",
+        "finished",
+    ]
     assert not list((tmp_path / "runs/mine").glob(".jobs*"))
 
 
@@ -541,7 +546,7 @@ def test_optuna_finds_the_best_run(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     best = OmegaConf.load(tmp_path / "runs/multirun/optimization_results.yaml")
     (file,) = (tmp_path / "runs" / "multirun").glob("*/sweep.json")
-    folders = [file.parent / one["run_dir"] for one in record.read(file.parent)["arms"]]
+    folders = [file.parent / one["run_dir"] for one in sweep_file.read(file.parent)["arms"]]
     assert {folder.resolve().parent for folder in folders} == {tmp_path / "runs/pmf_table2/small"}
     speeds = [json.loads((folder / "summary.json").read_text())["images_per_second"] for folder in folders]
     assert best.best_value == min(speeds)

@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.data.listing import reasons
+from pmf_lightning.data.images.listing import reasons
+from pmf_lightning.data.shards.manifest import read_manifest
+from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
+from pmf_lightning.data.shards.writing.inputs import Inputs
+from pmf_lightning.data.shards.writing.tar_files import UNPACKED, find_tars
+from pmf_lightning.data.shards.writing.tar_records import TarTask, list_tar
+from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.shard import shard
-from pmf_lightning.shards.class_numbers import by_name, by_number
-from pmf_lightning.shards.inputs import Inputs
-from pmf_lightning.shards.manifest import read_manifest
-from pmf_lightning.shards.tar_files import UNPACKED, find_tars
-from pmf_lightning.shards.tar_records import TarTask, list_tar
-from pmf_lightning.shards.verify import verify
 
 
 def picture(level=90, kind="PNG"):
@@ -60,7 +60,7 @@ def run(root, out, *options):
 
 def contents(out):
     """{class name: levels of its records}"""
-    from pmf_lightning.shards.tar import read_index
+    from pmf_lightning.data.shards.tar import read_index
 
     manifest, found = read_manifest(out), {}
     for entry in manifest.shards:
@@ -229,7 +229,7 @@ def test_zstd_without_a_reader_is_one_line(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr("pmf_lightning.shards.tar_files.import_module", missing)
+    monkeypatch.setattr("pmf_lightning.data.shards.writing.tar_files.import_module", missing)
     with pytest.raises(UserError, match=r"compressed with zstd, .*unpack it: zstd -d"):
         run(tmp_path / "0.tar.zst", tmp_path / "out")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import pmf_lightning
-from pmf_lightning.callbacks.full_disk import patient_output
-from pmf_lightning.terminal import INTERRUPTED, UNREAD, plain_ending
+from pmf_lightning.training.callbacks.disk_errors import patient_output
+from pmf_lightning.utils.terminal import INTERRUPTED, UNREAD, plain_ending
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pmf_lightning.__file__).parents[1])}
 

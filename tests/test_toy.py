@@ -13,27 +13,30 @@ from omegaconf import OmegaConf
 from PIL import Image
 from shrunk import RUN
 
-from pmf_lightning import Batch, JiT, UserError, compose, draws, generate, image_noise, load_checkpoint, ode
-from pmf_lightning.config import CONF, choices
+from pmf_lightning import Batch, JiT, UserError, compose, generate, image_noise, load_checkpoint
+from pmf_lightning.config.compose import CONF, choices
 from pmf_lightning.models.mlp import MLP
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.sampling import ode
 from pmf_lightning.toy import TOYS, main, toy
-from pmf_lightning.toys.arms import Arms
-from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
-from pmf_lightning.toys.fields import guidance_options
+from pmf_lightning.toys.fields import guidance_options, noise_content
 from pmf_lightning.toys.manifold import SETTINGS, Arm, build, clipped_quantity
 from pmf_lightning.toys.manifold_report import table
-from pmf_lightning.toys.noise_content import noise_content
+from pmf_lightning.toys.result_cache import Arms
 from pmf_lightning.toys.swiss_roll import (
+    directions,
     exact_image,
     lift,
+    nearest,
     project,
     random_plane,
     roll_images,
+    sliced_wasserstein,
     swiss_roll,
     velocity_error,
 )
 from pmf_lightning.train import train
+from pmf_lightning.utils import rng
 
 TINY = ["dimensions=[2,5]", "seeds=[0,1]", "steps=2", "batch=16", "network.width=8", "network.depth=3"]
 TINY += ["evaluation.points=50", "evaluation.shown=20", "evaluation.batches=1"]
@@ -42,7 +45,7 @@ TINY += ["evaluation.points=50", "evaluation.shown=20", "evaluation.batches=1"]
 def mlp(dimension=5, dtype=torch.float64, **changes):
     sizes = {"width": 12, "depth": 4, "scalars": ["t", "h"], "heads": ["u"], "resolution": 1}
     network = MLP(channels=dimension, **{**sizes, **changes})
-    init_weights(network, lambda name: draws.generator("tests", name))
+    init_weights(network, lambda name: rng.generator("tests", name))
     return network.to(dtype)
 
 
@@ -74,7 +77,7 @@ def test_planes_are_orthonormal_and_keyed(dimension):
     assert torch.allclose(plane.T @ plane, torch.eye(2), atol=1e-6)
     assert torch.equal(plane, random_plane(dimension, 0))
     assert not torch.allclose(plane, random_plane(dimension, 1))
-    points = torch.randn(7, 2, generator=draws.generator("tests"))
+    points = torch.randn(7, 2, generator=rng.generator("tests"))
     back, off = project(lift(points, plane), plane)
     assert torch.allclose(back, points, atol=1e-5)
     assert off.max() < 1e-5
@@ -95,7 +98,7 @@ def test_distance_from_the_plane_is_what_sticks_out():
 
 def test_exact_image_of_two_points_is_their_logistic_mean():
     plane, data = random_plane(4, 0).double(), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).double()
-    z = draws.normal("tests", "z", count=20).reshape(5, 4, 1, 1)
+    z = rng.normal("tests", "z", count=20).reshape(5, 4, 1, 1)
     t, scale = torch.tensor([0.1, 0.3, 0.5, 0.9, 1.0]).double(), 0.7
     place = project(z, plane)[0][:, 0]
     expected = torch.tanh((1 - t) * place / (t * scale) ** 2)
@@ -109,13 +112,13 @@ def test_exact_image_of_two_points_is_their_logistic_mean():
 
 
 def test_sliced_wasserstein():
-    a = draws.normal("tests", "a", count=600).reshape(200, 3)
+    a = rng.normal("tests", "a", count=600).reshape(200, 3)
     along = directions(0, 16, 3)
     assert torch.allclose(along.norm(dim=1), torch.ones(16).double())
     assert sliced_wasserstein(a, a.flip(0), along) == 0  # the order of points does not matter
     shift = torch.tensor([0.3, -2.0, 0.5]).double()
     assert torch.allclose(sliced_wasserstein(a, a + shift, along), (along @ shift).abs().mean())
-    b = draws.normal("tests", "b", count=600).reshape(200, 3)
+    b = rng.normal("tests", "b", count=600).reshape(200, 3)
     assert sliced_wasserstein(a, b, along) == sliced_wasserstein(b, a, along) > 0
     assert torch.allclose(sliced_wasserstein(3 * a, 3 * b, along), 3 * sliced_wasserstein(a, b, along))
 
@@ -127,7 +130,7 @@ def test_nearest_is_how_far_points_stick_out():
 
 
 def test_noise_content_knows_noise_from_smoothness():
-    noise = draws.normal_images("tests", rows=torch.arange(64), shape=(3, 16, 16))
+    noise = rng.normal_images("tests", rows=torch.arange(64), shape=(3, 16, 16))
     assert noise_content(noise).mean() == pytest.approx(1, abs=0.03)
     ramp = torch.arange(16.0) / 16
     wave = torch.cos(2 * math.pi * ramp).expand(1, 1, 16, 16)
@@ -168,8 +171,8 @@ def test_the_network_has_the_layers_of_the_paper(name, depth, scalars):
 
 
 def test_the_network_reads_its_scalars_and_nothing_else():
-    network, z = mlp(resolution=2, heads=["u", "v"]), draws.normal("tests", count=60).reshape(3, 5, 2, 2)
-    t, h = draws.uniform("tests", "t", count=3), draws.uniform("tests", "h", count=3)
+    network, z = mlp(resolution=2, heads=["u", "v"]), rng.normal("tests", count=60).reshape(3, 5, 2, 2)
+    t, h = rng.uniform("tests", "t", count=3), rng.uniform("tests", "h", count=3)
     fields = network(z, {"t": t, "h": h, "label": torch.zeros(3)})
     assert fields.keys() == {"u", "v"}
     assert fields["u"].shape == z.shape
@@ -215,7 +218,7 @@ EXACT = {
 @pytest.mark.parametrize(("judged", "answered"), EXACT.values(), ids=list(EXACT))
 def test_what_z_does_not_tell_is_the_loss_of_knowing_the_mean_image(judged, answered):
     batch, plane = roll_batch(5), random_plane(5, 0).double()
-    data = swiss_roll(draws.uniform("tests", count=500), 2.0)
+    data = swiss_roll(rng.uniform("tests", count=500), 2.0)
     on = judged.draw(batch, 0, 0)
     assert on.t.min() < 0.1
     assert on.t.max() > 0.9

@@ -14,10 +14,10 @@ from kept import assert_same, weights
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose, image_noise, load_checkpoint
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.callbacks.grids import SampleGrids
-from pmf_lightning.module import GenerativeModule
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.train import train
+from pmf_lightning.training.callbacks.sample_grids import SampleGrids
 
 
 def run(folder, *overrides):

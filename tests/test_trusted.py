@@ -14,22 +14,25 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from pmf_lightning import UserError, load_checkpoint
-from pmf_lightning.assemble import build_stored
-from pmf_lightning.config import CONF
-from pmf_lightning.trusted import MOVED, buildable, check_stored, resolve
+from pmf_lightning.config.compose import CONF
+from pmf_lightning.pipeline.checkpoints import build_stored
+from pmf_lightning.pipeline.trusted import MOVED, buildable, check_stored, resolve
 
 HUB = {"repo_or_dir": "{folder}", "model": "boom", "source": "local"}
 TOUCH = {"_args_": ["touch {mark}"]}
 # What would write a file, as a configuration names it; {mark} is the file, {folder} has a hubconf.py and a module.
 RUNNING = {
-    "hub through our own module": {"_target_": "pmf_lightning.assemble.torch.hub.load", **HUB},
+    "hub through our own module": {"_target_": "pmf_lightning.pipeline.checkpoints.torch.hub.load", **HUB},
     "hub": {"_target_": "torch.hub.load", **HUB},
     "os": {"_target_": "os.system", "command": "touch {mark}"},
-    "os through our own module": {"_target_": "pmf_lightning.cache.os.system", "command": "touch {mark}"},
+    "os through our own module": {"_target_": "pmf_lightning.utils.cache.os.system", "command": "touch {mark}"},
     "os by its file": {"_target_": "posix.system", **TOUCH},
     "subprocess": {"_target_": "subprocess.run", "_args_": [["touch", "{mark}"]]},
     "subprocess, another": {"_target_": "subprocess.getoutput", **TOUCH},
-    "subprocess through our own module": {"_target_": "pmf_lightning.sweeps.alone.subprocess.getoutput", **TOUCH},
+    "subprocess through our own module": {
+        "_target_": "pmf_lightning.sweeps.subprocess_run.subprocess.getoutput",
+        **TOUCH,
+    },
     "open": {"_target_": "builtins.open", "file": "{mark}", "mode": "w"},
     "exec": {"_target_": "builtins.exec", "_args_": ["open('{mark}', 'w')"]},
     "eval": {"_target_": "builtins.eval", "_args_": ["open('{mark}', 'w')"]},
@@ -43,7 +46,7 @@ RUNNING = {
         "config": {"_target_": "os.system", "command": "touch {mark}"},
     },
     "instantiate through our own module": {
-        "_target_": "pmf_lightning.assemble.instantiate",
+        "_target_": "pmf_lightning.pipeline.checkpoints.instantiate",
         "_recursive_": False,
         "config": {"_target_": "os.system", "command": "touch {mark}"},
     },
@@ -51,21 +54,21 @@ RUNNING = {
     "get_object": {"_target_": "hydra.utils.get_object", "path": "foreign_module.Thing"},
     "numpy.load": {"_target_": "numpy.load", "file": "{pickle}", "allow_pickle": True},
     "numpy.load through our own module": {
-        "_target_": "pmf_lightning.data.decoded.np.load",
+        "_target_": "pmf_lightning.data.sources.decode_cache.np.load",
         "file": "{pickle}",
         "allow_pickle": True,
     },
     "torch.load": {"_target_": "torch.load", "f": "{pickle}", "weights_only": False},
     "pathlib": {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["{mark}"]}},
     "shutil": {"_target_": "shutil.copyfile", "src": "{pickle}", "dst": "{mark}"},
-    "our own function": {"_target_": "pmf_lightning.cache.shutil.copyfile", "src": "{pickle}", "dst": "{mark}"},
+    "our own function": {"_target_": "pmf_lightning.utils.cache.shutil.copyfile", "src": "{pickle}", "dst": "{mark}"},
     "nested below ours": {
-        "_target_": "pmf_lightning.evaluation.other_features.ModuleFeatures",
+        "_target_": "pmf_lightning.encoders.extractors.ModuleFeatures",
         **{"name": "mine", "features": 3, "batch": 4},
         "module": {"_target_": "os.system", "command": "touch {mark}"},
     },
     "in a partial of ours": {
-        "_target_": "pmf_lightning.optim.adamw.adamw",
+        "_target_": "pmf_lightning.optim.optimizers.adamw",
         "_partial_": True,
         "lr": [{"_target_": "os.system", "command": "touch {mark}"}],
     },
@@ -73,13 +76,13 @@ RUNNING = {
 # What writes no file when Hydra builds it, and is no part of a model either.
 OTHER = {
     "a walk over dunders": {"_target_": "pmf_lightning.models.vit.ViT.__init__.__globals__"},
-    "a class of another part": {"_target_": "pmf_lightning.evaluation.dinov2.DinoV2"},
-    "ours, not of the list": {"_target_": "pmf_lightning.cache._remove", "path": "{folder}"},
-    "another name for ours": {"_target_": "pmf_lightning.assemble.GenerativeModule"},
-    "ours from where it is only imported": {"_target_": "pmf_lightning.drift_features.runs.MAE"},
+    "a class of another part": {"_target_": "pmf_lightning.encoders.dinov2.DinoV2"},
+    "ours, not of the list": {"_target_": "pmf_lightning.utils.cache._remove", "path": "{folder}"},
+    "another name for ours": {"_target_": "pmf_lightning.pipeline.checkpoints.GenerativeModule"},
+    "ours from where it is only imported": {"_target_": "pmf_lightning.encoders.drifting.build.MAE"},
     "a partial that we do not ship": {"_target_": "pmf_lightning.models.vit.ViT", "_partial_": True},
-    "a partial in words": {"_target_": "pmf_lightning.optim.adamw.adamw", "_partial_": "true"},
-    "positional arguments": {"_target_": "pmf_lightning.optim.adamw.adamw", "_args_": [1]},
+    "a partial in words": {"_target_": "pmf_lightning.optim.optimizers.adamw", "_partial_": "true"},
+    "positional arguments": {"_target_": "pmf_lightning.optim.optimizers.adamw", "_args_": [1]},
     "a list": {"_target_": ["os.system"]},
     "a mapping": {"_target_": {"_target_": "os.system"}},
     "nothing": {"_target_": None},
@@ -195,7 +198,7 @@ def test_the_same_file_without_it_is_loaded(tmp_path):
 
 
 def test_the_exploit_of_the_issue(filled, tmp_path):
-    """A hubconf was executed by: _target_ pmf_lightning.assemble.torch.hub.load, source local."""
+    """A hubconf was executed by: _target_ pmf_lightning.pipeline.checkpoints.torch.hub.load, source local."""
     config = stored.config()
     config["backbone"] = filled(RUNNING["hub through our own module"])
     with pytest.raises(UserError, match=r"torch\.hub\.load"):
@@ -263,7 +266,12 @@ def test_what_the_list_names_is_defined_there():
     for part in buildable().values():
         for name in part:
             assert get_object(name) is resolve(name)  # what Hydra will build is what was compared
-    for alias in ("pmf_lightning.assemble.torch", "pmf_lightning.assemble.UserError", "pmf_lightning.no.Such", "os"):
+    for alias in (
+        "pmf_lightning.pipeline.checkpoints.torch",
+        "pmf_lightning.pipeline.checkpoints.UserError",
+        "pmf_lightning.no.Such",
+        "os",
+    ):
         with pytest.raises(LookupError):
             resolve(alias)
 
@@ -271,7 +279,7 @@ def test_what_the_list_names_is_defined_there():
 def test_older_names_are_todays():
     config = stored.config()
     config["data"]["_target_"] = "pmf_lightning.data.imagenet.ImageNet"
-    assert check_stored(config, "ckpt=x")["data"]["_target_"] == "pmf_lightning.data.shards.Shards"
+    assert check_stored(config, "ckpt=x")["data"]["_target_"] == "pmf_lightning.data.shards.source.Shards"
     assert set(MOVED.values()) <= {name for part in buildable().values() for name in part}
 
 
@@ -283,7 +291,7 @@ def test_packages_of_the_user_may_be_trusted(filled, tmp_path):
         check_stored(config, "ckpt=x")
     assert "my_package" not in sys.modules
     assert check_stored(config, "ckpt=x", trust=("my_package",)) == config
-    for other in ("my_package.os.system", "os.system", "my_package_too.Flow", "pmf_lightning.cache.digest"):
+    for other in ("my_package.os.system", "os.system", "my_package_too.Flow", "pmf_lightning.utils.cache.digest"):
         config["more"] = {"_target_": other}
         with pytest.raises(UserError, match="refused"):
             check_stored(config, "ckpt=x", trust=("my_package", "pmf_lightning"))

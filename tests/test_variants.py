@@ -19,11 +19,12 @@ from common import (
 )
 from shrunk import BACKBONE
 
-from pmf_lightning import Batch, UserError, build, compose, draws
-from pmf_lightning.fields import noisy_image, spread
+from pmf_lightning import Batch, UserError, build, compose
 from pmf_lightning.objectives.crops import CropLaw, resized_crops
+from pmf_lightning.objectives.fields import noisy_image, spread
+from pmf_lightning.objectives.guidance import adaptive
 from pmf_lightning.objectives.preconditioners import EDM, SCM, Linear, preconditioned
-from pmf_lightning.objectives.weighting import adaptive
+from pmf_lightning.utils import rng
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 PRECONDITIONERS = pytest.mark.parametrize("preconditioner", [Linear(), EDM(0.5), SCM(0.5)], ids=repr)
@@ -278,7 +279,7 @@ def test_crops_are_keyed_by_the_global_row():
     whole = law.draw(batch, 3, 7).crops
     for index in range(2):
         half = Batch(batch.x[index::2], batch.y[index::2])
-        assert torch.equal(law.draw(half, 3, 7, draws.Shard(index, 2)).crops, whole[index::2])
+        assert torch.equal(law.draw(half, 3, 7, rng.Shard(index, 2)).crops, whole[index::2])
     assert objective().draw(batch, 3, 7).crops is None
     assert not torch.equal(law.draw(batch, 3, 8).crops, whole)
 

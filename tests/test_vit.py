@@ -8,13 +8,14 @@ import pytest
 import torch
 from common import CLASSES, CONDITIONS, SHAPE, empty_network, normal, objective, relative, rows, tiny_network, uniform
 
-from pmf_lightning import UserError, build, compose, draws
-from pmf_lightning.config import choices
-from pmf_lightning.models.cost import count
+from pmf_lightning import UserError, build, compose
+from pmf_lightning.config.compose import choices
 from pmf_lightning.models.embedders import ScalarCondition, sinusoid
 from pmf_lightning.models.layers import Linear, RMSNorm, attend
-from pmf_lightning.models.rope import rotation_1d, rotation_2d
+from pmf_lightning.models.positions import rotation_1d, rotation_2d
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.profiling.model_cost import count
+from pmf_lightning.utils import rng
 
 # data, parameters to sample, parameters to train, tokens, 10^9 multiply-adds as published
 PRESETS = {
@@ -148,7 +149,7 @@ def test_no_two_weights_share_their_numbers(tiny_config):
 def test_another_head_leaves_the_other_weights_alone():
     def started(heads):
         network = empty_network(heads=heads)
-        init_weights(network, lambda name: draws.generator(0, "init", name))
+        init_weights(network, lambda name: rng.generator(0, "init", name))
         return network.state_dict()
 
     two, three = started({"u": 1, "v": 1}), started({"w": 2, "v": 1, "u": 1})
@@ -159,7 +160,7 @@ def test_another_head_leaves_the_other_weights_alone():
 def test_a_new_network_is_the_identity_of_nothing():
     """Gates and final layers start at zero, so every field does."""
     network = empty_network()
-    init_weights(network, lambda name: draws.generator(0, "init", name))
+    init_weights(network, lambda name: rng.generator(0, "init", name))
     fields = network(images(dtype=torch.float32), conditions(dtype=torch.float32))
     assert all((field == 0).all() for field in fields.values())
 
@@ -332,7 +333,7 @@ def test_bfloat16_autocast_runs_on_a_cpu():
 def test_neighbouring_times_differ_even_in_half_precision():
     """A sinusoid of bfloat16 numbers would confuse 0.801 and 0.802."""
     embed = ScalarCondition(1, 16)
-    init_weights(embed, lambda name: draws.generator(0, name))
+    init_weights(embed, lambda name: rng.generator(0, name))
     near = embed.bfloat16()(torch.tensor([0.8010, 0.8020]))
     assert torch.tensor(0.8010, dtype=torch.bfloat16) == torch.tensor(0.8020, dtype=torch.bfloat16)
     assert not torch.equal(near[0], near[1])

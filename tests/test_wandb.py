@@ -12,12 +12,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import logged_out, quiet_and_offline, read, sessions
 from shrunk import RUN
 
-from pmf_lightning import UserError, compose, wandb_runs
-from pmf_lightning.assemble import read_checkpoint
-from pmf_lightning.callbacks.wandb_logger import WandbRun
-from pmf_lightning.provenance import SWEEP
+from pmf_lightning import UserError, compose
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.tracking import wandb_runs
+from pmf_lightning.tracking.wandb_runs import Job, labels, sync_command
 from pmf_lightning.train import main, train
-from pmf_lightning.wandb_runs import Job, labels, sync_command
+from pmf_lightning.training.loggers.wandb import WandbRun
+from pmf_lightning.utils.provenance import SWEEP
 
 QUICK = [*RUN, "grid.enabled=false", "checkpoint.every_images=16", "logger=wandb"]
 PLAIN = {"name": "pmf_tiny", "data": {"name": "digits"}, "study": None}
@@ -127,7 +128,7 @@ def test_a_job_that_raises_closes_its_run(tmp_path, monkeypatch):
         raise ValueError("the middle of a step")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pmf_lightning.module.GenerativeModule.training_step", fail)
+        broken.setattr("pmf_lightning.pipeline.module.GenerativeModule.training_step", fail)
         with pytest.raises(ValueError, match="the middle of a step"):
             run(tmp_path / "broken", "steps=1")
         broken.setattr("pmf_lightning.train.make_trainer", fail)

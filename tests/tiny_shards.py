@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pmf_lightning.shards.manifest import Manifest
-from pmf_lightning.shards.payloads import encode
-from pmf_lightning.shards.tar import Record, write_shard
+from pmf_lightning.data.shards.manifest import Manifest
+from pmf_lightning.data.shards.payloads import encode
+from pmf_lightning.data.shards.tar import Record, write_shard
 
 
 def numbered(count: int, shape=(3, 4, 4)) -> np.ndarray:

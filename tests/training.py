@@ -9,9 +9,10 @@ import torch
 from lightning import Callback
 from shrunk import backbone
 
-from pmf_lightning import compose, draws, train
-from pmf_lightning.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.sharded import whole
+from pmf_lightning import compose, train
+from pmf_lightning.distributed.dtensor import whole
+from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.utils import rng
 
 SHORT = ["batch=16", "log_every_steps=1", "grid.enabled=false", "metrics=none", "checkpoint.every_images=1600"]
 
@@ -87,4 +88,4 @@ def fit(model: str, folder: str, *overrides: str, at=(), keep=None, more=(), fin
 @torch.no_grad()
 def _disturb(network) -> None:
     for name, weight in network.named_parameters():
-        weight += 0.02 * torch.randn(weight.shape, generator=draws.generator("test", name))
+        weight += 0.02 * torch.randn(weight.shape, generator=rng.generator("test", name))

@@ -6,9 +6,10 @@ import sys
 
 import torch
 
-from pmf_lightning import Batch, build, compose, draws
-from pmf_lightning.benchmarks.step import casting
-from pmf_lightning.objectives.compiled import Compiled
+from pmf_lightning import Batch, build, compose
+from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.profiling.benchmarks.step import casting
+from pmf_lightning.utils import rng
 
 NETWORK = [
     *("backbone.width=128", "backbone.attention_heads=2", "backbone.mlp_hidden=344", "backbone.trunk=2"),
@@ -25,8 +26,8 @@ def main(device: str, out: str) -> None:
     with torch.no_grad():
         for name, weight in module.network.named_parameters():
             if weight.ndim == 1 or not weight.any():  # gates start at zero: a network of identities proves little
-                weight += 0.05 * draws.normal("check", name, count=weight.numel()).view_as(weight).to(weight)
-    x = draws.uniform("check", "x", count=IMAGES * 3 * 64 * 64).view(IMAGES, 3, 64, 64) * 2 - 1
+                weight += 0.05 * rng.normal("check", name, count=weight.numel()).view_as(weight).to(weight)
+    x = rng.uniform("check", "x", count=IMAGES * 3 * 64 * 64).view(IMAGES, 3, 64, 64) * 2 - 1
     batch = Batch(x, torch.arange(IMAGES))
     drawn = module.objective.draw(Batch(x.float(), batch.y), 0, 0)  # float32 times, so that all see the same
     exact = measure(module, copy.deepcopy(module.network).double(), batch, drawn, torch.device("cpu"), "64", False)

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from pmf_lightning import build, compose
-from pmf_lightning.benchmarks.step import make_bench
+from pmf_lightning.profiling.benchmarks.step import make_bench
 
 MODELS = ("pmf_b16", "pmf_h16")
 LARGEST = 1024

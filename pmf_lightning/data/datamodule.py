@@ -6,12 +6,12 @@ from functools import cached_property
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from pmf_lightning.data.bad_records import Tally
 from pmf_lightning.data.dataset import Images, Source
+from pmf_lightning.data.loader import read, tally_of
 from pmf_lightning.data.order import GlobalOrder, step_shards
-from pmf_lightning.data.whole_batches import read, tally_of
-from pmf_lightning.draws import Shard
-from pmf_lightning.errors import UserError
+from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import Shard
 
 
 class StepLoader:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pmf_lightning.draws import Shard, permutation
+from pmf_lightning.utils.rng import Shard, permutation
 
 
 def step_shards(rank: int, world_size: int, micro_batches: int) -> tuple[Shard, ...]:

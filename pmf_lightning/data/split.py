@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from pmf_lightning.draws import permutation
+from pmf_lightning.utils.rng import permutation
 
 
 def class_quantiles(labels: Int64[Tensor, " n"], name: str) -> Float64[Tensor, " n"]:

@@ -11,18 +11,18 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pmf_lightning.data.pixels import QUANTISERS
-from pmf_lightning.errors import UserError
-from pmf_lightning.evaluation.features import Extractor, Network, extract
+from pmf_lightning.data.transforms import QUANTISERS
+from pmf_lightning.distributed.collectives import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.encoders.base import Extractor, Network, extract
+from pmf_lightning.encoders.resizes import RESIZES
+from pmf_lightning.evaluation.frechet import check_finite
 from pmf_lightning.evaluation.moments import Measured, Moments
 from pmf_lightning.evaluation.protocol import Protocol, score_name
-from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, rank_and_world, together
 from pmf_lightning.evaluation.real_images import OPTION, RealImages
 from pmf_lightning.evaluation.references import Reference
-from pmf_lightning.evaluation.resizes import RESIZES
 from pmf_lightning.evaluation.scores import Scores, score
-from pmf_lightning.metrics.frechet import check_finite
-from pmf_lightning.metrics.quality import balanced_labels
+from pmf_lightning.evaluation.small_data import balanced_labels
+from pmf_lightning.utils.errors import UserError
 
 # (labels [b], number of the first image) -> float images [b, C, H, W] in about [-1, 1], unclipped, on any device; or
 # uint8 images, which are taken as they are.

@@ -1,43 +1,111 @@
-"""The Frechet distance of two Gaussians, in float64, finite also where covariances are singular."""
+"""Frechet distance between sets of uint8 images, in the feature space of any callable."""
 
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
-from jaxtyping import Float64
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-TINY = 1e-12  # a covariance whose smallest eigenvalue is below so much of its largest counts as singular
+from pmf_lightning.data.dataset import Images
+from pmf_lightning.utils.errors import UserError
+
+Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | Images  # of uint8 pixels
+Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
 
 
-class Gaussian:
-    """Mean [F] and covariance [F, F]; what the distance needs of these alone is computed once."""
+class NonFiniteError(UserError):
+    """Images with pixels that are infinite or not a number: converting them would hide a collapse."""
 
-    def __init__(self, mu: Float64[Tensor, " f"], sigma: Float64[Tensor, "f f"]) -> None:
-        self.mu, self.sigma = mu, sigma
 
-    @cached_property
-    def spectrum(self) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
-        """Eigenvalues, ascending, and eigenvectors of the covariance."""
-        return tuple(torch.linalg.eigh(self.sigma))
+class FrechetDistance:
+    """Frechet distance of image sets to one reference set, whose moments are computed once.
 
-    @cached_property
-    def root(self) -> Float64[Tensor, "f f"]:
-        """The positive root of the covariance; eigenvalues that rounding made negative are taken as 0."""
-        values, vectors = self.spectrum
-        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` with means m and unbiased covariances S of the features in float64
+    (Heusel et al. 2017, arXiv:1706.08500, eq. 6), through torchmetrics. Features are computed ``batch`` images at a
+    time, without autocast; a module must be in evaluation mode. Any resizing is the business of ``embed``. No
+    collective communication: every process that calls it needs all images. Raises UserError for fewer than two images.
+    """
 
-    @property
-    def near_singular(self) -> bool:
-        """Whether the smallest eigenvalue of the covariance is next to none of its largest."""
-        values = self.spectrum[0]
-        return bool(values[0] <= TINY * values[-1])
+    @torch.inference_mode(mode=False)  # what it keeps must stay usable outside of Lightning's evaluation
+    def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
+        _require_two(len(reference), "reference")
+        first = next(in_batches(reference, 1))
+        self._batch = batch
+        self._metric = FrechetInceptionDistance(
+            _Float64Features(embed, embed(first).shape[1]),
+            reset_real_features=False,
+            sync_on_compute=False,  # else one process measuring alone would wait for the others forever
+        ).set_dtype(torch.float64)
+        self._update(in_batches(reference, batch), real=True)
 
-    def distance(self, mu: Float64[Tensor, " f"], sigma: Float64[Tensor, "f f"]) -> float:
-        """Return ``|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)`` (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+    def __call__(self, images: Pictures) -> float:
+        """Return the distance of ``images`` to the reference set."""
+        return self.of_parts(in_batches(images, self._batch))
 
-        The last trace is the sum of the roots of the eigenvalues of ``S1^(1/2) S2 S1^(1/2)``, which is symmetric: real
-        eigenvalues, those that rounding made negative taken as 0.
-        """
-        product = self.root @ sigma @ self.root
-        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
-        return float((self.mu - mu).square().sum() + self.sigma.trace() + sigma.trace() - 2 * cross)
+    @torch.inference_mode(mode=False)
+    def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
+        """Return the distance of images that come in parts, each looked at once and all at a time."""
+        self._metric.reset()  # keeps the reference
+        _require_two(self._update(parts, real=False), "measured")
+        return self._metric.compute().item()
+
+    def _update(self, parts: Iterable[Tensor], real: bool) -> int:
+        count = 0
+        for part in parts:
+            with torch.autocast(part.device.type, enabled=False):
+                self._metric.update(part, real=real)
+            count += len(part)
+        return count
+
+
+class _Float64Features(nn.Module):
+    """Features in float64, so that torchmetrics does not round its answer to float32.
+
+    Holds a callable instead of a registered submodule: ``set_dtype`` would convert the weights of the caller's network.
+    """
+
+    def __init__(self, embed: Embed, num_features: int):
+        super().__init__()
+        self.num_features = num_features  # else torchmetrics draws a random image to find out
+        self._embed = (embed,)
+
+    def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        return self._embed[0](images).double()
+
+
+def frechet_distance(
+    embed: Embed,
+    real: Pictures,
+    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"] | Images,
+    batch: int,
+) -> float:
+    """Return the Frechet distance between two sets of images; see ``FrechetDistance``."""
+    return FrechetDistance(embed, real, batch)(fake)
+
+
+def in_batches(images: Tensor | np.ndarray | Images, batch: int) -> Iterator[Tensor]:
+    """Yield ``images`` in their order as tensors of at most ``batch`` rows, copied out of numpy arrays."""
+    for start in range(0, len(images), batch):
+        end = min(start + batch, len(images))
+        if isinstance(images, Tensor):
+            yield images[start:end]
+        elif isinstance(images, np.ndarray):
+            yield torch.from_numpy(np.array(images[start:end]))
+        else:
+            yield images.batch(range(start, end))[0]
+
+
+def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
+    """Raise NonFiniteError, with their number, when some pixels of ``what`` are infinite or not a number."""
+    bad = images.numel() - int(images.isfinite().sum())
+    if bad:
+        raise NonFiniteError(
+            f"{what}: {bad} of {images.numel()} pixels are not finite: training has diverged, lower the learning rate"
+        )
+
+
+def _require_two(count: int, what: str) -> None:
+    if count < 2:
+        raise UserError(f"Frechet distance: {count} {what} image(s), give at least 2")

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pmf_lightning.data.pixels import QUANTISERS
-from pmf_lightning.errors import UserError, near
-from pmf_lightning.evaluation.resizes import RESIZES
+from pmf_lightning.data.transforms import QUANTISERS
+from pmf_lightning.encoders.resizes import RESIZES
+from pmf_lightning.utils.errors import UserError, near
 
 _ELSEWHERE = {"fid": "fd", "kid": "kd"}  # what Inception's distances are called in other features
 

@@ -1,29 +1,117 @@
-"""Statistics of real images to compare with, in the three dialects of published files; read without running code."""
+"""Statistics of real images in the three formats of published files, read without running code."""
 
+import io
+import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
+from numpy._core import multiarray, numeric
 from torch import Tensor
 
-from pmf_lightning.bounded import Npz, open_npz, parse_json
-from pmf_lightning.errors import UserError
-from pmf_lightning.evaluation.features import file_sha256
-from pmf_lightning.evaluation.frechet import Gaussian
-from pmf_lightning.evaluation.safe_pickle import load_arrays
+from pmf_lightning.encoders.base import file_sha256
+from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.utils.bounded_files import Npz, open_npz, parse_json
+from pmf_lightning.utils.errors import UserError
+
+MOST_PICKLE_BYTES = 2**31
+
+
+def _text_to_bytes(text: str, encoding: str) -> bytes:
+    """Stand in for _codecs.encode, which old pickles call for the bytes of an array; other codecs are refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding}")
+    return text.encode("latin1")
+
+
+class _Array:
+    """Stands in for numpy's array in a pickle, which names it as the kind of array to make."""
+
+
+def _empty_array(kind: type, shape: tuple, code: Any) -> np.ndarray:
+    """Stand in for numpy's way to begin an array, which its numbers then fill; one of a size of its own is refused."""
+    if kind is not _Array or tuple(shape) != (0,):
+        raise pickle.UnpicklingError(f"an array begins with the shape {shape!r:.40}")
+    return multiarray._reconstruct(np.ndarray, (0,), b"b")
+
+
+def _dtype(*said: Any) -> np.dtype:
+    """Stand in for numpy's types of numbers: one of Python objects, or with parts, is refused."""
+    dtype = np.dtype(said[0], copy=True)  # a state is set next, and not that of numpy's own object
+    if dtype.hasobject or dtype.fields is not None or dtype.itemsize > 1024:
+        raise pickle.UnpicklingError(f"an array of {dtype}")
+    return dtype
+
+
+def _scalar(dtype: Any, content: bytes) -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
+        raise pickle.UnpicklingError("a number without bytes")
+    return multiarray.scalar(dtype, content)
+
+
+# What pickles of plain containers and numpy arrays name, by numpy 1 (core) and 2 (_core), by pickle protocols 0 to 5.
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _text_to_bytes,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): numeric._frombuffer for core in ("core", "_core")},
+}
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """An unpickler that knows a handful of names and no others, so that no code of the file is run.
+
+    That in Python: the one in C takes as much memory as a number in the file tells it to.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+
+    def load_build(self) -> None:
+        """Fill an array or a type of numbers; nothing else has a state of its own to be set."""
+        if not isinstance(self.stack[-2], np.ndarray | np.dtype):
+            raise pickle.UnpicklingError("it sets what is no array")
+        super().load_build()
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
+
+def load_arrays(path: Path) -> Any:
+    """Return what a .pkl of plain containers, numbers, words and numpy arrays holds; UserError for any other."""
+    try:
+        if path.stat().st_size > MOST_PICKLE_BYTES:
+            raise ValueError(f"it is longer than {MOST_PICKLE_BYTES:,} bytes")
+        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()  # bytes in memory end where the file does
+    except Exception as error:  # a foreign file makes pickle raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"reference={path}: cannot be read as a pickle of arrays ({reason}); "
+            "give the file as it was published, or a .npz"
+        ) from error
+
 
 # How files name mean and covariance: ADM's and JiT's .npz, that of the JAX codes of pMF and iMF, and EDM2's .pkl.
 DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
+
 _NPZ = {"mu_sigma": ("mu", "sigma"), "ref_mu_sigma": ("ref_mu", "ref_sigma")}
+
 EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # whose features a .pkl holds under which name
+
 # Of an array of numbers (8192 features), and of the images that are looked at (10,000 of 360 pixels).
 MOST_BYTES, MOST_IMAGE_BYTES = 2**29, 2**32
+
 SYMMETRY = 1e-6  # largest difference across the diagonal, as a share of the largest entry
 
 

@@ -10,8 +10,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from pmf_lightning.evaluation.frechet import Gaussian
-from pmf_lightning.evaluation.moments import Measured
+from pmf_lightning.evaluation.moments import Gaussian, Measured
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.references import Reference
 

@@ -12,16 +12,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pmf_lightning import draws
-from pmf_lightning.cache import atomic_write, cache_root, digest, sole_writer
-from pmf_lightning.data.crop import CROP_RULE
 from pmf_lightning.data.dataset import Source
-from pmf_lightning.data.whole_batches import read, tally_of
-from pmf_lightning.errors import UserError
+from pmf_lightning.data.loader import read, tally_of
+from pmf_lightning.data.transforms import CROP_RULE
+from pmf_lightning.distributed.collectives import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import measure
-from pmf_lightning.evaluation.features import Extractor
-from pmf_lightning.evaluation.ranks import chunks_of_this_rank, from_main, rank_and_world, together
 from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, load_reference
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.utils.errors import UserError
 
 FORMAT = "pmf_lightning statistics 1"
 Levels = Callable[[int, int], UInt8[Tensor, "b c h w"]]
@@ -46,7 +46,7 @@ def statistics(
         raise UserError(f"chunk={chunk}: at least one image at a time is needed")
     if features < 0:
         raise UserError(f"features={features}: set it to 0 (none) or more")
-    kept = draws.permutation("statistics", "features", count=n)[:features].sort().values if features else None
+    kept = rng.permutation("statistics", "features", count=n)[:features].sort().values if features else None
     device = torch.device(device)
     network = together(lambda: extractor.open(device))
     measured = measure(levels, n, chunk, extractor, network, device, kept, "real images")
@@ -71,7 +71,7 @@ def split_statistics(
     count = len(split) if n is None else n
     if count > len(split):
         raise UserError(f"n={n}: the training split of {source.name} has {len(split)} images; set n to that or less")
-    rows = None if n is None else draws.permutation("statistics", "images", count=len(split))[:n].sort().values
+    rows = None if n is None else rng.permutation("statistics", "images", count=len(split))[:n].sort().values
     batches = _read_ahead(split, rows, count, chunk, workers)
     return statistics(lambda first, end: next(batches), count, extractor, chunk, features, device, _about(source))
 

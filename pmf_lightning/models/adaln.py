@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pmf_lightning.models.dropout import keyed_dropout
 from pmf_lightning.models.embedders import FREQUENCIES, Table, sinusoid
-from pmf_lightning.models.keyed_dropout import keyed_dropout
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens, attend
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number, at_least_float32
 
 Vector = Float[Tensor, "b d"]
 Rotate = Callable[[Tensor], Tensor]

@@ -13,13 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import AdaBlock, Dense, Keys, NormalTable, ScalarVector, Vector
-from pmf_lightning.models.embedders import Learned, PatchEmbedding, sum_of_codes
+from pmf_lightning.models.embedders import Learned, sum_of_codes
 from pmf_lightning.models.jit_vit import FinalLayer
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens
-from pmf_lightning.models.patches import check_grid
-from pmf_lightning.models.rope import HalvesRotation, rotation_1d
-from pmf_lightning.models.sincos import sincos_2d
-from pmf_lightning.precision import Number
+from pmf_lightning.models.patches import PatchEmbedding, check_grid
+from pmf_lightning.models.positions import HalvesRotation, rotation_1d, sincos_2d
+from pmf_lightning.utils.precision import Number
 
 STD = 0.02  # of the tables, alpha's MLP and the positions of the context tokens, at the start
 ALPHA_SHARE = 0.02  # of alpha's normalised vector in the condition

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.joins import join
-from pmf_lightning.models.layers import Linear, Stream, Tokens
-from pmf_lightning.precision import Number
+from pmf_lightning.models.layers import Linear, Stream, Tokens, join
+from pmf_lightning.utils.precision import Number
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, the same in DiT, JiT, iMF and pMF
 
@@ -115,33 +114,3 @@ def make_condition(spec: Mapping[str, Any], width: int, classes: int) -> nn.Modu
         case {"kind": "style", "tokens": tokens, "codes": codes, "rows": rows}:
             return StyleCondition(tokens, width, codes, rows)
     raise ValueError(f"conditions: {dict(spec)} has no kind class, scalar or style with its numbers")
-
-
-class Conv(nn.Conv2d):
-    """A patch convolution (stride = kernel), xavier-uniform as the matrix [fan_in p p, fan_out], bias 0; Adam's."""
-
-    optim_kinds = {"weight": "adam", "bias": "adam"}
-
-    def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
-
-    def init_weights(self, stream: Stream) -> None:
-        """Fill weight and bias. torch's rule would count p*p into the fan-out too and start 6 times smaller."""
-        fan_out, *fan_in = self.weight.shape
-        bound = math.sqrt(6.0 / (fan_out + math.prod(fan_in)))
-        nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class PatchEmbedding(nn.Module):
-    """Patches to tokens: a p x p convolution to ``bottleneck`` channels and 1 x 1 to the width; or one convolution."""
-
-    def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None, patch_bias: bool = True):
-        super().__init__()
-        self.patches = Conv(channels, bottleneck or width, kernel_size=patch, stride=patch, bias=patch_bias)
-        self.expand = Conv(bottleneck, width, kernel_size=1) if bottleneck else nn.Identity()
-
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Tokens:
-        """Embed in raster order."""
-        return self.expand(self.patches(image)).flatten(2).transpose(1, 2)

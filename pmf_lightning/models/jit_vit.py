@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import SITES, AdaBlock, Dense, Keys, LabelVector, Modulation, ScalarVector, Vector
-from pmf_lightning.models.embedders import Learned, PatchEmbedding
+from pmf_lightning.models.embedders import Learned
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Tokens
-from pmf_lightning.models.patches import check_grid, check_heads, tokens_to_image
-from pmf_lightning.models.rope import rotation_2d
-from pmf_lightning.models.sincos import sincos_2d
-from pmf_lightning.precision import Number
+from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
+from pmf_lightning.models.positions import rotation_2d, sincos_2d
+from pmf_lightning.utils.precision import Number
 
 STD = 0.02  # of the class table, the time's MLP and the positions of the class tokens, at the start
 

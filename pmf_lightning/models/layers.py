@@ -2,10 +2,14 @@
 
 ``init_weights(stream)`` fills the weights from ``stream(name)``, a generator per weight, so that no weight depends on
 another one's presence. ``optim_kinds`` names the optimiser of each weight: "muon" for matrices, "adam" for the rest.
+
+torch.compile looks for subclasses of Tensor among the arguments of a function, not inside a list that is one: there it
+takes torch.cat for a constant, and the derivative comes out wrong without a word (torch 2.15). Here the subclass is
+asked by name.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,10 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number, at_least_float32
 
 AttentionKind = Literal["plain", "fused"]
+
 Stream = Callable[[str], torch.Generator]
+
 Tokens = Float[Tensor, "b n d"]
 
 
@@ -136,3 +142,12 @@ class Block(nn.Module):
         """Transform the tokens."""
         x = x + self.attention_gate(self.attention(self.attention_norm(x), rotate, kind))
         return x + self.mlp_gate(self.mlp(self.mlp_norm(x)))
+
+
+def join(how: Callable[..., Tensor], parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return ``how(parts, dim)`` for ``how`` torch.cat or torch.stack."""
+    if torch.compiler.is_compiling():
+        for part in parts:
+            if type(part) is not Tensor and type(part) is not nn.Parameter:
+                return type(part).__torch_function__(how, (type(part),), (parts, dim))
+    return how(parts, dim)

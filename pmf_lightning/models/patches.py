@@ -1,7 +1,11 @@
-"""What all backbones share about patches: whether the sizes fit, and the way from tokens back to pixels."""
+"""Patches: from images to tokens and back to pixels."""
+
+import math
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from pmf_lightning.models.layers import Stream, Tokens
 
 
 def check_grid(resolution: int, patch: int) -> None:
@@ -20,3 +24,33 @@ def tokens_to_image(x: Float[Tensor, "b n d"], grid: int, patch: int, channels: 
     """Lay out a raster of grid x grid tokens as pixels; the channels of one are in the order (row, column, colour)."""
     x = x.reshape(len(x), grid, grid, patch, patch, channels)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class Conv(nn.Conv2d):
+    """A patch convolution (stride = kernel), xavier-uniform as the matrix [fan_in p p, fan_out], bias 0; Adam's."""
+
+    optim_kinds = {"weight": "adam", "bias": "adam"}
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is: torch's own start would read the global random generator."""
+
+    def init_weights(self, stream: Stream) -> None:
+        """Fill weight and bias. torch's rule would count p*p into the fan-out too and start 6 times smaller."""
+        fan_out, *fan_in = self.weight.shape
+        bound = math.sqrt(6.0 / (fan_out + math.prod(fan_in)))
+        nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches to tokens: a p x p convolution to ``bottleneck`` channels and 1 x 1 to the width; or one convolution."""
+
+    def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None, patch_bias: bool = True):
+        super().__init__()
+        self.patches = Conv(channels, bottleneck or width, kernel_size=patch, stride=patch, bias=patch_bias)
+        self.expand = Conv(bottleneck, width, kernel_size=1) if bottleneck else nn.Identity()
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Tokens:
+        """Embed in raster order."""
+        return self.expand(self.patches(image)).flatten(2).transpose(1, 2)

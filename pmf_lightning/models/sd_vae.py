@@ -4,18 +4,140 @@ iMF (arXiv 2512.02012, official code) normalises the raw latents of sd-vae-ft-ms
 and decodes z * std + mean. The single factor 0.18215 of Stable Diffusion and of MeanFlow is NOT applied on the way.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf_lightning.errors import UserError
-from pmf_lightning.models.sd_vae_weights import load_vae
-from pmf_lightning.precision import Number
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.state_names import unwrapped
+from pmf_lightning.utils.tensor_files import load_tensors
+
+INSTALL = "pip install 'pmf_lightning[latents]'"
+
+WANTED = "a folder with config.json and diffusion_pytorch_model.safetensors, or that .safetensors or .bin file alone"
+
+# Attention weights in files that are older than diffusers 0.17, the published sd-vae-ft-mse among them.
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def load_vae(weights: str | None, repository: str, architecture: Mapping[str, Any]) -> nn.Module:
+    """Return diffusers' AutoencoderKL in float32, frozen, in eval mode.
+
+    ``weights`` is a folder, a file (of the given ``architecture``), or None for ``repository`` by diffusers' own cache
+    and download. Raises UserError where diffusers is not installed, or weights are missing, unreadable or of another
+    network.
+    """
+    kind = _autoencoder()
+    if weights is None:
+        vae = _from_repository(kind, repository)
+    elif (path := Path(weights).expanduser()).is_dir():
+        vae = _from_folder(kind, path)
+    elif path.is_file():
+        vae = _from_file(kind, path, architecture)
+    else:
+        raise UserError(f"decoder.weights={weights}: no such file or folder; give {WANTED}")
+    return vae.float().eval().requires_grad_(False)
+
+
+def _autoencoder() -> type[nn.Module]:
+    try:
+        from diffusers import AutoencoderKL  # an extra, and seconds of import that only latent models need
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"latent models decode through diffusers, which cannot be imported here: {INSTALL}") from error
+    return AutoencoderKL
+
+
+def _from_repository(kind: type[nn.Module], repository: str) -> nn.Module:
+    try:
+        try:
+            return _pretrained(kind, repository, local_files_only=True)
+        except OSError:
+            return _pretrained(kind, repository)
+    except UserError:
+        raise
+    except Exception as error:  # the download raises its own kinds
+        raise UserError(
+            f"decoder.weights=null: {repository} is not in diffusers' cache and cannot be fetched "
+            f"({type(error).__name__}); set decoder.weights to {WANTED}"
+        ) from error
+
+
+def _from_folder(kind: type[nn.Module], path: Path) -> nn.Module:
+    try:
+        return _pretrained(kind, str(path), local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"decoder.weights={path}: diffusers cannot read this folder ({why}); give {WANTED}") from error
+
+
+def _pretrained(kind: type[nn.Module], name: str, **options: Any) -> nn.Module:
+    """Load by diffusers, which fills what a file lacks at random; that becomes a UserError."""
+    with torch.random.fork_rng(devices=[]):  # the weights are first filled from the global generator
+        vae, report = kind.from_pretrained(name, output_loading_info=True, low_cpu_mem_usage=False, **options)
+    wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
+    if wrong:
+        raise UserError(f"decoder.weights={name}: {_listed(wrong)}; give {WANTED}")
+    return vae
+
+
+def _from_file(kind: type[nn.Module], path: Path, architecture: Mapping[str, Any]) -> nn.Module:
+    state = _modern(unwrapped(_read(path), f"decoder.weights={path}"))
+    if any(name.startswith(("first_stage_model.", "encoder.down.", "decoder.up.")) for name in state):
+        raise UserError(
+            f"decoder.weights={path}: its weights have the names of the original release; give those of diffusers, "
+            f"{WANTED}"
+        )
+    with torch.device("meta"):
+        vae = kind(**architecture)
+    expected = vae.state_dict()
+    wrong = {
+        "missing_keys": sorted(expected.keys() - state.keys()),
+        "unexpected_keys": sorted(state.keys() - expected.keys()),
+        "mismatched_keys": sorted(n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape),
+    }
+    if any(wrong.values()):
+        raise UserError(f"decoder.weights={path}: {_listed(wrong)}; give {WANTED}")
+    vae.load_state_dict(state, assign=True)
+    return vae
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = load_tensors(path)
+    except Exception as error:
+        raise UserError(f"decoder.weights={path}: cannot be read ({type(error).__name__}); give {WANTED}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"decoder.weights={path}: holds no plain state dict; give {WANTED}")
+    return state
+
+
+def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    old = re.compile(rf"(attentions\.\d+)\.({'|'.join(_RENAMED)})\.")
+    return {old.sub(lambda found: f"{found[1]}.{_RENAMED[found[2]]}.", name): value for name, value in state.items()}
+
+
+def _listed(wrong: Mapping[str, list]) -> str:
+    """Say what does not fit, one example of each kind."""
+    words = {"missing_keys": "lacks", "unexpected_keys": "has the foreign", "mismatched_keys": "has another shape of"}
+    parts = [f"{words[key]} {names[0]}{_more(names)}" for key, names in wrong.items() if names]
+    return "not the weights of this VAE: it " + ", ".join(parts)
+
+
+def _more(names: list) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.embedders import Learned, PatchEmbedding, make_condition
-from pmf_lightning.models.joins import join
-from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens
-from pmf_lightning.models.patches import check_grid, check_heads, tokens_to_image
-from pmf_lightning.models.rope import Rotation, rotation_1d, rotation_2d
-from pmf_lightning.precision import Number
+from pmf_lightning.models.embedders import Learned, make_condition
+from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, join
+from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
+from pmf_lightning.models.positions import Rotation, rotation_1d, rotation_2d
+from pmf_lightning.utils.precision import Number
 
 Rope = Literal["patches", "sequence"]
 Positions = Literal["learned", "none"]

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.fields import Image
-from pmf_lightning.precision import Number, at_least_float32, no_autocast
+from pmf_lightning.objectives.fields import Image
+from pmf_lightning.utils.precision import Number, at_least_float32, no_autocast
 
 UNIFORMS = 4  # numbers that one box takes: area, width / height, place from the top, place from the left
 Boxes = Float[Tensor, "b 4"]  # (top, left, height, width) as shares of the image's sides, inside [0, 1]

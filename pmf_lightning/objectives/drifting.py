@@ -6,20 +6,43 @@ latter counts follows from alpha, the strength of guidance, which the generator 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pmf_lightning import draws as keyed
-from pmf_lightning.fields import Image
-from pmf_lightning.objectives.contract import Losses, Network
-from pmf_lightning.objectives.drift_loss import Mean, drift_loss, local_mean
-from pmf_lightning.objectives.drifting_draws import DriftingBatch, DriftingDraws
+from pmf_lightning.objectives.base import Losses, Network
+from pmf_lightning.objectives.drifting_loss import Mean, drift_loss, local_mean
+from pmf_lightning.objectives.fields import Image
 from pmf_lightning.objectives.guidance import guidance_scale
-from pmf_lightning.precision import Number
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number
+
+
+@dataclass(frozen=True)
+class DriftingBatch:
+    """Labels y [n]; for each, real images of its class x [n,P,C,H,W] and of any class, negatives [n,N,C,H,W]."""
+
+    x: Float[Tensor, "n p c h w"]
+    y: Int64[Tensor, " n"]
+    negatives: Float[Tensor, "n k c h w"]
+
+
+@dataclass(frozen=True)
+class DriftingDraws:
+    """The random numbers of ``n`` labels: alpha [n], noise [n,G,C,H,W] already scaled, style [n,G,codes]."""
+
+    alpha: Float[Tensor, " n"]
+    noise: Float[Tensor, "n g c h w"]
+    style: Int64[Tensor, "n g codes"]
+
+    def to(self, device: torch.device) -> "DriftingDraws":
+        """Return the draws on a device."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return DriftingDraws(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
+
 
 Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]]
 
@@ -65,22 +88,22 @@ class Drifting:
         if self.styles < 0 or (self.styles and self.style_rows < 1):
             raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
 
-    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: keyed.Shard | None = None) -> DriftingDraws:
+    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: rng.Shard | None = None) -> DriftingDraws:
         """Draw the numbers of training step ``step`` for one shard of its labels (all of them by default).
 
         Every number depends on (seed, step, global place of the label) alone; scalars come on the CPU, the noise on
         the device of ``batch.x``.
         """
-        shard = shard or keyed.Shard()
+        shard = shard or rng.Shard()
         size, G = len(batch.y), self.generated
         total, rows = size * shard.count, shard.rows(size)
-        alpha = guidance_scale(keyed.uniform(seed, "alpha", step, count=total), self.alpha_max, self.alpha_power)
-        alpha = torch.where(keyed.uniform(seed, "alpha one", step, count=total) < self.alpha_one, 1.0, alpha)
+        alpha = guidance_scale(rng.uniform(seed, "alpha", step, count=total), self.alpha_max, self.alpha_power)
+        alpha = torch.where(rng.uniform(seed, "alpha one", step, count=total) < self.alpha_one, 1.0, alpha)
         images = (rows[:, None] * G + torch.arange(G)).flatten()
-        noise = keyed.normal_images(
+        noise = rng.normal_images(
             seed, "noise", step, rows=images, shape=tuple(batch.x.shape[2:]), device=batch.x.device
         ).to(batch.x.dtype)
-        codes = keyed.uniform(seed, "style", step, count=total * G * self.styles) * self.style_rows
+        codes = rng.uniform(seed, "style", step, count=total * G * self.styles) * self.style_rows
         style = codes.long().view(total, G, self.styles)[rows]
         return DriftingDraws(alpha[rows].to(batch.x.dtype), self.noise_scale * noise.unflatten(0, (-1, G)), style)
 
@@ -150,7 +173,7 @@ class Drifting:
 
     def image_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
         """Return the styles of images number ``first`` ... of a seed; image i's depend on (seed, i) alone."""
-        codes = [keyed.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
+        codes = [rng.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
         return {"style": (torch.stack(codes) * self.style_rows).long()}
 
     def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.precision import Number, at_least_float32, full_products, no_autocast
+from pmf_lightning.utils.precision import Number, at_least_float32, full_products, no_autocast
 
 NORMALISATIONS = ("both", "y", "none")
 Points = Float[Tensor, "b n s"]

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.fields import Image, spread
-from pmf_lightning.precision import Number
+from pmf_lightning.objectives.fields import Image, spread
+from pmf_lightning.utils.precision import Number
 
 PerSample = Float[Tensor, " b"]
 
@@ -31,3 +31,11 @@ def scale_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: P
 def guided_velocity(v_t: Image, v_c: Image, v_u: Image, omega: PerSample) -> Image:
     """Return v_g = v_t + (1 - 1/omega)(v_c - v_u) (iMF, eq. 17; pMF, official code)."""
     return v_t + spread(1 - 1 / omega, v_t) * (v_c - v_u)
+
+
+def adaptive(loss: Float[Tensor, " b"], power: Number, eps: Number) -> Float[Tensor, " b"]:
+    """Return L / stop_gradient((L + eps)^power) per sample (MeanFlow).
+
+    With power 1 the value is 1 but for eps, whatever the network does: watch the plain squared errors instead.
+    """
+    return loss / (loss.detach() + eps) ** power

@@ -1,23 +1,42 @@
 """JiT (arXiv 2511.13720): predict the image, the noise or the velocity, and regress any of the three.
 
-Flow matching on the straight path z = (1-t) x + t e: the network answers x, eps or v, the conversions of fields.py turn
-answer and truth alike into the quantity of the loss, and sampling follows dz/dt = v. The paper's t is our 1 - t.
+Flow matching on the straight path z = (1-t) x + t e: the network answers x, eps or v, the conversions of
+objectives/fields.py turn answer and truth alike into the quantity of the loss, and sampling follows dz/dt = v. The
+paper's t is our 1 - t.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, get_args
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pmf_lightning import draws as keyed
-from pmf_lightning.fields import Image, Quantity, Time, convert, noisy_image, path_velocity
-from pmf_lightning.objectives.contract import Batch, Distance, Losses, Network
-from pmf_lightning.objectives.jit_draws import JiTDraws
-from pmf_lightning.objectives.time_laws import logit_normal
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.objectives.base import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.fields import Image, Quantity, Time, convert, noisy_image, path_velocity
+from pmf_lightning.objectives.time_sampling import logit_normal
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number, at_least_float32
+
+
+@dataclass(frozen=True)
+class JiTDraws:
+    """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled.
+
+    ``dropout`` keys the masks of a network that drops activations, row by row. The scalars may stay on the CPU.
+    """
+
+    t: Float[Tensor, " b"]
+    noise: Float[Tensor, "b c h w"]
+    drop: Bool[Tensor, " b"]
+    dropout: Int64[Tensor, " b"]
+
+    def to(self, device: torch.device) -> "JiTDraws":
+        """Return the draws on a device."""
+        return JiTDraws(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True)
@@ -49,21 +68,21 @@ class JiT:
             if getattr(self, name) not in get_args(Quantity):
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> JiTDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> JiTDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone. The scalars come on the CPU, the noise on the device of
         ``batch.x``.
         """
-        shard = shard or keyed.Shard()
+        shard = shard or rng.Shard()
         size = len(batch.x)
         total, rows = size * shard.count, shard.rows(size)
-        t = logit_normal(keyed.normal(seed, "t", step, count=total), self.P_mean, self.P_std)
-        drop = keyed.uniform(seed, "drop", step, count=total) < self.label_drop
-        noise = keyed.normal_images(
+        t = logit_normal(rng.normal(seed, "t", step, count=total), self.P_mean, self.P_std)
+        drop = rng.uniform(seed, "drop", step, count=total) < self.label_drop
+        noise = rng.normal_images(
             seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
         ).to(batch.x.dtype)
-        keys = (keyed.uniform(seed, "dropout", step, count=total) * 2**53).long()
+        keys = (rng.uniform(seed, "dropout", step, count=total) * 2**53).long()
         return JiTDraws(t[rows].to(batch.x.dtype), self.noise_scale * noise, drop[rows], keys[rows])
 
     def __call__(

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pmf_lightning import draws as keyed
-from pmf_lightning.objectives.contract import Batch, Losses
+from pmf_lightning.objectives.base import Batch, Losses
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes, resized_crops
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number, at_least_float32
 
 Images = Float[Tensor, "b c h w"]
 
@@ -95,13 +95,13 @@ class MaskedAutoencoder:
             return 0.0
         return self.class_weight * min(1.0, since / max(1, self.class_rise))
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MAEDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> MAEDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone and comes on the CPU. Raises ValueError where the image
         is no whole number of cells.
         """
-        shard = shard or keyed.Shard()
+        shard = shard or rng.Shard()
         size, (height, width) = len(batch.x), batch.x.shape[2:]
         total, rows, side = size * shard.count, shard.rows(size), self.patch * self.cell
         if height % side or width % side:
@@ -110,13 +110,13 @@ class MaskedAutoencoder:
                 f"{self.patch} x {self.cell} = {side} pixels along a side; change patch, cell or the resolution"
             )
         shape = (height // side, width // side)
-        coins = keyed.uniform(seed, "hidden", step, count=total * shape[0] * shape[1]).view(total, *shape)
+        coins = rng.uniform(seed, "hidden", step, count=total * shape[0] * shape[1]).view(total, *shape)
         crops = mirrored = None
         if self.crop is not None:
-            numbers = keyed.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
+            numbers = rng.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
             crops = crop_boxes(numbers[rows], height, width, self.crop).to(batch.x.dtype)
         if self.mirror:
-            mirrored = keyed.uniform(seed, "mirror", step, count=total)[rows] < 0.5
+            mirrored = rng.uniform(seed, "mirror", step, count=total)[rows] < 0.5
         return MAEDraws(coins[rows] < self.mask_fraction, self.class_weight_at(step), crops, mirrored)
 
     def __call__(

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pmf_lightning.fields import Image, Time, image_from_velocity
-from pmf_lightning.objectives.contract import Distance
+from pmf_lightning.objectives.base import Distance
 from pmf_lightning.objectives.crops import resized_crops
+from pmf_lightning.objectives.fields import Image, Time, image_from_velocity
 
 
 def perceptual_distances(

@@ -7,7 +7,7 @@ with other choices: a network that answers u, the plain target e - x, and anothe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, get_args
 
 import torch
@@ -15,20 +15,56 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.profiler import record_function
 
-from pmf_lightning import draws as keyed
-from pmf_lightning.fields import Image, Time, compound_velocity, noisy_image, path_velocity, spread, velocity_from_image
-from pmf_lightning.objectives.compiled import Compiled
-from pmf_lightning.objectives.contract import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.base import Batch, Distance, Losses, Network
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
-from pmf_lightning.objectives.derivative import Form, velocities_and_derivative
-from pmf_lightning.objectives.forward_mode import derivative
-from pmf_lightning.objectives.guidance import guidance_scale, guided_velocity, scale_in_interval
-from pmf_lightning.objectives.meanflow_draws import MeanFlowDraws
+from pmf_lightning.objectives.fields import (
+    Image,
+    Time,
+    compound_velocity,
+    noisy_image,
+    path_velocity,
+    spread,
+    velocity_from_image,
+)
+from pmf_lightning.objectives.guidance import adaptive, guidance_scale, guided_velocity, scale_in_interval
+from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.objectives.jvp.derivative import Form, velocities_and_derivative
+from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.perceptual import perceptual_distances
 from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
-from pmf_lightning.objectives.time_laws import ORDERS, logit_normal
-from pmf_lightning.objectives.weighting import adaptive
-from pmf_lightning.precision import Number, at_least_float32
+from pmf_lightning.objectives.time_sampling import ORDERS, logit_normal
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number, at_least_float32
+
+
+@dataclass(frozen=True)
+class MeanFlowDraws:
+    """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
+
+    ``crops`` are the boxes (top, left, height, width), in parts of the image, in which perceptual distances compare;
+    None where none are asked for. The scalars may stay on the CPU: which rows need which computation is then known
+    without waiting for the device.
+    """
+
+    t: Float[Tensor, " b"]
+    r: Float[Tensor, " b"]
+    noise: Float[Tensor, "b c h w"]
+    omega: Float[Tensor, " b"]
+    t_min: Float[Tensor, " b"]
+    t_max: Float[Tensor, " b"]
+    drop: Bool[Tensor, " b"]
+    crops: Float[Tensor, "b 4"] | None = None
+
+    @property
+    def moving(self) -> Bool[Tensor, " b"]:
+        """The rows with t != r, where the derivative counts."""
+        return self.t != self.r
+
+    def to(self, device: torch.device) -> "MeanFlowDraws":
+        """Return the draws on a device."""
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return MeanFlowDraws(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
+
 
 CHOICES = {
     "prediction": ("x", "u"),
@@ -112,21 +148,21 @@ class PixelMeanFlow:
         """The heads of the backbone that are trained."""
         return ("u", "v") if self.velocity == "head" else ("u",)
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: keyed.Shard | None = None) -> MeanFlowDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> MeanFlowDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone. The first rows of the GLOBAL batch are tied, and the
         first of these lose their label, as in the official code; a shard holds its even share of them. The scalars
         come on the CPU, the noise on the device of ``batch.x``.
         """
-        shard = shard or keyed.Shard()
+        shard = shard or rng.Shard()
         size = len(batch.x)
         total, rows = size * shard.count, shard.rows(size)
 
         def uniform(name: str) -> Tensor:
-            return keyed.uniform(seed, name, step, count=total)
+            return rng.uniform(seed, name, step, count=total)
 
-        a, b = (logit_normal(keyed.normal(seed, n, step, count=total), self.P_mean, self.P_std) for n in "tr")
+        a, b = (logit_normal(rng.normal(seed, n, step, count=total), self.P_mean, self.P_std) for n in "tr")
         if self.uniform_fraction:
             replaced = uniform("replaced") < self.uniform_fraction  # one coin for both times, as the official code
             a, b = torch.where(replaced, uniform("t uniform"), a), torch.where(replaced, uniform("r uniform"), b)
@@ -140,14 +176,14 @@ class PixelMeanFlow:
         t_min = torch.where(whole, 0.0, 0.5 * uniform("t_min"))
         t_max = torch.where(whole, 1.0, 0.5 + 0.5 * uniform("t_max"))
         drop = position < (uniform("drop") < self.label_drop).sum()
-        noise = keyed.normal_images(
+        noise = rng.normal_images(
             seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
         ).to(batch.x.dtype)
         scalars = (values[rows].to(batch.x.dtype) for values in (t, r, omega, t_min, t_max))
         t, r, omega, t_min, t_max = scalars
         crops = None
         if self.perceptual:
-            numbers = keyed.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
+            numbers = rng.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
             crops = crop_boxes(numbers[rows], *batch.x.shape[2:], self.crop).to(batch.x.dtype)
         return MeanFlowDraws(t, r, self.noise_scale * noise, omega, t_min, t_max, drop[rows], crops)
 

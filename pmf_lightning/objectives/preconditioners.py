@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pmf_lightning.fields import Image, Time, spread
-from pmf_lightning.precision import Number
+from pmf_lightning.objectives.fields import Image, Time, spread
+from pmf_lightning.utils.precision import Number
 
 
 @runtime_checkable

@@ -11,10 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.errors import UserError
-from pmf_lightning.optim.crew import crew_of, turns
+from pmf_lightning.distributed.dtensor import local
+from pmf_lightning.optim.distributed_muon import crew_of, turns
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
-from pmf_lightning.sharded import local
+from pmf_lightning.utils.errors import UserError
 
 KINDS = ("muon", "adam")
 STACK_ELEMENTS = 2**26  # numbers in one stack of matrices: bounds the extra memory of a step, never changes its result

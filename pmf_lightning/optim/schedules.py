@@ -1,4 +1,6 @@
-"""The learning rate as a function of the step."""
+"""Schedules: the learning rate by step, and the decay of an average whose half-life is counted in images."""
+
+from pmf_lightning.utils.errors import UserError
 
 
 def rate_factor(step: int, steps: int, warm_up: int | float, decay: int | float, first: float = 0.0) -> float:
@@ -11,3 +13,21 @@ def rate_factor(step: int, steps: int, warm_up: int | float, decay: int | float,
     rise = first + (1 - first) * step / (warm_up * steps) if warm_up else 1.0
     fall = (steps - step) / (decay * steps) if decay else 1.0
     return min(1.0, rise, fall)
+
+
+def ema_beta(
+    images_seen: int | float, batch: int | float, half_life_images: int | float, ramp: int | float | None = 0.05
+) -> float:
+    """Return the weight that the old average keeps in this step.
+
+    ``images_seen`` counts the images up to and including this step, ``batch`` those of this step (the real global
+    batch). Early in training the half-life is only ``ramp`` times the images seen; None: it is the whole half-life from
+    the start (iMF). A half-life or batch that is not positive raises UserError. Source: Karras et al. 2022 (EDM), whose
+    training loop pMF follows.
+    """
+    for name, value in (("half_life_images", half_life_images), ("batch", batch)):
+        if value <= 0:
+            raise UserError(f"the moving average's {name} is {value}; it must be positive")
+    if ramp is None:
+        return 0.5 ** (batch / half_life_images)
+    return 0.5 ** (batch / max(min(half_life_images, ramp * images_seen), 1e-8))

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from pmf_lightning.bounded import read_json, read_rows, read_yaml
-from pmf_lightning.errors import UserError
-from pmf_lightning.folders import ERROR, SWEEP
+from pmf_lightning.utils.bounded_files import read_json, read_rows, read_yaml
+from pmf_lightning.utils.cache import ERROR, SWEEP
+from pmf_lightning.utils.errors import UserError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 STATES = ("finished", "failed", "stopped", "missing")

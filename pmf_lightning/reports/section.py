@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pmf_lightning.reports.claims import Finding, check
-from pmf_lightning.reports.numbers import counted, higher_is_better, is_number, show_paper, show_time, spread
+from pmf_lightning.reports.claims import Finding, Verdict, check, compare_arms, judge, seeds_of, sentence
+from pmf_lightning.reports.formatting import counted, higher_is_better, is_number, show_paper, show_time, spread
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import Table, table_of
-from pmf_lightning.reports.verdict import Verdict, compare_arms, judge, seeds_of, sentence
 
 MARKS = {True: "yes", False: "no", None: "open"}
 

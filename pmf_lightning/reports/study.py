@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmf_lightning.errors import UserError
 from pmf_lightning.reports.claims import Claim, read_claims
-from pmf_lightning.reports.numbers import is_number
+from pmf_lightning.reports.formatting import is_number
+from pmf_lightning.utils.errors import UserError
 
 PAPERS = {
     "pMF": "https://arxiv.org/abs/2601.22158",

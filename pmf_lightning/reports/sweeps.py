@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf_lightning.reports.differences import tell_apart
-from pmf_lightning.reports.names import slug
-from pmf_lightning.reports.numbers import Spread, is_number, spread
+from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.study import Study, read_study
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pmf_lightning.reports.numbers import higher_is_better, is_number, show_paper
+from pmf_lightning.reports.formatting import higher_is_better, is_number, show_paper
 from pmf_lightning.reports.sweeps import Arm, Sweep, text
 
 TITLES = {

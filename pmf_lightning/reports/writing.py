@@ -1,21 +1,39 @@
-"""The files of a report: markdown, page, table of runs, pictures."""
+"""Write a report: markdown, a self-contained HTML page, a table of runs, and pictures."""
 
+import base64
 import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmf_lightning.cache import atomic_write
-from pmf_lightning.folders import writable
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pmf_lightning.reports.formatting import slugs
 from pmf_lightning.reports.markdown import to_markdown
-from pmf_lightning.reports.names import slugs
-from pmf_lightning.reports.page import to_html
-from pmf_lightning.reports.plots import save_curves, save_measure
+from pmf_lightning.reports.plots import save_curves, save_measure, save_strips
 from pmf_lightning.reports.section import Picture, Section, section_of
-from pmf_lightning.reports.strips import save_strips
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import runs_table
+from pmf_lightning.utils.cache import atomic_write, writable
+
+
+def to_html(sections: Sequence[Section], heading: str, folder: Path) -> str:
+    """Return the text of report.html; ``folder`` holds the sections' pictures."""
+    files = {picture.file: _data(folder / picture.file) for section in sections for picture in section.pictures}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    title = sections[0].title if len(sections) == 1 else heading
+    return environment.get_template("page.html").render(sections=sections, heading=title, data=files)
+
+
+def _data(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
 
 # file -> who draws it, its title, and how the page shows it
 PICTURES = {

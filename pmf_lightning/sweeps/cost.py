@@ -1,8 +1,8 @@
 """What the training of a sweep will cost, said before it starts: arithmetic counted on paper, or speed measured before.
 
 The arithmetic of a run is images x block-forwards per image (block_forwards.py) x what a block costs on one image, by
-the multiply-adds of one evaluation (models/cost.py). That is the count of every operation (step_flops.py) to 1 %, in a
-second or two instead of a minute. Perceptual networks, encoders, the optimiser and measurements are left out.
+the multiply-adds of one evaluation (profiling/model_cost.py). That is the count of every operation (step_flops.py) to 1
+%, in a second or two instead of a minute. Perceptual networks, encoders, the optimiser and measurements are left out.
 """
 
 import json
@@ -10,15 +10,14 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning.assemble import build
-from pmf_lightning.config import CONF
-from pmf_lightning.costs import block_forwards
-from pmf_lightning.costs.communication import Cluster
-from pmf_lightning.costs.spaces import NoFlowError
-from pmf_lightning.hydra_compat import instantiate
-from pmf_lightning.models import cost
-from pmf_lightning.precision import Number
-from pmf_lightning.sweeps.record import Arm
+from pmf_lightning.config.compose import CONF
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.profiling import block_forwards, model_cost
+from pmf_lightning.profiling.communication import Cluster
+from pmf_lightning.profiling.spaces import NoFlowError
+from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.precision import Number
 
 EXA, DAY = 1e18, 86400
 PARTS = ("backbone", "objective", "queues")  # with the shape of the images, what the arithmetic follows from
@@ -73,7 +72,7 @@ def flops_per_image(cfg: DictConfig) -> float:
     if not hasattr(network, "trunk"):
         raise NoFlowError(f"{cfg.name}: block-forwards are counted of transformers alone")
     head = "u" if "u" in network.heads else next(iter(network.heads))
-    evaluation = 2 * cost.count(network, head).multiply_adds
+    evaluation = 2 * model_cost.count(network, head).multiply_adds
     per_block = evaluation / (len(network.trunk) + len(network.heads[head].blocks))
     return per_block * float(block_forwards.count(network, module.objective, cfg.seed).total)
 

@@ -8,25 +8,26 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.config import one_line
-from pmf_lightning.errors import Diverged, NotSaved, ProcessLost, RanOut, UserError, explained
-from pmf_lightning.folders import RUN_DIR
-from pmf_lightning.launched import srun_tasks
-from pmf_lightning.sweeps.heard import HEARD
+from pmf_lightning.config.compose import one_line
+from pmf_lightning.config.job_arguments import asked
+from pmf_lightning.distributed.launched import srun_tasks
+from pmf_lightning.utils.cache import RUN_DIR
+from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost, RanOut, UserError, explained
+from pmf_lightning.utils.signals import HEARD
 
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
+
 _CODES = {RanOut: 1, Diverged: 3, NotSaved: 4, ProcessLost: 5}
 
 
@@ -81,24 +82,6 @@ def outcomes() -> list[Outcome]:
 def here() -> bool:
     """Tell whether the multirun was started in this process, rather than one that a launcher made."""
     return _now.here
-
-
-def of_one_run(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a job without those that a single run refuses, by which its multirun was handed out."""
-    return [one for one in overrides if one != "launcher=joblib" and not one.startswith("sweeper=")]
-
-
-def asked() -> list[str]:
-    """Return the overrides of the running job as they were typed, without those that a single run refuses."""
-    return of_one_run(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
-
-
-def repeating(folder: Path) -> list[str]:
-    """Return the arguments of a command that goes on with the run of this process alone, which writes to ``folder``."""
-    given = asked() if HydraConfig.initialized() else of_one_run(sys.argv[1:])
-    arguments = [one for one in given if not one.startswith(("run_dir=", "ckpt="))]
-    submitted = ["-m"] if "launcher=slurm" in arguments else []  # it belongs to multiruns
-    return [*submitted, *arguments, f"run_dir={folder}", "ckpt=last"]
 
 
 def at_the_end(action: Callable[[], Any]) -> None:
@@ -189,3 +172,16 @@ def all_of_them(multirun: Callable[[], None]) -> None:
             action()
     if worst := max((outcome.code for outcome in _now.outcomes), default=0):
         sys.exit(worst)
+
+
+def measured(cfg: DictConfig, summary: Mapping[str, Any]) -> float | None:
+    """Return ``study.measure`` of a summary; without a study its Frechet distance, of whatever features.
+
+    None where the run has no such number: it was stopped, or measures nothing.
+    """
+    if cfg.get("study"):
+        value = summary.get(cfg.study.measure)
+    else:
+        distances = [value for name, value in summary.items() if name == "fd" or name.startswith("fid")]
+        value = next((value for value in distances if isinstance(value, int | float)), None)
+    return None if value is None else float(value)

@@ -19,23 +19,45 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pmf_lightning import draws
-from pmf_lightning.assemble import make_part
-from pmf_lightning.errors import UserError
-from pmf_lightning.folders import writable
 from pmf_lightning.models.vit import init_weights
-from pmf_lightning.objectives.drift_loss import drift_loss
-from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.objectives.drifting_loss import drift_loss
+from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
-from pmf_lightning.toys.arms import Arms
-from pmf_lightning.toys.distance import directions, sliced_wasserstein
+from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.toys.drift2d_report import write_report
-from pmf_lightning.toys.two_modes import TwoModes, shares
+from pmf_lightning.toys.result_cache import Arms
+from pmf_lightning.toys.swiss_roll import directions, sliced_wasserstein
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError
+
+Points = Float[Tensor, "n 2"]
+
+
+class TwoModes:
+    """A mixture of two round Gaussians of width ``spread`` around ``centres``, equally likely."""
+
+    def __init__(self, centres, spread):
+        self.centres = torch.tensor([list(map(float, centre)) for centre in centres])
+        self.spread = float(spread)
+
+    def points(self, seed: int, name: str, step: int, count: int) -> Points:
+        """Draw ``count`` points, float32."""
+        mode = (rng.uniform(seed, name, "mode", step, count=count) < 0.5).long()
+        normal = rng.normal(seed, name, "normal", step, count=2 * count).view(count, 2)
+        return (self.centres.double()[mode] + self.spread * normal).float()
+
+
+def shares(points: Points, modes: TwoModes, near: float | int) -> list[float]:
+    """Return the share of ``points`` that lie within ``near`` spreads of each centre."""
+    distance = (points[:, None] - modes.centres).norm(dim=2)
+    return (distance < near * modes.spread).double().mean(0).tolist()
+
 
 # What determines the result of an arm, beside the arm itself.
 SETTINGS = ("modes", "network", "steps", "problems", "samples", "positives", "optimizer", "schedule")
+
 SETTINGS += ("loss", "evaluation", "film")
-Points = Float[Tensor, "n 2"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ def build(cfg: DictConfig, arm: Arm) -> Generator:
     """Return the generator of an arm: weights from the seed, the last layer zero."""
     sizes = {"network": {"channels": 2, "resolution": 1, "scalars": [], "heads": ["x"]}}
     mlp = make_part(OmegaConf.merge(OmegaConf.masked_copy(cfg, "network"), sizes), "network")
-    init_weights(mlp, lambda name: draws.generator(arm.seed, "init", name))
+    init_weights(mlp, lambda name: rng.generator(arm.seed, "init", name))
     nn.init.zeros_(mlp.heads["x"].weight)
     start = cfg.starts[arm.start]
     return Generator(mlp, torch.tensor([list(map(float, start.centre))]), float(start.spread))
@@ -155,7 +177,7 @@ def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, A
 
 def noise(seed: int, name: str, step: int, count: int) -> Points:
     """Draw standard normal points, float32."""
-    return draws.normal(seed, name, step, count=2 * count).view(count, 2).float()
+    return rng.normal(seed, name, step, count=2 * count).view(count, 2).float()
 
 
 def film_steps(steps: int, frames: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tables of the drifting toy, and the list of what it writes."""
+"""Tables, figure and film of the drifting toy."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,111 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pmf_lightning.toys.drift2d_pictures import save_figure, save_film
+import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
+
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.figures import subplots
+
+Row = Mapping[str, Any]
+
+SNAPSHOTS = (0, 0.15, 0.3, 0.5, 1)  # of the film's frames
+
+GENERATED, DATA, MODES = "tab:orange", "tab:blue", ("tab:purple", "tab:green")
+
+FRAME_MS, LAST_FRAME_MS, COLOURS = 80, 2500, 48
+
+
+def save_figure(rows: Sequence[Row], truth: Row, temperatures: Sequence[float], path: Path) -> None:
+    """Draw a row per start: points at five steps over the data, then loss, norms of the forces, shares."""
+    count = len(SNAPSHOTS) + 3
+    widths = [1] * len(SNAPSHOTS) + [1.3] * 3
+    figure, axes = subplots(
+        len(rows), count, figsize=(2.3 * sum(widths), 2.1 * len(rows) + 0.7), squeeze=False, layout="constrained",
+        width_ratios=widths,
+    )  # fmt: skip
+    limits = _limits(rows, truth)
+    for row, line in zip(rows, axes, strict=True):
+        for axis, place in zip(line, SNAPSHOTS, strict=False):
+            frame = row["film"][round(place * (len(row["film"]) - 1))]
+            _scatter(axis, frame, truth, limits, f"step {frame['step']}")
+        line[0].set_ylabel(f"start: {row['start']}", fontsize=11)
+        _curves(line[-3:], row, truth, temperatures)
+    for axis, title in zip(axes[0][-3:], ("loss", "force norm before normalising", "share of samples"), strict=True):
+        axis.set_title(title, fontsize=10)
+    for axis in axes[-1][-3:]:
+        axis.set_xlabel("step")
+    figure.suptitle(
+        "Drifting: generated points (orange) over the data (blue). The loss hardly moves, by construction; "
+        "dotted: data in the place of samples",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=90)
+
+
+def _curves(axes, row: Row, truth: Row, temperatures: Sequence[float]) -> None:
+    steps = [entry["step"] for entry in row["log"]]
+    loss, norms, shares = axes
+    loss.plot(steps, [entry["loss"] for entry in row["log"]], color="black", linewidth=0.8)
+    loss.axhline(truth["loss"], color="black", linestyle=":")
+    loss.set_ylim(0, len(temperatures) ** 2 * 1.05)
+    for place, temperature in enumerate(temperatures):
+        (line,) = norms.plot(
+            steps, [entry["force_norm"][place] for entry in row["log"]], linewidth=0.8, label=f"R = {temperature:g}"
+        )
+        norms.axhline(truth["force_norm"][place], color=line.get_color(), linestyle=":")
+    norms.set_yscale("log")
+    norms.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    norms.yaxis.set_major_formatter("{x:g}")
+    norms.yaxis.set_minor_locator(NullLocator())
+    norms.legend(fontsize=7)
+    for mode, colour in enumerate(MODES):
+        values = [entry["shares"][mode] for entry in row["log"]]
+        shares.plot(steps, values, color=colour, linewidth=0.8, label=("first mode", "second mode")[mode])
+    shares.set_ylim(-0.03, 1.03)
+    shares.legend(fontsize=7)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=7)
+
+
+def save_film(rows: Sequence[Row], truth: Row, path: Path) -> None:
+    """Write an animated GIF with a panel per start; the last frame stays for a while."""
+    figure, axes = subplots(1, len(rows), figsize=(3.2 * len(rows), 2.8), squeeze=False, layout="constrained")
+    limits, frames = _limits(rows, truth), []
+    for place in range(len(rows[0]["film"])):
+        for row, axis in zip(rows, axes[0], strict=True):
+            axis.clear()
+            frame = row["film"][place]
+            _scatter(axis, frame, truth, limits, f"{row['start']}, step {frame['step']}")
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()))
+    palette = frames[-1].quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
+    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
+    with atomic_write(path) as partial:
+        first.save(partial, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
+
+
+def _limits(rows: Sequence[Row], truth: Row) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the same limits for all panels: they hold the data, every start and every end."""
+    shown = [row["film"][place]["points"] for row in rows for place in (0, -1)] + [truth["points"]]
+    points = np.concatenate([np.array(points) for points in shown])
+    middle, sides = (points.max(0) + points.min(0)) / 2, 1.1 * np.ptp(points, axis=0) / 2 + 0.1
+    return tuple((value - side, value + side) for value, side in zip(middle, sides, strict=True))
+
+
+def _scatter(axis, frame: Row, truth: Row, limits, title: str) -> None:
+    axis.scatter(*zip(*truth["points"], strict=True), s=3, alpha=0.35, linewidths=0, color=DATA)
+    axis.scatter(*zip(*frame["points"], strict=True), s=3, linewidths=0, color=GENERATED)
+    axis.set(xlim=limits[0], ylim=limits[1], xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=9)
+
 
 MEASURED = ("first", "second", "elsewhere", "distance")
+
 LAST = 0.1  # share of the log that stands for the end
-Row = Mapping[str, Any]
 
 
 def write_report(out: Path, rows: Sequence[Row], truth: Row, settings: Mapping[str, Any]) -> dict[str, Path]:

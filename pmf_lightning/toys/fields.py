@@ -11,19 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pmf_lightning import checks, ode
-from pmf_lightning.assemble import load_checkpoint
-from pmf_lightning.errors import UserError
-from pmf_lightning.fields import Image, image_from_velocity
-from pmf_lightning.folders import writable
-from pmf_lightning.module import GenerativeModule
-from pmf_lightning.sampling import image_noise
+from pmf_lightning.config import validate
+from pmf_lightning.objectives.fields import Image, image_from_velocity
+from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling import ode
+from pmf_lightning.sampling.generate import image_noise
 from pmf_lightning.toys.fields_figure import save_fields
-from pmf_lightning.toys.noise_content import noise_content
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError
+
+
+def noise_content(fields: Image) -> Float[Tensor, " b"]:
+    """Return the share of fine structure in each field, in units of white noise: about 1 for noise, 0 for smoothness.
+
+    Fine means frequencies (fx, fy) with max(|fx|, |fy|) of at least a quarter of a cycle per pixel, half of what pixels
+    can carry; they hold three quarters of white noise. Energies are sums over channels; the mean of a channel is left
+    out, and a field that is constant has no fine structure.
+    """
+    height, width = fields.shape[2:]
+    energy = torch.fft.fft2(fields.double()).abs().square().sum(1)
+    energy[:, 0, 0] = 0
+    fx, fy = (torch.fft.fftfreq(side, device=fields.device).abs() for side in (width, height))
+    fine = torch.maximum(fy[:, None], fx[None]) >= 0.25
+    expected = fine.sum() / (height * width - 1)
+    total = energy.sum((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
+    return (energy * fine).sum((1, 2)) / total / expected
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ def check(cfg: DictConfig) -> None:
     times = sorted(cfg.path_times)
     if len(set(times)) < len(times) or not times or (times[0], times[-1]) != (0, 1):
         raise UserError(f"path_times={list(cfg.path_times)}: they are different numbers from 0 to 1, with both ends")
-    checks.torch_device(cfg.device)
+    validate.torch_device(cfg.device)
 
 
 def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, float]:
@@ -90,7 +108,7 @@ def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, flo
         raise UserError(f"ckpt={cfg.ckpt}: this model answers no average velocity u(z, r, t); take one of pMF or iMF")
     judged = module.config["sampling"]
     options = {name: judged[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}
-    checks.guidance(**options, steps=1)
+    validate.guidance(**options, steps=1)
     return options
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmf_lightning.data.pixels import to_uint8
-from pmf_lightning.fields import Image
-from pmf_lightning.figures import new_figure
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.objectives.fields import Image
+from pmf_lightning.utils.figures import new_figure
 
 PANELS = {
     "u": "u(z, r, t): the network",

@@ -18,22 +18,32 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pmf_lightning import checks, draws
-from pmf_lightning.assemble import make_part
-from pmf_lightning.errors import UserError, near
-from pmf_lightning.fields import Quantity, noisy_image
-from pmf_lightning.folders import writable
+from pmf_lightning.config import validate
 from pmf_lightning.models.vit import init_weights
-from pmf_lightning.objectives.contract import Batch
+from pmf_lightning.objectives.base import Batch
+from pmf_lightning.objectives.fields import Quantity, noisy_image
 from pmf_lightning.objectives.jit import JiT
 from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
-from pmf_lightning.optim.groups import parameter_groups
+from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
-from pmf_lightning.sampling import generate, image_noise
-from pmf_lightning.toys.arms import Arms
-from pmf_lightning.toys.distance import directions, nearest, sliced_wasserstein
+from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.sampling.generate import generate, image_noise
 from pmf_lightning.toys.manifold_report import write_report
-from pmf_lightning.toys.swiss_roll import exact_image, project, random_plane, roll_images, swiss_roll, velocity_error
+from pmf_lightning.toys.result_cache import Arms
+from pmf_lightning.toys.swiss_roll import (
+    directions,
+    exact_image,
+    nearest,
+    project,
+    random_plane,
+    roll_images,
+    sliced_wasserstein,
+    swiss_roll,
+    velocity_error,
+)
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError, near
 
 # What determines the result of an arm, beside the arm itself.
 SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
@@ -100,7 +110,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
     for prediction in cfg.predictions:
         network, objective = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
-        checks.method(cfg.evaluation.get("method"), objective.methods, cfg.evaluation.steps, "evaluation.")
+        validate.method(cfg.evaluation.get("method"), objective.methods, cfg.evaluation.steps, "evaluation.")
         batch = unlabelled(torch.zeros(1, cfg.dimensions[0], 1, 1))
         losses = objective(network, batch, objective.draw(batch, 0, 0)).per_sample
         if (loss := cfg.evaluation.loss) not in losses:
@@ -116,7 +126,7 @@ def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, Objective]:
     sizes = {"network": {"channels": arm.dimension, "resolution": 1}, "objective": {"prediction": arm.prediction}}
     cfg = OmegaConf.merge(OmegaConf.masked_copy(cfg, ["network", "objective"]), sizes)
     network, objective = make_part(cfg, "network"), make_part(cfg, "objective")
-    init_weights(network, lambda name: draws.generator(arm.seed, "init", name))
+    init_weights(network, lambda name: rng.generator(arm.seed, "init", name))
     return network, objective
 
 
@@ -227,7 +237,7 @@ def _with_support(result: dict[str, Any], truth: dict[str, Any]) -> dict[str, An
 
 def fresh_points(cfg: DictConfig, name: str, count: int | None = None) -> Tensor:
     """Draw points of the roll that no arm has seen, float32 [count, 2]."""
-    uniform = draws.uniform(cfg.evaluation.seed, name, count=count or cfg.evaluation.points)
+    uniform = rng.uniform(cfg.evaluation.seed, name, count=count or cfg.evaluation.points)
     return swiss_roll(uniform, cfg.radius).float()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pmf_lightning.cache import atomic_write
-from pmf_lightning.figures import subplots
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.figures import subplots
 
 FRAME = 3.0  # half the side of what is shown of the plane
 MEASURED = ("v_loss", "distance", "off_roll", "off_plane")

@@ -1,4 +1,4 @@
-"""Data on a plane in a space of D dimensions: a Swiss roll, its projection, and the velocity that is exact for it."""
+"""The Swiss roll on a plane in D dimensions: data, projection, exact velocity, and a distance between point sets."""
 
 import math
 
@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning import draws
-from pmf_lightning.fields import Image, Quantity, Time, convert
-from pmf_lightning.precision import Number
+from pmf_lightning.objectives.fields import Image, Quantity, Time, convert
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number
 
 Points = Float[Tensor, "n 2"]
+
 Plane = Float[Tensor, "d 2"]
+
 FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi  # angles at the inner and at the outer end
 
 
@@ -27,14 +29,14 @@ def random_plane(dimension: int, seed: int) -> Plane:
     """Return a ``dimension`` x 2 float32 matrix of orthonormal columns, uniform among them; ValueError below 2."""
     if dimension < 2:
         raise ValueError(f"dimension={dimension}: a plane needs at least 2")
-    normal = draws.normal(seed, "plane", dimension, count=2 * dimension).reshape(dimension, 2)
+    normal = rng.normal(seed, "plane", dimension, count=2 * dimension).reshape(dimension, 2)
     q, r = torch.linalg.qr(normal)
     return (q * r.diagonal().sign()).float()
 
 
 def roll_images(seed: int, name: str, step: int, count: int, radius: Number, plane: Plane) -> Image:
     """Draw ``count`` points of the roll and lift them: images [count, D, 1, 1]."""
-    points = swiss_roll(draws.uniform(seed, name, step, count=count), radius).to(plane.dtype)
+    points = swiss_roll(rng.uniform(seed, name, step, count=count), radius).to(plane.dtype)
     return lift(points, plane)
 
 
@@ -71,3 +73,28 @@ def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Numb
     z = torch.zeros_like(image_error)
     answer = convert(image_error, z, t, "x", quantity, t_clip=0.0)
     return convert(answer, z, t, quantity, "v", t_clip)
+
+
+def directions(seed: int, count: int, dimension: int) -> Float[Tensor, "count dimension"]:
+    """Return unit vectors, uniform on the sphere."""
+    normal = rng.normal(seed, "directions", count=count * dimension).reshape(count, dimension)
+    return normal / normal.norm(dim=1, keepdim=True)
+
+
+def sliced_wasserstein(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], along: Float[Tensor, "k d"]
+) -> Float[Tensor, ""]:
+    """Return the mean over the unit vectors ``along`` of the 1-Wasserstein distance of the two sets' projections.
+
+    On a line the best pairing is that of the sorted points (Bonneel et al. 2015).
+    """
+    a, b = (points.to(along.dtype) @ along.T for points in (a, b))
+    return (a.sort(dim=0).values - b.sort(dim=0).values).abs().mean()
+
+
+def nearest(points: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """Return the mean distance of ``points`` from the nearest of ``data``: small where they lie on the data's support.
+
+    It says nothing of how much of the support they cover.
+    """
+    return torch.cdist(points, data).min(dim=1).values.mean()

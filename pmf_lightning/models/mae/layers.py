@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.layers import Stream
-from pmf_lightning.precision import at_least_float32
+from pmf_lightning.utils.precision import at_least_float32
 
 Map = Float[Tensor, "_b _c _h _w"]  # sizes not tied to each other: most layers change some
 EPS = 1e-6  # of every group norm; torch's own default is ten times larger

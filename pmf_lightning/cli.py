@@ -1,0 +1,146 @@
+"""What all commands share: Hydra underneath, bad input as one line instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from pmf_lightning.config import job_arguments
+from pmf_lightning.config.command_line import swept
+from pmf_lightning.config.compose import CONF, compose, one_line, prepared
+from pmf_lightning.config.option_checks import check_values
+from pmf_lightning.distributed import launched
+from pmf_lightning.sweeps import jobs
+from pmf_lightning.utils.errors import UserError, explained
+from pmf_lightning.utils.hydra_compat import MAIN
+from pmf_lightning.utils.terminal import plain_ending
+
+_MULTIRUN = {"--multirun", "-m"}
+_SHOWING = {"--cfg", "-c", "--info", "-i"}
+# With these flags Hydra looks at no option.
+_HELP = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
+# Flags whose value is the next argument.
+_TAKES_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
+# Choices that need a plugin of Hydra: its module, and the extra that installs it.
+_PLUGINS = {
+    "launcher=slurm": ("hydra_submitit_launcher", "slurm"),
+    "launcher=joblib": ("hydra_joblib_launcher", "joblib"),
+    "sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+}
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Turn a function of a configuration into a command-line program: ``main()`` exits with 2 on bad input.
+
+    A multirun goes on when one of its jobs fails, and exits with the highest code in the end (sweeps/jobs.py).
+    """
+
+    def wrap(job: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @wraps(job)
+        def reporting(cfg: DictConfig) -> Any:
+            if jobs.in_multirun():
+                return jobs.run(job, cfg)
+            return with_one_line_errors(lambda: job(cfg))
+
+        run = hydra.main(config_path=str(CONF), config_name=config_name, **MAIN)(reporting)
+
+        def main() -> None:
+            with plain_ending():
+                with_one_line_errors(_settle)
+                with_one_line_errors(lambda: _check_arguments(config_name))
+                if _MULTIRUN.isdisjoint(sys.argv[1:]):
+                    run()
+                else:
+                    jobs.all_of_them(run)
+
+        return main
+
+    return wrap
+
+
+def _settle() -> None:
+    """See how this process was started, before anything else looks."""
+    warnings = launched.settle()
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if warnings:
+        from lightning.pytorch.utilities import rank_zero_only
+
+        rank_zero_only.rank = 0  # Lightning read the rank when it was imported
+
+
+def _check_arguments(config_name: str) -> None:
+    """Compose once before Hydra does, whose own errors span many lines; rewrite sys.argv as Hydra is to read it."""
+    several = not _MULTIRUN.isdisjoint(sys.argv[1:])
+    at, given = _overrides_among(sys.argv[1:])
+    overrides = prepared(given, config_name, several)
+    flags = [argument for place, argument in enumerate(sys.argv[1:]) if place not in at]
+    sys.argv[1:] = arguments = [*flags, *overrides]
+    _check_launcher(arguments)
+    if several and (shown := _SHOWING & {flag.partition("=")[0] for flag in flags}):
+        raise UserError(f"{shown.pop()}: Hydra shows what one run comes to; leave -m out, and choose one value of each")
+    if several:
+        _check_jobs(overrides, config_name)
+    elif _HELP.isdisjoint(flags):
+        compose(overrides, config_name)
+
+
+def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:
+    """Return which of the arguments are overrides, by place and as they are: neither flags nor the values of flags."""
+    at: set[int] = set()
+    for place, argument in enumerate(arguments):
+        is_value = place > 0 and arguments[place - 1] in _TAKES_VALUE
+        if not argument.startswith("-") and not is_value:
+            at.add(place)
+    return at, [arguments[place] for place in sorted(at)]
+
+
+def _check_jobs(overrides: Sequence[str], config_name: str) -> None:
+    """Check what the jobs of a multirun share, and each value that differs between them; raises UserError."""
+    compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
+    of_each = [one for one in job_arguments.of_one_run(overrides) if not one.startswith("hydra.")]
+    first, further = [], []
+    for one in of_each:
+        values = swept(one)
+        if values is not None:
+            first += values[:1]
+            further += values[1:]
+        else:
+            first.append(one)
+    compose(first, config_name)
+    check_values(further, config_name)
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """Raise UserError where the jobs cannot be chosen, or go, as they are meant to."""
+    several = not _MULTIRUN.isdisjoint(arguments)
+    if several and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("-m: under torchrun every process would go through the whole sweep; leave torchrun out")
+    for chosen in _PLUGINS.keys() & set(arguments):
+        if not several:
+            raise UserError(f"{chosen}: Hydra hands multiruns alone to a launcher or sweeper; add -m")
+        module, extra = _PLUGINS[chosen]
+        try:
+            import_module(f"hydra_plugins.{module}")
+        except ImportError as error:
+            raise UserError(f"{chosen}: it needs a plugin of Hydra; pip install 'pmf_lightning[{extra}]'") from error
+
+
+def with_one_line_errors(work: Callable[[], Any]) -> Any:
+    """Run ``work`` and return what it returns; print bad input as one line and exit with the code of its kind."""
+    try:
+        return work()
+    except Exception as raised:
+        error = explained(raised)
+        if not isinstance(error, jobs.KNOWN):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(jobs.exit_code(error))

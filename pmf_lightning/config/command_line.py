@@ -1,0 +1,217 @@
+"""Overrides as they are typed, before Hydra reads them: paths and names to the letter, and one line for what fails.
+
+Hydra's grammar takes ``2026_11`` for a number, and ``=``, commas, brackets, quotes and letters beyond ASCII for syntax.
+Values of options that are paths or names (config/option_table.py) are quoted here where Hydra would read them
+otherwise. In a multirun commas still separate values; a comma inside one needs quotes: data.root='"a,b"'.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from pmf_lightning.config.groups import is_group
+from pmf_lightning.config.option_kinds import Kind
+from pmf_lightning.config.option_table import kind_of
+from pmf_lightning.utils.errors import UserError
+
+_FORM = re.compile(r"(\+\+|\+|~)?([^=]*)(?:=(.*))?", re.DOTALL)
+_SWEEP = re.compile(r"\s*(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str|extend_list)\(")
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class Typed:
+    """An override in its parts: "+", "++", "~" or "", the option, and the value (None where there is no "=")."""
+
+    sign: str
+    option: str
+    value: str | None
+
+    @property
+    def text(self) -> str:
+        """The override as Hydra takes it."""
+        return f"{self.sign}{self.option}" + ("" if self.value is None else f"={self.value}")
+
+
+def split(override: str) -> Typed:
+    """Return the parts of an override."""
+    sign, option, value = _FORM.fullmatch(override).groups()
+    return Typed(sign or "", option, value)
+
+
+def readable(overrides: Sequence[str], command: str, several: bool = False) -> list[str]:
+    """Return the overrides of a command with paths and names in quotes where Hydra needs them; ``several``: with -m.
+
+    Raises UserError for what Hydra cannot read.
+    """
+    return [_readable(split(override), command, several) for override in overrides]
+
+
+def refuse_empty(overrides: Sequence[str]) -> None:
+    """Raise UserError where an override has an empty value, which for a path would be this folder."""
+    for typed in map(split, overrides):
+        if typed.sign != "~" and typed.value is not None and not typed.value.strip():
+            raise UserError(
+                f"{typed.text}: the value is empty (a shell variable that is not set leaves it so); give one, or leave "
+                f"{typed.option} out"
+            )
+
+
+def _readable(typed: Typed, command: str, several: bool) -> str:
+    if typed.sign != "~":
+        if typed.value is None:
+            raise UserError(f"{typed.text}: options are written option=value; --help lists them")
+        kind = None if is_group(typed.option) else kind_of(command, typed.option)
+        if kind is not None and kind.verbatim:
+            typed = Typed(typed.sign, typed.option, _verbatim(typed.option, typed.value, kind, several))
+    parsed = parse(typed.text)
+    if parsed.is_sweep_override() and not several:
+        raise UserError(
+            f"{typed.text}: these are several values; add -m for a run with each, or take them for one value: "
+            f"{_in_quotes(typed)}"
+        )
+    return typed.text
+
+
+def parse(override: str) -> Override:
+    """Return what Hydra makes of an override; raises UserError where it cannot read it."""
+    typed = split(override)
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        why = " ".join(str(error).split())
+        if typed.value is None or not _hydra_reads(f"{typed.sign}{typed.option}=1"):
+            raise UserError(f"{override}: no option has such a name ({why})") from error
+        if typed.value[0] in _BRACKETS:
+            raise UserError(
+                f"{override}: Hydra cannot read the value ({why}); close brackets, and put quotes around entries with "
+                f"other signs than letters and digits: {typed.option}='[\"a=1\",2]'"
+            ) from error
+        raise UserError(
+            f"{override}: Hydra takes a part of the value for syntax ({why}); put quotes around the value: "
+            f"{_in_quotes(typed)}"
+        ) from error
+
+
+def swept(override: str) -> list[str] | None:
+    """Return the overrides that one with several values stands for, at most 1,000; None where it has one value.
+
+    The list is empty where the values are known only on the way: of interval() and glob().
+    """
+    parsed = parse(override)
+    if not parsed.is_sweep_override():
+        return None
+    if not (parsed.is_choice_sweep() or parsed.is_range_sweep()):
+        return []
+    values = islice(parsed.sweep_string_iterator(), 1000)
+    return [f"{parsed.get_key_element()}={value}" for value in values]
+
+
+def _hydra_reads(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _in_quotes(typed: Typed) -> str:
+    """Return an override as it is typed in a shell with its value in quotes."""
+    return shell_word(f"{typed.sign}{typed.option}={quoted(typed.value or '')}")
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes of Hydra's grammar, whose value is the text to the letter."""
+    quote = Quote.single if '"' in text else Quote.double
+    return QuotedString(text=text, quote=quote).with_quotes()
+
+
+def as_typed(override: str) -> str:
+    """Return an override of a job of Hydra's sweeper, which escapes signs, as a user types it."""
+    typed, parsed = split(override), parse(override)
+    value = None if parsed.is_sweep_override() or parsed.is_delete() else parsed.value()
+    if not isinstance(value, str) or value == typed.value or _is_quoted(typed.value or ""):
+        return override
+    return f"{typed.sign}{typed.option}={quoted(value)}"
+
+
+def argument(option: str, value: object) -> str:
+    """Return ``option=value`` as a word to paste into a shell, for commands that are printed; value: text or number."""
+    plain = f"{option}={value}"
+    return shell_word(plain if not isinstance(value, str) or _means(plain, value) else f"{option}={quoted(value)}")
+
+
+def shell_word(text: str) -> str:
+    """Return a text as one word of a shell."""
+    return shlex.quote(text)
+
+
+def _means(override: str, text: str) -> bool:
+    """Tell whether Hydra takes the value of an override for ``text``, as it is."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    if parsed.is_sweep_override():
+        return False
+    value = parsed.value()
+    return isinstance(value, str) and value == text
+
+
+def _verbatim(option: str, value: str, kind: Kind, several: bool) -> str:
+    """Return the value of a path or a name as Hydra reads it to the letter; in a multirun each of several."""
+    if value == "null" or _is_quoted(value):
+        return value
+    parts = _at_commas(value)
+    if several or kind.verbatim == "text":
+        if _SWEEP.match(value):
+            return value
+        if len(parts) > 1:
+            if not several:
+                return value  # Hydra asks for -m
+            return ",".join(_one_of(option, part.strip(), kind) for part in parts)
+    if kind.verbatim == "path" and (value == "~" or value.startswith("~/")):
+        value = os.path.expanduser(value)
+    return value if _means(f"{option}={value}", value) else quoted(value)
+
+
+def _one_of(option: str, part: str, kind: Kind) -> str:
+    if not part:
+        raise UserError(f"{option}: one of the values between commas is empty; leave a comma out")
+    return _verbatim(option, part, kind, several=True)
+
+
+def _is_quoted(value: str) -> bool:
+    """Tell whether a value is in quotes already."""
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return False
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"x={value}")._value, QuotedString)
+    except HydraException:
+        return False
+
+
+def _at_commas(value: str) -> list[str]:
+    """Return the parts of a value between commas that stand outside of quotes and brackets."""
+    parts, open_brackets, quote = [""], [], None
+    for letter in value:
+        if quote:
+            quote = None if letter == quote else quote
+        elif letter in "'\"" and not parts[-1].strip():
+            quote = letter  # elsewhere it is an apostrophe
+        elif letter in _BRACKETS:
+            open_brackets.append(_BRACKETS[letter])
+        elif open_brackets and letter == open_brackets[-1]:
+            open_brackets.pop()
+        elif letter == "," and not open_brackets:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    return parts

@@ -1,0 +1,117 @@
+"""Compose a checked configuration from Hydra overrides. conf/ is the only home of the numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pmf_lightning.config import option_checks
+from pmf_lightning.config.command_line import readable, refuse_empty
+from pmf_lightning.config.groups import CONF, check_choices, choices, without_null
+from pmf_lightning.config.resolvers import register_resolvers
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.hydra_compat import VERSION_BASE
+
+SCALES = ("small", "paper")
+
+
+def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
+    """Return the overrides with ``scale=`` taken into ``experiment=``; those without an experiment as they are.
+
+    ``experiments`` is the folder of the experiment files. The scale is small where none is given. Raises UserError for
+    an unknown scale, one without an experiment, or one that the experiment does not have.
+    """
+    given = dict(override.split("=", 1) for override in overrides if override.startswith(("scale=", "experiment=")))
+    scale, name = given.get("scale"), given.get("experiment")
+    if scale not in (None, *SCALES):
+        raise UserError(f"scale={scale}: experiments have the scales {' and '.join(SCALES)}; {near(scale, SCALES)}")
+    if name is None:
+        if scale is not None:
+            raise UserError(f"scale={scale}: it belongs to an experiment; add experiment=")
+        return list(overrides)
+    if "," in name:
+        raise UserError(f"experiment={name}: an experiment is a sweep by itself; take one after the other")
+    chosen = f"{scale or SCALES[0]}/{name}"
+    if (experiments / f"{chosen}.yaml").is_file():
+        rest = (f"experiment={chosen}" if o == f"experiment={name}" else o for o in overrides)
+        return [override for override in rest if override != f"scale={scale}"]
+    files = sorted(path.relative_to(experiments).with_suffix("").as_posix() for path in experiments.rglob("*.yaml"))
+    if name in files:
+        if scale is not None:
+            raise UserError(f"scale={scale}: experiment={name} has one scale only; leave scale= out")
+        return list(overrides)
+    if there := [file.split("/")[0] for file in files if file.endswith(f"/{name}")]:
+        asked = f"experiment={name}" + (f" scale={scale}" if scale else "")
+        raise UserError(f"{asked}: it has the scale {there[0]} only; set scale={there[0]}")
+    raise UserError(f"experiment={name}: there is no such experiment; {near(name, {Path(f).name for f in files})}")
+
+
+register_resolvers()
+
+__all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """Compose the configuration of a command from Hydra overrides, as the command line does, and check its options.
+
+    Raises UserError for an unknown group choice, an unknown option, a value of the wrong kind, or an override that
+    cannot be read.
+    """
+    overrides = prepared(overrides, config_name)
+    cfg = _composed(overrides, config_name)
+    option_checks.check(cfg, overrides, config_name, lambda fewer: _composed(fewer, config_name))
+    return cfg
+
+
+def prepared(overrides: Sequence[str], config_name: str, several: bool = False) -> list[str]:
+    """Return overrides as Hydra takes them: scales, groups without a choice, and paths to the letter; UserError.
+
+    ``several`` says that commas and functions such as range() stand for several runs.
+    """
+    refuse_empty(overrides)
+    overrides = scaled(without_null(overrides, config_name))
+    check_choices(overrides)
+    return readable(overrides, config_name, several)
+
+
+def _composed(overrides: Sequence[str], config_name: str) -> DictConfig:
+    """Return what Hydra composes; raises UserError for what it refuses."""
+    try:
+        return _by_hydra(overrides, config_name)
+    except ConfigCompositionException as error:
+        option_checks.refuse_unknown(overrides, config_name, lambda fewer: _by_hydra(fewer, config_name))
+        raise UserError(one_line(error).partition(" To append to your config")[0]) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(one_line(error)) from error
+
+
+def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
+    outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one at the same time
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
+            return hydra_compose(config_name, list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def scaled(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with ``scale=`` taken into ``experiment=``; raises UserError, see config/compose.py."""
+    return at_scale(overrides, CONF / "experiment")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of ``error``, or of the UserError at its root, on one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    inner = error.__cause__ or error.__context__
+    return f"{text} ({' '.join(str(inner).split())})" if inner is not None and str(inner) not in text else text

@@ -1,0 +1,95 @@
+"""The files of conf/ that ``group=name`` picks, and what it means to choose none of them."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from pmf_lightning.utils.errors import UserError, near
+
+_HERE = Path(__file__).resolve().parent.parent
+# An installed package carries conf/ inside; a checkout has it next to the package.
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+NONE = {"logger": "files"}  # what stands for none of a group, where that is not called none; files are always written
+
+
+@cache
+def groups() -> frozenset[str]:
+    """Return the names of all groups."""
+    return frozenset(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def choices(group: str) -> list[str]:
+    """Return the names that ``group=`` takes."""
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def is_group(key: str) -> bool:
+    """Tell whether the key of an override names a group, rather than an option."""
+    return key in groups() or "/" in key or "@" in key
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise UserError where an override picks a file that conf/ does not have, naming the near ones."""
+    for group, names in _picked(overrides):
+        if group in groups():
+            for name in names:
+                if name not in (known := choices(group)):
+                    raise UserError(f"{group}={name}: there is no such {group}; {near(name, known)}")
+
+
+def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (key, comma-separated values) of plain overrides."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and not key.startswith("~") and "(" not in value:
+            yield key.lstrip("+"), [name.strip().strip("'\"") for name in value.split(",")]
+
+
+def without_null(overrides: Sequence[str], command: str) -> list[str]:
+    """Return the overrides with what is chosen instead of ``group=null`` and ``~group``; UserError where nothing is."""
+    return [new for override in overrides if (new := _without_null(override, command)) is not None]
+
+
+def _without_null(override: str, command: str) -> str | None:
+    """Return what an override comes to; None where it says what holds anyway."""
+    key, _, value = override.partition("=")
+    group = key.lstrip("+~")
+    if "/" in group and value == "null":
+        raise UserError(f"{override}: a group of Hydra needs a choice; leave it out for the usual one")
+    if group not in groups():
+        return override
+    if key.startswith("~"):
+        value = "null"
+    names = value.split(",")
+    if "null" not in names:
+        return override
+    if names == ["null"] and _default(command, group) == "null":
+        return None
+    nothing = "none" if "none" in choices(group) else NONE.get(group)
+    if nothing is None:
+        shown = override if key.startswith("~") else f"{group}=null"
+        known = choices(group)
+        usual = default if (default := _default(command, group)) in known else known[0]
+        listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+        raise UserError(f"{shown}: one {group} is needed; choose one, such as {group}={usual} (known: {listed})")
+    return f"{group}={','.join(nothing if name == 'null' else name for name in names)}"
+
+
+@cache
+def _default(command: str, group: str) -> str | None:
+    """Return what a command's file chooses of a group: a name, "null", or None where it does not list the group."""
+    contents = yaml.safe_load((CONF / f"{command}.yaml").read_text())
+    if group in contents and contents[group] is None:
+        return "null"  # an option that files of the group set
+    for entry in contents.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            if (found := _default(entry, group)) is not None:
+                return found
+        elif isinstance(entry, dict):
+            for name, chosen in entry.items():
+                if name.removeprefix("optional ") == group:
+                    return "null" if chosen is None else str(chosen)
+    return None

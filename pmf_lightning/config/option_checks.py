@@ -1,0 +1,312 @@
+"""A composed configuration, checked against the table of options before any work: names first, then kinds of values."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, get_type_hints
+
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, UnsupportedInterpolationType
+
+from pmf_lightning.config.command_line import Typed, parse, split
+from pmf_lightning.config.groups import is_group
+from pmf_lightning.config.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_annotation, shown, unknown
+from pmf_lightning.config.option_table import COMMANDS, kind_of
+from pmf_lightning.utils.errors import UserError
+
+# Options of Lightning's Trainer that follow from options of ours, and which.
+OURS = {
+    "max_steps": "steps= or images=",
+    "max_epochs": "images= (or steps=): a run is as long as the images it sees",
+    "min_steps": "steps= or images=",
+    "min_epochs": "images= (or steps=)",
+    "fast_dev_run": "steps=1",
+    "accumulate_grad_batches": "micro_batch=: batch= is shared out by itself",
+    "log_every_n_steps": "log_every_steps=",
+    "logger": "logger=",
+    "default_root_dir": "run_dir=",
+    "enable_checkpointing": "checkpoint.every_images=",
+    "callbacks": "grid=, checkpoint= and metrics=",
+    "limit_val_batches": "metrics=",
+    "limit_test_batches": "metrics=",
+    "limit_predict_batches": "metrics=",
+    "val_check_interval": "metrics.every_images=",
+    "check_val_every_n_epoch": "metrics.every_images=",
+    "num_sanity_val_steps": "metrics=",
+    "use_distributed_sampler": "seed=: each device takes its share of every batch by itself",
+    "reload_dataloaders_every_n_epochs": "images=",
+    "overfit_batches": "data=",
+    "barebones": "grid.enabled=false metrics=none",
+    "plugins": "trainer.strategy= and trainer.precision=",
+    "enable_progress_bar": "log_every_steps=",
+    "enable_model_summary": "python -m pmf_lightning.info",
+    "enable_autolog_hparams": "logger=",
+    "model_registry": "logger=",
+    "inference_mode": "metrics=",
+    "sync_batchnorm": "model=: no network of ours has batch norms",
+}
+_NEEDED = {f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
+# Below these a key may be added or left out: the names are the user's or a library's.
+_FREE = (
+    "study.",
+    "features.",
+    "objective.perceptual.",
+    "backbone.heads.",
+    "extractor.module.",
+    "decoder.architecture.",
+)
+_READS_DATA = ("class_folders:", "shards_say:")  # resolvers that open files
+
+
+def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
+    """Check the configuration that ``overrides`` of a command have come to; raises UserError.
+
+    ``compose`` makes the configuration of other overrides: of those without what is added or left out.
+    """
+    typed = [split(override) for override in overrides]
+    plain = [one for one in typed if one.sign == "" or is_group(one.option) or one.option.startswith("hydra.")]
+    if len(plain) < len(typed):
+        base = compose([one.text for one in plain])
+        for one in typed:
+            if one not in plain:
+                _check_left_out(one, base) if one.sign == "~" else _check_added(one, cfg, base, command)
+    _check_options(cfg, command, {one.option for one in typed})
+
+
+def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
+    """Raise UserError where an override that Hydra has refused names no option, or has a value that does not fit."""
+    typed = [split(override) for override in overrides]
+    try:
+        base = compose([one.text for one in typed if is_group(one.option)])
+    except ConfigCompositionException:
+        return  # the groups themselves do not go together
+    for one in typed:
+        known = is_group(one.option) or one.option.startswith("hydra.") or _has(base, one.option)
+        if one.sign == "" and not known:
+            if (kind := _added_kind(one.option, base, command)) is not None:
+                kind.check(one.option, parse(one.text).value())
+                raise UserError(f"{one.text}: it is not set yet; put a + in front to add it, +{one.text}")
+            raise _no_such(one.option, base)
+        elif known and not one.option.startswith("hydra.") and not is_group(one.option):
+            _check_merged(one, base, command)
+
+
+def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
+    """Raise UserError where the value of an override cannot take the place of what ``base`` has, a mapping."""
+    value = parse(one.text).value()
+    if "${" in str(value):
+        return
+    if (kind := kind_of(command, one.option)) is not None:
+        kind.check(one.option, value)
+    there = _Leaf(one.option, _parent(base, one.option), one.option.rpartition(".")[2])
+    if there.is_mapping and isinstance(value, Mapping):
+        for key in value:
+            if key not in there.node:
+                raise _no_such(f"{one.option}.{key}", base)
+    elif there.is_mapping:
+        below = ", ".join(f"{one.option}.{key}" for key in there.node if not str(key).startswith("_"))
+        raise UserError(f"{one.text}: set what stands below it: {below}")
+
+
+def check_values(overrides: Sequence[str], command: str) -> None:
+    """Check values of options by themselves, without a configuration; raises UserError."""
+    for override in overrides:
+        option = split(override).option
+        kind = None if is_group(option) else kind_of(command, option)
+        value = parse(override).value()
+        if kind is not None and not ("${" in str(value) or isinstance(value, dict)):
+            kind.check(option, value)
+
+
+def _has(cfg: DictConfig, option: str) -> bool:
+    parent = _parent(cfg, option)
+    return parent is not None and option.rpartition(".")[2] in list(parent)  # ``in`` alone leaves out what must be set
+
+
+def _parent(cfg: DictConfig, option: str) -> DictConfig | None:
+    """Return the mapping that an option stands in, None where there is none."""
+    node: Any = cfg
+    for name in option.split(".")[:-1]:
+        node = node._get_node(name) if name in node else None
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation() or node._is_missing():
+            return None
+    return node
+
+
+def _check_added(one: Typed, cfg: DictConfig, base: DictConfig, command: str) -> None:
+    """Raise UserError where "+" adds an option that nothing reads, or one that is set by itself."""
+    known = {leaf.option for leaf in _leaves(base)}
+    for leaf in _leaves(cfg):
+        if f"{leaf.option}.".startswith(f"{one.option}.") and leaf.option not in known:
+            was_empty = any(leaf.option.startswith(f"{other}.") for other in known)  # null or {}, now with entries
+            if _added_kind(leaf.option, base, command) is None and not was_empty:
+                raise _no_such(leaf.option, base)
+
+
+def _check_left_out(one: Typed, base: DictConfig) -> None:
+    """Raise UserError where "~" takes an option away that is needed, or is not there."""
+    if not _has(base, one.option):
+        raise _no_such(one.option, base)
+    parent, name = _parent(base, one.option), one.option.rpartition(".")[2]
+    if one.option.startswith(("trainer.", *_FREE)) and one.option not in _NEEDED:
+        return
+    parameters = _parameters(parent)
+    if parameters is not None and not name.startswith("_") and (name not in parameters or parameters[name][1]):
+        return
+    raise UserError(f"{one.text}: the option is needed; give it another value instead, {one.option}=...")
+
+
+def _added_kind(option: str, base: DictConfig, command: str) -> Kind | None:
+    """Return the kind of an option that ``base`` does not have yet, None where nothing would read it."""
+    if option.startswith(_FREE):
+        return kind_of(command, option)
+    parent, name = _parent(base, option), option.rpartition(".")[2]
+    if parent is None or name.startswith("_"):
+        return None
+    if option.rpartition(".")[0] == "trainer":
+        return None if name in OURS else _trainer_parameters().get(name, (None, True))[0]
+    parameters = _parameters(parent)
+    return None if parameters is None or name not in parameters else kind_of(command, option) or parameters[name][0]
+
+
+def _no_such(option: str, base: DictConfig) -> UserError:
+    """Return the error for an option that there is not."""
+    parent, _, name = option.rpartition(".")
+    ours = OURS.get(name) if parent == "trainer" else None
+    known = [leaf.option for leaf in _leaves(base) if not str(leaf.key).startswith("_") and leaf.option != option]
+    return unknown(option, known, f"it follows from other options; set {ours}" if ours else "")
+
+
+def _parameters(node: DictConfig | None) -> dict[str, tuple[Kind, bool]] | None:
+    """Return the parameters of what ``_target_`` names: kind, and whether it has a default; None where unknown."""
+    if node is None or "_target_" not in node:
+        return None
+    try:
+        return _parameters_of(get_object(node["_target_"]))
+    except Exception:  # a part of the user's own that cannot be imported is refused where it is built
+        return None
+
+
+def _parameters_of(target: Any) -> dict[str, tuple[Kind, bool]]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    return {
+        name: (kind_of_annotation(hints.get(name, Any)), parameter.default is not parameter.empty)
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind in named and name != "self"
+    }
+
+
+def _trainer_parameters() -> Mapping[str, tuple[Kind, bool]]:
+    from lightning import Trainer  # seconds of import time that other commands need not spend
+
+    return _parameters_of(Trainer)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """An option of a configuration: its full name, and where its value stands; lists are values."""
+
+    option: str
+    parent: DictConfig
+    key: Any
+
+    @property
+    def node(self) -> Any:
+        """The value as it is written, unresolved."""
+        return self.parent._get_node(self.key)
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it is a mapping with options of its own."""
+        node = self.node
+        special = node._is_none() or node._is_interpolation() or node._is_missing()
+        return isinstance(node, DictConfig) and not special and len(node) > 0
+
+    @property
+    def value(self) -> Any:
+        """The resolved value."""
+        value = self.parent[self.key]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    def check(self, kind: Kind) -> None:
+        """Raise UserError where the value is known and not of the kind."""
+        if kind is ANYTHING or self.node._is_missing() or any(text in str(self.node) for text in _READS_DATA):
+            return
+        try:
+            value = self.value
+        except (InterpolationKeyError, UnsupportedInterpolationType) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{self.option}={self.node._value()}: {why}; it refers to nothing") from error
+        except (OmegaConfBaseException, UserError):
+            return  # it follows from the job that runs, or from what is checked there
+        kind.check(self.option, value)
+
+
+def _leaves(node: DictConfig) -> Iterator[_Leaf]:
+    """Yield every option below a mapping that has none below itself."""
+    return (one for one in _options(node) if not one.is_mapping)
+
+
+def _options(node: DictConfig, above: str = "") -> Iterator[_Leaf]:
+    """Yield every option below a mapping but Hydra's own; a mapping comes before what is in it."""
+    for key in node:
+        inner, option = node._get_node(key), f"{above}{key}"
+        if option != "hydra":
+            yield (one := _Leaf(option, node, key))
+            if one.is_mapping:
+                yield from _options(inner, f"{option}.")
+
+
+def _check_options(cfg: DictConfig, command: str, given: set[str]) -> None:
+    """Check every value of a configuration against the kind of its option; raises UserError."""
+    for one in _options(cfg):
+        is_given = any(f"{one.option}.".startswith(f"{option}.") for option in given)
+        if str(one.key).startswith("_"):
+            if is_given:
+                _check_for_hydra(one)
+            continue
+        kind = kind_of(command, one.option)
+        if kind is None:
+            if one.is_mapping or not is_given:
+                continue  # a key of conf/ that the table has not got yet, which a test finds
+            kind = _kind_beyond_the_table(one, cfg, command)
+        if one.option in given or not one.node._is_interpolation():  # those of conf/ follow from other options
+            one.check(kind)
+
+
+def _check_for_hydra(one: _Leaf) -> None:
+    """Raise UserError where a key that tells Hydra how to build an object has a value that Hydra cannot take."""
+    if one.key not in HYDRAS:
+        raise UserError(f"{one.option}: Hydra has no such key; it has {', '.join(HYDRAS)}")
+    one.check(HYDRAS[one.key])
+    if one.key == "_target_":
+        try:
+            resolve_name(one.value)
+        except Exception as error:  # of the user's own module, too
+            why = " ".join(str(error).split())
+            raise UserError(f"{one.option}={one.value}: {HYDRAS[one.key].words} ({why})") from error
+
+
+def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str) -> Kind:
+    """Return the kind of an option that the table does not have, from what is built of it; UserError without one."""
+    parameters = _parameters(leaf.parent) or {}
+    if leaf.key in parameters:
+        return parameters[leaf.key][0]
+    if leaf.parent is cfg.get("trainer") and leaf.key not in OURS and leaf.key in _trainer_parameters():
+        return _trainer_parameters()[leaf.key][0]
+    above, node = leaf.option, leaf.parent
+    while above := above.rpartition(".")[0]:
+        if (kind := kind_of(command, above)) is not None:
+            kind.check(above, OmegaConf.to_container(node))
+        node = node._get_parent()
+    if below := [key for key in COMMANDS[command] if key.startswith(f"{leaf.option}.") and "*" not in key]:
+        raise UserError(f"{leaf.option}={shown(leaf.value)}: set what stands below it: {', '.join(below[:4])}")
+    raise _no_such(leaf.option, cfg)

@@ -1,0 +1,70 @@
+"""Resolvers of OmegaConf that the files of conf/ use, such as ${product:...}."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pmf_lightning.data.images.class_folders import count_class_folders
+from pmf_lightning.data.shards.source import shards_say
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import register_resolver
+from pmf_lightning.utils.precision import Number
+
+
+def _in_proportion(value: Number, size: Number, reference: Number) -> float:
+    return value * size / reference
+
+
+def _divided(value: int, by: int) -> int:
+    """Return the quotient, rounded down."""
+    return value // by
+
+
+def _product(*factors: Number) -> Number:
+    return math.prod(factors)
+
+
+def _named(value: Any, names: Mapping[str, str]) -> str:
+    """Return the name that ``names`` has for a value; of a list, for its entries joined by commas."""
+    key = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    if key not in names:
+        raise UserError(f"study.names has no name for {key}; it knows {', '.join(map(str, names))}")
+    return names[key]
+
+
+def _study_folder(otherwise: str, *, _root_: DictConfig) -> str:
+    """Return where a run of a study lies, ``otherwise`` for any other run: launchers name directories too."""
+    study = _root_.get("study")
+    return f"runs/{study.name}/{study.scale}/{study.arm}-seed{_root_.seed}" if study else otherwise
+
+
+def _half_life_kimg(beta: Number, batch: int) -> float:
+    """Return the half-life, in thousands of images, of an average that keeps ``beta`` per step of ``batch`` images."""
+    return batch * math.log(0.5) / math.log(beta) / 1000
+
+
+def _steps_of(images: int, batch: int) -> int:
+    if batch < 1:
+        raise UserError(f"batch={batch}: must be at least 1")
+    return max(1, images // batch)
+
+
+_RESOLVERS = {
+    "in_proportion": _in_proportion,
+    "divided": _divided,
+    "product": _product,
+    "named": _named,
+    "study_folder": _study_folder,
+    "half_life_kimg": _half_life_kimg,
+    "steps_of": _steps_of,
+    "class_folders": count_class_folders,
+    "shards_say": shards_say,
+}
+
+
+def register_resolvers() -> None:
+    """Make the functions known to OmegaConf under the names that YAML files use."""
+    for name, function in _RESOLVERS.items():
+        register_resolver(name, function)

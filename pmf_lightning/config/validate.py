@@ -1,0 +1,155 @@
+"""Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.precision import Number
+
+PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
+
+
+def model(cfg: DictConfig) -> None:
+    """Check network against data, and the way the model is judged; raises UserError."""
+    size, patch = cfg.data.resolution, cfg.backbone.patch
+    if size % patch:
+        fitting = max(1, round(size / patch)) * patch
+        raise UserError(f"data.resolution={size} is not divisible by backbone.patch={patch}; set it to {fitting}")
+    decoder, channels = cfg.get("decoder"), cfg.data.channels
+    if decoder is not None and len(decoder.mean) != channels:
+        raise UserError(f"decoder.mean has {len(decoder.mean)} numbers, data.channels={channels}: give one for each")
+    for name in ("warm_up", "decay"):
+        if not 0 <= cfg.schedule[name] <= 1:
+            raise UserError(f"schedule.{name}={cfg.schedule[name]}: it is a share of the run, from 0 to 1")
+    start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # older checkpoints set none
+    if rate >= 0 and not 0 <= start <= rate:  # the optimiser refuses other rates
+        raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
+    chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
+    if chosen not in known:
+        raise UserError(f"sampling.ema={chosen}: there is no such average; {near(str(chosen), known)}")
+    asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
+    guidance(**asked, prefix="sampling.")
+
+
+def objective(cfg: DictConfig) -> None:
+    """Check that the model sets the numbers of its objective, all of them and no others; raises UserError."""
+    kind = get_object(cfg.objective["_target_"])
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
+    known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
+    streams = {"queues", "drift_features"} if getattr(kind, "coupled", False) else set()
+    problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
+    listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise UserError(
+            f"objective: {kind.__name__} {listed}, as model={cfg.name} sets it; choose a model that is made for this "
+            "objective (and backbone= for its network), or leave objective= out"
+        )
+
+
+def method(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
+    """Check the way from noise to images against those that the model knows, none for no generator; UserError."""
+    if known and chosen not in (None, *known):
+        raise UserError(f"{prefix}method={chosen}: this model samples by {', '.join(known)}")
+    if (chosen or next(iter(known), None)) == "one_step" and steps != 1:
+        raise UserError(f"{prefix}steps={steps}: this model makes an image in one step; set {prefix}steps=1")
+
+
+def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
+    """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k; above 1000k in whole k."""
+    return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in half_lives_kimg]
+
+
+def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:
+    """Check what a sampler is asked for, which a command line may have made anything; raises UserError."""
+    for name, value in (("omega", omega), ("t_min", t_min), ("t_max", t_max)):
+        if not _is_number(value):
+            raise UserError(f"{prefix}{name}={value}: give one number")
+    if type(steps) is not int:
+        raise UserError(f"{prefix}steps={steps}: give one whole number")
+    if not omega >= 1:  # which no number that is none is
+        raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
+    if not 0 <= t_min <= t_max <= 1:
+        raise UserError(f"{prefix}t_min={t_min} {prefix}t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
+    if steps < 1:
+        raise UserError(f"{prefix}steps={steps}: at least one network evaluation is needed")
+
+
+def classes(chosen: Any, known: int) -> None:
+    """Check class numbers; raises UserError."""
+    if not isinstance(chosen, list) or any(type(label) is not int for label in chosen):
+        raise UserError(f"classes={chosen}: give a list of numbers, such as classes=[3] or classes=[3,7]")
+    if not chosen:
+        raise UserError("classes=[]: name at least one class, or leave it out for all")
+    wrong = [label for label in chosen if not 0 <= label < known]
+    if wrong:
+        raise UserError(f"classes={chosen}: {wrong[0]} is not a class; this model knows 0 to {known - 1}")
+
+
+def device(accelerator: str, devices: int | str | Sequence[int], asked: str | None = None) -> None:
+    """Check that the devices asked for are there; raises UserError, which begins with ``asked``."""
+    asked = asked or f"trainer.accelerator={accelerator}"
+    if accelerator == "cpu" and not (devices == "auto" or (isinstance(devices, int) and devices > 0)):
+        raise UserError(
+            f"trainer.devices={devices}: with trainer.accelerator=cpu it is a number of processes, such as 1; lists "
+            "and -1 are of GPUs"
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{asked}: torch finds no Apple GPU here; ask for the cpu (trainer=cpu, or device=cpu)")
+    if accelerator not in ("gpu", "cuda"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
+    if isinstance(devices, int) and devices > count:
+        raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
+    listed = [] if isinstance(devices, int | str) else list(devices)
+    if wrong := [index for index in listed if index >= count or listed.count(index) > 1]:
+        raise UserError(f"trainer.devices={listed}: {wrong[0]} is not there, or named twice; GPUs are 0 to {count - 1}")
+
+
+def torch_device(name: str) -> None:
+    """Check that the torch device ``name`` is there; raises UserError."""
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: torch knows no such device; use cpu, cuda or cuda:1") from error
+    device(chosen.type, 1, f"device={name}")
+    if chosen.type == "cuda" and chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
+        raise UserError(f"device={name}: this machine has {count}, numbered from 0; use cuda:{count - 1}")
+
+
+def world_size(trainer: DictConfig) -> int:
+    """Return how many devices train together."""
+    devices = trainer.devices
+    if devices in ("auto", -1):  # both of them Lightning's words for all
+        devices = max(1, torch.cuda.device_count())
+    elif not isinstance(devices, int):
+        devices = len(devices)
+    return devices * trainer.num_nodes
+
+
+def training(cfg: DictConfig) -> None:
+    """Check devices and precision of a run; raises UserError."""
+    device(cfg.trainer.accelerator, cfg.trainer.devices)
+    precision(cfg)
+
+
+def precision(cfg: DictConfig) -> None:
+    """Check the kinds of numbers that the passes and the products of matrices are made of; raises UserError."""
+    if cfg.trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: use {' or '.join(PRECISIONS)}; weights stay float32, and the "
+            "range of float16 is too short for the derivative"
+        )
+    if cfg.matmul_precision not in PRODUCTS:
+        raise UserError(f"matmul_precision={cfg.matmul_precision}: {near(str(cfg.matmul_precision), PRODUCTS)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

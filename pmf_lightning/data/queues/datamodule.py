@@ -1,0 +1,151 @@
+"""The training stream of drifting models: in every step a few new images are queued, and labels meet their rivals."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from pmf_lightning.data.datamodule import StepLoader
+from pmf_lightning.data.dataset import Images, Source
+from pmf_lightning.data.loader import read, tally_of
+from pmf_lightning.data.order import GlobalOrder
+from pmf_lightning.data.queues.class_queues import ClassQueues
+from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
+from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import Shard
+
+KEPT = 4  # states of the last steps: Lightning fetches ahead of the step that a checkpoint is of
+PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB in every batch that is read ahead
+
+
+@dataclass(frozen=True)
+class QueueSettings:
+    """``labels`` per step, each with ``positives`` and ``negatives``; ``push`` new images queued before every step.
+
+    ``per_class`` and ``overall`` images are kept, in memory or in a file under ``folder``.
+    """
+
+    labels: int
+    positives: int
+    negatives: int
+    push: int
+    per_class: int
+    overall: int
+    folder: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "positives", "push", "per_class", "overall"):
+            if getattr(self, name) < 1:
+                raise UserError(f"queues.{name}={getattr(self, name)}: set it to 1 or more")
+        if self.negatives < 0:
+            raise UserError(f"queues.negatives={self.negatives}: set it to 0 or more")
+        if self.push < self.labels:
+            raise UserError(
+                f"queues.push={self.push}: the {self.labels} labels of a step (batch / objective.generated) come from "
+                f"the images that it queues; set queues.push={self.labels} or more, or a smaller batch"
+            )
+
+
+class DriftingData(LightningDataModule):
+    """Steps of (positives [n,P,...], labels [n], negatives [n,N,...]), n = labels / devices.
+
+    Images are uint8 pixels [C,H,W], or float32 moments of latents [2,C,h,w] of a ``source`` of latents. Every device
+    queues the same new images, in an order fixed by ``seed``, and takes its own labels. What a step sees depends on
+    (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
+    """
+
+    def __init__(self, source: Source, seed: int, settings: QueueSettings, workers: int) -> None:
+        super().__init__()
+        if settings.labels > source.classes:
+            raise UserError(
+                f"{settings.labels} labels per step (batch / objective.generated) of {source.classes} classes in data "
+                f"{source.name}: set batch to {source.classes} x objective.generated or less"
+            )
+        self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
+        shape, dtype = (source.channels, source.resolution, source.resolution), "uint8"
+        if getattr(source, "latents", False):
+            shape, dtype = (2, *shape), "float32"
+        self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape, dtype)
+        self.tally: Tally | None = None
+        self.folder = settings.folder and Path(settings.folder)
+        self._queues: ClassQueues | None = None
+        self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
+        self._resumed: dict[str, Any] | None = None
+
+    def accumulation(self, world_size: int) -> int:
+        """Return 1: the loss has means over all labels of a step; UserError unless these divide over the devices."""
+        if self.settings.labels % world_size:
+            raise UserError(
+                f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
+                f"set batch to a multiple of {world_size} x objective.generated"
+            )
+        return 1
+
+    def check_room(self) -> None:
+        """Raise UserError where this machine has no room for the queues of one device."""
+        check_room(self.sizes, self.folder)
+
+    def prepare_data(self) -> None:
+        """Open the images once per machine, before the other devices do."""
+        self.source.train()
+
+    def train_dataloader(self) -> StepLoader:
+        """Return this device's stream."""
+        trainer, images = self.trainer, self.source.train()
+        shard = Shard(trainer.global_rank, trainer.world_size)
+        copies = max(1, trainer.world_size // trainer.num_nodes)
+        self.tally = tally_of(images, 1)  # every device reads everything
+        self._queues = ClassQueues(self.sizes, self.folder, copies)
+        if self._resumed is not None:
+            self._queues.load_state_dict(self._resumed, images.batch)
+        return StepLoader(
+            lambda step: self._stream(images, shard, step), reached=lambda: trainer.global_step, resume=lambda: None
+        )
+
+    def _stream(self, images: Images, shard: Shard, first: int) -> Iterator[list[Tensor]]:
+        order = GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first)
+        parts = read(images, _in_parts(order), self.workers, self.tally)
+        for step in count(first):
+            self._states[step] = self._queues.state_dict()
+            self._states.pop(step - KEPT, None)
+            newest = []
+            for new, labels, indices in islice(parts, math.ceil(self.settings.push / PART)):
+                self._queues.push(new, labels, indices)
+                newest.append(labels)
+            yield self._step(torch.cat(newest), shard, step)
+
+    def _step(self, newest: Tensor, shard: Shard, step: int) -> list[Tensor]:
+        known, queues = self.settings, self._queues
+        chosen = rng.permutation(self.seed, "labels", step, count=len(newest))[: known.labels]
+        rows = shard.rows(known.labels // shard.count)
+        labels = newest[chosen][rows]
+        positives = queues.positives(labels, rows, known.positives, self.seed, step)
+        negatives = queues.negatives(rows, known.negatives, self.seed, step)
+        return [positives, labels, negatives]
+
+    def teardown(self, stage: str) -> None:
+        """Say how many records could not be read."""
+        if self.tally is not None:
+            self.tally.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the queues held before the step that comes next."""
+        state = self._states.get(self.trainer.global_step)
+        return {"queues": self._queues.state_dict() if state is None else state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what the queues held; they are filled when they are made."""
+        self._resumed = state["queues"]
+
+
+def _in_parts(order: Iterable[list[int]]) -> Iterator[list[int]]:
+    for step in order:
+        yield from (step[first : first + PART] for first in range(0, len(step), PART))

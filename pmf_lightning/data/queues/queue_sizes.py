@@ -1,0 +1,75 @@
+"""How large queues of real images are, said and checked before they are made."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.free_space import free_disk, free_memory
+
+SPARE = 0.02  # of what is free is left alone
+
+
+@dataclass(frozen=True)
+class QueueSizes:
+    """``per_class`` images for each of ``classes`` and ``overall`` of any class.
+
+    They are of ``shape`` and ``dtype``: uint8 pixels (C, H, W), or float32 moments of latents (2, C, h, w).
+    """
+
+    classes: int
+    per_class: int
+    overall: int
+    shape: tuple[int, ...]
+    dtype: str = "uint8"
+
+    def __post_init__(self):
+        for name, value in (("classes", self.classes), ("per_class", self.per_class), ("overall", self.overall)):
+            if value < 1:
+                raise UserError(f"queues: {name}={value}: set it to 1 or more")
+
+    @property
+    def images(self) -> int:
+        """How many images all queues hold when they are full."""
+        return self.classes * self.per_class + self.overall
+
+    @property
+    def bytes(self) -> int:
+        """What they take when they are full, which is what is allocated; the official pixel setting takes 25.4 GB."""
+        return self.images * math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def report(self, folder: Path | None = None, copies: int = 1) -> str:
+        """Say in one line what will be allocated, and where."""
+        size = "x".join(map(str, self.shape))
+        total = f"{copies} processes x {gigabytes(self.bytes)}" if copies > 1 else gigabytes(self.bytes)
+        place = "in memory" if folder is None else f"in a file under {folder}"
+        return (
+            f"queues of real images: {self.classes} classes x {self.per_class} + {self.overall} of any class, "
+            f"{size} {self.dtype}: {total} {place}"
+        )
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes in MB or GB (powers of ten)."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def check_room(sizes: QueueSizes, folder: Path | None = None, copies: int = 1) -> None:
+    """Raise UserError where ``copies`` processes of this machine have no room for queues of their own."""
+    needed, free = copies * sizes.bytes, free_memory() if folder is None else free_disk(folder)
+    if needed <= (1 - SPARE) * free:
+        return
+    where, other = (
+        ("memory", "put them on disk (a folder with room)")
+        if folder is None
+        else (
+            f"the disk of {folder}",
+            "choose a folder on a larger disk",
+        )
+    )
+    raise UserError(
+        f"{sizes.report(folder, copies)}: {where} has {gigabytes(free)} free; {other}, or lower per_class="
+        f"{sizes.per_class} or overall={sizes.overall} (an image takes {gigabytes(sizes.bytes // sizes.images)})"
+    )

@@ -1,0 +1,204 @@
+"""Images from shards: WebDataset tars with an index beside each, as pmf_lightning.shard makes them."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.data.shards.images import Payload, ShardImages
+from pmf_lightning.data.shards.manifest import Manifest, read_manifest
+from pmf_lightning.data.shards.payloads import decode
+from pmf_lightning.data.shards.records import Records, open_records
+from pmf_lightning.data.split import class_quantiles
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.cache import digest
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.pasted import path_argument
+from pmf_lightning.utils.precision import Number
+
+MAKE = "python -m pmf_lightning.shard in=<images> out=<folder>"
+
+
+def manifest_of(root: str | None, name: str) -> Manifest:
+    """Read the manifest of ``data.root``; UserError where it is not set or holds no shards."""
+    if root is None:
+        raise UserError(f"data={name} needs its WebDataset shards: set data.root to their folder; {MAKE} makes them")
+    return read_manifest(Path(root).expanduser())
+
+
+def shards_say(root: str | None, what: str) -> int:
+    """Return ``what`` (resolution, channels or classes) of the shards in ``root``; raises UserError."""
+    manifest = manifest_of(root, "shards")
+    return len(manifest.class_names) if what == "classes" else getattr(manifest, what)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The images of the shards in ``root``, which must be of this resolution and of so many channels and classes.
+
+    ``held_out_fraction`` of every class, rounded, is held out, always the same ones. A run ends when more than
+    ``max_bad`` of the records that it reads are bad; until then others stand in for them (see ``ShardImages``).
+    """
+
+    name: str
+    root: str | None
+    resolution: int
+    channels: int
+    classes: int
+    held_out_fraction: Number
+    max_bad: Number
+
+    latents: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not fit the shards; warn of truncated ones. Reads no record.
+
+        Every tar must be there and have an index that fits the manifest.
+        """
+        for key in ("held_out_fraction", "max_bad"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise UserError(f"data.{key}={value}: set it from 0 to below 1")
+        self._check_kind()
+        for key, there in self._there().items():
+            if (value := getattr(self, key)) != there:
+                raise UserError(
+                    f"data.{key}={value}, but the shards in data.root={self.root} have {key}={there}: set "
+                    f"data.{key}={there}, or data.root to other shards ({MAKE} makes them)"
+                )
+        _ = self._records
+
+    def train(self) -> ShardImages:
+        """Return the training split."""
+        self.check()
+        return self._images(self._quantiles >= self.held_out_fraction)
+
+    def held_out(self) -> ShardImages:
+        """Return the split that training never sees; UserError where nothing is held out."""
+        self.check()
+        if not self.held_out_fraction:
+            raise UserError(
+                f"data.held_out_fraction=0: nothing of data={self.name} is held out to compare with; set it, for "
+                "example to 0.01, or leave out what needs it (metrics=none)"
+            )
+        images = self._images(self._quantiles < self.held_out_fraction)
+        if not len(images):
+            least = 0.5 / max(self._manifest.per_class)
+            raise UserError(
+                f"data.held_out_fraction={self.held_out_fraction} of so few images is none: set it above {least:.2g}"
+            )
+        return images
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the name of every class, in the order of the labels."""
+        return self._manifest.class_names
+
+    def fingerprint(self) -> str:
+        """Return hex digits of the shards' own digests, and of the split."""
+        whole = "\n".join(f"{shard.file} {shard.digest}" for shard in self._manifest.shards)
+        return digest("shards", self._manifest.kind, self.held_out_fraction, whole)
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return manifest_of(self.root, self.name)
+
+    def _check_kind(self) -> None:
+        wanted = "latents" if self.latents else "pixels"
+        if self._manifest.kind == wanted:
+            return
+        other = "pixels" if self.latents else "latents"
+        remedy = "data=shards reads them" if self.latents else "data=imagenet256_latents reads them"
+        raise UserError(f"data={self.name} wants {wanted}, data.root={self.root} holds {other}: {remedy}")
+
+    def _there(self) -> dict[str, Any]:
+        manifest = self._manifest
+        return {
+            "resolution": manifest.resolution,
+            "channels": manifest.channels,
+            "classes": len(manifest.class_names),
+        }
+
+    @cached_property
+    def _records(self) -> Records:
+        """The table of all records; UserError unless it fits the manifest and enough of the tars is there."""
+        manifest = self._manifest
+        if not manifest.count:
+            raise UserError(f"data.root={self.root}: these shards hold no image; {MAKE} makes others")
+        records = open_records(Path(self.root).expanduser(), manifest)
+        if cut_off := records.cut_off():
+            lost = sum(cut_off.values())
+            few = ", ".join(f"{file} ({count})" for file, count in list(cut_off.items())[:5])
+            says = f"{len(cut_off)} of {len(manifest.shards)} shards in {self.root} are truncated, {lost} records lost"
+            if lost > math.ceil(self.max_bad * len(records)):
+                raise UserError(f"{says}, more than data.max_bad={self.max_bad}: {few}; {self._remedy}")
+            warnings.warn(f"{says}: {few}; other records stand in for them. {self._remedy}", stacklevel=2)
+        return records
+
+    @cached_property
+    def _quantiles(self) -> Float64[np.ndarray, " n"]:
+        if not self.held_out_fraction:
+            return np.zeros(len(self._records))
+        return class_quantiles(torch.from_numpy(self._records.labels), "shards").numpy()
+
+    def _images(self, chosen: np.ndarray) -> ShardImages:
+        records, shape = self._records, (self.channels, self.resolution, self.resolution)
+        if self.latents:
+            shape = (2, *shape)
+        decoder = partial(decode, payload=self._manifest.payload, channels=self.channels)
+        payload = Payload(decoder, shape, torch.float32 if self.latents else torch.uint8, self._change)
+        tally = Tally(len(records), self.max_bad, records.describe, self._remedy)
+        return ShardImages(records, chosen.nonzero()[0], payload, tally)
+
+    @property
+    def _change(self) -> Callable[[Tensor, int], Tensor] | None:
+        return None
+
+    @property
+    def _remedy(self) -> str:
+        return f"python -m pmf_lightning.shard {path_argument('out', self.root)} verify=true lists them"
+
+
+@dataclass(frozen=True)
+class LatentShards(Shards):
+    """The same as latents of an autoencoder: items are means and deviations, float32 [2, channels, resolution, ...].
+
+    ``draw`` says how often a latent is drawn from them: in every step ("every_time", as iMF does), or "once", keyed by
+    the number of the record, as Drifting does when it caches them; the deviations handed out are 0 then.
+    """
+
+    draw: str = "every_time"
+
+    latents: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raise UserError as ``Shards.check`` does, and for another ``draw``."""
+        if self.draw not in _DRAWS:
+            raise UserError(f"data.draw={self.draw}: latents are drawn {' or '.join(_DRAWS)}; set one of them")
+        super().check()
+
+    def fingerprint(self) -> str:
+        """Return hex digits of the shards' own digests, of the split, and of a draw that is made once."""
+        return super().fingerprint() if self.draw == "every_time" else digest(super().fingerprint(), self.draw)
+
+    @property
+    def _change(self) -> Callable[[Tensor, int], Tensor] | None:
+        return drawn_once if self.draw == "once" else None
+
+
+_DRAWS = ("every_time", "once")
+
+
+def drawn_once(moments: Float[Tensor, "2 c h w"], record: int) -> Float[Tensor, "2 c h w"]:
+    """Return the latent of record number ``record``, always the same one, as a mean with deviations of 0."""
+    mean, std = moments
+    noise = rng.normal_images("latents", "once", rows=torch.tensor([record]), shape=tuple(mean.shape))[0]
+    return torch.stack((mean + std * noise, torch.zeros_like(std)))

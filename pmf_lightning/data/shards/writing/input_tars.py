@@ -1,0 +1,124 @@
+"""Find the images of an input: class folders, or WebDataset tars whose headers are listed once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from pmf_lightning.data.images.class_folders import in_order, say_classes
+from pmf_lightning.data.images.kinds import is_hidden
+from pmf_lightning.data.images.listing import LeftOut, say_left_out
+from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
+from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, folder_inputs, record_keys
+from pmf_lightning.data.shards.writing.processes import in_processes
+from pmf_lightning.data.shards.writing.tar_files import find_tars, is_tar
+from pmf_lightning.data.shards.writing.tar_records import LABEL, TarListing, TarTask, list_tar, needed
+from pmf_lightning.utils.errors import UserError
+
+
+def tar_inputs(
+    tars: list[Path],
+    classes: int | None,
+    names_file: str | None,
+    workers: int,
+    progress: Callable[[int], None],
+    unpacked: Path,
+) -> Inputs:
+    """List the images of ``tars``, whose records hold an image and its label as ``<key>.jpg`` and ``<key>.cls``.
+
+    Without any label the classes are those of ``class_numbers.by_name``. ``workers`` processes read the headers, and
+    unpack compressed tars into the folder ``unpacked``. Raises UserError where no image is found.
+    """
+    tasks = [TarTask(tar, unpacked) for tar in tars]
+    listings = sorted(in_processes(list_tar, tasks, workers, progress), key=lambda listing: listing.file)
+    labelled = any(listing.keys for listing in listings)
+    if labelled:
+        for listing in listings:
+            listing.broken += [Unreadable(bare.name, needed("an image alone"), listing.file) for bare in listing.bare]
+    broken = [unreadable for listing in listings for unreadable in listing.broken]
+    with_companions = any(listing.companions for listing in listings)
+    if not labelled and (with_companions or not any(listing.bare for listing in listings)):
+        why = f", first {broken[0].file}: {broken[0].reason}" if broken else ""
+        raise UserError(f"in={tars[0]}: no image with a label (an image, and .{LABEL} of the same name){why}")
+    if labelled:
+        keys = [key for listing in listings for key in listing.keys]
+        places = np.array([place for listing in listings for place in listing.places], np.int64)
+        labels, names, said = by_number(places[:, 0].copy(), keys, classes, names_file)
+        counts = [len(listing.keys) for listing in listings]
+    else:
+        if classes is not None or names_file is not None:
+            raise UserError("classes and class_names are for tars with labels; these have names: leave both out")
+        labels, names, keys = _named(listings)
+        places = np.array([(0, bare.start, bare.size) for listing in listings for bare in listing.bare], np.int64)
+        counts, said = [len(listing.bare) for listing in listings], "the classes are names of tars or folders"
+    files = _names(tars)
+    left_out = [one for listing in listings for one in listing.left_out]
+    return Inputs(
+        root=tars[0].parent if len({tar.parent for tar in tars}) == 1 else Path("/"),
+        names=files,
+        files=np.repeat(np.arange(len(listings)), counts),
+        starts=places[:, 1].copy(),
+        sizes=places[:, 2].copy(),
+        keys=record_keys(keys),
+        labels=labels,
+        class_names=names,
+        broken=broken,
+        left_out=left_out,
+        said=_said(tars, keys, names, said, left_out),
+        unpacked={name: one.plain for name, one in zip(files, listings, strict=True) if one.plain is not None},
+    )
+
+
+def _named(listings: list[TarListing]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return labels, names of classes and keys of images that have no label."""
+    rows = [(listing.file, *bare[:2]) for listing in listings for bare in listing.bare]
+    chosen, keys = by_name([row[0] for row in rows], [row[2] for row in rows], [row[1] for row in rows])
+    names = in_order(list(set(chosen)))
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[name] for name in chosen], np.int64), names, keys
+
+
+def _said(tars: list[Path], keys: list[str], names: list[str], said: str | None, left_out: list[LeftOut]) -> list[str]:
+    where = tars[0] if len(tars) == 1 else f"{len(tars):,} tars"
+    lines = [f"{len(keys):,} images of {say_classes(names)} in {where}"]
+    return lines + [said] * bool(said) + ([say_left_out(left_out)] if left_out else [])
+
+
+def _names(tars: list[Path]) -> list[str]:
+    """Name the tars, in the order of their listings, below their folder, or from the root of all if there are more."""
+    tars = sorted(tars, key=lambda tar: tar.name)
+    one = len({tar.parent for tar in tars}) == 1
+    return [tar.name if one else str(tar.absolute().relative_to("/")) for tar in tars]
+
+
+def find_inputs(given: str, classes: int | None, class_names: str | None, workers: int, unpacked: Path) -> Inputs:
+    """List the images in ``given``, a folder of class folders or what ``find_tars`` takes; prints what was found.
+
+    ``classes`` and ``class_names`` are of tars (see ``tar_inputs``), whose headers ``workers`` processes read;
+    ``unpacked`` is a folder for the plain copies of compressed ones. Raises UserError.
+    """
+    source = Path(given).expanduser()
+    if _holds_class_folders(source):
+        if classes is not None or class_names is not None:
+            raise UserError("classes and class_names are for tars; class folders have their names: leave both out")
+        inputs = folder_inputs(source)
+    else:
+        tars, others = find_tars(given)
+        with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
+            update = lambda done: bar.update(done - bar.n)  # noqa: E731
+            inputs = tar_inputs(tars, classes, class_names, workers, update, unpacked)
+        if others:
+            inputs.left_out.extend(others)
+            inputs.said.append(say_left_out(others))
+    print("\n".join(inputs.said), flush=True)
+    return inputs
+
+
+def _holds_class_folders(source: Path) -> bool:
+    """Say whether ``source`` is to be read as class folders, not as tars; UserError where it is both."""
+    entries = [entry for entry in source.iterdir() if not is_hidden(entry.name)] if source.is_dir() else []
+    tars = any(is_tar(entry.name) and entry.is_file() for entry in entries)
+    if tars and any(entry.is_dir() for entry in entries):
+        raise UserError(f"in={source}: it holds tars and folders; give the tars as '{source}/*.tar', or move them away")
+    return source.is_dir() and not tars

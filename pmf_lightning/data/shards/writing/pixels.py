@@ -1,0 +1,56 @@
+"""One shard of images: each read, cropped, encoded and put into the tar; what cannot be read is written down."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from PIL import UnidentifiedImageError
+
+from pmf_lightning.data.shards.payloads import Pixels, encode
+from pmf_lightning.data.shards.tar import Record, write_shard
+from pmf_lightning.data.shards.writing.inputs import Piece, Unreadable
+from pmf_lightning.data.shards.writing.processes import Tick
+from pmf_lightning.data.shards.writing.progress import Finished, note
+from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask
+from pmf_lightning.data.transforms import Square, read_square
+
+
+def make_pixels(task: ShardTask, tick: Tick) -> Finished:
+    """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
+    unreadable: list[Unreadable] = []
+    done: Counter[str] = Counter()
+
+    def records() -> Iterator[Record]:
+        for piece in task.pieces:
+            tick()
+            found = read_piece(piece, task.recipe)
+            if isinstance(found, str):
+                unreadable.append(missing(piece, found, task))
+            else:
+                done.update(found.done)
+                yield Record(piece.key, piece.label, encode_as(found.levels, task.recipe), task.recipe.payload)
+
+    finished = Finished(write_shard(task.tar, records()), unreadable, dict(done))
+    note(task.tar, finished)
+    return finished
+
+
+def read_piece(piece: Piece, recipe: Recipe) -> Square | str:
+    """Return the square of one input, or the reason why there is none."""
+    try:
+        return read_square(piece.read(), recipe.size, recipe.channels, recipe.background)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its message holds an address, another in every run
+        return "no image of a known format"
+    except Exception as reason:  # broken files make Pillow raise nearly anything
+        return f"{type(reason).__name__}: {reason}"
+
+
+def missing(piece: Piece, reason: str, task: ShardTask) -> Unreadable:
+    """Say which input gave no record of which shard."""
+    return Unreadable(piece.key, reason, piece.file, task.tar.name)
+
+
+def encode_as(image: Pixels, recipe: Recipe) -> bytes:
+    """Return the payload of an image."""
+    return encode(image, recipe.payload, recipe.quality)

@@ -1,0 +1,89 @@
+"""Tasks dealt out to processes, with a count of what is done, and an end to all of them whatever ends one.
+
+A task is a function of (task, tick) that calls ``tick()`` once per record. The tick counts for the progress bar and
+raises Stopped as soon as the work is to end: another task failed, Ctrl-C, or the main process is gone, killed perhaps.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from pmf_lightning.utils.errors import UserError
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
+Tick = Callable[[], None]
+_shared: dict[str, Any] = {}  # of a worker: set once when it starts
+
+
+class Stopped(Exception):
+    """The work is to end."""
+
+
+def all_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_processes(
+    work: Callable[[Task, Tick], Result], tasks: Iterable[Task], workers: int, progress: Callable[[int], None]
+) -> Iterator[Result]:
+    """Yield the results of ``work(task, tick)`` as they come, in any order; few tasks wait, however many there are.
+
+    ``progress`` is called often, with the ticks so far. An error of a task ends all others and is raised here.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ticks, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (ticks, stop, os.getpid()))
+    waiting: set[Future] = set()
+    queue = iter(tasks)
+    try:
+        while True:
+            while len(waiting) < workers + 1 and (task := next(queue, None)) is not None:
+                waiting.add(pool.submit(_do, work, task))
+            if not waiting:
+                break
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            progress(ticks.value)
+            yield from (future.result() for future in done)
+        progress(ticks.value)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended by itself, most often for want of memory: run again with fewer workers; what is "
+            "finished is kept"
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(ticks: Any, stop: Any, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the main one ends the others
+    warnings.simplefilter("ignore")  # of Pillow, about odd metadata of images that can be read
+    _shared.update(ticks=ticks, stop=stop, parent=parent)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the main one is gone: a worker that waits for work would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _do(work: Callable[[Task, Tick], Result], task: Task) -> Result:
+    return work(task, _tick)
+
+
+def _tick() -> None:
+    if _shared["stop"].is_set() or os.getppid() != _shared["parent"]:
+        raise Stopped
+    with _shared["ticks"].get_lock():
+        _shared["ticks"].value += 1

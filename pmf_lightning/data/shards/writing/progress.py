@@ -1,0 +1,104 @@
+"""What is finished in a folder of shards: a hidden note for every tar, so that a stopped run goes on."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pmf_lightning.data.shards import manifest
+from pmf_lightning.data.shards.manifest import ShardEntry
+from pmf_lightning.data.shards.tar import read_index
+from pmf_lightning.data.shards.writing.inputs import Unreadable
+from pmf_lightning.data.shards.writing.recipe import Recipe, check_recipe
+from pmf_lightning.data.shards.writing.tar_files import UNPACKED
+from pmf_lightning.utils.bounded_files import as_record, read_json
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.locks import held
+
+NOTES = ".progress"
+LOCK = ".lock"
+LIST = "unreadable.tsv"
+PATIENCE = 10.0  # seconds: processes of a killed run end at their next image
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete shard, what is missing from it because it could not be read, and how often the decoder did what."""
+
+    entry: ShardEntry
+    unreadable: list[Unreadable]
+    done: dict[str, int]
+
+
+@contextmanager
+def making(out: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold ``out`` for one process that makes shards of ``recipe`` there; clear what a killed one left half-written.
+
+    Raises UserError where another process is at work, where other things lie, or shards of another recipe.
+    """
+    with held(out / LOCK, f"out={out}", "is making shards there; wait for it, or set another out", PATIENCE):
+        _claim(out, recipe)
+        for partial in (*out.glob(".shard-*.partial"), *out.glob(f".{manifest.NAME}.*.partial")):
+            partial.unlink(missing_ok=True)
+        yield
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    path = out / NOTES / "recipe.json"
+    if path.is_file():
+        try:
+            stored = read_json(path)
+            if isinstance(stored, dict):
+                stored = {"background": "none", **stored}  # of an earlier version
+            known = as_record(Recipe, stored)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); set another out, or remove {out}") from error
+        check_recipe(recipe, known, out)
+        return
+    if foreign := sorted(entry.name for entry in out.iterdir() if entry.name not in (LOCK, NOTES, UNPACKED)):
+        raise UserError(f"out={out}: other things are there ({', '.join(foreign[:3])}); set another out")
+    path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+
+
+def note(tar: Path, finished: Finished) -> None:
+    """Write down that a shard is finished."""
+    with atomic_write(_note_of(tar)) as partial:
+        partial.write_text(json.dumps(asdict(finished), indent=1) + "\n")
+
+
+def read_note(tar: Path) -> Finished | None:
+    """Return what was noted of a shard, or None unless tar and index are there and whole.
+
+    Whole by their sizes: a tar appears under its name after its last byte. The digests are for ``verify``.
+    """
+    try:
+        noted = read_json(_note_of(tar))
+        entry, unreadable = noted["entry"], noted["unreadable"]
+        parts = {
+            "entry": as_record(ShardEntry, entry),
+            "unreadable": [as_record(Unreadable, one) for one in unreadable],
+        }
+        finished = as_record(Finished, {**noted, **parts})
+        index = read_index(tar)
+        whole = tar.stat().st_size == finished.entry.bytes and len(index.keys) == finished.entry.count
+    except (OSError, ValueError, TypeError, KeyError, UserError):
+        return None
+    return finished if whole else None
+
+
+def write_list(out: Path, unreadable: list[Unreadable]) -> Path:
+    """Write ``unreadable.tsv``: key, reason, file and shard of everything that gave no record."""
+    path = out / LIST
+    lines = ["key\treason\tfile\tshard"]
+    lines += ["\t".join(" ".join(field.split()) for field in asdict(one).values()) for one in unreadable]
+    with atomic_write(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _note_of(tar: Path) -> Path:
+    return tar.parent / NOTES / f"{tar.stem}.json"

@@ -1,0 +1,128 @@
+"""Tars as input files: which ones a pattern names, and compressed ones unpacked."""
+
+import bz2
+import glob
+import gzip
+import lzma
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import IO
+
+from webdataset.shardlists import expand_urls
+
+from pmf_lightning.data.images.kinds import HIDDEN, is_hidden
+from pmf_lightning.data.images.listing import DANGLING, LeftOut
+from pmf_lightning.utils.errors import UserError
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+ENDINGS = (".tar", *(f".tar{end}" for end in PACKED), ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
+BEGINNINGS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+UNPACKED = ".unpacked"  # folder in out, removed at the end
+CHUNK = 2**20
+MOST_TIMES = 50  # its size that a compressed tar may unpack to, and a GiB more
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def is_tar(name: str) -> bool:
+    """Say whether a file name is that of a tar, compressed or not."""
+    return name.lower().endswith(ENDINGS)
+
+
+def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
+    """Return the tars that ``pattern`` names: a file, a folder of tars, a glob, or a range in braces.
+
+    ``{000000..000146}`` counts. Sorted by name; with the files of the folder that are no tars. UserError for none and
+    for missing ones.
+    """
+    path, left_out = Path(pattern).expanduser(), []
+    if path.is_dir():
+        entries = sorted(path.iterdir())
+        found = [entry for entry in entries if is_tar(entry.name) and not is_hidden(entry.name) and entry.is_file()]
+        left_out = [LeftOut(entry.name, _no_tar(entry)) for entry in entries if entry not in set(found)]
+    elif "{" in pattern:
+        found = sorted(Path(name).expanduser() for name in _expanded(pattern))
+    else:
+        found = sorted(Path(name) for name in glob.glob(str(path)))
+    if not found:
+        raise UserError(f"in={pattern}: no such file or folder; give class folders, or WebDataset tars")
+    for tar in found:
+        if not tar.is_file():
+            raise UserError(f"in={pattern}: {tar} is missing ({len(found)} tars in all); fetch it or name fewer")
+        if not is_tar(tar.name):
+            raise UserError(f"in={pattern}: {tar} is no tar; unpack it, and give the images as class folders")
+    if len({tar.name for tar in found}) < len(found):
+        raise UserError(f"in={pattern}: two tars have the same name; bring all into one folder")
+    return found, left_out
+
+
+def _no_tar(entry: Path) -> str:
+    if is_hidden(entry.name):
+        return HIDDEN
+    return "not a tar" if entry.exists() else DANGLING
+
+
+def _expanded(pattern: str) -> list[str]:
+    try:
+        return expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"in={pattern}: {error}; write a range as {{000000..000146}}") from error
+
+
+@contextmanager
+def room_to_unpack(out: Path) -> Iterator[Path]:
+    """Yield the path of a folder for unpacked tars, which is removed afterwards, as is one of a killed run."""
+    folder = out / UNPACKED
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def compression(path: Path) -> str | None:
+    """Return how a file is compressed, by its first bytes; None where it is not."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((kind for begin, kind in BEGINNINGS.items() if start.startswith(begin)), None)
+
+
+def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
+    """Write the plain tar of a compressed one into ``folder``; return its path, and what is damaged, if anything.
+
+    Raises UserError where the disk is too small, or where Python cannot read this compression.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = folder / f"{path.name}.tar"
+    room, most = int(0.9 * shutil.disk_usage(folder).free), MOST_TIMES * path.stat().st_size + 2**30
+    with plain.open("wb") as target:
+        try:
+            with _opener(path)(path) as source:
+                while chunk := source.read1(CHUNK):  # of a damaged file all that can be read
+                    if (room := room - len(chunk)) < 0:
+                        raise UserError(
+                            f"in={path}: the disk of {folder.parent} has no room to unpack it; set out to a larger one"
+                        )
+                    if (most := most - len(chunk)) < 0:
+                        return plain, f"it unpacks to more than {MOST_TIMES} times its size, which images never do"
+                    target.write(chunk)
+        except DAMAGE as error:
+            return plain, f"{type(error).__name__}: {error}"
+    return plain, None
+
+
+def _opener(path: Path) -> Callable[[Path], IO[bytes]]:
+    kind = compression(path)
+    if kind == "zstd":
+        for name in ("compression.zstd", "zstandard"):  # of Python 3.14; of a package
+            try:
+                return import_module(name).open
+            except ImportError:
+                continue
+        raise UserError(
+            f"in={path}: it is compressed with zstd, which this Python cannot read; unpack it: zstd -d {path}"
+        )
+    return {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[kind]

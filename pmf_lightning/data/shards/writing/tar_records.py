@@ -1,0 +1,226 @@
+"""One walk over the headers of a tar: where its images lie, with their labels where there are some."""
+
+import re
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from webdataset.tariterators import base_plus_ext
+
+from pmf_lightning.data.images.kinds import HIDDEN, endings, is_hidden, no_image
+from pmf_lightning.data.images.listing import NO_FILE, LeftOut
+from pmf_lightning.data.shards.writing.inputs import Unreadable
+from pmf_lightning.data.shards.writing.processes import Tick
+from pmf_lightning.data.shards.writing.tar_files import compression, is_tar, unpack
+from pmf_lightning.utils.bounded_files import open_tar
+
+LABEL = "cls"
+MOST_DIGITS = 18  # of a label
+META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset reserves
+RESERVED = "a name that WebDataset reserves (__name__)"
+LINK = "a link inside the tar"
+NESTED = "a tar inside the tar that cannot be read in place: unpack it"
+
+
+class Bare(NamedTuple):
+    """An image without a label: its name without the ending, the tar inside the tar that holds it, or "", its place."""
+
+    name: str
+    inner: str
+    start: int
+    size: int
+
+
+@dataclass
+class TarListing:
+    """What one tar holds: key, label, offset and size of every image, and what could not be listed.
+
+    ``bare`` are images that stand alone, ``companions`` says whether records have members besides image and label.
+    ``plain`` is the path of the unpacked tar where the file is compressed.
+    """
+
+    file: str
+    keys: list[str] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    bare: list[Bare] = field(default_factory=list)
+    broken: list[Unreadable] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    companions: bool = False
+    plain: str | None = None
+
+
+class TarTask(NamedTuple):
+    """A tar to list, and the folder to unpack it in where it is compressed."""
+
+    path: Path
+    unpacked: Path
+
+
+def list_tar(task: TarTask, tick: Tick) -> TarListing:
+    """Walk over the headers of one tar; what cannot be used is listed with the reason."""
+    path, listing, damage = task.path, TarListing(task.path.name), None
+    try:
+        if compression(path) is not None:
+            path, damage = unpack(path, task.unpacked)
+            listing.plain = str(path)
+        with open_tar(path) as tar:
+            walk = _Walk(listing, tick)
+            try:
+                walk.over(tar, "", 0)
+            finally:
+                walk.finish()
+            if tar.offset >= path.stat().st_size:
+                raise tarfile.ReadError("no mark at its end: it was cut off")
+    except (tarfile.TarError, OSError) as error:
+        reason = f"the tar cannot be read any further ({damage or f'{type(error).__name__}: {error}'})"
+        listing.broken.append(Unreadable(task.path.stem, reason, listing.file))
+    return listing
+
+
+def needed(what: str) -> str:
+    """Return the reason why something is no record."""
+    return f"it holds {what}: one image and .{LABEL} are needed"
+
+
+class _Walk:
+    """Collects the members of a tar into records, as WebDataset does: those that stand together under one name.
+
+    Members of one name that stand apart, all images before all labels for instance, are brought together too. A name
+    that comes twice is two records.
+    """
+
+    def __init__(self, listing: TarListing, tick: Tick) -> None:
+        self.listing, self.tick = listing, tick
+        self.group: dict[str, tarfile.TarInfo] = {}
+        self.key = ""
+        self.images: dict[str, list[tuple[Bare, str]]] = {}  # that wait for their label, with their ending
+        self.labels: dict[str, list[int | bytes]] = {}  # that wait for their image
+        self.others: Counter[str] = Counter()
+
+    def over(self, tar: tarfile.TarFile, inner: str, base: int) -> None:
+        """Walk over the members; those of a tar inside a tar begin at ``base``."""
+        for member in tar:
+            tar.members = []  # else the headers of the whole file stay in memory
+            name = member.name.removeprefix("./")
+            if member.isdir():
+                continue
+            if (reason := _unusable(member, name)) is not None:
+                self.listing.left_out.append(LeftOut(f"{self.listing.file}/{inner}{'/' * bool(inner)}{name}", reason))
+            elif is_tar(name):
+                self._close(tar, inner, base)
+                self._nested(tar, member, name, inner)
+            else:
+                key, ending = base_plus_ext(name)
+                ending = (ending or "").lower()
+                if key is None or not ending:
+                    self.others[no_image(name.rpartition("/")[2])] += 1
+                    continue
+                if key != self.key or ending in self.group:
+                    self._close(tar, inner, base)
+                self.key = key
+                self.group[ending] = member
+        self._close(tar, inner, base)
+
+    def _nested(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, inner: str) -> None:
+        """Walk over a tar that lies in the tar."""
+        stem, ending = name.rpartition("/")[2].rsplit(".", 1)
+        if inner or ending.lower() != "tar":
+            self.listing.left_out.append(LeftOut(f"{self.listing.file}/{inner}{'/' * bool(inner)}{name}", NESTED))
+            return
+        try:
+            with open_tar(Path(name), tar.extractfile(member)) as opened:
+                self.over(opened, stem, member.offset_data)
+        except (tarfile.TarError, OSError) as error:
+            reason = f"the tar inside the tar cannot be read any further ({type(error).__name__}: {error})"
+            self.listing.broken.append(Unreadable(name, reason, self.listing.file))
+
+    def _close(self, tar: tarfile.TarFile, inner: str, base: int) -> None:
+        """Take the record that has been collected."""
+        group, self.group = self.group, {}
+        if not group:
+            return
+        self.tick()
+        plain = [ending for ending in group if f".{ending}" in endings()]
+        dotted = [ending for ending in group if f".{ending.rpartition('.')[2]}" in endings() and "." in ending]
+        if not plain and dotted and (len(dotted) == 1 or f"{dotted[0].rpartition('.')[0]}.{LABEL}" in group):
+            self._split(tar, group, dotted, inner, base)  # names with dots, such as photo.v1.jpg
+            return
+        if len(plain) > 1 and LABEL in group:
+            self._broken(self.key, needed(", ".join(group)))
+            return
+        where = f"{inner}/{self.key}" if inner else self.key
+        for ending in plain:
+            member = group.pop(ending)
+            bare = Bare(self.key, inner, base + member.offset_data, member.size)
+            self.images.setdefault(where, []).append((bare, ending))
+        if LABEL in group:
+            self.labels.setdefault(where, []).append(_label(tar, group.pop(LABEL)))
+        if plain and group:
+            self.listing.companions = True
+        for ending in group:
+            self.others[f"another part of a record (.{ending})" if plain else no_image(f"x.{ending}")] += 1
+        self._pair(where)
+
+    def _split(self, tar: tarfile.TarFile, group: dict, dotted: list[str], inner: str, base: int) -> None:
+        """Take a group whose names have dots before the ending as one record for every name."""
+        key = self.key
+        for ending in dotted:
+            stem, _, last = ending.rpartition(".")
+            own = {last: group.pop(ending)}
+            for name in (f"{stem}.{LABEL}", LABEL):
+                if name in group:
+                    own[LABEL] = group.pop(name)
+                    break
+            self.key, self.group = f"{key}.{stem}", own
+            self._close(tar, inner, base)
+        for ending in group:
+            self.others[f"another part of a record (.{ending})"] += 1
+
+    def _pair(self, where: str) -> None:
+        """Make a record of an image and a label of the same name."""
+        if self.images.get(where) and self.labels.get(where):
+            (bare, _), label = self.images[where].pop(0), self.labels[where].pop(0)
+            for waiting in (self.images, self.labels):
+                if not waiting[where]:
+                    del waiting[where]
+            if isinstance(label, bytes):
+                self._broken(where, f"its label is {label[:20]!r}, no number that is whole and 0 or more")
+                return
+            self.listing.keys.append(where)
+            self.listing.places.append((label, bare.start, bare.size))
+
+    def _broken(self, key: str, reason: str) -> None:
+        self.listing.broken.append(Unreadable(key, reason, self.listing.file))
+
+    def finish(self) -> None:
+        """List what has stayed alone: labels without an image, and images, which are bare where no record is there."""
+        for where, labels in self.labels.items():
+            for _ in labels:
+                self._broken(where, needed(LABEL))
+        if self.listing.keys:
+            for where, images in self.images.items():
+                for _, ending in images:
+                    self._broken(where, needed(ending))
+        else:
+            self.listing.bare += [bare for images in self.images.values() for bare, _ in images]
+        file = self.listing.file
+        self.listing.left_out += [LeftOut(file, reason, count) for reason, count in self.others.items()]
+
+
+def _unusable(member: tarfile.TarInfo, name: str) -> str | None:
+    if any(map(is_hidden, name.split("/"))):
+        return HIDDEN
+    if META.match(name):
+        return RESERVED
+    if member.issym() or member.islnk():
+        return LINK
+    return None if member.isfile() and not member.issparse() else NO_FILE
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | bytes:
+    """Return the number in a label, or its first bytes where it is none."""
+    tar.fileobj.seek(member.offset_data)
+    content = tar.fileobj.read(min(member.size, 100)).strip()
+    return int(content) if content.isdigit() and len(content) <= MOST_DIGITS else content

@@ -1,0 +1,165 @@
+"""Image files decoded once into one memory-mapped array on disk."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from rich.progress import track
+from torch import Tensor
+
+from pmf_lightning.data.transforms import Square, read_square
+from pmf_lightning.utils.bounded_files import open_npz, read_json
+from pmf_lightning.utils.cache import atomic_write, sole_writer
+from pmf_lightning.utils.errors import UserError
+
+WINDOW = 256  # files decoded ahead of the writer: bounds memory, keeps every thread busy
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Files to decode, in the order they are to lie on disk: paths below ``root``, labels [n], split quantiles [n]."""
+
+    root: Path
+    names: list[str]
+    labels: Int64[Tensor, " n"]
+    quantiles: Float64[Tensor, " n"]
+    resolution: int
+    channels: int
+    background: str
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk if every file is readable."""
+        return len(self.names) * self.channels * self.resolution**2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The readable images, memory-mapped, with labels and quantiles; and a line of text for each unreadable one.
+
+    ``done`` counts what the decoder did to pictures (constants of decoder.py).
+    """
+
+    images: UInt8[np.ndarray, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    quantiles: Float64[Tensor, " n"]
+    unreadable: list[str]
+    unreadable_file: Path
+    done: dict[str, int]
+
+
+def cannot_read(root: Path, line: str) -> UserError:
+    """Make the error for one line of ``Decoded.unreadable``."""
+    name, reason = line.split("\t", 1)
+    return UserError(f"cannot read {root / name} ({reason}): remove it or set data.unreadable=skip")
+
+
+def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
+    """Open ``folder``, decoding ``wanted`` into it first if it is not there; it appears whole or not at all.
+
+    Raises UserError when the disk is too small, when no file is readable or, with ``fail``, at the first that is not.
+    """
+    with sole_writer(folder):
+        if not folder.exists():
+            with atomic_write(folder) as partial:
+                partial.mkdir()
+                _decode(partial, folder, wanted, fail)
+    try:
+        return _opened(folder, wanted)
+    except Exception as error:  # numpy reads headers as Python, which has many ways to be wrong
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{folder} is damaged ({reason}): remove it, and the images are decoded again") from error
+
+
+def _opened(folder: Path, wanted: Wanted) -> Decoded:
+    """Open what was decoded; ValueError where it is not of the ``wanted`` files."""
+    unreadable_file, most = folder / "unreadable.txt", 8 * len(wanted.names)
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    with open_npz(folder / "index.npz") as index:
+        labels, quantiles = index.read("labels", most), index.read("quantiles", most)
+    shape = (len(images), wanted.channels, wanted.resolution, wanted.resolution)
+    if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int64 or quantiles.dtype != np.float64:
+        raise ValueError("its arrays are others than those wanted")
+    if not len(images) or labels.shape != (len(images),) or quantiles.shape != labels.shape:
+        raise ValueError("images and labels do not belong together")
+    if labels.min() < 0 or labels.max() > int(wanted.labels.max()):
+        raise ValueError("it has other labels than those wanted")
+    return Decoded(
+        images=images,
+        labels=torch.from_numpy(labels),
+        quantiles=torch.from_numpy(quantiles),
+        unreadable=unreadable_file.read_text(errors="surrogateescape").splitlines(),
+        unreadable_file=unreadable_file,
+        done=_done(read_json(folder / "done.json")),
+    )
+
+
+def _done(found: Any) -> dict[str, int]:
+    if not isinstance(found, dict) or not all(type(count) is int for count in found.values()):
+        raise ValueError("done.json holds no counts")
+    return found
+
+
+def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
+    free = shutil.disk_usage(partial).free
+    shape = (wanted.channels, wanted.resolution, wanted.resolution)
+    print(
+        f"decoding {len(wanted.names)} images to {shape} once: {wanted.bytes / 2**30:.2f} GiB at {folder}", flush=True
+    )
+    if wanted.bytes > 0.98 * free:
+        raise UserError(
+            f"decoded images need {wanted.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "
+            "make room or set data.cache_dir to a larger disk"
+        )
+    kept, unreadable, done = [], [], Counter()
+    with (partial / "images.npy").open("wb") as file:
+        _write_header(file, (len(wanted.names), *shape))
+        with closing(track(_read_all(wanted), "decoding", total=len(wanted.names))) as images:
+            for row, image in enumerate(images):
+                if isinstance(image, Exception):
+                    unreadable.append(f"{wanted.names[row]}\t{type(image).__name__}: {image}".replace("\n", " "))
+                    if fail:
+                        raise cannot_read(wanted.root, unreadable[0])
+                else:
+                    file.write(image.levels.tobytes())
+                    kept.append(row)
+                    done.update(image.done)
+        if not kept:
+            raise UserError(
+                f"none of the {len(unreadable)} images in {wanted.root} can be read, first {unreadable[0]!r}"
+            )
+        file.seek(0)
+        _write_header(file, (len(kept), *shape))  # numpy pads headers so that the first length may change
+    np.savez(partial / "index.npz", labels=wanted.labels[kept].numpy(), quantiles=wanted.quantiles[kept].numpy())
+    (partial / "done.json").write_text(json.dumps(done) + "\n")
+    (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
+
+
+def _read_all(wanted: Wanted) -> Iterator[Square | Exception]:
+    """Decode on all cores, yielding in order an image or the reason why there is none; UserError without memory."""
+
+    def read(name: str) -> Square | Exception:
+        try:
+            return read_square(wanted.root / name, wanted.resolution, wanted.channels, wanted.background)
+        except MemoryError as error:  # no fault of the file: it must not be missing from the cache for ever
+            raise UserError(f"no memory to decode {wanted.root / name}: free some, or remove the file") from error
+        except Exception as reason:  # broken files make Pillow raise nearly anything
+            return reason
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(wanted.names), WINDOW):
+            yield from pool.map(read, wanted.names[start : start + WINDOW])
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

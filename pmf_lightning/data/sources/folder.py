@@ -1,0 +1,151 @@
+"""Any images on disk, one folder per class."""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
+from pmf_lightning.data.images.decoder import check_background, say_done
+from pmf_lightning.data.images.listing import LeftOut
+from pmf_lightning.data.sources.decode_cache import Decoded, Wanted, cannot_read, open_decoded
+from pmf_lightning.data.split import class_quantiles
+from pmf_lightning.data.transforms import CROP_RULE
+from pmf_lightning.utils.cache import cache_root, digest
+from pmf_lightning.utils.errors import UserError
+
+POLICIES = ("skip", "fail")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images ``root/<class>/**`` of any size, cropped to squares and decoded once into the cache.
+
+    Labels follow the names of the class folders (see ``class_folders.find_classes``); images that lie in ``root``
+    itself, without class folders, are one class. The kinds of images are Pillow's (see ``image_kinds``), at any depth;
+    hidden files do not count. ``unreadable`` says whether a broken file is skipped or fatal; ``held_out_fraction`` of
+    every class, rounded, is held out; ``cache_dir`` None means the user's own cache folder; ``background`` is what
+    transparent pixels show. See ``crop.read_square`` for how pixels are made.
+    """
+
+    name: str
+    root: str | None
+    resolution: int
+    channels: int
+    classes: int
+    unreadable: str
+    held_out_fraction: float | int
+    cache_dir: str | None
+    background: str = "white"
+
+    def check(self) -> None:
+        """Raise UserError for a setting or a folder that cannot work; reads names only."""
+        if self.channels not in (1, 3):
+            raise UserError(f"data.channels={self.channels}: set data.channels to 3 (colour) or 1 (grey)")
+        if self.resolution < 1:
+            raise UserError(f"data.resolution={self.resolution}: set it to 1 or more")
+        if self.unreadable not in POLICIES:
+            raise UserError(f"data.unreadable={self.unreadable}: set it to {' or '.join(POLICIES)}")
+        if not 0 <= self.held_out_fraction < 1:
+            raise UserError(f"data.held_out_fraction={self.held_out_fraction}: set it from 0 to below 1")
+        check_background(self.background, "data.background")
+        found = len(self._tree.class_names)
+        if found != self.classes:
+            raise UserError(f"data.classes={self.classes}, but {self.root} holds {found} class folders: leave it out")
+        cache_root(self.cache_dir)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the name of every class, in the order of the labels."""
+        return self._tree.class_names
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Return the files below the root that are not used, each with the reason."""
+        return self._tree.left_out
+
+    def train(self) -> ArrayDataset:
+        """Return the training split, uint8 [N, channels, resolution, resolution], memory-mapped."""
+        return self._rows(held_out=False)
+
+    def held_out(self) -> ArrayDataset:
+        """Return the split that training never sees; UserError if the held-out share of so few images is none."""
+        return self._rows(held_out=True)
+
+    def fingerprint(self) -> str:
+        """Return hex digits of what determines images and split."""
+        return digest(self._decoded_key, self.held_out_fraction)
+
+    def _rows(self, held_out: bool) -> ArrayDataset:
+        decoded = self._decoded
+        border = int(torch.searchsorted(decoded.quantiles, self.held_out_fraction))
+        rows = slice(0, border) if held_out else slice(border, None)
+        if held_out and border == 0:
+            raise UserError(f"data.held_out_fraction={self.held_out_fraction} of {self.root} is no image: raise it")
+        return ArrayDataset(decoded.images[rows], decoded.labels[rows])
+
+    @cached_property
+    def _tree(self) -> ImageTree:
+        return image_tree(self.root)
+
+    @cached_property
+    def _decoded_key(self) -> str:
+        """Key of the decoded images; the split is not part of it, as every split is a cut through the same order."""
+        tree, lines = self._tree, []
+        for label, name in zip(tree.labels, tree.names, strict=True):
+            lines.append(f"{label} {name} {_state(tree.root / name)}")
+        rules = (CROP_RULE, ORDER, self.background)
+        return digest("folder", *rules, self.resolution, self.channels, "\n".join(lines))
+
+    @cached_property
+    def _decoded(self) -> Decoded:
+        self.check()
+        tree = self._tree
+        print("\n".join(tree.said()), flush=True)
+        labels = torch.tensor(tree.labels)
+        quantiles = class_quantiles(labels, "folder")
+        order = quantiles.argsort(stable=True)
+        wanted = Wanted(
+            root=tree.root,
+            names=[tree.names[row] for row in order.tolist()],
+            labels=labels[order],
+            quantiles=quantiles[order],
+            resolution=self.resolution,
+            channels=self.channels,
+            background=self.background,
+        )
+        fail = self.unreadable == "fail"
+        decoded = open_decoded(cache_root(self.cache_dir) / f"folder-{self._decoded_key}", wanted, fail)
+        self._judge(decoded, fail)
+        return decoded
+
+    def _judge(self, decoded: Decoded, fail: bool) -> None:
+        """Say what could not be read, now or when the cache was made; refuse it if ``fail`` or if a class is empty."""
+        if decoded.done:
+            print(say_done(decoded.done), flush=True)
+        bad, tree = decoded.unreadable, self._tree
+        if bad and fail:
+            raise cannot_read(tree.root, bad[0])
+        for label, count in enumerate(torch.bincount(decoded.labels, minlength=len(tree.class_names)).tolist()):
+            if not count:
+                folder = tree.root / tree.class_names[label]
+                raise UserError(f"class folder {folder} holds no readable image: repair or remove it")
+        if bad:
+            few = ", ".join(line.split("\t")[0] for line in bad[:3]) + (", ..." if len(bad) > 3 else "")
+            warnings.warn(
+                f"{len(bad)} of {len(tree.names)} images cannot be read and are skipped: {few} "
+                f"(all named in {decoded.unreadable_file})",
+                stacklevel=2,
+            )
+
+
+def _state(path: Path) -> str:
+    """Return size and time of a file; of one that has gone meanwhile, nothing: it is listed when it is read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,113 @@
+"""From scenes to pixels, at any resolution: the same scene averaged down is nearly what is painted small.
+
+A shape covers clip(1/2 - d, 0, 1) of a pixel at distance d, in pixels, from its outline (negative: inside), and
+colours are mixed by that share, so that edges are smooth at every size.
+
+An image is the same in any batch, on any machine and with any version of torch. Libraries differ in the last bit of
+cosines and powers, so these are taken once per scene and rounded to a grid (``on_grid``). All that happens to pixels
+after that are sums, products, roots and comparisons, one operation at a time, which every machine rounds alike.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, UInt8
+from torch import Tensor
+
+from pmf_lightning.data.sources.shapes.outlines import OUTLINES, Outline
+from pmf_lightning.data.sources.shapes.scenes import LARGEST, SMALLEST, Scenes
+
+TILE = 2**15  # pixels painted at once: what they go through stays in the processor's cache
+
+TURNS, LEVELS = 2**16, 2**8  # steps of 1 that cosines and sines, and levels of colour, are rounded to
+
+# Lightness and chroma in OKLCH: of shapes, and of the ground where it is darkest and lightest.
+FRONT, DARK, LIGHT = (0.78, 0.125), (0.22, 0.035), (0.46, 0.075)
+
+
+def paint(scenes: Scenes, resolution: int) -> UInt8[Tensor, "n 3 side side"]:
+    """Return the images of scenes, ``resolution`` pixels along a side."""
+    images = torch.empty(len(scenes), 3, resolution, resolution, dtype=torch.uint8)
+    lines = torch.arange(resolution).split(max(1, TILE // resolution))
+    for label in scenes.classes.unique().tolist():
+        rows = (scenes.classes == label).nonzero()[:, 0]
+        for part in rows.split(max(1, TILE // resolution**2)):
+            canvas = _canvas(scenes.rows(part), OUTLINES[label], resolution)
+            images[part] = torch.cat([canvas.painted(some) for some in lines], dim=2)
+    return images
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """Scenes of one class in numbers that are ready for pixels.
+
+    ``across`` and ``down`` [n,side] are terms of columns and of lines, whose sums are: u, v of an outline, in units of
+    its size; the levels of the ground and what lacks them to the shape's, plus 1/2 for rounding. ``pixels`` [n] are the
+    pixels along that unit.
+    """
+
+    outline: Outline
+    pixels: Tensor
+    across: dict[str, Tensor]
+    down: dict[str, Tensor]
+
+    def painted(self, lines: Tensor) -> UInt8[Tensor, "n 3 lines side"]:
+        def field(name: str) -> Tensor:
+            return self.across[name][:, None] + self.down[name][:, lines, None]
+
+        distance = self.outline.distance(field("u"), field("v")) * self.pixels[:, None, None]
+        covered = (0.5 - distance).clamp_(0, 1)
+        levels = [field(f"lack {c}").mul_(covered).add_(field(f"ground {c}")) for c in range(3)]
+        return torch.stack(levels, dim=1).to(torch.uint8)
+
+
+def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
+    at = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    size = SMALLEST + (LARGEST - SMALLEST) * scenes.number("size")
+    x, y = (size + (1 - 2 * size) * scenes.number(name) for name in ("x", "y"))
+    right, below = (at - x[:, None]) / size[:, None], (at - y[:, None]) / size[:, None]
+    turns = 1 / outline.symmetry if outline.symmetry else 0.0
+    cos, sin = _direction(turns * scenes.number("angle")[:, None])
+    across = {"u": cos * right, "v": -sin * right}
+    down = {"u": -sin * below, "v": -cos * below}
+    front = colours(scenes.number("hue"), *FRONT)
+    middle, right, below = _ground(scenes)
+    for c in range(3):
+        ground = middle[:, c, None] + 0.5, right[:, c, None] * (at - 0.5), below[:, c, None] * (at - 0.5)
+        across[f"ground {c}"], down[f"ground {c}"] = ground[1], ground[0] + ground[2]
+        across[f"lack {c}"], down[f"lack {c}"] = -ground[1], front[:, c, None] + 0.5 - ground[0] - ground[2]
+    single = ({name: term.float() for name, term in terms.items()} for terms in (across, down))
+    return _Canvas(outline, (size * side).float(), *single)
+
+
+def _ground(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the levels in the middle, and how much they grow to the right and downwards over the image, each [n,3]."""
+    dark, light = (colours(scenes.number("ground"), *tone) for tone in (DARK, LIGHT))
+    cos, sin = _direction(scenes.number("light")[:, None])
+    slope = (light - dark) / (cos.abs() + sin.abs())  # so that a corner, or a side, is darkest and lightest
+    return (dark + light) / 2, slope * cos, slope * sin
+
+
+def on_grid(numbers: Float64[Tensor, "*any"], steps: int) -> Float64[Tensor, "*any"]:
+    """Round numbers to multiples of 1 / steps: their last bits, in which libraries differ, decide nothing."""
+    return (numbers * steps).round() / steps
+
+
+def _direction(turns: Float64[Tensor, "*any"]) -> tuple[Float64[Tensor, "*any"], Float64[Tensor, "*any"]]:
+    angle = 2 * math.pi * turns
+    return on_grid(angle.cos(), TURNS), on_grid(angle.sin(), TURNS)
+
+
+def colours(hue: Float64[Tensor, " n"], lightness: float, chroma: float) -> Float64[Tensor, "n 3"]:
+    """Return sRGB levels in [0, 255] of hues in turns, all of one lightness and chroma (OKLCH, Ottosson 2020)."""
+    a, b = (chroma * part for part in _direction(hue))
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    red = 4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short
+    linear = torch.stack((red, green, blue), dim=1).clamp(0, 1)
+    levels = 255 * torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return on_grid(levels, LEVELS)

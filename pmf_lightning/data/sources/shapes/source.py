@@ -1,0 +1,95 @@
+"""Shapes: coloured discs, squares, stars and others, painted when they are asked for, at any resolution.
+
+For people without ImageNet, and for studies: nobody has to store or download anything, image i is the same scene at
+every resolution, and the dimension of the set of images is known (scenes.intrinsic_dimension).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from pmf_lightning.data.dataset import Batched
+from pmf_lightning.data.sources.shapes.outlines import OUTLINES
+from pmf_lightning.data.sources.shapes.painting import paint
+from pmf_lightning.data.sources.shapes.scenes import Scenes, drawn
+from pmf_lightning.utils.cache import digest
+from pmf_lightning.utils.errors import UserError
+
+VERSION = 2  # raise it when images change: what was cached for the old ones is then left alone
+SMALLEST_SIDE = 16  # pixels: below it shapes can hardly be told apart
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """``images`` training images and ``held_out_images`` others, of the first ``classes`` of ten shapes in turn.
+
+    Image i of a split depends on (name, split, i) alone, so another ``name`` gives other images, and more of them begin
+    with the same ones. The classes: disc, square, triangle, star, ring, cross, crescent, heart, pentagon, drop.
+    """
+
+    name: str
+    resolution: int
+    channels: int
+    classes: int
+    images: int
+    held_out_images: int
+
+    def check(self) -> None:
+        """Raise UserError unless the shapes can be painted so."""
+        if self.channels != 3:
+            raise UserError(f"data.channels={self.channels}: shapes are coloured, set data.channels=3")
+        if self.resolution < SMALLEST_SIDE:
+            raise UserError(f"data.resolution={self.resolution}: shapes need room, set it to {SMALLEST_SIDE} or more")
+        if not 1 <= self.classes <= len(OUTLINES):
+            raise UserError(f"data.classes={self.classes}: set it between 1 and {len(OUTLINES)}")
+        for key in ("images", "held_out_images"):
+            if getattr(self, key) < 1:
+                raise UserError(f"data.{key}={getattr(self, key)}: set it to 1 or more")
+
+    def train(self) -> "PaintedShapes":
+        """Return the training split, uint8 [3, resolution, resolution] each."""
+        return self._split("train")
+
+    def held_out(self) -> "PaintedShapes":
+        """Return the split that training never sees."""
+        return self._split("held_out")
+
+    def scenes(self, split: str, indices: Sequence[int]) -> Scenes:
+        """Return what images of "train" or "held_out" show, as latent numbers (see Scenes)."""
+        return drawn(self.name, split, indices, self.classes)
+
+    def fingerprint(self) -> str:
+        """Return hex digits of what determines images and split."""
+        sizes = (self.resolution, self.classes, self.images, self.held_out_images)
+        return digest("shapes", VERSION, self.name, *sizes)
+
+    def _split(self, split: str) -> "PaintedShapes":
+        self.check()
+        return PaintedShapes(self, split, self.images if split == "train" else self.held_out_images)
+
+
+class PaintedShapes(Batched):
+    """The images of one split of ``source``; none is kept."""
+
+    def __init__(self, source: Shapes, split: str, count: int) -> None:
+        self.source, self.split, self.count = source, split, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """The classes, in turn."""
+        return torch.arange(self.count) % self.source.classes
+
+    def batch(self, indices: Sequence[int]) -> tuple[UInt8[Tensor, "b 3 side side"], Int64[Tensor, " b"]]:
+        """Paint several: images [B, 3, side, side] and labels [B]; IndexError for one that is not there."""
+        for i in indices:
+            if not 0 <= i < self.count:
+                raise IndexError(f"image {i} of {self.count}")
+        scenes = self.source.scenes(self.split, indices)
+        return paint(scenes, self.source.resolution), scenes.classes

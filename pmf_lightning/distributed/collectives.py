@@ -1,0 +1,77 @@
+"""Work dealt over the processes of torch.distributed so that what comes out does not depend on their number."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from pmf_lightning.utils.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's number and how many there are; (0, 1) where torch.distributed is not in use."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def chunks_of_this_rank(n: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of this rank's chunks: number k of ``chunk`` images goes to rank ``k % world``, whole.
+
+    A chunk holds the same images whatever the number of ranks, so networks see equal batches and give equal bits.
+    """
+    rank, world = rank_and_world()
+    for first in range(rank * chunk, n, world * chunk):
+        yield first, min(first + chunk, n)
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Do ``work`` on every rank and return its result; where it fails on one, fail on all.
+
+    Without this, ranks that are well would wait for the failed one in their next exchange. What failed is raised on its
+    own rank as it is, and on the others as UserError (NonFiniteError and the like stay what they are) with its words.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as reason:
+        error = reason
+    world = rank_and_world()[1]
+    if world > 1:
+        told: list[tuple[type, str] | None] = [None] * world
+        bad_input = isinstance(error, UserError)
+        words = str(error) if bad_input else f"{type(error).__name__}: {error}"
+        dist.all_gather_object(told, error and (type(error) if bad_input else UserError, words))
+        for other, failure in enumerate(told):
+            if failure and error is None:
+                raise failure[0](f"rank {other}: {failure[1]}")
+    if error is not None:
+        raise error
+    return result
+
+
+def from_main(work: Callable[[], Result]) -> Result:
+    """Do ``work`` on rank 0 alone and return its result on all ranks; what it raises is raised on all."""
+    rank, world = rank_and_world()
+    result = together(lambda: work() if rank == 0 else None)
+    if world > 1:
+        told = [result]
+        dist.broadcast_object_list(told, src=0)
+        result = told[0]
+    return result
+
+
+def total(counts: dict[str, int]) -> dict[str, int]:
+    """Add up counts by name over all ranks; all of them call it."""
+    everyone = [dict(counts)]
+    world = rank_and_world()[1]
+    if world > 1:
+        everyone = [{}] * world
+        dist.all_gather_object(everyone, dict(counts))
+    summed: Counter[str] = Counter()
+    for one in everyone:
+        summed.update(one)
+    return dict(summed)

@@ -1,0 +1,52 @@
+"""Joining the processes that torchrun started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pmf_lightning.utils.errors import UserError
+
+PATIENCE = timedelta(hours=2)  # ranks wait while rank 0 compares 50,000 features
+_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints: rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_on_main(lines: list[str]) -> None:
+    """Print lines, in one process alone."""
+    if lines and is_main():
+        print("\n".join(lines), flush=True)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[torch.device]:
+    """Yield this process's device, joined with the others where torchrun started several (WORLD_SIZE above 1).
+
+    "cuda" becomes the GPU of the local rank. Ranks talk by gloo on CPUs, by NCCL on GPUs. Raises UserError for an
+    environment that is not torchrun's, or fewer GPUs than local ranks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield torch.device(device)
+        return
+    if missing := [name for name in _NEEDED if name not in os.environ]:
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {', '.join(missing)} not set; start by torchrun")
+    kind = torch.device(device).type
+    chosen = torch.device(kind)
+    if kind == "cuda":
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise UserError(f"LOCAL_RANK={local}: this machine has {there} GPUs; set --nproc-per-node={there}")
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,183 @@
+"""How several devices share one training step: DDP (each has all weights) or FSDP2 (each keeps a part of them)."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.optim import Optimizer
+
+from pmf_lightning.distributed.dtensor import differences, spread_like, to_cpu
+from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
+
+OLDEST_FSDP = (2, 13)
+
+
+def trainer_options(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer that ``cfg.trainer`` sets, with its strategy built.
+
+    Raises UserError for a strategy that does not go with the rest of ``cfg``.
+    """
+    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if isinstance(options["strategy"], Mapping):
+        options["strategy"] = instantiate(cfg.trainer.strategy, _convert_="all")
+    if isinstance(options["strategy"], FullySharded) and cfg.compile:
+        raise UserError("compile=true: trainer=fsdp gathers weights around passes that are not compiled; drop one")
+    return options
+
+
+def ddp(**settings: Any) -> DDPStrategy:
+    """Return Lightning's DDP. The derivative of a MeanFlow step runs inside its forward: gradients are averaged.
+
+    ``settings`` go to torch's DistributedDataParallel.
+    """
+    return DDPStrategy(**settings)
+
+
+def fsdp(gather_dtype: str | None) -> "FullySharded":
+    """Return FSDP2; ``gather_dtype`` is the dtype in which matrices are gathered, null that of the weights.
+
+    Raises UserError for a torch that is too old, or an unknown dtype.
+    """
+    return FullySharded(gather_dtype)
+
+
+def refuse_old_torch(version: str) -> None:
+    """Raise UserError where FSDP2 does not get along with the derivative in this version of torch."""
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_FSDP:
+        raise UserError(
+            f"trainer=fsdp: torch {version} cannot take forward-mode derivatives through FSDP2 (pytorch issue 182641); "
+            f"install torch {'.'.join(map(str, OLDEST_FSDP))} or newer, or take trainer=ddp"
+        )
+
+
+def takes_part(trainer: Trainer) -> bool:
+    """Whether this device runs the network where one would do: the first, or all where none has all weights."""
+    return trainer.is_global_zero or isinstance(trainer.strategy, FullySharded)
+
+
+class FullySharded(DDPStrategy):
+    """FSDP2 with one gather per step: weights, gradients, moments and averages are spread over all devices.
+
+    The whole weights come together at the first forward pass of a step (guidance, where there is one) and stay until
+    their backward pass, since the derivative is taken along a tape that goes back to them. Checkpoints hold the whole
+    state in the format of one device: a run goes on with any strategy and any number of devices. When training ends,
+    every device gets the whole network back, and callbacks with a method ``gather`` are asked to do the like.
+    """
+
+    def __init__(self, gather_dtype: str | None):
+        refuse_old_torch(torch.__version__)
+        if gather_dtype not in (None, "float32", "bfloat16"):
+            raise UserError(f"trainer.strategy.gather_dtype={gather_dtype}: use bfloat16, float32 or null")
+        super().__init__()
+        self._policy = _policy(gather_dtype and getattr(torch, gather_dtype))
+        self._plain: nn.Module | None = None
+
+    def setup(self, trainer: Trainer) -> None:
+        """Spread the network, which holds its starting weights by now, and build the optimiser over the parts."""
+        self.accelerator.setup(trainer)
+        module = self.lightning_module
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()  # first: NCCL compares nothing that lies on the CPU
+        refuse_different_starts(module.network)
+        self._plain = _without_weights(module.network)
+        shard(module.network, init_device_mesh(self.root_device.type, (self.world_size,)), self._policy)
+        self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        """Return the whole weights on rank 0, nothing elsewhere; all ranks must ask."""
+        return _whole_state(self.lightning_module.state_dict(), self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the whole state of the optimiser on rank 0, nothing elsewhere; all ranks must ask."""
+        state = super().optimizer_state(optimizer)
+        zero = self.is_global_zero
+        whole_state = {number: _whole_state(moments, zero) for number, moments in state["state"].items()}
+        return {**state, "state": whole_state} if zero else {}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this rank's part of the state of an optimiser."""
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            state = {number: _spread_state(kept, weights[number]) for number, kept in stored["state"].items()}
+            optimizer.load_state_dict({**stored, "state": state})
+
+    def teardown(self) -> None:
+        """Give every device the whole network back, unless training broke off."""
+        module = self.lightning_module
+        trainer = module and module._trainer
+        if self._plain is not None and trainer.state.status != TrainerStatus.INTERRUPTED:
+            for callback in trainer.callbacks:
+                if hasattr(callback, "gather"):
+                    callback.gather()
+            weights = _whole_state(module.network.state_dict(), True)
+            self._plain.load_state_dict(weights, assign=True)
+            module.network, self._plain = self._plain, None
+        super().teardown()
+
+
+def refuse_different_starts(network: nn.Module) -> None:
+    """Raise UserError unless all devices have the same weights, since each is about to keep a part of its own."""
+    apart = differences([weight.detach() for weight in network.parameters()])
+    if apart.max() > 0:
+        name = [name for name, _ in network.named_parameters()][int(apart.argmax())]
+        raise UserError(
+            f"the devices start with different weights, most of all in {name}: take the same seed, the same ckpt and "
+            "the same code on all machines"
+        )
+
+
+def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Spread the weights of ``network`` over ``mesh``: block by block, then all that is in no block."""
+    # Networks return views; nobody changes a network's answer in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    for unit in [*_blocks(network), network]:
+        fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+        open_duals(unit)
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the members of lists that hold weights, such as the blocks of trunk and heads; inner ones first."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    found = [block for blocks in lists for block in blocks if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
+    return [block for block in reversed(found) if any(True for _ in block.parameters())]
+
+
+def _policy(gather: torch.dtype | None) -> MixedPrecisionPolicy:
+    """Gather matrices in another dtype; gradients are added up in float32, and inputs left to autocast."""
+    if gather in (None, torch.float32):
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def _without_weights(network: nn.Module) -> nn.Module:
+    """Copy a network without memory for its weights, and with the forward passes of its classes."""
+    weights = {id(w): nn.Parameter(torch.empty_like(w, device="meta"), w.requires_grad) for w in network.parameters()}
+    copied = copy.deepcopy(network, weights)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)  # of recompute.py, which holds on to the original
+    return copied
+
+
+def _whole_state(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    found = {name: to_cpu(value, keep) if isinstance(value, Tensor) else value for name, value in state.items()}
+    return found if keep else {}
+
+
+def _spread_state(state: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:
+    """Cut the moments of a weight as the weight is; other tensors, such as counters, stay whole."""
+    return {
+        name: spread_like(value, weight) if isinstance(value, Tensor) and value.shape == weight.shape else value
+        for name, value in state.items()
+    }

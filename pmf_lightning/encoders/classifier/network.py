@@ -1,0 +1,67 @@
+"""A small convolutional classifier of uint8 images; its last hidden layer is where Frechet distances are measured."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pmf_lightning.utils.rng import generator
+
+
+class Classifier(nn.Module):
+    """Three convolutions, a layer of ``features`` numbers and a linear head; no batch statistics, no dropout.
+
+    The answer for one image thus depends on that image alone. The weights are drawn from ``seed``, never from the
+    global generator. Images are uint8 [B, C, H, W] of any size; larger than ``side`` pixels are averaged down to it
+    (area, so without aliasing), which also averages pixel noise away: judge at full size where noise matters. Not from
+    a paper: only its determinism matters, the scale of its features is arbitrary.
+    """
+
+    def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):
+        super().__init__()
+        self.side = side
+        self.num_features = features  # the name torchmetrics looks for
+        with torch.device("meta"):  # building on a real device would advance the global generator
+            self.body = nn.Sequential(
+                nn.Conv2d(channels, 24, 5, stride=2, padding=2, bias=False),
+                nn.GroupNorm(4, 24),
+                nn.SiLU(),
+                nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(8, 48),
+                nn.SiLU(),
+                nn.Conv2d(48, 96, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(8, 96),
+                nn.SiLU(),
+                nn.AdaptiveAvgPool2d(4),
+                nn.Flatten(),
+                nn.Linear(96 * 16, features),
+                nn.SiLU(),
+            )
+            self.head = nn.Linear(features, classes)
+        self.to(torch.float32).to_empty(device="cpu")
+        self._draw_weights(seed)
+
+    @torch.no_grad()
+    def _draw_weights(self, seed: int):
+        """He's normal initialisation for matrices and kernels, each from its own stream; one or zero for the rest."""
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator(seed, "classifier", name))
+            else:
+                weight.fill_(float(name.endswith("weight")))
+
+    def shrink(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c s s2"]:
+        """Average images down to at most ``side`` pixels and scale them from 0..255 to [-1, 1]."""
+        pixels = images.to(self.head.weight.dtype) / 127.5 - 1
+        height, width = images.shape[-2:]
+        if max(height, width) <= self.side:
+            return pixels
+        return functional.adaptive_avg_pool2d(pixels, (min(height, self.side), min(width, self.side)))
+
+    def embed(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        """Return the last hidden layer, ``num_features`` numbers per image."""
+        return self.body(self.shrink(images))
+
+    def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return one logit per class."""
+        return self.head(self.embed(images))

@@ -1,0 +1,102 @@
+"""Train the small classifier on a real training split, once: seconds of work, then a file in the cache folder."""
+
+import math
+from dataclasses import astuple, dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from pmf_lightning.data.dataset import Images, Source
+from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.trained_cache import kept_network, one_thread
+from pmf_lightning.utils.cache import cache_root, digest
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import generator
+
+VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How the classifier is made: ``conf/metrics/small.yaml`` holds the numbers.
+
+    ``seed`` is apart from the run's seed on purpose: runs can be compared only when one classifier judges them all.
+    Images are judged at ``side`` pixels at most. ``shift`` is the largest augmenting shift as a share of the side;
+    ``warm_up`` counts steps.
+    """
+
+    seed: int
+    side: int
+    features: int
+    steps: int
+    batch: int
+    lr: float | int
+    warm_up: int
+    weight_decay: float | int
+    shift: float | int
+
+
+def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
+    """Return the classifier of ``source``'s training split, from the cache folder or trained and kept there.
+
+    A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written, and for data of
+    latents.
+    """
+    if getattr(source, "latents", False):
+        raise UserError(f"{source.name} hands out latents: the small classifier learns from pixels; do without it")
+    folder = cache_root(cache_dir) / "classifiers"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
+
+    def empty() -> Classifier:
+        return Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
+
+    def trained() -> Classifier:
+        return train_classifier(source.train(), source.classes, settings)
+
+    return kept_network(path, empty, trained, "the classifier")
+
+
+@one_thread()
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.enable_grad()
+@torch.autocast("cpu", enabled=False)
+def train_classifier(split: Images, classes: int, settings: ClassifierSettings) -> Classifier:
+    """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
+
+    ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads, with the same
+    version of torch on the same kind of processor. Raises UserError for fewer than two classes, or if it diverges.
+    """
+    if classes < 2:
+        raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
+    classifier = Classifier(split[0][0].shape[0], classes, settings.features, settings.seed, settings.side)
+    adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
+        draw = generator(settings.seed, "classifier", "batch", step)
+        batch, wanted = split.batch(torch.randint(len(split), (settings.batch,), generator=draw).tolist())
+        small = classifier.shrink(batch)
+        reach = round(settings.shift * small.shape[-1])
+        moved = shifted(small, torch.randint(-reach, reach + 1, (settings.batch, 2), generator=draw))
+        for group in adam.param_groups:
+            group["lr"] = settings.lr * _rate(step, settings)
+        adam.zero_grad()
+        functional.cross_entropy(classifier.head(classifier.body(moved)), wanted).backward()
+        adam.step()
+    if not all(weight.isfinite().all() for weight in classifier.parameters()):
+        raise UserError(f"the classifier diverged at metrics.classifier.lr={settings.lr}: lower it")
+    return classifier.eval().requires_grad_(False)
+
+
+def shifted(images: Float[Tensor, "b c h w"], by: Int64[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+    """Move image i by ``by[i]`` pixels (down, right), repeating the border pixels."""
+    batch, _, height, width = images.shape
+    rows = (torch.arange(height) - by[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) - by[:, 1:]).clamp(0, width - 1)
+    return images[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _rate(step: int, settings: ClassifierSettings) -> float:
+    return min(1, (step + 1) / (settings.warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))

@@ -1,0 +1,156 @@
+"""The choices of conf/drift_features: which encoder gives the features of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.encoders.drifting.extractor import DriftFeatures
+from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
+from pmf_lightning.models.mae.encoder import MAEEncoder
+from pmf_lightning.models.mae.network import MAE
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.state_names import unwrapped
+from pmf_lightning.utils.tensor_files import at_most_weights, load_tensors
+from pmf_lightning.weights.mae import load_official_mae, official_mae_sizes
+
+_SIZES = ("resolution", "channels", "patch", "base_channels", "blocks")
+
+_TARGET = f"{MAE.__module__}.{MAE.__name__}"
+
+
+def run_encoder(path: str | Path) -> MAEEncoder:
+    """Return the encoder of a run directory or a checkpoint file, with the averaged weights it is judged by; frozen.
+
+    Sizes, resolution and channels are those of the run. Nothing in the file is executed. Raises UserError for a missing
+    or foreign file, or a checkpoint of something else than an MAE.
+    """
+    checkpoint = _read(Path(path).expanduser())
+    try:
+        backbone, ema = checkpoint["config"]["backbone"], checkpoint["config"]["sampling"]["ema"]
+        target, averages = backbone["_target_"], checkpoint["ema"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a checkpoint of pmf_lightning (it lacks {error})") from error
+    if target != _TARGET:
+        said = shorten(str(target), 120, placeholder=" ...")
+        raise UserError(f"{path}: its network is {said}, no MAE; give a run of model=mae_r256 or the like")
+    try:
+        weights = _part(unwrapped(averages[ema], str(path)), "encoder.")
+        with torch.device("meta"), at_most_weights(len(weights)):
+            encoder = MAEEncoder(**{name: backbone[name] for name in _SIZES})
+        if wrong := _differing(encoder.state_dict(), weights):
+            raise ValueError(f"{wrong} is missing or of another size")
+        encoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    except UserError:
+        raise
+    except Exception as error:  # values of the wrong kind fail in many places
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: its weights and configuration make no encoder ({type(error).__name__}: {reason}); give a whole "
+            "checkpoint of model=mae_r256 or the like"
+        ) from error
+    return encoder.requires_grad_(False).eval()
+
+
+def _differing(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
+    """Name a weight that is in one of them alone, or of another shape; empty where there is none."""
+    names = sorted(wanted.keys() ^ there.keys()) or [name for name in wanted if wanted[name].shape != there[name].shape]
+    return names[0] if names else ""
+
+
+def _read(path: Path) -> Any:
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no checkpoint there; give a run directory of model=mae_r256 or the like, or a file")
+    try:
+        return load_tensors(file)
+    except Exception as error:  # a foreign file makes torch raise nearly anything
+        raise UserError(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+OFFICIAL_GRID = 32  # patches along a side, of all released encoders
+
+
+def pixels_alone(*, source: Source, cache_dir: str | None, convnext: nn.Module | None = None) -> DriftFeatures:
+    """Return features without an MAE: the pixels as one vector, and those of ``convnext`` where one is given."""
+    return _checked(DriftFeatures(None, convnext), source)
+
+
+def trained_on_data(
+    settings: MAESettings,
+    sets: str,
+    every_block: int,
+    *,
+    source: Source,
+    cache_dir: str | None,
+    convnext: nn.Module | None = None,
+) -> DriftFeatures:
+    """Return features of a small MAE of ``source``'s training split, trained now or read from the cache folder.
+
+    Raises UserError where it cannot be made.
+    """
+    return _checked(DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, sets, every_block), source)
+
+
+def released(
+    path: str | None,
+    sets: str,
+    every_block: int,
+    *,
+    source: Source,
+    cache_dir: str | None,
+    convnext: nn.Module | None = None,
+) -> DriftFeatures:
+    """Return features of a released encoder in the folder ``path`` (see ``released_encoder``).
+
+    Raises UserError for a missing or foreign folder, or an encoder that was trained on other images than ``source``'s.
+    """
+    if path is None:
+        raise UserError("drift_features.path is not set: give the folder with ema_params.msgpack and metadata.json")
+    return _checked(DriftFeatures(released_encoder(path), convnext, sets, every_block), source)
+
+
+def trained_by_run(
+    path: str | None,
+    sets: str,
+    every_block: int,
+    *,
+    source: Source,
+    cache_dir: str | None,
+    convnext: nn.Module | None = None,
+) -> DriftFeatures:
+    """Return features of the encoder that a run of the train command made (see ``run_encoder``).
+
+    Raises UserError for a missing or foreign run, or an encoder that was trained on other images than ``source``'s.
+    """
+    if path is None:
+        raise UserError("drift_features.path is not set: give the directory of a run of model=mae_r256 or the like")
+    return _checked(DriftFeatures(run_encoder(path), convnext, sets, every_block), source)
+
+
+def released_encoder(path: str | Path) -> MAEEncoder:
+    """Return the encoder in a folder of ema_params.msgpack and metadata.json, as the official code writes them; frozen.
+
+    Its images have 32 patches along a side, as all official ones. Raises UserError for a missing or foreign folder.
+    """
+    sizes = official_mae_sizes(path)
+    patch, names = sizes["patch"], ("channels", "patch", "base_channels", "blocks")
+    try:
+        with torch.device("meta"):
+            encoder = MAEEncoder(resolution=OFFICIAL_GRID * patch, **{name: sizes[name] for name in names})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return load_official_mae(path, encoder).requires_grad_(False).eval()
+
+
+def _checked(features: DriftFeatures, source: Source) -> DriftFeatures:
+    features.check(source.channels, source.resolution)
+    return features

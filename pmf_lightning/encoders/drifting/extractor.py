@@ -1,0 +1,66 @@
+"""The features of a training run: what the drifting loss compares, from frozen networks that are nobody's weights."""
+
+from torch import nn
+
+from pmf_lightning.encoders.drifting.mae import (
+    EVERY_BLOCK,
+    SETS,
+    FeatureDict,
+    Images,
+    check_images,
+    check_sets,
+    mae_features,
+    raw_features,
+)
+from pmf_lightning.models.mae.encoder import MAEEncoder
+from pmf_lightning.utils.errors import UserError
+
+
+class DriftFeatures(nn.Module):
+    """Features of images [B,C,H,W] in [-1, 1] (or latents) by name, each [B, locations, channels].
+
+    ``encoder`` gives those of an MAE, ``convnext`` (ConvNeXtMaps) those of a ConvNeXt besides; without both there are
+    the pixels alone, as one vector. Gradients flow to the images; the weights are frozen here for good, and training
+    mode never reaches them. Keep it out of the modules that are trained and saved (as module.features does).
+
+    Raises ValueError for ``sets`` that do not exist (see summaries.py) or ``every_block`` below 1.
+    """
+
+    def __init__(
+        self,
+        encoder: MAEEncoder | None = None,
+        convnext: nn.Module | None = None,
+        sets: str = SETS,
+        every_block: int = EVERY_BLOCK,
+    ):
+        super().__init__()
+        check_sets(sets)
+        if every_block < 1:
+            raise ValueError(f"every_block={every_block}: 1 is every block, 2 every second one")
+        self.encoder, self.convnext, self.sets, self.every_block = encoder, convnext, sets, every_block
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "DriftFeatures":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def check(self, channels: int, resolution: int) -> None:
+        """Raise UserError, before any long work, unless these networks can look at such images."""
+        if self.convnext is not None and channels not in (1, 3):
+            raise UserError(
+                f"data.channels={channels}: ConvNeXt looks at pictures of 1 or 3 channels; "
+                "take drifting's features without it"
+            )
+        if self.encoder is not None:
+            try:
+                check_images(self.encoder, channels, resolution, resolution)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+
+    def forward(self, images: Images) -> FeatureDict:
+        """Return the features of images."""
+        if self.encoder is None:
+            found = raw_features(images)
+        else:
+            found = mae_features(self.encoder, images, self.sets, self.every_block)
+        return found if self.convnext is None else found | self.convnext(images)

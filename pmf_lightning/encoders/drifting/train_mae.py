@@ -1,0 +1,136 @@
+"""A small masked autoencoder of the data at hand, trained once: a minute or two, then a file in the cache folder.
+
+For data that no published encoder was trained on, such as digits. Large ones are trained by the train command
+(model=mae_r256) instead, on all devices and with averaged weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from tqdm import tqdm
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.order import micro_batch_indices
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.encoders.trained_cache import kept_network, one_thread
+from pmf_lightning.models.mae.network import MAE
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.base import Batch
+from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.cache import cache_root, digest
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+
+VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+
+
+@dataclass(frozen=True)
+class MAESettings:
+    """How the autoencoder is made; the numbers are in conf/drift_features.
+
+    ``seed`` is apart from the run's: runs can be compared only where one encoder serves them all. ``patch``,
+    ``base_channels``, ``blocks``: see MAEEncoder; ``cell`` to ``class_rise``: see MaskedAutoencoder. AdamW takes
+    ``steps`` of ``batch`` images at ``lr``, risen over ``warm_up`` steps and falling to 0 over the last half, gradient
+    norms cut at ``clip``.
+    """
+
+    seed: int
+    patch: int
+    base_channels: int
+    blocks: Sequence[int]
+    cell: int
+    mask_fraction: Number
+    class_weight: Number
+    class_steps: int
+    class_rise: int
+    steps: int
+    batch: int
+    lr: Number
+    warm_up: int
+    weight_decay: Number
+    clip: Number
+
+    def network(self, source: Source) -> MAE:
+        """Return the untrained network, its weights a function of the seed; UserError where sizes do not fit."""
+        try:
+            network = MAE(
+                resolution=source.resolution,
+                channels=source.channels,
+                patch=self.patch,
+                base_channels=self.base_channels,
+                blocks=self.blocks,
+                classes=source.classes,
+            )
+        except ValueError as error:
+            raise UserError(f"feature encoder on data {source.name}: {error}") from error
+        init_weights(network, lambda name: rng.generator(self.seed, "mae", name))
+        return network
+
+    def objective(self) -> MaskedAutoencoder:
+        """Return what is minimised; UserError for numbers that mean nothing."""
+        names = ("patch", "cell", "mask_fraction", "class_weight", "class_steps", "class_rise", "steps")
+        try:
+            return MaskedAutoencoder(**{name: getattr(self, name) for name in names}, crop=None, mirror=False)
+        except ValueError as error:
+            raise UserError(f"feature encoder: {error}") from error
+
+
+def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> MAE:
+    """Return the autoencoder of ``source``'s training split, from the cache folder or trained and kept there; frozen.
+
+    A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where these are
+    latents, where it diverges, or where the cache folder cannot be written.
+    """
+    if getattr(source, "latents", False):
+        raise UserError(
+            f"{source.name} hands out latents: the small feature encoder learns from pixels; train one by "
+            "model=mae_r256 and take drift_features=mae_run, or a released one, drift_features=mae_released"
+        )
+    folder = cache_root(cache_dir) / "encoders"
+    folder.mkdir(exist_ok=True)
+    parts = [str(list(value)) if isinstance(value, Sequence) else value for value in asdict(settings).values()]
+    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *parts)}.pt"
+    return kept_network(
+        path, lambda: settings.network(source), lambda: train_mae(source, settings), "the feature encoder"
+    )
+
+
+@one_thread()
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.enable_grad()
+@torch.autocast("cpu", enabled=False)
+def train_mae(source: Source, settings: MAESettings) -> MAE:
+    """Train on the CPU, with a progress bar; return the network frozen.
+
+    The same input gives the same weights bit for bit, for any number of threads, with the same version of torch on the
+    same kind of processor. Raises UserError where sizes do not fit the data, or if it diverges.
+    """
+    network, objective, split = settings.network(source), settings.objective(), source.train()
+    adam = torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    bar = tqdm(range(settings.steps), "training the feature encoder", leave=False, disable=None)
+    for step in bar:
+        chosen = micro_batch_indices(len(split), settings.batch, settings.seed, step, rng.Shard())
+        images, labels = split.batch(chosen)
+        batch = Batch(to_float(images), labels)
+        losses = objective(network, batch, objective.draw(batch, settings.seed, step))
+        for group in adam.param_groups:
+            group["lr"] = settings.lr * _rate(step, settings)
+        adam.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        adam.step()
+        if step % 10 == 0 or step == settings.steps - 1:
+            error = losses.per_sample["loss_reconstruction"].mean() / batch.x[0].numel()
+            bar.set_postfix({"error": f"{error:.4f}", "accuracy": f"{losses.distances['accuracy'].mean():.2f}"})
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise UserError(f"the feature encoder diverged at lr={settings.lr}: lower it")
+    return network.requires_grad_(False).eval()
+
+
+def _rate(step: int, settings: MAESettings) -> float:
+    """Return the factor on the learning rate: up over the warm-up, down to 0 over the last half."""
+    return min(1.0, (step + 1) / (settings.warm_up + 1), 2 * (settings.steps - step) / settings.steps)

@@ -1,0 +1,121 @@
+"""The Inception network of FID: TensorFlow's of 2015-12-05, as torch-fidelity ports it, after a resize by protocol."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from pmf_lightning.encoders.base import Features, Network, file_sha256, three_channels
+from pmf_lightning.encoders.resizes import RESIZES
+from pmf_lightning.utils.cache import sole_writer
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.tensor_files import load_tensors
+
+FILE = URL_INCEPTION_V3.rpartition("/")[2]  # weights-inception-2015-12-05-6726825d.pth
+_LAYERS = ["2048", "logits_unbiased"]
+
+
+@dataclass(frozen=True)
+class Inception:
+    """Inception's 2048 pooled features, and logits without bias for the inception score.
+
+    Args:
+        name: stands in the names of scores.
+        weights: the file of weights; None: where torch-fidelity's own download puts it, in torch's hub cache.
+        download: whether it may be fetched there when it is missing.
+        batch: images at a time.
+        resize: the rule to 299 pixels, a name of ``RESIZES``; the protocol's.
+    """
+
+    name: str
+    weights: str | None
+    download: bool
+    batch: int
+    resize: str = "tensorflow1"
+
+    @property
+    def features(self) -> int:
+        """Numbers per image."""
+        return 2048
+
+    @property
+    def logits(self) -> int:
+        """Classes of the network."""
+        return 1008
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Colour, or grey taken three times."""
+        return (1, 3)
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are looked for."""
+        if self.weights is not None:
+            return Path(self.weights).expanduser()
+        return Path(torch.hub.get_dir(), "checkpoints", FILE)
+
+    def check(self) -> None:
+        """Raise UserError where the weights are not there and may not be fetched."""
+        if self.batch < 1:
+            raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
+        if self.resize not in RESIZES:
+            raise UserError(f"extractor.resize={self.resize}: no such rule; {near(str(self.resize), RESIZES)}")
+        if self.path.is_file() or (self.weights is None and self.download):
+            return
+        asked = "extractor.weights" if self.weights is not None else "extractor=inception"
+        raise UserError(
+            f"{asked}: the weights of Inception are not at {self.path}; get {FILE} from torch-fidelity's release "
+            "v0.2.0 on GitHub (github.com/toshas/torch-fidelity/releases) and give its path as extractor.weights=, or "
+            "let it be fetched with extractor.download=true"
+        )
+
+    def fingerprint(self) -> str:
+        """Return words of the network, its weights, and a resize that is not torch-fidelity's own."""
+        words = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
+        return words if self.resize == "tensorflow1" else f"{words} {self.resize}"
+
+    def open(self, device: torch.device) -> Network:
+        """Return the network on ``device``; UserError for a file that does not hold its weights."""
+        path = self._present()
+        try:
+            load_tensors(path)  # torch-fidelity would run code in the file
+            with torch.random.fork_rng(devices=[]):  # it draws weights before it loads them
+                inception = FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
+        except Exception as error:  # a foreign file makes torch raise nearly anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise UserError(f"extractor.weights={path}: not the weights of Inception, {FILE} ({reason})") from error
+        inception = inception.to(device)
+        *body, head = inception.children()  # torch-fidelity registers the layers in the order in which it calls them
+
+        def network(images: Tensor) -> Features:
+            x = (RESIZES[self.resize](three_channels(images).float(), inception.INPUT_IMAGE_SIZE) - 128) / 128
+            for layer in body:
+                x = layer(x)
+            features = x.flatten(1)
+            return Features(features, features.mm(head.weight.T))
+
+        return network
+
+    def _present(self) -> Path:
+        """Return the path of the weights, fetched if need be and allowed."""
+        self.check()
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with sole_writer(self.path):  # ranks would write the same file
+                if not self.path.is_file():
+                    fetch(self.path)
+        return self.path
+
+
+def fetch(path: Path) -> None:
+    """Download the weights to ``path`` and check their hash; UserError where that fails."""
+    try:
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=FILE.split("-")[-1].split(".")[0])
+    except Exception as error:  # networks fail in many ways
+        raise UserError(
+            f"extractor.download=true: {FILE} cannot be fetched ({type(error).__name__}: {error}); get it elsewhere "
+            "and give its path as extractor.weights="
+        ) from error

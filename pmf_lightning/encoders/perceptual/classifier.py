@@ -1,0 +1,79 @@
+"""A distance in the features of a small classifier of the data at hand, where no published weights can be had."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Square
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number, at_least_float32
+
+
+class ClassifierFeatures(FrozenDistance):
+    """Squared differences in the four layers of a classifier (encoders/classifier/network.py), ours, from no paper.
+
+    In every layer they are averaged over channels and places, then summed over layers. The same network made from
+    another seed may judge the samples (metrics=small): give this one a seed of its own, so that the judge is not the
+    trainer.
+
+    ``norm_eps`` takes the place of the eps of the group norms. An untrained network answers an exactly grey image,
+    whose features have no variance: with torch's 1e-5 the gradient of the first step was 1000 times that of the others
+    (pmf_digits), which Adam's second moment remembers for hundreds of steps. Images of any contrast hardly notice.
+    """
+
+    def __init__(self, classifier: Classifier, side: int, norm_eps: Number):
+        super().__init__(side)
+        self.layers = nn.ModuleList(_cut(deepcopy(classifier.body)))
+        for layer in self.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.eps = norm_eps
+        self.freeze()
+
+    def forward(self, generated: Square, real: Square) -> Distances:
+        """Return the distance of each pair, [n]."""
+        dtype = next(self.parameters()).dtype
+        with torch.no_grad():
+            theirs = self._features(real.to(dtype))
+        ours = self._features(generated.to(dtype))
+        return sum((a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True))
+
+    def _features(self, images: Square) -> list[Tensor]:
+        """Return every layer's features, [n, channels, ...]."""
+        found = []
+        for layer in self.layers:
+            images = layer(images)
+            found.append(at_least_float32(images))
+        return found
+
+
+def classifier_features(
+    settings: ClassifierSettings, norm_eps: Number, source: Source, cache_dir: str | None
+) -> ClassifierFeatures:
+    """Return the distance in a classifier of ``source``'s training split, trained now or read from the cache folder.
+
+    Raises UserError where the data have fewer than two classes, or the classifier cannot be made.
+    """
+    if source.classes < 2:
+        raise UserError(
+            f"perceptual=classifier: {source.classes} class of data {source.name} cannot train a classifier; "
+            "set perceptual=none"
+        )
+    try:
+        classifier = cached_classifier(source, settings, cache_dir)
+    except UserError as error:
+        raise UserError(f"perceptual=classifier (features.classifier.settings): {error}") from error
+    return ClassifierFeatures(classifier, min(settings.side, source.resolution), norm_eps)
+
+
+def _cut(body: nn.Sequential) -> list[nn.Sequential]:
+    """Cut a network behind each of its activations."""
+    parts: list[list[nn.Module]] = [[]]
+    for layer in body:
+        parts[-1].append(layer)
+        if isinstance(layer, nn.SiLU):
+            parts.append([])
+    return [nn.Sequential(*part) for part in parts if part]

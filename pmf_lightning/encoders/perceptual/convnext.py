@@ -1,0 +1,76 @@
+"""A distance in the pooled features of ConvNeXt-V2 (arXiv 2301.00808), by ``timm``."""
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from timm.models import load_state_dict_from_hf
+from timm.models.convnext import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Published, Square, three_channels
+from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.precision import at_least_float32
+
+FILE = "model.safetensors"
+
+
+class ConvNeXtFeatures(FrozenDistance):
+    """Sum of squared differences of the features after global average pooling and the last LayerNorm; no head.
+
+    Images go in as they are, in [-1, 1]: pMF's official code does not bring them to the mean and deviation of ImageNet.
+    ``network`` is timm's name of a ConvNeXt; ``weights`` the path of its state dict (timm's file, or that of the
+    original release), or None for timm's own copy or download. Raises UserError where these are missing or others.
+    """
+
+    def __init__(self, network: str, weights: str | None, side: int):
+        super().__init__(side)
+        self.net = pretrained(network, weights)
+        self.freeze()
+
+    def forward(self, generated: Square, real: Square) -> Distances:
+        """Return the squared distance of each pair, [n]."""
+        like = next(self.parameters())
+        with torch.no_grad():
+            theirs = self.net(three_channels(real, like))
+        ours = self.net(three_channels(generated, like))
+        return (at_least_float32(ours) - at_least_float32(theirs)).square().sum(1)
+
+
+def pretrained(network: str, weights: str | None, **purpose: str) -> nn.Module:
+    """Return timm's ``network`` without its classifier, its weights from a file or by timm's own copy or download.
+
+    ``purpose`` may say what they are for (``role`` and ``instead`` of Published). Raises UserError where they are
+    missing or others.
+    """
+    published = _published(network, purpose)
+    state = published.read(weights) if weights else published.fetch(lambda: _download(network))
+    with torch.device("meta"):  # without memory, and without the global generator
+        net = timm.create_model(network, num_classes=0)
+    published.fill(net, _in_timms_names(state, net), weights or network)
+    return net
+
+
+def _download(network: str) -> dict[str, Tensor]:
+    return load_state_dict_from_hf(timm.get_pretrained_cfg(network).hf_hub_id, FILE)
+
+
+def _published(network: str, purpose: Mapping[str, str]) -> Published:
+    try:
+        home = timm.get_pretrained_cfg(network)
+    except RuntimeError:
+        home = None
+    if home is None or home.hf_hub_id is None:
+        known = timm.list_models("convnext*", pretrained=True)
+        raise UserError(
+            f"features.convnext.network={network}: timm has no weights of that name; {near(network, known)}"
+        )
+    return Published("convnext", f"timm's {network}", f"{FILE} (published as {home.hf_hub_id})", **purpose)
+
+
+def _in_timms_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """Rename the weights of the original release; what is neither stays as it is, and will not fit."""
+    try:
+        return checkpoint_filter_fn(state, network)
+    except KeyError:
+        return state

@@ -1,0 +1,71 @@
+"""LPIPS (arXiv 1801.03924) in the features of VGG16, by the ``lpips`` package."""
+
+import warnings
+from pathlib import Path
+
+import lpips
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import VGG16_Weights
+
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Published, Square, three_channels
+from pmf_lightning.utils.precision import at_least_float32
+from pmf_lightning.utils.tensor_files import load_tensors
+
+_FILE = VGG16_Weights.IMAGENET1K_V1
+VGG16 = Published("lpips", "torchvision's VGG16", f"{Path(_FILE.url).name} (published at {_FILE.url})")
+
+
+class LpipsVgg(FrozenDistance):
+    """LPIPS version 0.1 with the package's own calibration; images in [-1, 1], which it scales itself.
+
+    ``weights`` is the path of torchvision's VGG16 state dict, or None for torchvision's own copy or download. Raises
+    UserError where these are missing or others.
+
+    The package's networks, its value; features are brought to unit length here, because at a place where all of them
+    are zero the package's gradient is not a number.
+    """
+
+    def __init__(self, weights: str | None, side: int):
+        super().__init__(side)
+        state = VGG16.read(weights) if weights else VGG16.fetch(_download)
+        with torch.device("meta"), warnings.catch_warnings():  # without memory, and without the global generator
+            warnings.filterwarnings("ignore", message=".*'?pretrained'?.*", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Arguments other than a weight enum", category=UserWarning)
+            parts = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        VGG16.fill(_whole(parts.net), state, weights or _FILE.url)
+        calibration = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+        parts.lins.load_state_dict(_numbered(load_tensors(calibration)), assign=True)
+        self.scale, self.net, self.linear = lpips.ScalingLayer(), parts.net, parts.lins
+        self.freeze()
+
+    def forward(self, generated: Square, real: Square) -> Distances:
+        """Return LPIPS of each pair, [n]."""
+        like = self.scale.shift
+        with torch.no_grad():
+            theirs = self.net(self.scale(three_channels(real, like)))
+        ours = self.net(self.scale(three_channels(generated, like)))
+        differences = ((_unit(a) - _unit(b)).square() for a, b in zip(ours, theirs, strict=True))
+        maps = (linear(difference) for linear, difference in zip(self.linear, differences, strict=True))
+        return sum(at_least_float32(weighted).mean((1, 2, 3)) for weighted in maps)
+
+
+def _download() -> dict[str, Tensor]:
+    return _FILE.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+
+
+def _whole(net: nn.Module) -> nn.Module:
+    """Return the layers of ``net``, which the package cuts into slices, under torchvision's names."""
+    whole = nn.Module()
+    whole.features = nn.ModuleDict({i: layer for part in net.children() for i, layer in part.named_children()})
+    return whole
+
+
+def _numbered(calibration: dict[str, Tensor]) -> dict[str, Tensor]:
+    """lin0.model.1.weight -> 0.model.1.weight."""
+    return {name.removeprefix("lin"): value for name, value in calibration.items()}
+
+
+def _unit(features: Tensor) -> Tensor:
+    return functional.normalize(at_least_float32(features), dim=1, eps=1e-10)

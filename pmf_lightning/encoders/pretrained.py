@@ -1,0 +1,126 @@
+"""Published weights, from a file or by download, and the base class of frozen distances."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
+
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.state_names import unwrapped
+from pmf_lightning.utils.tensor_files import load_tensors
+
+Anything = TypeVar("Anything")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights of a frozen network.
+
+    ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published; ``role`` says
+    what the weights are for, ``instead`` how to do without them.
+    """
+
+    name: str
+    what: str
+    source: str
+    role: str = "perceptual loss"
+    instead: str = "leave the loss out with perceptual=none"
+
+    @property
+    def remedy(self) -> str:
+        """Say what can be done without these weights."""
+        return f"give its path as features.{self.name}.weights, or {self.instead}"
+
+    def read(self, path: str) -> dict[str, Tensor]:
+        """Return the state dict in a .safetensors file or in a file of torch; no code in it is run.
+
+        Raises UserError for a missing file, or one that holds no state dict.
+        """
+        key = f"features.{self.name}.weights={path}"
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"{key}: no such file; get {self.source}, {self.remedy}")
+        try:
+            state = _read(Path(path).expanduser())
+        except Exception as error:  # a foreign file makes torch raise nearly anything
+            reason = type(error).__name__
+            raise UserError(f"{key}: cannot be read as weights ({reason}); it should be {self.what}") from error
+        if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+            state = state["model"]  # as original releases wrap them
+        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise UserError(f"{key}: holds no state dict; it should be {self.what}, {self.source}")
+        return dict(state)
+
+    def fetch(self, download: Callable[[], Anything]) -> Anything:
+        """Return what the library's own download gives; raises UserError where it fails."""
+        try:
+            return download()
+        except Exception as error:  # every library has its own errors for a missing network
+            reason = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+            raise UserError(
+                f"{self.role} {self.name}: the weights of {self.what} are not on this machine and cannot be "
+                f"downloaded ({reason}); get {self.source}, {self.remedy}"
+            ) from error
+
+    def fill(self, network: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+        """Let ``network``, built without memory, take its weights from ``state``, in float32; the rest is ignored.
+
+        Raises UserError where some are missing or of another shape.
+        """
+        wanted, state = network.state_dict(), unwrapped(state, f"features.{self.name}.weights={path}")
+        wrong = [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]
+        if wrong:
+            found = f"of shape {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "missing"
+            raise UserError(
+                f"features.{self.name}.weights={path}: not the weights of {self.what}: {wrong[0]} is {found}, "
+                f"{len(wrong)} of {len(wanted)} do not fit; get {self.source}, {self.remedy}"
+            )
+        network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+
+
+def _read(path: Path):
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return load_tensors(path)
+
+
+Square = Float[Tensor, "n c side side"]
+
+Distances = Float[Tensor, " n"]
+
+
+class FrozenDistance(nn.Module):
+    """A distance between pairs of images, [n,C,side,side] in [-1, 1] with C = 1 or 3, in the features of a network.
+
+    ``distance(generated, real)`` gives one number per pair, 0 for equal images, with a gradient for ``generated`` and
+    none for weights. Once frozen it stays in evaluation mode, whatever module it may end up in.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        if side < 1:
+            raise ValueError(f"side={side}: crops have at least 1 pixel")
+        self.side = side
+
+    def freeze(self) -> None:
+        """Take the weights out of training, for good."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenDistance":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, generated: Square, real: Square) -> Distances:
+        """Return one distance per pair."""
+        raise NotImplementedError
+
+
+def three_channels(images: Square, like: Tensor) -> Float[Tensor, "n 3 side side"]:
+    """Return images as the networks of photographs take them: grey ones three times, in the dtype of ``like``."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images have {images.shape[1]} channels; perceptual distances know 1 or 3")
+    return images.expand(-1, 3, -1, -1).to(like.dtype)

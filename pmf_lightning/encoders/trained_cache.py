@@ -1,0 +1,61 @@
+"""Networks trained once and kept in the cache folder: read where they are whole, trained again where they are not."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pmf_lightning.utils.cache import atomic_write, sole_writer
+from pmf_lightning.utils.tensor_files import load_tensors
+
+log = logging.getLogger(__name__)
+Kept = TypeVar("Kept", bound=nn.Module)
+
+
+def kept_network(path: Path, empty: Callable[[], Kept], trained: Callable[[], Kept], what: str) -> Kept:
+    """Return the network whose weights lie at ``path``, or a ``trained()`` one, which is written there; frozen.
+
+    ``empty()`` makes one to fill; ``what`` is its name in the notice that a damaged file is replaced.
+    """
+    with sole_writer(path):
+        network = _load(path, empty(), what) if path.exists() else None
+        if network is None:
+            network = trained()
+            with atomic_write(path) as partial:
+                torch.save({"weights": network.state_dict(), "checksum": checksum(network)}, partial)
+    return network.requires_grad_(False).eval()
+
+
+def _load(path: Path, network: Kept, what: str) -> Kept | None:
+    try:
+        kept = load_tensors(path)
+        network.load_state_dict(kept["weights"])
+        if kept["checksum"] != checksum(network):
+            raise ValueError("checksum")
+    except Exception as reason:  # a damaged file makes torch raise nearly anything
+        log.warning("%s is damaged (%s): training %s again", path, type(reason).__name__, what)
+        return None
+    return network
+
+
+def checksum(network: nn.Module) -> str:
+    """Return hex digits of all weights of a network, wherever it is and of whatever type."""
+    numbers = torch.cat([weight.detach().cpu().flatten() for weight in network.state_dict().values()])
+    content = numbers.view(torch.uint8).numpy()  # numpy knows no bfloat16
+    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load misses flipped bits
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sum in one order however many cores there are: more threads give other last bits, so another network."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

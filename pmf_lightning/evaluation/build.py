@@ -1,0 +1,114 @@
+"""From parts to an evaluator, with every check that can be made before long work."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
+from pmf_lightning.evaluation.protocol import Protocol
+from pmf_lightning.evaluation.real_images import OPTION, RealImages, load_real_images
+from pmf_lightning.evaluation.references import Reference, load_reference
+from pmf_lightning.evaluation.statistics import cached_statistics
+from pmf_lightning.utils.errors import UserError
+
+DATA = "data"  # as a reference: the training split of the data at hand
+
+
+def complete(extractor: Extractor | partial, source: Source | None, cache_dir: str | None) -> Extractor:
+    """Return the extractor, ``_partial_`` in its configuration where it has to see the data, checked.
+
+    Raises UserError where it needs data and there are none, or where its weights are missing.
+    """
+    if isinstance(extractor, partial):
+        if source is None:
+            raise UserError(f"extractor={extractor.keywords.get('name')}: it is trained on the data at hand; set data=")
+        extractor = extractor(source=source, cache_dir=cache_dir)
+    extractor.check()
+    return extractor
+
+
+def open_evaluator(
+    protocol: Protocol,
+    extractor: Extractor | partial,
+    reference: str | Path | Reference | None,
+    *,
+    chunk: int,
+    device: torch.device | str,
+    resolution: int,
+    classes: int | None,
+    channels: int = 3,
+    crop: str | None = None,
+    precision_recall_reference: str | Path | None = None,
+    source: Source | None = None,
+    cache_dir: str | None = None,
+) -> Evaluator:
+    """Build an ``Evaluator`` for images of ``resolution`` pixels of ``classes`` classes; all ranks call it.
+
+    Args:
+        extractor: as ``conf/extractor`` makes it; completed with ``source`` and ``cache_dir``.
+        reference: a file of statistics, or "data": those of the training split of ``source``, measured once (that is
+            the only long work here) and then kept in the cache.
+        resolution, classes, channels, crop: of the images; classes and crop None where they are not known.
+        precision_recall_reference: a file of real images or of their features for precision and recall; None: those
+            of the reference, where it has some.
+
+    Raises UserError where a file is missing or spoilt, or reference, extractor and images do not belong together.
+    """
+    extractor = complete(extractor, source, cache_dir)
+    if channels not in extractor.channels:
+        raise UserError(
+            f"extractor={extractor.name}: it sees images of {' or '.join(map(str, extractor.channels))} channels, "
+            f"these have {channels}; choose another extractor, or the data it is made for"
+        )
+    if reference is None:
+        raise UserError(missing_reference(protocol, resolution))
+    if reference == DATA:
+        if source is None:
+            raise UserError("reference=data: there are no data at hand; set data=, or give a file of statistics")
+        reference = cached_statistics(source, extractor, chunk, protocol.reference_images, device, cache_dir)
+    elif not isinstance(reference, Reference):
+        reference = load_reference(reference, extractor.name, protocol.reference_images)
+    check_same_features(reference, extractor, protocol.name)
+    asked = {"resolution": resolution, "classes": classes, "crop": crop}
+    check_same_images(reference, protocol, asked)
+    real = None
+    if precision_recall_reference is not None:
+        real = load_real_images(precision_recall_reference, protocol.reference_images)
+        check_same_images(real, protocol, asked, OPTION)
+    return Evaluator(protocol, extractor, reference, chunk, device, real)
+
+
+def missing_reference(protocol: Protocol, resolution: int) -> str:
+    """Say which file of statistics a protocol compares with, and how else to get one."""
+    files = protocol.reference.files
+    known = files.get(resolution) or ", ".join(f"{name} ({side} px)" for side, name in files.items())
+    return (
+        f"reference is not set; protocol={protocol.name} compares with {known}, from {protocol.reference.where}; or "
+        "make one with pmf_lightning.make_stats, or set reference=data for the training split of the data at hand"
+    )
+
+
+def check_same_images(
+    reference: Reference | RealImages, protocol: Protocol, asked: dict[str, Any], option: str = "reference"
+) -> None:
+    """Raise UserError where a reference says, or its published name, that it is of other images than ``asked``.
+
+    ``asked`` holds resolution, classes and crop; None where it is not known. ``option`` names the file.
+    """
+    path = reference.file.get("path", "in memory")
+    said = dict(reference.about)
+    if not said:
+        if (side := protocol.reference.sides.get(Path(path).name)) is not None:
+            said["resolution"] = side
+        elif reference.images is not None:
+            said["resolution"] = reference.images.shape[-1]
+    for name, wanted in asked.items():
+        if wanted is not None and said.get(name) is not None and said[name] != wanted:
+            raise UserError(
+                f"{option}={path}: {name} is {said[name]} there and {wanted} here; give the statistics of the same "
+                "images, or make them with pmf_lightning.make_stats"
+            )

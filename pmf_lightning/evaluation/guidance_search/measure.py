@@ -1,0 +1,72 @@
+"""Measuring points with one network in memory: its averages are put in place in turn, the noise is always the same."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pmf_lightning.distributed.collectives import rank_and_world
+from pmf_lightning.evaluation.frechet import NonFiniteError
+from pmf_lightning.evaluation.guidance_search.records import Record, Records
+from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling.generate import network_evaluations, numbered_images
+
+# (generate(labels [b], first) -> float images, number of images, classes) -> scores, the same on all ranks
+Evaluate = Callable[[Callable[[Tensor, int], Tensor], int, int], Any]
+
+
+class Bench:
+    """Measures points, each once: what ``records`` know is not measured again.
+
+    Args:
+        module: the network, on its device.
+        averages: names of sets of weights, to the weights.
+        seed: image i comes from noise i of it, at every point.
+        conditions: what else the numbers depend on; see ``Record``.
+        records: where results are kept.
+    """
+
+    def __init__(
+        self,
+        module: GenerativeModule,
+        averages: Mapping[str, Mapping[str, Tensor]],
+        seed: int,
+        conditions: Mapping[str, Any],
+        records: Records,
+    ):
+        self.module, self.averages, self.seed = module, averages, seed
+        self.conditions, self.records = conditions, records
+        self._in_place: str | None = None
+
+    def measure(self, point: Point, n: int, evaluate: Evaluate, what: str) -> Record:
+        """Return the record of ``n`` images at ``point``, known or measured now; all ranks call it together.
+
+        ``what`` says which scores ``evaluate`` gives: records with others do not stand in for it.
+        """
+        conditions = {**self.conditions, "n": n, "seed": self.seed, "what": what}
+        if (known := self.records.find(point, conditions)) is not None:
+            return known
+        begun, problem, scores = time.perf_counter(), None, {}
+        try:
+            scores = evaluate(self.generator(point), n, self.module.network.classes).as_dict()
+        except NonFiniteError:
+            problem = "images are not finite"
+        nfe = network_evaluations(self.module.objective, **point.options)
+        record = Record(point, conditions, scores, nfe, time.perf_counter() - begun, problem)
+        return self.records.add(record, write=rank_and_world()[0] == 0)
+
+    def draw(self, point: Point, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
+        """Return the first ``count`` images at ``point``, on the CPU, ``chunk`` at a time."""
+        labels, generate = torch.arange(count) % self.module.network.classes, self.generator(point)
+        return torch.cat([generate(part, number * chunk).cpu() for number, part in enumerate(labels.split(chunk))])
+
+    def generator(self, point: Point) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
+        """Put the point's weights in place, and return what makes its images: ``(labels, first)`` to floats."""
+        if self._in_place != point.ema:
+            self.module.network.load_state_dict(self.averages[point.ema], strict=False)
+            self._in_place = point.ema
+        return lambda labels, first: numbered_images(self.module, labels, self.seed, first, **point.options)

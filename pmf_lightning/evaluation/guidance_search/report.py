@@ -1,0 +1,101 @@
+"""What a guidance search says before, and leaves behind: table, results.csv, best.json, edges that held it back."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pmf_lightning.evaluation.guidance_search.records import Record
+from pmf_lightning.evaluation.guidance_search.space import Axes, Point, show
+
+MOST_PRINTED = 12
+_COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "method", "n", "nfe")
+
+
+def announce(model: str, axes: Axes, strategy: str, evaluations: Sequence[int], what: str) -> None:
+    """Print what is about to be tried; ``evaluations`` of the network at each point, ``what`` is measured there."""
+    values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "method": axes.method}
+    listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
+    intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
+    least, most = min(evaluations), max(evaluations)
+    spread = f"{least}" if least == most else f"{least} to {most}"
+    count = f"{'at most ' if strategy == 'coordinate' else ''}{len(axes):,} points"
+    print(f"{model}: {'; '.join(listed)}; intervals {intervals}")
+    print(f"  {count}, {spread} network evaluation(s) for an image: {what}")
+
+
+def write_csv(records: Sequence[Record], path: Path) -> Path:
+    """Write a row per record with options, all scores and seconds; return the path."""
+    rows = [_row(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def print_table(records: Sequence[Record], last: Sequence[tuple[str, Record]], names: Mapping[int, str]) -> None:
+    """Print the best points of the search, and under them those of ``last``, each with its title.
+
+    ``names`` is what the distance of n images is called, by n.
+    """
+    table = Table(title="guidance search")
+    for name in ("", *_COLUMNS, "lower is better", "distance", "inception score"):
+        table.add_column(name, justify="right" if name in ("omega", "n", "nfe", "distance") else "left")
+    ranked = sorted(records, key=_number)
+    for place, record in enumerate(ranked[:MOST_PRINTED]):
+        table.add_row(f"{place + 1}", *_cells(record, names))
+    if len(ranked) > MOST_PRINTED:
+        table.add_row(f"{len(ranked) - MOST_PRINTED} more")
+    if last:
+        table.add_section()
+    for title, record in last:
+        table.add_row(title, *_cells(record, names))
+    Console(width=max(140, Console().width)).print(table)
+
+
+def write_best(path: Path, best: Record, last: Mapping[str, Record], command_lines: Mapping[str, str]) -> Path:
+    """Write the best point with its scores, what was measured of it in the end, and how to use it; return the path."""
+    stored = {"best": best.plain(), **{name: record.plain() for name, record in last.items()}, **command_lines}
+    path.write_text(json.dumps(stored, indent=2) + "\n")
+    return path
+
+
+def edges(best: Point, axes: Axes) -> list[str]:
+    """Say where the best value lies at the end of what was tried, so that a better one may lie beyond."""
+    said = []
+    for key, value, tried, floor in (("omega", best.omega, axes.omega, 1), ("steps", best.steps, axes.steps, None)):
+        if len(tried) > 1 and value == max(tried):
+            said.append(f"the best {key}, {show(value)}, is the largest that was tried: try larger ones")
+        elif len(tried) > 1 and value == min(tried) != floor and key == "omega":
+            said.append(f"the best {key}, {show(value)}, is the smallest that was tried: try smaller ones")
+    return said
+
+
+def _row(record: Record) -> dict[str, Any]:
+    point, scores = record.point, dict(record.scores)
+    scores["flags"] = " ".join(scores.get("flags", ()))
+    options = {"ema": point.ema, **point.options, "n": record.n, "nfe": record.nfe}
+    return options | {name: scores[name] for name in scores if name != "n"} | _rest(record)
+
+
+def _rest(record: Record) -> dict[str, Any]:
+    return {"seconds": round(record.seconds, 2), "problem": record.problem or ""}
+
+
+def _cells(record: Record, names: Mapping[int, str]) -> list[str]:
+    options = {"ema": record.point.ema, **record.point.options, "n": record.n, "nfe": record.nfe}
+    score = record.scores.get("inception_score")
+    distance = f"{record.fid:.4g}" if record.fid is not None else record.problem or ""
+    numbers = [names[record.n], distance, "" if score is None else f"{score:.4g}"]
+    return [*(show(options[name]) for name in _COLUMNS), *numbers]
+
+
+def _number(record: Record) -> float:
+    return math.inf if record.fid is None else record.fid

@@ -1,0 +1,88 @@
+"""The guidance search: few images at many settings, then many images at the best one and without guidance."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from tqdm.auto import tqdm
+
+from pmf_lightning.distributed.collectives import rank_and_world
+from pmf_lightning.evaluation.evaluator import Evaluator
+from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.records import Record
+from pmf_lightning.evaluation.guidance_search.space import Axes, Point, judged_point
+from pmf_lightning.evaluation.references import Reference
+from pmf_lightning.utils.cache import digest
+
+STRATEGIES = ("grid", "coordinate")
+
+COORDINATES = ("omega", "interval", "ema", "steps", "method")
+
+Measure = Callable[[Point], float | None]  # the number to minimise; None: there is none, such as after a collapse
+
+
+def search_by(strategy: str, axes: Axes, start: Point, measure: Measure) -> Point | None:
+    """Return the best point by ``strategy``, "grid" or "coordinate"; None where no point has a number.
+
+    "coordinate" starts from ``start`` and keeps what is best along each axis in turn, round after round until a round
+    changes nothing: a few times fewer points than a grid, and its answer may be a local one. ``measure`` is asked for
+    the same point more than once.
+    """
+    return best_of(axes.grid(), measure) if strategy == "grid" else _coordinate(axes, start, measure)
+
+
+def best_of(points: list[Point], measure: Measure) -> Point | None:
+    """Return the point with the lowest number, the first of equals; every point is measured."""
+    numbers = [(math.inf if (number := measure(point)) is None else number, i) for i, point in enumerate(points)]
+    lowest, place = min(numbers, default=(math.inf, 0))
+    return points[place] if lowest < math.inf else None
+
+
+def _coordinate(axes: Axes, start: Point, measure: Measure) -> Point | None:
+    best, found = start, measure(start)
+    while True:
+        before = best
+        for name in COORDINATES:
+            candidate = best_of(axes.along(name, best), measure)
+            number = None if candidate is None else measure(candidate)
+            if number is not None and (found is None or number < found):  # equals change nothing, so that it ends
+                best, found = candidate, number
+        if best == before:
+            return best if found is not None else None
+
+
+def try_all(
+    bench: Bench, axes: Axes, strategy: str, n: int, evaluator: Evaluator
+) -> tuple[Record | None, list[Record]]:
+    """Measure points of ``n`` images by the strategy: the best record, and all of them in the order of the grid.
+
+    There is no best one where no point has finite images. All ranks call it together.
+    """
+    few = evaluator.of_moments()
+    seen: dict[Point, Record] = {}
+    bar = tqdm(total=len(axes), desc="points", unit="point", disable=rank_and_world()[0] > 0)
+
+    def number(point: Point) -> float | None:
+        if point not in seen:
+            seen[point] = bench.measure(point, n, few, "distance")
+            bar.update()
+            best = min(seen.values(), key=lambda record: math.inf if record.fid is None else record.fid)
+            if best.fid is not None:
+                bar.set_postfix_str(f"best {best.fid:.4g} at {best.point}")
+        return seen[point].fid
+
+    with bar:
+        best = search_by(strategy, axes, judged_point(bench.module, axes), number)
+    return best and seen[best], [seen[point] for point in axes.grid() if point in seen]
+
+
+def measure_last(bench: Bench, best: Point, n: int, evaluator: Evaluator) -> dict[str, Record]:
+    """Measure the best point with ``n`` images and all scores ("final"), and the same "unguided"."""
+    points, what = {"final": best, "unguided": replace(best, omega=1)}, _all_scores(evaluator.reference)
+    return {name: bench.measure(point, n, evaluator, what) for name, point in points.items()}
+
+
+def _all_scores(reference: Reference) -> str:
+    """Say what is measured: some scores compare with features of real images, which moments do not tell apart."""
+    compared = reference.images if reference.features is None else reference.features
+    return "all scores" if compared is None else f"all scores, beside {digest(compared.numpy().tobytes().hex())}"

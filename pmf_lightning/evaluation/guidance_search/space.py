@@ -1,0 +1,206 @@
+"""The search space of a guidance search: averages, guidance scales, intervals, steps and samplers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import choices, compose
+from pmf_lightning.pipeline.averages import find_average
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+
+Interval = tuple[Number, Number]  # t_min, t_max
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to sample: the average of the weights, guidance ``omega`` within ``interval``, steps, and the method."""
+
+    ema: str
+    omega: Number
+    interval: Interval
+    steps: int
+    method: str
+
+    @property
+    def options(self) -> dict[str, Number | str]:
+        """The options of ``generate``."""
+        t_min, t_max = self.interval
+        return {"steps": self.steps, "method": self.method, "omega": self.omega, "t_min": t_min, "t_max": t_max}
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as a command line takes them."""
+        return [f"ema={self.ema}", *(f"{name}={show(value)}" for name, value in self.options.items())]
+
+    def __str__(self) -> str:
+        low, high = map(show, self.interval)
+        return f"ema {self.ema}, omega {show(self.omega)} in [{low}, {high}], {self.steps} x {self.method}"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values that are tried; field ``name`` of a Point takes those of the field ``name`` here."""
+
+    ema: tuple[str, ...]
+    omega: tuple[Number, ...]
+    interval: tuple[Interval, ...]
+    steps: tuple[int, ...]
+    method: tuple[str, ...]
+
+    def grid(self) -> list[Point]:
+        """Return every point; the averages change slowest, since each must be put in place."""
+        points = product(self.ema, self.method, self.steps, self.interval, self.omega)
+        return [Point(ema, omega, interval, steps, method) for ema, method, steps, interval, omega in points]
+
+    def along(self, name: str, point: Point) -> list[Point]:
+        """Return the points that differ from ``point`` in the field ``name`` alone, and ``point`` where it is on it."""
+        return [replace(point, **{name: value}) for value in getattr(self, name)]
+
+    def nearest(self, point: Point) -> Point:
+        """Return the point of the grid that is nearest to ``point``, each field by itself."""
+        chosen = {field.name: _nearest(getattr(self, field.name), getattr(point, field.name)) for field in fields(self)}
+        return Point(**chosen)
+
+    def __len__(self) -> int:
+        count = 1
+        for values in astuple(self):
+            count *= len(values)
+        return count
+
+
+def show(value: Number | str) -> str:
+    """Return a number as short as it goes."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _nearest(values: Sequence, wanted):
+    if wanted in values or isinstance(wanted, str):
+        return wanted if wanted in values else values[0]
+    numbers = wanted if isinstance(wanted, tuple) else (wanted,)
+
+    def distance(value) -> float:
+        own = value if isinstance(value, tuple) else (value,)
+        return float(sum(abs(a - b) for a, b in zip(own, numbers, strict=True)))
+
+    return min(values, key=distance)
+
+
+KEYS = ("omega", "intervals", "ema", "steps", "method")  # of the command line, and of ``search`` in a recipe
+
+_PRESETS = {  # whose recipe it is, by objective; those of pMF and iMF share one class
+    ("PixelMeanFlow", "x"): "pmf_b16",
+    ("PixelMeanFlow", "u"): "imf_b2",
+    "JiT": "jit_b16",
+    "Drifting": "drifting_b16",
+}
+
+
+def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> Axes:
+    """Return what is tried: what ``cfg`` sets, else what the model's recipe says, else as the model is judged.
+
+    ``averages`` are the names of the sets of weights that the checkpoint has: where nothing else is said, all of them
+    but "raw". Raises UserError for values that cannot be sampled with, naming key and value.
+    """
+    known = recipe(module.config)
+    given = {key: known.get(key) if cfg[key] is None else _plain(cfg[key]) for key in KEYS}
+    if given["omega"] is None or given["intervals"] is None:
+        missing = [key for key in ("omega", "intervals") if given[key] is None]
+        raise UserError(
+            f"{missing[0]}=null: the checkpoint and its recipe say nothing to try; give lists, such as "
+            "omega=[1,2,3] intervals=[[0,1],[0.1,0.7]]"
+        )
+    judged = module.config["sampling"]
+    named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
+    usual = judged.get("method") or module.objective.methods[0]
+    axes = Axes(
+        ema=tuple(find_average(name, averages, module.config) for name in _each("ema", named, str)),
+        omega=_each("omega", given["omega"], float),
+        interval=tuple(_interval(pair) for pair in _pairs(given["intervals"])),
+        steps=_each("steps", given["steps"] or judged["steps"], int),
+        method=_each("method", given["method"] or usual, str),
+    )
+    _check(axes, module)
+    return axes
+
+
+def recipe(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ``search`` block of a checkpoint's configuration, or of the preset or recipe it was made by; {}."""
+    if config.get("search"):
+        return config["search"]
+    name = config.get("name")
+    if name in choices("model"):
+        return _plain(compose([f"model={name}"]).get("search")) or {}
+    objective = config["objective"]
+    kind = objective["_target_"].rpartition(".")[2]
+    preset = _PRESETS.get((kind, objective.get("prediction"))) or _PRESETS.get(kind)
+    return _plain(compose([f"model={preset}"]).get("search")) if preset else {}
+
+
+def judged_point(module: GenerativeModule, axes: Axes) -> Point:
+    """Return the point of the grid that is nearest to how the model is judged."""
+    judged = module.config["sampling"]
+    method = judged.get("method") or module.objective.methods[0]
+    interval = (judged["t_min"], judged["t_max"])
+    return axes.nearest(Point(judged["ema"], judged["omega"], interval, judged["steps"], method))
+
+
+def _check(axes: Axes, module: GenerativeModule) -> None:
+    for point in axes.grid():
+        validate.guidance(**{name: value for name, value in point.options.items() if name != "method"})
+        validate.method(point.method, module.objective.methods, point.steps)
+    if len(set(axes.grid())) != len(axes):
+        raise UserError(f"{_doubled(axes)}: a value stands there twice; give each once")
+
+
+def _doubled(axes: Axes) -> str:
+    for key, values in (("omega", axes.omega), ("intervals", axes.interval), ("ema", axes.ema), ("steps", axes.steps)):
+        if len(set(values)) != len(values):
+            return f"{key}=[{','.join(map(_text, values))}]"
+    return f"method=[{','.join(axes.method)}]"
+
+
+def _text(value) -> str:
+    return f"[{','.join(map(show, value))}]" if isinstance(value, tuple) else show(value)
+
+
+def _each(key: str, values: Any, kind: type) -> tuple:
+    """Return one value or a list of them as numbers or names of one kind; UserError."""
+    values = values if isinstance(values, list) else [values]
+    try:
+        if not values or any(isinstance(value, bool | list | dict | None) for value in values):
+            raise ValueError
+        made = tuple(kind(value) for value in values)
+        if kind is not str and any(own != float(given) for own, given in zip(made, values, strict=True)):
+            raise ValueError  # 1.5 steps
+    except (TypeError, ValueError):
+        what = {str: "names", int: "whole numbers", float: "numbers"}[kind]
+        raise UserError(f"{key}={values}: give a list of {what}, such as {key}={_EXAMPLES[key]}") from None
+    return tuple(int(value) if kind is float and value.is_integer() else value for value in made)
+
+
+_EXAMPLES = {"omega": "[1,2,3]", "ema": "[500k,1000k]", "steps": "[1,2]", "method": "[heun,euler]"}
+
+
+def _pairs(values: Any) -> list:
+    """Return intervals as a list of them, also where only one is given."""
+    alone = isinstance(values, list) and len(values) == 2 and not any(isinstance(value, list) for value in values)
+    return [values] if alone else values if isinstance(values, list) and values else [values]
+
+
+def _interval(pair: Any) -> tuple[Number, Number]:
+    fits = isinstance(pair, list) and len(pair) == 2
+    if not fits or any(isinstance(value, bool) or not isinstance(value, int | float) for value in pair):
+        raise UserError(
+            f"intervals={pair}: each is a pair [t_min,t_max], such as intervals=[[0.1,0.7],[0,1]]; t=1 is noise"
+        )
+    return pair[0], pair[1]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

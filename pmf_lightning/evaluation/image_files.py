@@ -1,0 +1,217 @@
+"""Images on disk for evaluation: write generated ones as PNG files or .npz, read existing ones."""
+
+import math
+import os
+import shutil
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from pmf_lightning.data.images.decoder import check_background, levels_of, open_picture, say_done
+from pmf_lightning.data.images.listing import list_images, say_kinds, say_left_out, shown
+from pmf_lightning.distributed.collectives import from_main, together, total
+from pmf_lightning.utils.bounded_files import open_npz
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.errors import UserError
+
+KINDS = ("none", "png", "npz")
+
+Levels = UInt8[Tensor, "b c h w"]
+
+
+class Kept:
+    """What is kept of generated images: the first ones for a picture and, as ``kind`` says, all of them on disk.
+
+    "png" writes ``out/images/<number>.png``, "npz" ``out/images.npz`` (arr_0: uint8 NHWC, arr_1: labels). Ranks write
+    apart, so ``out`` must be one folder for all of them. ``kind`` is one of ``KINDS``. Raises UserError where images of
+    before lie there.
+    """
+
+    def __init__(self, kind: str, out: Path, n: int, shown: int) -> None:
+        self.kind, self.out, self.n, self.shown = kind, out, n, shown
+        self.first_images: Levels | None = None  # on rank 0, whose chunk is the first
+        self.latest = time.perf_counter()  # when the last images of this rank came
+        self._folder = out / ("images" if kind == "png" else ".images.parts")
+        if kind != "none":
+            from_main(self._make_room)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the images lie in the end."""
+        return {"png": self._folder, "npz": self.out / "images.npz"}.get(self.kind)
+
+    def __call__(self, images: Levels, labels: Int64[Tensor, " b"], first: int) -> None:
+        """Keep the images number ``first``, ``first + 1``, ..."""
+        self.latest = time.perf_counter()
+        if first == 0:
+            self.first_images = images[: self.shown].clone()
+        arrays = images.permute(0, 2, 3, 1).numpy()
+        if self.kind == "png":
+            for number, array in enumerate(arrays, first):
+                Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(
+                    self._folder / f"{number:0{_digits(self.n)}d}.png"
+                )
+        elif self.kind == "npz":
+            np.savez(self._folder / f"{first:012d}.npz", arr_0=arrays, arr_1=labels.numpy())
+
+    def finish(self) -> None:
+        """Put the parts of an .npz together, on rank 0 when all are written; all ranks call it."""
+        together(lambda: None)
+        if self.kind == "npz":
+            from_main(self._put_together)
+
+    def _put_together(self) -> None:
+        parts = sorted(self._folder.glob("*.npz"))
+        with atomic_write(self.out / "images.npz") as draft, zipfile.ZipFile(draft, "w") as archive:
+            for name in ("arr_0", "arr_1"):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    _join(file, parts, name)
+        shutil.rmtree(self._folder)
+
+    def _make_room(self) -> None:
+        if self.kind == "npz" and self._folder.is_dir():
+            shutil.rmtree(self._folder)  # of an evaluation that was killed
+        if self.kind == "png" and self._folder.is_dir() and any(self._folder.iterdir()):
+            raise UserError(f"out={self.out}: {self._folder} holds images already; set another out, or remove them")
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+
+def _join(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
+    """Write one .npy of the arrays ``name`` of all parts, one after the other: they need not fit into memory."""
+    shapes, dtype = [], None
+    for part in parts:
+        with np.load(part) as arrays:
+            shapes.append(arrays[name].shape)
+            dtype = arrays[name].dtype
+    shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for part in parts:
+        with np.load(part) as arrays:
+            file.write(np.ascontiguousarray(arrays[name]).tobytes())
+
+
+def _digits(n: int) -> int:
+    """Return the width of file names that sort as their numbers do."""
+    return max(6, len(str(n - 1)))
+
+
+MOST_BYTES = 2**28  # of an image
+
+LEVELS = UInt8[Tensor, "b c h w"]
+
+
+class FolderImages:
+    """The images below a folder in the order of their paths, all of one size; ``channels`` 3 (colour) or 1 (grey).
+
+    ``background`` is what transparent pixels show; ``done`` counts what the decoder did to the images read so far.
+    """
+
+    def __init__(self, folder: Path, channels: int, background: str) -> None:
+        self.folder, self.channels, self.background = folder, channels, background
+        found = list_images(folder)
+        self.names, self.left_out, self.done = found.images, found.left_out, Counter()
+        if not self.names:
+            why = f" ({say_left_out(self.left_out)})" if self.left_out else ""
+            raise UserError(f"images={folder}: holds no image{why}; give another folder, or an .npz")
+        self.shape = (channels, *self._read(self.names[0])[0].shape[:2])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def said(self) -> list[str]:
+        """Say in a few lines which images are there, and which files are left out."""
+        lines = [f"{len(self):,} images in {shown(str(self.folder))}{say_kinds(self.names)}"]
+        return lines + ([say_left_out(self.left_out)] if self.left_out else [])
+
+    def said_done(self) -> list[str]:
+        """Say what the decoder did to the images that all ranks read; all of them call it."""
+        done = total(self.done)
+        return [say_done(done)] if done else []
+
+    def __call__(self, first: int, end: int) -> LEVELS:
+        """Return images number ``first`` to ``end - 1``; UserError for a bad file, or one of another size."""
+        names = self.names[first:end]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            read = list(pool.map(self._read, names))
+        for name, (image, done) in zip(names, read, strict=True):
+            self.done.update(done)
+            if image.shape[:2] != self.shape[1:]:
+                path, first_name = self.folder / name, Path(self.names[0]).name
+                raise UserError(f"{path}: {image.shape[:2]} pixels, {first_name} has {self.shape[1:]}")
+        return torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2)
+
+    def _read(self, name: str) -> tuple[UInt8[np.ndarray, "h w c"], tuple[str, ...]]:
+        path = self.folder / name
+        try:
+            picture = open_picture(path, self.channels, self.background)
+        except Exception as error:  # broken files make Pillow raise nearly anything
+            raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
+        return levels_of(picture.image), picture.done
+
+
+class NpzImages:
+    """The images ``arr_0`` of an .npz, uint8 [n, H, W, 1 or 3], read chunk by chunk without loading the others."""
+
+    def __init__(self, path: Path, channels: int) -> None:
+        self.path, self.channels = path, channels
+        try:
+            with open_npz(path) as arrays:
+                header = arrays.header("arr_0")
+            self._member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 - read as long as the object lives
+        except (OSError, ValueError) as error:
+            raise UserError(f"images={path}: holds no readable arr_0 ({type(error).__name__}: {error})") from error
+        shape, fortran, dtype, self._start = header.shape, header.fortran, header.dtype, header.start
+        if dtype != np.uint8 or fortran or len(shape) != 4 or shape[-1] not in (1, 3):
+            raise UserError(f"images={path}: arr_0 is {dtype} {shape}, not uint8 [n, H, W, 1 or 3] in C order")
+        if shape[-1] == 3 and channels == 1:
+            raise UserError(f"images={path}: arr_0 has 3 channels, the features are of grey images; give grey ones")
+        if not 0 < math.prod(shape[1:]) <= MOST_BYTES:
+            raise UserError(f"images={path}: arr_0 is {dtype} {shape}, whose images have no size of pictures")
+        self._stored, self.shape = shape, (channels, *shape[1:3])
+
+    def __len__(self) -> int:
+        return self._stored[0]
+
+    def said(self) -> list[str]:
+        """Say which images are there."""
+        return [f"{len(self):,} images in {self.path}"]
+
+    def said_done(self) -> list[str]:
+        """Say what was done to the images: nothing."""
+        return []
+
+    def __call__(self, first: int, end: int) -> LEVELS:
+        """Return images number ``first`` to ``end - 1``; UserError where the file is damaged or ends before them."""
+        size = int(np.prod(self._stored[1:]))
+        try:
+            self._member.seek(self._start + first * size)
+            data = self._member.read((end - first) * size)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"images={self.path}: damaged ({error}); get or write it again") from error
+        if len(data) != (end - first) * size:
+            raise UserError(f"images={self.path}: ends within image {first + len(data) // size}; write it again")
+        images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(end - first, *self._stored[1:])
+        return images.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
+
+
+def open_images(path: str | Path, channels: int, background: str = "white") -> FolderImages | NpzImages:
+    """Open a folder of images or an .npz with arr_0; UserError for anything else."""
+    check_background(background, "background")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return FolderImages(path, channels, background)
+    if not path.is_file():
+        raise UserError(f"images={path}: no such file or folder; give a folder of images, or an .npz with arr_0")
+    return NpzImages(path, channels)

@@ -1,0 +1,200 @@
+"""Quality in training on small data: Frechet distance and class accuracy by a classifier of the real images."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from pmf_lightning.data.dataset import First, Images, Source
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.evaluation.frechet import FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.utils.errors import UserError
+
+# (labels [B], number of the first image) -> float images [B, C, H, W] in about [-1, 1], unclipped
+Generate = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """When and how to measure: every ``every_images`` training images, ``chunk`` images at a time.
+
+    ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end; of the training split the
+    first ``reference_images`` are compared with (None: all).
+    """
+
+    enabled: bool
+    every_images: int
+    extra_steps: Sequence[int]
+    chunk: int
+    classifier: ClassifierSettings
+    reference_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_images", 1), ("chunk", 1), ("reference_images", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"metrics.{name}={value}: set it to {least} or more")
+        if any(steps < 1 for steps in self.extra_steps):
+            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured on ``n`` generated images.
+
+    ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
+    ``n`` held-out images.
+    ``class_accuracy`` is how often the classifier sees the label that was asked for, ``real_accuracy`` its accuracy on
+    the held-out images. ``per_class_accuracy`` has None where no image was asked for.
+    """
+
+    fd: float
+    fd_floor: float
+    n: int
+    class_accuracy: float
+    real_accuracy: float
+    per_class_accuracy: list[float | None]
+
+
+class Judge:
+    """A classifier with the real images it compares with; what concerns these alone is computed once."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train_images: Pictures,
+        held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | Images,
+        held_out_labels: Int64[Tensor, " m"],
+        batch: int,
+    ) -> None:
+        self.classifier, self.batch = classifier, batch
+        self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
+        self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
+        self.distance = FrechetDistance(classifier.embed, train_images, batch)
+
+    @cached_property
+    def floor(self) -> float:
+        """Frechet distance of the held-out images to the training split."""
+        return self.distance(self.held_out_images)
+
+    @cached_property
+    def real_accuracy(self) -> float:
+        """Accuracy of the classifier on the held-out images."""
+        parts = in_batches(self.held_out_images, self.batch)
+        hits = [self._hits(*pair) for pair in zip(parts, self.held_out_labels.split(self.batch), strict=True)]
+        return torch.cat(hits).double().mean().item()
+
+    def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> Quality:
+        """Judge generated images and the labels asked for; see ``measure_parts``."""
+        self._check(tuple(images.shape))
+        return self.measure_parts(zip(in_batches(images, self.batch), labels.split(self.batch), strict=True))
+
+    def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Quality:
+        """Judge generated images, uint8, that come in parts with the labels asked for; no part is kept.
+
+        Raises ValueError unless they are as many and as large as the held-out images: the distance depends on both.
+        """
+        hits, labels = [], []
+
+        def seen() -> Iterator[Tensor]:
+            for images, asked in parts:
+                self._check((self.shape[0], *images.shape[1:]))
+                hits.append(self._hits(images, asked))
+                labels.append(asked.cpu())
+                yield images.cpu()
+
+        distance = self.distance.of_parts(seen())
+        hits, labels = torch.cat(hits), torch.cat(labels)
+        self._check((len(labels), *self.shape[1:]))
+        asked = [hits[labels == label] for label in range(self.classifier.head.out_features)]
+        return Quality(
+            fd=distance,
+            fd_floor=self.floor,
+            n=len(labels),
+            class_accuracy=hits.double().mean().item(),
+            real_accuracy=self.real_accuracy,
+            per_class_accuracy=[rows.double().mean().item() if len(rows) else None for rows in asked],
+        )
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise ValueError(f"generated images are {shape}, not {self.shape}")
+
+    @torch.no_grad()
+    def _hits(self, images: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        with torch.autocast("cpu", enabled=False):
+            return self.classifier(images.cpu()).argmax(1) == labels.cpu()
+
+
+class QualityProbe:
+    """Measures a generator of ``source``'s images against them; the classifier and the floor are prepared once.
+
+    Runs on the CPU without collective communication, so one process may measure alone.
+    """
+
+    def __init__(self, source: Source, settings: QualitySettings, cache_dir: str | None):
+        self.source, self.settings, self.cache_dir = source, settings, cache_dir
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The prepared judge; the first use trains the classifier or reads it from the cache.
+
+        Raises UserError for data that cannot be judged: fewer than two classes or two held-out images.
+        """
+        source, train, held_out = self.source, self.source.train(), self.source.held_out()
+        if len(held_out) < 2:
+            raise UserError(f"data {source.name} holds out {len(held_out)} image(s), give at least 2 or metrics=none")
+        classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
+        if self.settings.reference_images is not None:
+            train = First(train, self.settings.reference_images)
+        return Judge(classifier, train, held_out, held_out.labels, self.settings.chunk)
+
+    def __call__(self, generate: Generate) -> Quality:
+        """Generate as many images as are held out, labels in turn, and judge them.
+
+        ``generate(labels, first)`` makes the images number ``first``, ``first + 1``, ... Raises NonFiniteError.
+        """
+        judge = self.judge
+        labels = balanced_labels(len(judge.held_out_labels), self.source.classes)
+        firsts = range(0, len(labels), self.settings.chunk)
+        parts = zip(firsts, labels.split(self.settings.chunk), strict=True)
+        return judge.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
+
+
+def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    check_finite(images, "generated images")
+    return to_uint8(images.detach()).cpu()
+
+
+def measure_quality(
+    classifier: Classifier,
+    train_images: Pictures,
+    held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | Images,
+    held_out_labels: Int64[Tensor, " m"],
+    generated_images: UInt8[Tensor, "k c2 h2 w2"],
+    generated_labels: Int64[Tensor, " k"],
+    batch: int,
+) -> Quality:
+    """Judge one set of generated images; keep a ``Judge`` to judge several.
+
+    Raises ValueError unless they are as many and as large as the held-out images.
+    """
+    judge = Judge(classifier, train_images, held_out_images, held_out_labels, batch)
+    return judge.measure(generated_images, generated_labels)
+
+
+def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:
+    """Return the labels to ask for: the classes in turn, ``i % classes``."""
+    return torch.arange(n) % classes
+
+
+def metric_name(source: Source) -> str:
+    """Return the distance's name in logs, ``fd_<data name>``: it is no FID, whose features are Inception's."""
+    return "fd_" + re.sub(r"\W+", "_", source.name.lower())

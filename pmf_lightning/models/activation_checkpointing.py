@@ -1,0 +1,39 @@
+"""Activation checkpointing: blocks keep their inputs alone and are computed again in the backward pass.
+
+A third more arithmetic of the values for most of their memory. It cannot be had where a derivative is taken forwards
+(PyTorch issue 129293), so a block with a tangent runs as it always does; training then has to take values and
+derivative in two passes (objectives/jvp/derivative.py).
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pmf_lightning.models.adaln import AdaBlock
+from pmf_lightning.models.layers import Block
+
+
+def recompute_blocks(network: nn.Module) -> int:
+    """Let every transformer block of ``network`` be computed again in the backward pass; return how many there are.
+
+    Weights and their names stay as they are, and so does every number that comes out.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, Block | AdaBlock)]
+    for block in blocks:
+        block.forward = _checkpointed(block.forward)
+    return len(blocks)
+
+
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @wraps(forward)
+    def run(x: Tensor, *others: Any) -> Tensor:
+        if not torch.is_grad_enabled() or type(x) is not Tensor:
+            return forward(x, *others)
+        # The blocks read no global random numbers (dropout is keyed), so there is no state to restore.
+        return checkpoint(forward, x, *others, use_reentrant=False, preserve_rng_state=False)
+
+    return run

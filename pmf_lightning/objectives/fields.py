@@ -1,0 +1,90 @@
+"""The fields on a path between an image and noise, and the conversions between them.
+
+Time runs from t=0 (the image x) to t=1 (the noise e): z = (1-t) x + t e, v = dz/dt = e - x, and
+u(z, r, t) = 1/(t-r) * integral of v over [r, t] is the average velocity, u(z, t, t) = v(z, t).
+Every conversion of the project lives here, once. Fields are [B,C,H,W], times [B].
+"""
+
+from typing import Literal
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from pmf_lightning.utils.precision import Number
+
+Image = Float[Tensor, "b c h w"]
+Time = Float[Tensor, " b"]
+Quantity = Literal["x", "eps", "v"]  # what a network may answer: the image x, the noise e, the velocity v
+
+
+def spread(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
+    """Shape one number per sample so that it multiplies an image."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def noisy_image(x: Image, e: Image, t: Time) -> Image:
+    """Return z = (1-t) x + t e (pMF, eq. 1)."""
+    t = spread(t, x)
+    return (1 - t) * x + t * e
+
+
+def path_velocity(x: Image, e: Image) -> Image:
+    """Return v = dz/dt = e - x, the velocity of the straight path."""
+    return e - x
+
+
+def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
+    """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
+
+    The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction share it, so that a
+    perfect prediction has no loss.
+    """
+    return (z - x) / spread(t.clamp(t_clip, 1.0), z)
+
+
+def image_from_velocity(z: Image, u: Image, t: Time) -> Image:
+    """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8): no clip here."""
+    return z - spread(t, z) * u
+
+
+def noise_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
+    """Return (z - (1-t) x) / clip(t, t_clip, 1) (JiT, table 1)."""
+    return (z - spread(1 - t, z) * x) / spread(t.clamp(t_clip, 1.0), z)
+
+
+def image_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
+    """Return (z - t e) / clip(1-t, t_clip, 1) (JiT, table 1); the paper states no clip for this division."""
+    return (z - spread(t, z) * e) / spread((1 - t).clamp(t_clip, 1.0), z)
+
+
+def velocity_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
+    """Return (e - z) / clip(1-t, t_clip, 1) (JiT, table 1); the clip as in ``image_from_noise``."""
+    return (e - z) / spread((1 - t).clamp(t_clip, 1.0), z)
+
+
+def noise_from_velocity(z: Image, v: Image, t: Time) -> Image:
+    """Return z + (1-t) v (JiT, table 1)."""
+    return z + spread(1 - t, z) * v
+
+
+def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity, t_clip: Number) -> Image:
+    """Return what an ``answer`` of the kind ``given`` says of another quantity of z: JiT's table 1 as a function."""
+    match given, wanted:
+        case "x", "eps":
+            return noise_from_image(z, answer, t, t_clip)
+        case "x", "v":
+            return velocity_from_image(z, answer, t, t_clip)
+        case "eps", "x":
+            return image_from_noise(z, answer, t, t_clip)
+        case "eps", "v":
+            return velocity_from_noise(z, answer, t, t_clip)
+        case "v", "x":
+            return image_from_velocity(z, answer, t)
+        case "v", "eps":
+            return noise_from_velocity(z, answer, t)
+    return answer
+
+
+def compound_velocity(u: Image, du_dt: Image, t: Time, r: Time) -> Image:
+    """Return V = u + (t - r) du/dt, which equals v where the MeanFlow identity holds (iMF, eq. 12)."""
+    return u + spread(t - r, u) * du_dt

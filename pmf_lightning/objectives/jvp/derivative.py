@@ -1,0 +1,85 @@
+"""The average velocity u and its total derivative du/dt along (dz/dt, dt/dt, dr/dt) = (tangent, 1, 0).
+
+du/dt is only needed where t != r and carries no gradient. Two forms give the same numbers:
+
+one_pass  values with their graph, and the derivative beside them without one, over the rows that need it (see
+          forward_mode.py); the other rows apart. Least arithmetic. The network may use the operations that
+          forward_rules.py knows, fused attention among them.
+two_pass  an ordinary differentiable pass over all rows, then torch.func.jvp over the rows that need it, without a graph
+          and with plain attention, since no fused kernel has a forward-mode derivative there. Works for any network,
+          and with activation checkpointing in the differentiable pass; computes those rows' values a second time.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.profiler import record_function
+
+from pmf_lightning.objectives.fields import Image, Time
+from pmf_lightning.objectives.jvp import forward_mode
+
+Form = Literal["one_pass", "two_pass"]
+
+
+@runtime_checkable
+class Velocities(Protocol):
+    """(u, v) of the rows selected by an index, as a function of z, t, r; v is None where it was not asked for."""
+
+    def __call__(
+        self, z: Tensor, t: Tensor, r: Tensor, rows: Tensor | slice, with_v: bool, attention: str | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evaluate; z, t and r are already restricted to the rows, everything else is not."""
+        ...
+
+
+def velocities_and_derivative(
+    velocities: Velocities,
+    z: Image,
+    t: Time,
+    r: Time,
+    tangent: Float[Tensor, "moving c h w"],
+    moving: Bool[Tensor, " b"],
+    form: Form,
+    derive: Callable = forward_mode.derivative,
+) -> tuple[Image, Image, Image]:
+    """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
+
+    ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is what the form one_pass calls, to be
+    replaced by its compiled twin.
+    """
+    rows = moving.nonzero().squeeze(1).to(z.device, non_blocking=True)
+    still = (~moving).nonzero().squeeze(1).to(z.device, non_blocking=True)
+    if not len(rows):
+        u, v = velocities(z, t, r, slice(None), True, None)
+        return u, v, torch.zeros_like(u)
+    if form == "two_pass":
+        return _two_pass(velocities, z, t, r, tangent, rows)
+    return _one_pass(velocities, z, t, r, tangent, rows, still, derive)
+
+
+def _two_pass(velocities, z, t, r, tangent, rows):
+    u, v = velocities(z, t, r, slice(None), True, None)
+
+    def of(z, t, r):
+        return velocities(z, t, r, rows, False, "plain")[0]
+
+    z, t, r = z[rows], t[rows], r[rows]
+    with torch.no_grad(), record_function("derivative"):
+        _, slope = torch.func.jvp(of, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
+    return u, v, torch.zeros_like(u).index_copy(0, rows, slope.to(u.dtype))
+
+
+def _one_pass(velocities, z, t, r, tangent, rows, still, derive):
+    def of(z, t):
+        return velocities(z, t, r[rows], rows, True, None)
+
+    (u, v), slope = derive(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
+    du_dt = torch.zeros_like(z).index_copy(0, rows, slope.to(z.dtype))
+    if len(still):
+        u_still, v_still = velocities(z[still], t[still], r[still], still, True, None)
+        place = torch.argsort(torch.cat((rows, still)))
+        u, v = torch.cat((u, u_still))[place], torch.cat((v, v_still))[place]
+    return u, v, du_dt

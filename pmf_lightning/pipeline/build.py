@@ -1,0 +1,81 @@
+"""Build network, objective and optimiser from a composed configuration."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import one_line
+from pmf_lightning.models.activation_checkpointing import recompute_blocks
+from pmf_lightning.models.vit import init_weights
+from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
+
+
+def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
+    """Build network, objective and optimiser of a composed configuration; the weights are a function of ``cfg.seed``.
+
+    ``empty`` leaves the network on the meta device, without memory, for weights that follow.
+    Raises UserError where the numbers do not fit each other.
+    """
+    validate.model(cfg)
+    validate.objective(cfg)
+    objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
+    validate.method(cfg.sampling.get("method"), objective.methods, cfg.sampling.steps, "sampling.")
+    with torch.device("meta") if empty else nullcontext():
+        network = make_part(_with_heads(cfg, objective.heads), "backbone")
+    init_weights(network, lambda name: rng.generator(cfg.seed, "init", name))
+    if cfg.get("recompute"):  # older checkpoints know nothing of it
+        objective = _recomputed(cfg, network, objective)
+    if cfg.get("compile") and not objective.methods:
+        raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
+    decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
+    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+    shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
+    start = cfg.schedule.get("start", 0.0)  # older checkpoints set none
+    first = start / cfg.optimizer.lr if start else 0.0
+    schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
+    try:
+        module.configure_optimizers()  # bad numbers show up now, not when training begins
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error
+    return module
+
+
+def _recomputed(cfg: DictConfig, network: nn.Module, objective: Any) -> Any:
+    """Let the blocks be computed again; return the objective, with a derivative in a pass of its own."""
+    if not recompute_blocks(network):
+        raise UserError(f"recompute=true: the network of {cfg.name} has no transformer blocks to save memory in")
+    return replace(objective, derivative="two_pass") if hasattr(objective, "derivative") else objective
+
+
+def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
+    """Leave out the heads of the backbone that the objective does not train."""
+    heads = cfg.backbone.get("heads")
+    if heads is None or set(heads) <= set(trained):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    cfg.backbone.heads = {name: blocks for name, blocks in heads.items() if name in trained}
+    return cfg
+
+
+def make_part(cfg: DictConfig, part: str) -> Any:
+    """Instantiate ``cfg[part]``; what its constructor objects to becomes a UserError that names the part."""
+    try:
+        return instantiate(cfg[part], _convert_="all")
+    except (InstantiationException, OmegaConfBaseException) as error:
+        message = one_line(error.__cause__ or error)
+        raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error

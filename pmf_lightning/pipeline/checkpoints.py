@@ -1,0 +1,207 @@
+"""Load a module from a checkpoint or a weights folder."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from pmf_lightning.config.compose import compose, one_line
+from pmf_lightning.config.presets import published
+from pmf_lightning.models.drifting_vit import DriftingViT
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.averages import find_average
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.checkpoint_io import whole_beside
+from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
+from pmf_lightning.pipeline.trusted import check_stored
+from pmf_lightning.pipeline.weights_folder import About, StoredWeights
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.tensor_files import at_most_weights, load_tensors
+from pmf_lightning.weights import flax
+from pmf_lightning.weights.drifting import generator_preset, generator_tensors
+from pmf_lightning.weights.flax import read_msgpack
+
+RELEASED = "official"  # what the weights of a release are called
+
+# Options that older checkpoints do not set, with the values that these were made by.
+NEWER_OPTIONS = {
+    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
+}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint file at ``path``, or the last one of the run directory ``path``; UserError if none."""
+    path = Path(path)
+    if weights_folder.is_weights_folder(path):
+        raise UserError(f"ckpt={path}: this folder holds weights to sample with; training goes on from a checkpoint")
+    if path.is_dir():
+        if not (path / "checkpoints" / "last.ckpt").is_file():
+            raise UserError(f"ckpt={path}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
+        return path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"ckpt={path}: no such file; give a checkpoint file or a run directory")
+    return path
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights of ``path``, a checkpoint, a folder of weights or a release; UserError if none."""
+    if flax.is_release(path):
+        return flax.find(path)[0]
+    return Path(path) / weights_folder.WEIGHTS if weights_folder.is_weights_folder(path) else find_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
+    path = find_checkpoint(path)
+    try:
+        checkpoint = load_tensors(path, mmap=True)  # tensors are read when used
+    except Exception as error:
+        trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
+        raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
+    parts = ("config", "state_dict", "ema")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
+        raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
+    return unwrap_checkpoint(checkpoint, f"ckpt={path}")
+
+
+def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> GenerativeModule:
+    """Rebuild the module of a checkpoint with the averaged weights called ``ema``; None: as judged, "raw": unaveraged.
+
+    An average is found by its name ("500k", a half-life in images) or its decay per step (0.9999): see
+    pipeline/averages.py.
+
+    A folder that pmf_lightning.convert wrote holds one set of weights, and so does a release of Drifting's generators
+    (.msgpack, or its folder): None takes it, and ``ema`` may only name it.
+    Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
+    """
+    if holds_one_set(path):
+        return _load_one_set(Path(path), ema)[0]
+    module, sets = load_with_averages(path)
+    name = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
+    module.network.load_state_dict(sets[name], strict=False)
+    module.average = name
+    return module
+
+
+def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Mapping[str, Tensor]]]:
+    """Rebuild the module of a checkpoint; return it with every set of weights that the checkpoint has, by name.
+
+    The network holds the unaveraged ones, "raw", until another set is loaded into it (``load_state_dict``, not strict:
+    weights that are not trained have no average). A folder that pmf_lightning.convert wrote, or a release, has one set,
+    in place already, whose entry is therefore empty. Raises UserError for a missing or foreign file, or one that names
+    foreign code.
+    """
+    if holds_one_set(path):
+        module, name = _load_one_set(Path(path), None)
+        return module, {name: {}}
+    checkpoint = read_checkpoint(path)
+    averages = checkpoint["ema"]
+    raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw))
+    _place(module.network, raw, path, copy=True)  # the file is mapped, not read
+    trained = {name for name, value in module.network.named_parameters() if value.requires_grad}
+    for name, values in averages.items():
+        fits = isinstance(values, Mapping) and trained <= values.keys() <= raw.keys()
+        if not fits or any(_shape(value) != raw[key].shape for key, value in values.items()):
+            raise UserError(f"ckpt={path}: its average {name} is not one of this network; {whole_beside(path)}")
+    return module.eval(), {**averages, "raw": raw}
+
+
+def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] = ()) -> GenerativeModule:
+    """Build the module of a configuration that was stored somewhere, without executing foreign code; no weights yet.
+
+    ``source`` is what errors call the place. The network lies on the meta device, without memory; one of far more than
+    the ``stored`` weights (tensors) is not built. ``trust``: as for ``check_stored``. Raises UserError.
+    """
+    config = check_stored(config, source, trust)
+    try:
+        with at_most_weights(stored):
+            return build(completed(config), empty=True)
+    except UserError as error:
+        raise UserError(shorten(str(error), 500, placeholder=" ...")) from error
+    except Exception as error:  # values of the wrong kind fail in many places
+        said = shorten(one_line(error), 200, placeholder=" ...")
+        raise UserError(
+            f"{source}: no module can be built from its configuration ({type(error).__name__}: {said})"
+        ) from error
+
+
+def completed(config: Mapping) -> DictConfig:
+    """Return a stored configuration with the options of its objective that are newer than it."""
+    config = OmegaConf.create(config)
+    older = NEWER_OPTIONS.get(config.objective["_target_"], {})
+    config.objective = {**older, **config.objective}
+    return config
+
+
+def holds_one_set(path: str | Path) -> bool:
+    """Whether ``path`` is a folder that pmf_lightning.convert wrote, or a release of Drifting's generators."""
+    return weights_folder.is_weights_folder(path) or flax.is_release(path)
+
+
+def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeights:
+    """Read the released .msgpack of a generator of Drifting, or the folder that holds it, as the model of ``cfg``.
+
+    ``cfg`` None: the preset of the file's sizes, on its data. Raises UserError, naming the path as ckpt.
+    """
+    source = f"ckpt={path}"
+    try:
+        file, _ = flax.find(path)
+        arrays = read_msgpack(file)
+    except UserError as error:
+        named = str(error).startswith(str(Path(path).expanduser()))
+        raise UserError(f"ckpt={error}" if named else f"{source}: {error}") from error
+    if cfg is None:
+        name = generator_preset(arrays, source)
+        cfg = compose([f"model={name}", f"data={published()[name].data}"])
+    module = build(cfg, empty=True)
+    if not isinstance(module.network, DriftingViT):
+        raise UserError(f"{source}: holds weights of Drifting; choose model={generator_preset(arrays, source)}")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    about = About("Drifting", RELEASED, {"file": file.name, "sha256": digest}, module.config)
+    return StoredWeights(generator_tensors(arrays, module.network, source), {}, about)
+
+
+def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
+    """Return the module, and what its weights are called."""
+    stored = weights_folder.read(folder) if weights_folder.is_weights_folder(folder) else read_release(folder)
+    about = stored.about
+    if ema is not None and not _is_average(ema, about):
+        raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
+    module = build_stored(about.config, f"ckpt={folder}", len(stored.network))
+    _place(module.network, stored.network, folder)
+    module.average = about.weights
+    return module.eval(), about.weights
+
+
+def _is_average(ema: str | Number, about: weights_folder.About) -> bool:
+    """Tell whether ``ema`` means the weights of a folder."""
+    try:
+        return find_average(ema, [about.weights], about.config) == about.weights
+    except (UserError, KeyError, TypeError):
+        return False
+
+
+def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path, copy: bool = False) -> None:
+    """Give an empty network (on the meta device) its ``weights``, in float32 at least; with ``copy`` none is shared.
+
+    Raises UserError, naming ``source``, unless they are exactly the network's.
+    """
+    shapes, there = ({name: _shape(value) for name, value in held.items()} for held in (network.state_dict(), weights))
+    if shapes != there:
+        wrong = sorted(map(str, shapes.keys() ^ there.keys())) or [k for k in shapes if shapes[k] != there[k]]
+        raise UserError(f"{source}: weights and configuration do not belong together ({', '.join(wrong[:3])} ...)")
+    wide = {k: value.to(torch.promote_types(value.dtype, torch.float32), copy=copy) for k, value in weights.items()}
+    network.load_state_dict(wide, assign=True)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    """Return the shape of a weight, None for what is none."""
+    return value.shape if isinstance(value, Tensor) and not value.is_complex() else None

@@ -1,0 +1,158 @@
+"""Between weights and what must be known beside them: which preset an official file fits, which heads it has."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pmf_lightning.config.compose import compose
+from pmf_lightning.config.presets import published
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.checkpoints import build_stored, load_checkpoint, read_release
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.weights_folder import About, StoredWeights
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+from pmf_lightning.weights import (
+    DECAYS,
+    FAMILIES,
+    SETS,
+    bare,
+    family_of,
+    official_weights,
+    preset,
+    recognise,
+    sets_in,
+    translate,
+)
+
+_OFFICIAL = "official"  # the name of the weights in a released file that holds one set
+_CHUNK = 2**24  # bytes hashed at a time
+
+
+def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
+    """Turn the contents of an official file into weights and configuration; head v goes unless the file has it whole.
+
+    The preset is that of ``cfg`` (conf/convert.yaml) where ``model`` is chosen there, else the one whose shapes fit;
+    ``cfg.ema`` picks one of several sets of weights. Raises UserError where none or several presets fit, or as ``bare``
+    and ``translate`` do.
+    """
+    weights = bare(contents, f"official weights {path}", cfg.ema, key="ema")
+    module, ours, aside = _fitting(weights, cfg)
+    config = copy.deepcopy(module.config)
+    if "heads" in config["backbone"]:  # of a choice of heads; other networks have the one that they have
+        known, there = config["backbone"]["heads"], heads_of(ours)
+        config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
+    chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
+    return StoredWeights(ours, aside, About(family_of(module.network).name, chosen, _source(path), config))
+
+
+def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
+    """Read a released .msgpack of a generator of Drifting, or its folder, as the model of ``cfg`` or of its sizes.
+
+    Raises UserError as ``read_release`` does, and for options that do not apply to such a file.
+    """
+    if cfg.ema is not None:
+        raise UserError(f"ema={cfg.ema}: {path} holds one set of weights; leave ema out")
+    if cfg.get("name"):
+        return read_release(path, _run_config(cfg.name, cfg))
+    if cfg.get("data") is not None:
+        raise UserError(f"data={cfg.data.name}: add model=, or leave data out: the sizes of {path} choose both")
+    return read_release(path)
+
+
+def heads_of(weights: Iterable[str]) -> list[str]:
+    """Return the names of the heads that weights (by our names) belong to."""
+    parts = (name.split(".") for name in weights)
+    return list(dict.fromkeys(part[1] for part in parts if part[0] == "heads"))
+
+
+def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
+    """Take one average of a training checkpoint, None: the one it is judged by; UserError as ``load_checkpoint``."""
+    module = load_checkpoint(path, ema)
+    config = copy.deepcopy(module.config)
+    config["sampling"]["ema"] = module.average
+    about = About(_family_name(module.network), module.average, _source(path), config)
+    return StoredWeights(module.network.state_dict(), {}, about)
+
+
+def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
+    """Return what an official file of these weights holds, each tensor in memory of its own; see official_weights.
+
+    Raises UserError where no official file has this architecture.
+    """
+    network = build_stored(stored.about.config, "in", len(stored.network)).network
+    weights = official_weights(network, inference=inference, weights=stored.network, aside=stored.aside)
+    return {name: value.clone() if _is_part(value) else value for name, value in weights.items()}
+
+
+def _is_part(value: Tensor) -> bool:
+    """Whether a tensor lies in a larger memory, all of which torch.save would write."""
+    return value.untyped_storage().nbytes() != value.nbytes
+
+
+def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[GenerativeModule, dict, dict]:
+    """Return the module, without values, that the weights fit, and what ``translate`` says of them."""
+    names = [cfg.name] if cfg.get("name") else _candidates(weights)
+    fits, refusals = {}, []
+    for name in tqdm(names, desc="presets", disable=len(names) == 1):
+        module = build(_run_config(name, cfg), empty=True)
+        try:
+            fits[name] = (module, *translate(weights, module.network))
+        except UserError as error:
+            refusals.append(error)
+    if len(fits) == 1:
+        return next(iter(fits.values()))
+    if len(names) == 1:
+        raise refusals[0]
+    if fits:
+        raise UserError(f"this file fits several models; add model={' or model='.join(fits)}")
+    raise UserError(
+        f"this file looks like {recognise(weights)}, which no preset is; say model=, data= and what differs"
+    )
+
+
+def _candidates(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the preset that the sizes belong to; where the papers have no such model, our own presets."""
+    seen = recognise(weights)
+    papers = {preset(model) for family in FAMILIES for model in family.models}
+    return [seen.preset] if seen.preset else sorted(published().keys() - papers)
+
+
+def _run_config(name: str, cfg: DictConfig) -> DictConfig:
+    """Compose what ``train model=name`` would, on the data that the preset is made for, with the changes in ``cfg``."""
+    choices = [f"model={name}"]
+    if cfg.get("data") is None:
+        if name not in published():
+            raise UserError(f"model={name}: it is made for no data in particular; add data=")
+        choices.append(f"data={published()[name].data}")
+    run = compose(choices)
+    changed = [key for key in cfg if key in run and key not in ("ema", "hydra")]  # ``ema`` means another thing here
+    with open_dict(run):
+        for key in changed:
+            run[key] = cfg._get_node(key)
+    return run
+
+
+def _family_name(network: nn.Module) -> str | None:
+    try:
+        return family_of(network).name
+    except UserError:
+        return None
+
+
+def _source(path: Path) -> dict[str, str]:
+    """Return name and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=path.stat().st_size, desc="sha256", unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return {"file": path.name, "sha256": digest.hexdigest()}

@@ -1,0 +1,60 @@
+"""Draw images from a module: decoder, sampling options, batches of uint8 images."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning.config import validate
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling.generate import OPTIONS, numbered_images
+from pmf_lightning.utils.errors import UserError
+
+
+def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
+    """Load the decoder of a latent model now, from ``weights`` where they are given; raises UserError."""
+    if module.decoder is None:
+        if weights is not None:
+            raise UserError(f"decoder.weights={weights}: this model makes pixels and decodes nothing; leave it out")
+        return
+    if weights is not None:
+        module.decoder = replace(module.decoder, weights=weights)
+    module.decoder.load()
+
+
+def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
+    """Return steps, method, omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    judged = module.config["sampling"]
+    options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
+    validate.guidance(**{name: value for name, value in options.items() if name != "method"})
+    validate.method(options["method"], module.objective.methods, options["steps"])
+    return options
+
+
+def draw(
+    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, chunk: int, options: dict
+) -> UInt8[Tensor, "n c h w"]:
+    """Return the images as levels on the CPU; as floats, 50,000 of 256 pixels would take 39 GB instead of 10."""
+    levels = torch.empty(len(labels), *module.shown_shape, dtype=torch.uint8)
+    for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
+        part = slice(first, first + chunk)
+        levels[part] = to_uint8(finite_images(module, labels[part], seed, first, **options).cpu())
+    return levels
+
+
+def finite_images(
+    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, first: int, **options: Any
+) -> Float[Tensor, "n c h w"]:
+    """Return ``numbered_images``; UserError where one is not made of numbers, which whole levels would not show."""
+    images = numbered_images(module, labels, seed, first, **options)
+    if not (good := images.isfinite().flatten(1).all(1)).all():
+        number = first + int(good.int().argmin())
+        raise UserError(
+            f"image {number} holds numbers that are not finite: the weights have diverged; give others by ema= or ckpt="
+        )
+    return images

@@ -1,0 +1,180 @@
+"""The LightningModule of every objective: keyed draws, one call of the objective, logging. No formula lives here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from pmf_lightning.data.transforms import latents_seen, pixels_seen
+from pmf_lightning.objectives.base import Batch
+from pmf_lightning.objectives.drifting import DriftingBatch
+from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.state_names import unwrapped
+
+
+class GenerativeModule(LightningModule):
+    """A network, an objective and an optimiser.
+
+    Args:
+        network: the backbone; its weights are the only ones of the module.
+        objective: a pure function (see objectives/base.py) that also draws its random numbers from keys.
+        optimizer: from parameter groups to a torch optimiser.
+        rate_factor: from the step (from 0) to the factor on the learning rate.
+        seed: key of all random draws of training.
+        config: the resolved configuration as plain data; it travels in the checkpoint.
+        decoder: what turns the latents of a latent model into pixels (models/sd_vae.py); None: the network makes
+            pixels. It is no part of parameters, checkpoint and averages.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Any,
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer],
+        rate_factor: Callable[[int], float],
+        seed: int,
+        config: dict,
+        decoder: Any = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.objective = objective
+        self.seed = seed
+        self.config = config
+        self.decoder = decoder
+        self.average: str | None = None  # which of a checkpoint's averages the weights are, once it is loaded
+        self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
+        # Older checkpoints know nothing of it.
+        self._compiled = Compiled(network) if config.get("compile", False) else None
+        self._optimizer = optimizer
+        self._rate_factor = rate_factor
+
+    @property
+    def features(self) -> Any:
+        """What the loss of a run looks through: perceptual distances by name, or the features drifting compares."""
+        return self._features[0]
+
+    @property
+    def passes(self) -> Any:
+        """The network as the loss calls it: compiled, where the configuration says so."""
+        return self._compiled or self.network
+
+    def look_through(self, features: Any) -> None:
+        """Set ``features``."""
+        self._features = [features]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimiser over the network's tagged parameters, and the schedule of its learning rate."""
+        optimizer = self._optimizer(parameter_groups(self.network))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Take the perceptual distances along to the device."""
+        for part in self.features.values() if isinstance(self.features, dict) else [self.features]:
+            part.to(self.device)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
+        """Return the loss of one micro-batch, and what to watch by time, where the objective has times.
+
+        The micro-batch is images [B,...] and labels [B]; for drifting, real images [n,P,...], labels [n] and negatives
+        [n,N,...]; see ``inputs`` for what an image may be. "by_time" holds name -> (t [n], squares per pixel [n]) for
+        the rows that count: all of them for squared errors, those with t != r for what is watched of du/dt.
+        """
+        shard = self._shard(batch_idx)
+        batch = self._seen(batch, shard)
+        labels = batch.y
+        draws = self.objective.draw(batch, self.seed, self.global_step, shard)
+        # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
+        joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "coupled", False) else {}
+        losses = self.objective(self.passes, batch, draws, self.features, **joined)
+        pixels = batch.x[0].numel()
+        for name, sums in losses.per_sample.items():
+            mean = sums.mean() / pixels
+            self.log(name, mean, prog_bar=True, batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
+        for name, values in losses.distances.items():
+            self.log(name, values.mean(), batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
+        for name, value in losses.scalars.items():
+            self.log(name, value, prog_bar=True, batch_size=len(labels))
+        by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items() if hasattr(draws, "t")}
+        for name, sums in losses.diagnostics.items():
+            by_time[name] = (draws.t[draws.moving], sums[draws.moving] / pixels)
+        return {"loss": losses.total, "by_time": by_time}
+
+    def _seen(self, batch: Sequence[Tensor], shard: Shard) -> Batch | DriftingBatch:
+        """Turn what the loader hands out into what the objective takes."""
+        images, labels, *negatives = batch
+        rows, flip = shard.rows(len(labels)), self.config.get("flip", False)  # older checkpoints know of no flip
+        if not negatives:
+            return Batch(self.inputs(images, rows, self.global_step, flip=flip), labels)
+        roles = {"positives": images, "negatives": negatives[0]}
+        x = {role: self.inputs(part, rows, self.global_step, role, flip=flip) for role, part in roles.items()}
+        return DriftingBatch(x["positives"], labels, x["negatives"])
+
+    def inputs(
+        self, images: Tensor, rows: Int64[Tensor, " b"], step: int, role: str | None = None, flip: bool = False
+    ) -> Tensor:
+        """Return what the network sees of images: the global ``rows`` of a step, or its labels' images in a ``role``.
+
+        Images are uint8 pixels [b,C,H,W], with ``flip`` mirrored at random; or floats: moments [b,2,C,h,w] of raw
+        latents, of which latents are drawn and normalised; or [b,C,H,W], seen as they are. With a role there are
+        several to a row, [b,n,...]. The random numbers are keyed by the run's seed, the role, the step and the row.
+        """
+        key = (rows, self.seed, step, *([role] if role else []))
+        if images.dtype == torch.uint8:
+            return pixels_seen(images, flip, *key)
+        if images.dim() < (6 if role else 5):
+            return images
+        if self.decoder is None:
+            raise UserError("the data hand out latents, and decoder=null: leave decoder= out, it normalises them")
+        return latents_seen(images, self.decoder.normalise, *key)
+
+    def _mean_of_all_devices(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Turn sums and counts of this device into means over all."""
+        if self.trainer.world_size > 1:
+            sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
+        return sums / counts
+
+    def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
+        """Return what the network's images show, in about [-1, 1]: latents decoded, pixels as they are."""
+        return images if self.decoder is None else self.decoder.decode(images)
+
+    @property
+    def shown_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what ``to_pixels`` returns."""
+        network, decoder = self.network, self.decoder
+        channels, scale = (network.channels, 1) if decoder is None else (3, decoder.scale)
+        return (channels, network.resolution * scale, network.resolution * scale)
+
+    def _shard(self, batch_idx: int) -> Shard:
+        """Return which rows of the global batch this rank's micro-batch holds; the data loader deals alike."""
+        micro_batches, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        return Shard(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Store the configuration and the images seen with the weights."""
+        checkpoint["config"] = self.config
+        checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Take moments from a checkpoint, but learning rate and other settings from this run's configuration."""
+        unwrap_checkpoint(checkpoint, "this checkpoint")
+        stored = checkpoint["optimizer_states"][0]["param_groups"]
+        for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
+            old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})
+            old["lr"] = old["initial_lr"] * self._rate_factor(checkpoint["global_step"])
+        checkpoint["lr_schedulers"][0]["base_lrs"] = [group["initial_lr"] for group in stored]
+
+
+def unwrap_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
+    """Take the names of wrappers out of a checkpoint's weights and averages, in place, and return it; UserError."""
+    checkpoint["state_dict"] = unwrapped(checkpoint["state_dict"], source)
+    averages = checkpoint["ema"]
+    checkpoint["ema"] = {k: unwrapped(v, source) if isinstance(v, Mapping) else v for k, v in averages.items()}
+    return checkpoint

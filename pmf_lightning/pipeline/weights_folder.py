@@ -1,0 +1,113 @@
+"""A folder of weights to sample with: model.safetensors, and config.json, which says what they are."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.state_names import unwrapped
+
+FORMAT, VERSION = "pmf_lightning weights", 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_ASIDE = "official."  # before the names of tensors that only the official file format has a place for
+
+
+@dataclass(frozen=True)
+class About:
+    """What a folder's weights are; ``config.json`` holds these fields beside its format and version.
+
+    Args:
+        family: "pMF", "iMF" or "JiT" where the architecture is the official one, else None.
+        weights: the average that they are ("2000k", "raw"), or "official", or the set of JiT's file ("model_ema1").
+        source: ``file``, the name of the file they come from, and its ``sha256``.
+        config: the resolved configuration; ``backbone.heads``, where it has that, names the heads that are there.
+    """
+
+    family: str | None
+    weights: str
+    source: Mapping[str, str]
+    config: dict
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The contents of a folder.
+
+    Args:
+        network: the weights by our names, all that the network of ``about.config`` has.
+        aside: official names and values of what our network has no place for (iMF's final v layer without v-heads,
+            JiT's table of positions); kept for the way back.
+        about: what they are.
+    """
+
+    network: dict[str, Tensor]
+    aside: dict[str, Tensor]
+    about: About
+
+
+def is_weights_folder(path: str | Path) -> bool:
+    """Whether ``path`` is a folder of this kind, be it a spoilt one."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def write(folder: Path, stored: StoredWeights, force: bool = False) -> None:
+    """Write ``folder``, whole or not at all; with ``force`` in the place of an older one.
+
+    Raises OSError where the disk refuses, FileExistsError where ``folder`` exists and may not be replaced.
+    """
+    if folder.exists() and not (force and is_weights_folder(folder)):
+        raise FileExistsError(f"{folder} exists")
+    about = {"format": FORMAT, "version": VERSION, **asdict(stored.about)}
+    tensors = stored.network | {f"{_ASIDE}{name}": value for name, value in stored.aside.items()}
+    older = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.older")
+    with atomic_write(folder) as draft:
+        draft.mkdir()
+        (draft / CONFIG).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, draft / WEIGHTS, {"format": "pt"})
+        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)  # safetensors keeps others out
+        if folder.exists():
+            folder.replace(older)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def read(folder: str | Path) -> StoredWeights:
+    """Read a folder, without executing anything it holds; UserError where it is spoilt or of another format."""
+    folder = Path(folder)
+    about = _read_about(folder / CONFIG)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no {WEIGHTS}; convert again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read ({type(error).__name__}); convert again") from error
+    tensors = unwrapped(tensors, str(folder / WEIGHTS))
+    network = {name: value for name, value in tensors.items() if not name.startswith(_ASIDE)}
+    aside = {name.removeprefix(_ASIDE): value for name, value in tensors.items() if name.startswith(_ASIDE)}
+    return StoredWeights(network, aside, about)
+
+
+def _read_about(path: Path) -> About:
+    try:
+        about = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}); convert again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"{path} is no {CONFIG} of pmf_lightning; give a folder that pmf_lightning.convert wrote")
+    if about.get("version") != VERSION:
+        version = about.get("version")
+        raise UserError(f"{path} has format version {version}, this package reads {VERSION}; convert again")
+    fields = {"family": (str, type(None)), "weights": str, "source": dict, "config": dict}
+    wrong = [name for name, kind in fields.items() if name not in about or not isinstance(about[name], kind)]
+    if wrong:
+        raise UserError(f"{path} says nothing usable of {', '.join(wrong)}; convert again")
+    return About(**{name: about[name] for name in fields})

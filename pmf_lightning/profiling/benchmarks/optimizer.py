@@ -1,0 +1,60 @@
+"""How long an optimiser step takes, ours against torch's own, on the parameters of one network."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pmf_lightning.optim.muon_adam import MuonAdam
+from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.profiling.benchmarks.timing import milliseconds, race, ratios
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
+
+RATE = 1e-3  # any rate takes the same time
+
+
+def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[str, int | float]]:
+    """Time MuonAdam against torch.optim.Muon on the matrices of ``module`` and torch.optim.NAdam on the rest.
+
+    Returns one table for each kind of parameter that ``module`` has, "muon" and "adam": ``count``, ``elements``, the
+    medians ``ours_ms`` and ``torch_ms`` in milliseconds per step, ``ratio`` (the median of torch's time over ours) and
+    its spread ``ratio_min``, ``ratio_max``; and "step" with ``ours_ms`` of the whole step. The two rivals alternate in
+    one process, each on its own copies with the same gradients; ``module`` itself is left alone. Fewer than one repeat,
+    or a module without trainable parameters, raises UserError.
+    """
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}; ask for at least 1")
+    groups = parameter_groups(module)
+    if not groups:
+        raise UserError(f"{type(module).__name__} has no trainable parameters to optimise")
+    rivals = {
+        "muon": lambda copies: torch.optim.Muon(copies, lr=RATE, momentum=0.95, weight_decay=0.0),
+        "adam": lambda copies: torch.optim.NAdam(copies, lr=RATE, betas=(0.9, 0.95)),
+    }
+    tables = {}
+    for group in groups:
+        kind, parameters = group["kind"], group["params"]
+        ours = MuonAdam([{"params": _copies(parameters), "kind": kind}], lr=RATE)
+        table = _race(ours.step, rivals[kind](_copies(parameters)).step, repeats)
+        tables[kind] = {"count": len(parameters), "elements": sum(p.numel() for p in parameters), **table}
+    whole = MuonAdam([{**group, "params": _copies(group["params"])} for group in groups], lr=RATE)
+    whole.step()
+    tables["step"] = {"ours_ms": statistics.median(milliseconds(whole.step) for _ in range(repeats))}
+    return tables
+
+
+def _copies(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Clone the parameters and give each a gradient that depends on its position alone."""
+    copies = [nn.Parameter(p.detach().clone()) for p in parameters]
+    for index, copy in enumerate(copies):
+        gradient = rng.normal("benchmark", "gradient", index, count=copy.numel())
+        copy.grad = gradient.to(copy).reshape(copy.shape)
+    return copies
+
+
+def _race(ours: Callable, theirs: Callable, repeats: int) -> dict[str, float]:
+    times = race({"ours": ours, "torch": theirs}, repeats)
+    medians = {f"{name}_ms": statistics.median(each) for name, each in times.items()}
+    return medians | ratios(times["ours"], times["torch"])

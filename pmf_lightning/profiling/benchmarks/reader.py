@@ -1,0 +1,207 @@
+"""Speed of reading shards, compared with image files that are decoded and cropped at every read."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.loader import WholeBatches, as_it_is
+from pmf_lightning.data.shards.images import ShardImages
+from pmf_lightning.data.shards.source import MAKE, Shards
+from pmf_lightning.data.transforms import centre_crop
+from pmf_lightning.profiling.benchmarks.timing import ratios
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 95
+
+
+def make_originals(folder: Path, count: int) -> None:
+    """Write ``count`` JPEG files to ``folder``/<class>/, pieces of a photograph of a temple and one of a flower."""
+    from sklearn.datasets import load_sample_images  # a second of import that only this function needs
+
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for i in range(count):
+        label = i % len(photographs)
+        photograph = photographs[label]
+        across, down = rng.uniform("benchmark", "original", i, count=2).tolist()
+        left, top = int(across * (photograph.width - WIDTH + 1)), int(down * (photograph.height - HEIGHT + 1))
+        path = folder / f"class{label}" / f"{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.crop((left, top, left + WIDTH, top + HEIGHT)).save(path, quality=QUALITY)
+
+
+AHEAD = 2  # batches that a loading process makes ahead: DataLoader's own default
+
+ON_THE_SPOT = 256  # originals made where none are given
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """What is read: ``images`` in batches of ``batch``, by each number of loading processes in ``workers`` in turn.
+
+    ``originals`` is a folder with a folder per class; None: photographs of 500 x 375 pixels are made for the time.
+    """
+
+    originals: str | None
+    images: int
+    batch: int
+    workers: list[int]
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"reader.{name}={getattr(self, name)}: set it to 1 or more")
+        if not self.workers or min(self.workers) < 0:
+            raise UserError(f"reader.workers={self.workers}: list numbers of loading processes, such as [0, 2]")
+        if self.originals is not None and not Path(self.originals).is_dir():
+            raise UserError(
+                f"reader.originals={self.originals}: there is no such folder; leave it out to have some made"
+            )
+
+
+class Stopwatch:
+    """Seconds spent inside functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable) -> Callable:
+        """Return a function that does the same with the watch running."""
+
+        def timed(*arguments: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return timed
+
+
+def benchmark_reader(source: Source, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
+    """Time the shards of ``source`` against an ImageFolder that crops by the same rule, taking turns in one process.
+
+    Both deliver batches of uint8 [B, C, H, W] in random order through a DataLoader. Returns for each number of loading
+    processes the medians in images per second and the ratio with its extremes, in "by_workers"; and in
+    "share_of_time", without loading processes, what decoding takes of reading shards, and decoding and cropping of
+    reading files. Raises UserError unless ``source`` are shards of colour pixels.
+    """
+    if not isinstance(source, Shards) or source.latents or source.channels != 3:
+        raise UserError(f"what=data reads shards of colour pixels: data=shards data.root=<folder>; {MAKE} makes them")
+    source.check()
+    shards = source.train()
+    with _originals(settings.originals) as folder:
+        files = ImageFolder(folder, Cropped(source.resolution))
+        sizes = [Path(path).stat().st_size for path, _ in files.samples]
+        return {
+            "resolution": source.resolution,
+            "bytes_per_record": round(float(shards.records.sizes.mean())),
+            "bytes_per_file": round(statistics.mean(sizes)),
+            "originals": settings.originals
+            or f"{len(sizes)} of scikit-learn's photographs, 500x375, made for the time",
+            "by_workers": {str(w): _race(shards, files, settings, w, repeats) for w in settings.workers},
+            "share_of_time": _shares(shards, files, settings, source.resolution),
+        }
+
+
+def describe(numbers: dict[str, Any]) -> str:
+    """Say it in a few lines."""
+    lines = [
+        f"{workers} loading processes: {n['shards']:.0f} images/s, cropping files {n['files']:.0f}, "
+        f"{n['ratio']:.1f}x ({n['ratio_min']:.1f} to {n['ratio_max']:.1f})"
+        for workers, n in numbers["by_workers"].items()
+    ]
+    share = numbers["share_of_time"]
+    lines.append(
+        f"decoding takes {share['shards_decoding']:.0%} of reading shards; of files {share['files_decoding']:.0%}, "
+        f"and cropping {share['files_cropping']:.0%}"
+    )
+    return "\n".join(lines)
+
+
+class Cropped:
+    """The transform of the files: ADM's crop to ``size``, as uint8 [3, size, size]."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Crop one image."""
+        return pil_to_tensor(centre_crop(image, self.size))
+
+
+@contextmanager
+def _originals(given: str | None) -> Iterator[Path]:
+    if given is not None:
+        yield Path(given)
+        return
+    with TemporaryDirectory(prefix="originals") as folder:
+        make_originals(Path(folder), ON_THE_SPOT)
+        yield Path(folder)
+
+
+def _race(
+    shards: ShardImages, files: ImageFolder, settings: ReaderSettings, workers: int, repeats: int
+) -> dict[str, float]:
+    """Let the two read in turns, after one turn each that only fills the system's cache."""
+    rivals = {"shards": (WholeBatches(shards), as_it_is), "files": (files, None)}
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in tqdm(range(-1, repeats), f"{workers} loading processes", leave=False):
+        for name in list(rivals) if turn % 2 else reversed(rivals):
+            took = _seconds_per_image(*rivals[name], settings, workers)
+            if turn >= 0:
+                seconds[name].append(took)
+    speeds = {name: 1 / statistics.median(each) for name, each in seconds.items()}
+    return speeds | ratios(seconds["shards"], seconds["files"])
+
+
+def _seconds_per_image(images: Dataset, collate: Callable | None, settings: ReaderSettings, workers: int) -> float:
+    """Read until the end, the time running from when the processes are at work and nothing is ready."""
+    ahead = workers * AHEAD
+    batches = _batches(len(images), settings.batch, ahead + max(1, settings.images // settings.batch))
+    stream = iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=workers))
+    for _ in range(ahead):
+        next(stream)
+    begun = time.perf_counter()
+    count = sum(len(labels) for _, labels, *_ in stream)
+    return (time.perf_counter() - begun) / count
+
+
+def _batches(count: int, batch: int, number: int) -> list[list[int]]:
+    """Return ``number`` batches of indices below ``count``, in a random order that is gone through over and over."""
+    order = rng.permutation("benchmark", "reader", count=count).tolist()
+    return [[order[i % count] for i in range(k * batch, (k + 1) * batch)] for k in range(number)]
+
+
+def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, size: int) -> dict[str, float]:
+    """Return what fraction of the time of reading goes into decoding, and of files into cropping."""
+    decoding, decoding_files, cropping = Stopwatch(), Stopwatch(), Stopwatch()
+    payload = replace(shards.payload, decode=decoding.around(shards.payload.decode))
+    timed_shards = ShardImages(shards.records, shards.rows, payload, shards.tally)
+    timed_files = ImageFolder(files.root, cropping.around(Cropped(size)), loader=decoding_files.around(pil_loader))
+    whole = {}
+    for name, images, collate in (("shards", WholeBatches(timed_shards), as_it_is), ("files", timed_files, None)):
+        batches = _batches(len(images), settings.batch, max(1, settings.images // settings.batch))
+        begun = time.perf_counter()
+        for _ in DataLoader(images, batch_sampler=batches, collate_fn=collate):
+            pass
+        whole[name] = time.perf_counter() - begun
+    return {
+        "shards_decoding": decoding.seconds / whole["shards"],
+        "files_decoding": decoding_files.seconds / whole["files"],
+        "files_cropping": cropping.seconds / whole["files"],
+    }

@@ -1,0 +1,64 @@
+"""How fast images are made: per second in batches, and how long one takes, as a share of the device's speed."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.profiling import model_cost
+from pmf_lightning.profiling.benchmarks.step import HALF, casting
+from pmf_lightning.profiling.benchmarks.timing import matmul_flops, race
+from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations
+
+
+def benchmark_sampling(
+    module: GenerativeModule, batches: Sequence[int], repeats: int, precision: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Time ``generate`` with ``options`` for each size of batch; the noise is there already, nothing is decoded.
+
+    Returns for each size "ms", "images_per_second" and "share_of_matmul_peak"; the peak is measured here, at the same
+    precision. One evaluation of the network is counted as many multiply-adds as ``cost.count`` says.
+    """
+    network, device = module.network, module.device
+    shape = (network.channels, network.resolution, network.resolution)
+    evaluations = network_evaluations(module.objective, **options)
+    flops = 2 * model_cost.count(network).multiply_adds * evaluations
+
+    def sampler(size: int):
+        noise = (module.objective.noise_scale * image_noise(0, 0, size, shape)).to(device)
+        labels = torch.arange(size, device=device) % network.classes
+        more = {}
+        if hasattr(module.objective, "image_conditions"):
+            more["conditions"] = module.objective.image_conditions(0, 0, size)
+
+        def sample() -> None:
+            with torch.inference_mode(), casting(device, precision):
+                generate(module, noise, labels, **options, **more)
+
+        return sample
+
+    # One size after the other, as when many images are made: in turns, each would find the memory of the other.
+    times = {str(size): race({"ours": sampler(size)}, repeats)["ours"] for size in batches}
+    peak = matmul_flops(device, HALF.get(precision, torch.float32))
+    table = {}
+    for size, each in times.items():
+        seconds = statistics.median(each) / 1e3
+        table[size] = {
+            "ms": 1e3 * seconds,
+            "images_per_second": int(size) / seconds,
+            "share_of_matmul_peak": int(size) * flops / seconds / peak,
+        }
+    return {"nfe": evaluations, "gflop_per_image": flops / 1e9, "matmul_gflop_per_second": peak / 1e9, "batches": table}
+
+
+def describe_sampling(result: dict[str, Any]) -> str:
+    """Put the result of ``benchmark_sampling`` in words."""
+    lines = [f"{result['model']} on {result['device']}, {result['nfe']} evaluation(s) of the network per image"]
+    for size, found in result["batches"].items():
+        lines.append(
+            f"batch {size}: {found['ms']:.1f} ms, {found['images_per_second']:.1f} images/s, "
+            f"{found['share_of_matmul_peak']:.0%} of the speed of a large product"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""The MeanFlow step as the algorithm is printed and the official code runs it: what our own is compared with.
+
+pMF, algorithm 2 (arXiv 2601.22158): three passes of trunk and v-head for the guided target (v_u, v_c at the sampled
+scale, v_c at the scale inside the interval), torch.func.jvp over the whole batch with values and graph, attention
+written out because no fused kernel has a forward-mode derivative. Nothing is left out that could be.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.objectives.base import Batch
+from pmf_lightning.objectives.fields import compound_velocity, noisy_image, spread, velocity_from_image
+from pmf_lightning.objectives.guidance import adaptive, guided_velocity, scale_in_interval
+from pmf_lightning.objectives.pixel_meanflow import MeanFlowDraws, PixelMeanFlow
+
+
+def textbook_loss(
+    objective: PixelMeanFlow, network: nn.Module, batch: Batch, draws: MeanFlowDraws
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch, and the sums of squares "loss_u" and "loss_v" [B]; the numbers of ``objective`` hold.
+
+    ValueError for variants that the printed algorithm has not: perceptual terms, another target, v at the boundary.
+    """
+    if objective.perceptual or objective.target != "clipped" or objective.velocity != "head":
+        raise ValueError("the textbook step knows target=clipped, velocity=head and no perceptual terms")
+    on = draws.to(batch.x.device)
+    z, none = noisy_image(batch.x, on.noise, on.t), torch.full_like(batch.y, network.classes)
+    v_t = velocity_from_image(z, batch.x, on.t, objective.t_clip)
+    start, end, one = torch.zeros_like(on.t), torch.ones_like(on.t), torch.ones_like(on.t)
+
+    def v_head(omega: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _fields(objective, network, z, on.t, on.t, omega, start, end, y, ("v",))["v"]
+
+    omega = scale_in_interval(on.t, on.omega, on.t_min, on.t_max)
+    v_u = v_head(one, none)
+    v_head(on.omega, batch.y)  # printed, and without any effect on the result
+    v_c = v_head(omega, batch.y)
+    v_g = torch.where(spread(on.drop, z), v_t, guided_velocity(v_t, v_c, v_u, omega))
+    y = torch.where(on.drop, none, batch.y)
+
+    def both(z: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        fields = _fields(objective, network, z, t, r, on.omega, on.t_min, on.t_max, y, ("u", "v"))
+        return fields["u"], fields["v"]
+
+    u, du_dt, v = torch.func.jvp(both, (z, on.t, on.r), (v_c, torch.ones_like(on.t), start), has_aux=True)
+    V = compound_velocity(u, du_dt.detach(), on.t, on.r)
+    sums = {"loss_u": (V - v_g).square().flatten(1).sum(1), "loss_v": (v - v_g).square().flatten(1).sum(1)}
+    terms = [adaptive(loss, objective.weight_power, objective.weight_eps) for loss in sums.values()]
+    return sum(terms).mean(), {name: value.detach() for name, value in sums.items()}
+
+
+def _fields(objective, network, z, t, r, omega, t_min, t_max, y, heads) -> dict[str, Tensor]:
+    conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
+    raw = network(z, conditions, heads=heads, attention="plain")
+    if objective.prediction == "u":
+        return raw
+    return {head: velocity_from_image(z, image, t, objective.t_clip) for head, image in raw.items()}

@@ -1,0 +1,129 @@
+"""What a configured model is and what it costs, beside what its paper says."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pmf_lightning.config import validate
+from pmf_lightning.config.presets import Published, published
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.profiling import block_forwards, model_cost, spaces
+from pmf_lightning.profiling.block_forwards import BlockForwards
+from pmf_lightning.profiling.step_memory import StepMemory, step_memory
+from pmf_lightning.training.prepare import make_data
+from pmf_lightning.utils.hydra_compat import instantiate
+from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.rng import Shard
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model on one kind of data. ``bottleneck`` None: one patch convolution; ``paper`` None: an unknown name.
+
+    ``blocks`` are those of the trunk and of each head; ``prediction``, ``target``, ``compared`` and ``velocity`` are in
+    letters (spaces.py); ``perceptual`` the weights of perceptual distances, whose networks are in no number here;
+    ``official`` the block-forwards of the official code, None where there is none.
+    """
+
+    model: str
+    data: str
+    image: tuple[int, int, int]
+    condition_tokens: int
+    patch_tokens: int
+    patch_dimension: int
+    width: int
+    bottleneck: int | None
+    blocks: dict[str, int]
+    parameters: int
+    training_parameters: int
+    multiply_adds: int
+    prediction: str
+    target: str
+    compared: str
+    velocity: str
+    perceptual: dict[str, Number]
+    block_forwards: BlockForwards
+    official: BlockForwards | None
+    memory: StepMemory
+    gpu_gb: Number | None
+    paper: Published | None
+
+    def differences(self) -> dict[str, float]:
+        """Return, in percent, how far each number is from the paper's (block-forwards: the official code's)."""
+        paper = self.paper or Published("")
+        pairs = {
+            "parameters": (self.parameters, paper.parameters),
+            "training_parameters": (self.training_parameters, paper.training_parameters),
+            "multiply_adds": (self.multiply_adds, paper.gmacs and paper.gmacs * 1e9),
+            "block_forwards": (self.block_forwards.total, self.official and self.official.total),
+        }
+        return {name: 100 * (ours / theirs - 1) for name, (ours, theirs) in pairs.items() if theirs}
+
+    @property
+    def largest_micro_batch(self) -> int | None:
+        """How many images a GPU of ``gpu_gb`` takes at once; None where no size was named."""
+        return None if self.gpu_gb is None else self.memory.largest_micro_batch(self.gpu_gb * 1e9)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain data, with sums and differences; bytes, counts and percent."""
+        table = asdict(self)
+        table["tokens"] = self.condition_tokens + self.patch_tokens
+        table["block_forwards"]["total"] = self.block_forwards.total
+        table["official"] = self.official and asdict(self.official) | {"total": self.official.total}
+        table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak}
+        table["memory"]["largest_micro_batch"] = self.largest_micro_batch
+        table["difference_percent"] = self.differences()
+        return table
+
+
+def find_facts(cfg: DictConfig) -> Facts:
+    """Find the facts of what ``train`` would train from ``cfg``; nothing is read or allocated, no data need exist.
+
+    Raises UserError where the numbers do not fit each other.
+    """
+    module = build(cfg, empty=True)
+    network, objective = module.network, module.objective
+    told, costs = spaces.describe(objective), model_cost.count(network)
+    with_head_v = getattr(objective, "velocity", None) == "head"  # as in the official codes of pMF and iMF
+    return Facts(
+        model=cfg.name,
+        data=cfg.data.name,
+        image=(network.channels, network.resolution, network.resolution),
+        condition_tokens=network.prefix,
+        patch_tokens=network.grid**2,
+        patch_dimension=network.channels * network.patch**2,
+        width=cfg.backbone.width,
+        bottleneck=cfg.backbone.get("bottleneck"),
+        blocks={"trunk": len(network.trunk), **{name: len(head.blocks) for name, head in network.heads.items()}},
+        parameters=costs.parameters,
+        training_parameters=costs.training_parameters,
+        multiply_adds=costs.multiply_adds,
+        prediction=told.conversion,
+        target=told.target,
+        compared=told.compared,
+        velocity=told.velocity,
+        perceptual=dict(getattr(objective, "perceptual", {})),
+        block_forwards=block_forwards.count(network, objective, cfg.seed),
+        official=block_forwards.official(network) if with_head_v else None,
+        memory=_memory(cfg, module),
+        gpu_gb=cfg.get("gpu_gb"),
+        paper=published().get(cfg.name),
+    )
+
+
+def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
+    """Count a step as train would take it on each device."""
+    devices = validate.world_size(cfg.trainer)
+    shares = make_data(cfg, instantiate(cfg.data)).accumulation(devices) * devices
+    queues = cfg.get("queues")
+    return step_memory(
+        module.network,
+        module.objective,
+        lambda: module.configure_optimizers()["optimizer"],
+        averages=len(cfg.ema.half_lives_kimg),
+        micro_batch=cfg.batch // shares,
+        shard=Shard(shares - 1, shares),  # the last share has the most rows with t != r
+        rivals=(queues.positives, queues.negatives) if queues else (1, 0),
+    )

@@ -1,0 +1,91 @@
+"""In which space the network answers, how that becomes what the loss compares, and with what: in letters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pmf_lightning.objectives.drifting import Drifting
+from pmf_lightning.objectives.jit import JiT
+from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
+from pmf_lightning.utils.errors import UserError
+
+# (answer, wanted) -> the conversion, see objectives/fields.py; {} is the floor of divisors.
+_CONVERSIONS = {
+    ("x", "eps"): "eps = (z - (1 - t) x) / clip(t, {:g}, 1)",
+    ("x", "v"): "v = (z - x) / clip(t, {:g}, 1)",
+    ("eps", "x"): "x = (z - t eps) / clip(1 - t, {:g}, 1)",
+    ("eps", "v"): "v = (eps - z) / clip(1 - t, {:g}, 1)",
+    ("v", "x"): "x = z - t v",
+    ("v", "eps"): "eps = z + (1 - t) v",
+}
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What an objective does, in letters.
+
+    Args:
+        conversion: from the network's answer to what is compared, as in "x -> u = (z - x) / clip(t, 0.05, 1) -> V".
+        target: the formula, of the data, that it is compared with.
+        compared: the same as half a sentence.
+        velocity: where v comes from, and guidance.
+    """
+
+    conversion: str
+    target: str
+    compared: str
+    velocity: str
+
+
+class NoFlowError(UserError):
+    """An objective that leads from noise to no images, so that it has no spaces."""
+
+
+def describe(objective: Any) -> Spaces:
+    """Return the spaces of an objective; NoFlowError for one of another kind than those in ``_KINDS``."""
+    if type(objective) not in _KINDS:
+        known = ", ".join(kind.__name__ for kind in _KINDS)
+        raise NoFlowError(f"objective {type(objective).__name__}: info describes {known}; choose a model of these")
+    return _KINDS[type(objective)](objective)
+
+
+def _meanflow(objective: PixelMeanFlow) -> Spaces:
+    clipped = f"(z - x) / clip(t, {objective.t_clip:g}, 1)"
+    if objective.prediction == "u":
+        conversion = "u -> V"
+    elif objective.preconditioner is None:
+        conversion = f"x -> u = {clipped} -> V"
+    else:
+        name = type(objective.preconditioner).__name__
+        conversion = f"F -> x = c_skip(t) z + c_out(t) F ({name}) -> u = {clipped} -> V"
+    target = "e - x" if objective.target == "plain" else clipped
+    return Spaces(
+        conversion=conversion,
+        target=target,
+        compared=f"the guided velocity of v_t = {target}",
+        velocity="v = u(z, t, t)" if objective.velocity == "boundary" else "a head of its own, with its own loss",
+    )
+
+
+def _jit(objective: JiT) -> Spaces:
+    given, wanted = objective.prediction, objective.loss
+    converted = "" if given == wanted else f" -> {_CONVERSIONS[given, wanted].format(objective.t_clip)}"
+    truth = {"x": "x", "eps": "e", "v": "e - x"}[given]
+    return Spaces(
+        conversion=f"{given}{converted}",
+        target=f"{given} = {truth}{converted}",
+        compared=f"{wanted} of the data, {'by the same conversion' if converted else f'{wanted} = {truth}'}",
+        velocity="of the answer; guidance: label drop alone, v_u + omega (v_c - v_u) when sampling",
+    )
+
+
+def _drifting(objective: Drifting) -> Spaces:
+    return Spaces(
+        conversion="x",
+        target="x + V",
+        compared="x + V, where the drifting field takes it, in every feature",
+        velocity="none, x in one evaluation; guidance: alpha, a condition, decides how far other real images repel",
+    )
+
+
+_KINDS: dict[type, Callable[[Any], Spaces]] = {PixelMeanFlow: _meanflow, JiT: _jit, Drifting: _drifting}

@@ -1,0 +1,152 @@
+"""From noise to images: by the average velocity in any number of steps, or along dz/dt = v; pure functions."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pmf_lightning.sampling.ode import SOLVERS, asked_times, solve, time_grid
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.precision import Number
+
+OPTIONS = ("steps", "method", "omega", "t_min", "t_max")  # of ``generate``, that configurations set
+
+
+def generate(
+    module: nn.Module,
+    noise: Float[Tensor, "b c h w"],
+    labels: Int64[Tensor, " b"],
+    steps: int = 1,
+    omega: Number = 1.0,
+    t_min: Number = 0.0,
+    t_max: Number = 1.0,
+    method: str | None = None,
+    objective: Any = None,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Draw images from scaled noise in ``steps`` equal steps, t from 1 to 0; ``sample_images`` makes the noise too.
+
+    Args:
+        module: a trained LightningModule (its ``network`` and ``objective`` are used), or a bare network together
+            with ``objective``.
+        noise: starting points, already scaled: ``module.objective.noise_scale * image_noise(...)``.
+        labels: classes; the number of classes means none.
+        steps: at least 1.
+        omega, t_min, t_max: guidance scale and interval. MeanFlow's networks take them as inputs; JiT mixes two answers
+            strictly inside the interval.
+        method: "average", z <- z - (t - r) u(z, r, t), of networks that answer it; or "heun" (the last step by Euler)
+            or "euler" along dz/dt = v(z, t); or "one_step", noise to image, of drifting models. None: the first of
+            ``objective.methods``.
+        conditions: what else an image depends on, by name ("style" of drifting models).
+
+    Returns what the network makes, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
+    which ``module.to_pixels`` decodes.
+    Raises ValueError for steps < 1 (or not 1 where there is one step), omega < 1, t_min > t_max, or a method that the
+    objective has not.
+    """
+    network, objective = (module, objective) if objective is not None else (module.network, module.objective)
+    method = _checked(objective, steps, omega, t_min, t_max, method)
+    guidance, times = (omega, t_min, t_max), time_grid(steps)
+    with torch.no_grad():
+        if method == "one_step":
+            return objective.one_step(network, noise, labels, omega, **(conditions or {}))
+        if method != "average":
+            return solve(lambda z, t: objective.ode_velocity(network, z, t, labels, *guidance), noise, times, method)
+        z, conditions = noise, [_each(noise, value) for value in guidance]
+        for t, r in pairwise(times):
+            u = objective.average_velocity(network, z, _each(z, t), _each(z, r), *conditions, labels)
+            z = z - (t - r) * u
+    return z
+
+
+def network_evaluations(
+    objective: Any,
+    steps: int = 1,
+    omega: Number = 1.0,
+    t_min: Number = 0.0,
+    t_max: Number = 1.0,
+    method: str | None = None,
+) -> int:
+    """Return how often ``generate`` runs the network per image (NFE): a guided velocity may take two."""
+    method = _checked(objective, steps, omega, t_min, t_max, method)
+    times = time_grid(steps)
+    asked = asked_times(times, method) if method in SOLVERS else times[:-1]
+    return sum(objective.forwards(t, omega, t_min, t_max) for t in asked)
+
+
+def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, method: str | None) -> str:
+    """Return the method; ValueError where sampling is not possible as asked."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: at least one step is needed")
+    if omega < 1:
+        raise ValueError(f"omega={omega}: the guidance scale is at least 1")
+    if not 0 <= t_min <= t_max <= 1:
+        raise ValueError(f"t_min={t_min}, t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
+    if method not in (None, *objective.methods):
+        raise ValueError(f"method={method}: this objective samples by {', '.join(objective.methods)}")
+    method = method or objective.methods[0]
+    if method == "one_step" and steps != 1:
+        raise ValueError(f"steps={steps}: this objective makes an image in one step; take steps=1")
+    return method
+
+
+def _each(images: Tensor, value: Number) -> Tensor:
+    return images.new_full((len(images),), value)
+
+
+def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "count c h w"]:
+    """Draw the unit noise of images first ... first + count - 1 on the CPU; image i depends on (seed, i) alone.
+
+    It is not scaled: ``objective.noise_scale`` times it is what ``generate`` takes.
+    """
+    return rng.normal_images(seed, "image", rows=torch.arange(first, first + count), shape=shape)
+
+
+def numbered_images(
+    module: nn.Module, labels: Int64[Tensor, " b"], seed: int, first: int, **options: Any
+) -> Float[Tensor, "b c h w"]:
+    """Draw a seed's images number first, first + 1, ... on the module's device; options as of ``generate``.
+
+    They are pixels in about [-1, 1], not clipped: what a latent model makes is decoded.
+    """
+    network = module.network
+    shape = (network.channels, network.resolution, network.resolution)
+    noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
+    if hasattr(module.objective, "image_conditions"):
+        options["conditions"] = module.objective.image_conditions(seed, first, len(labels))
+    return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))
+
+
+def sample_images(
+    module: nn.Module,
+    labels: Int64[Tensor, " n"] | Sequence[int],
+    seed: int = 0,
+    first: int = 0,
+    chunk: int = 64,
+    **options: Any,
+) -> Float[Tensor, "n c h w"]:
+    """Draw images of classes from a loaded model, as ``python -m pmf_lightning.sample`` does; in [-1, 1], on the CPU.
+
+    Args:
+        module: what ``load_checkpoint`` returns, on any device.
+        labels: classes, one per image.
+        seed, first: image i depends on (seed, first + i) and its label alone.
+        chunk: images at a time.
+        options: ``steps``, ``method``, ``omega``, ``t_min`` and ``t_max`` as of ``generate``; what is left out is how
+            the model is judged (``module.config["sampling"]``).
+
+    Raises TypeError for other options, ValueError as ``generate`` does.
+    """
+    if unknown := sorted(options.keys() - set(OPTIONS)):
+        raise TypeError(f"sample_images has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    if labels.dim() != 1 or not len(labels) or not ((labels >= 0) & (labels <= module.network.classes)).all():
+        raise ValueError(f"labels: give a list of classes from 0 to {module.network.classes - 1}, one for each image")
+    judged = module.config["sampling"]
+    options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}
+    starts = range(0, len(labels), chunk)
+    parts = (numbered_images(module, labels[i : i + chunk], seed, first + i, **options) for i in starts)
+    return torch.cat([part.clamp(-1, 1).cpu() for part in parts])

@@ -1,0 +1,179 @@
+"""What a multirun says before its first run and after its last, and what it writes down: a callback of Hydra."""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pmf_lightning.config.compose import one_line
+from pmf_lightning.sweeps import cost, jobs, messages, sweep_file
+from pmf_lightning.sweeps.plan import Planned, home, kept, planned
+from pmf_lightning.sweeps.preflight import Inputs
+from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.training.run_dir import first_process
+from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.locks import Held, held
+from pmf_lightning.utils.provenance import SWEEP, command_line
+
+
+class Sweep(Callback):
+    """Announces a multirun and what it costs, keeps sweep.json, and says in the end what is done and what is left.
+
+    A single run is only told its cost, where it is a large one. Jobs that a launcher runs elsewhere leave what became
+    of them in a folder beside sweep.json until the end.
+
+    Args:
+        cluster: the file of conf/cluster whose GPU estimates are made for.
+        from_exaflop: runs of more are told their cost; those at the scale of a paper always.
+    """
+
+    def __init__(self, cluster: str, from_exaflop: float):
+        self.cluster, self.from_exaflop = cluster, from_exaflop
+        self.folder: Path | None = None
+        self.arms: list[Arm] = []
+        self.about: dict[str, Any] = {}
+        self.known = True  # whether the runs were known before the first
+        self.same: set[str] = {"seed"}  # keys that are no part of a run's name
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what a large run costs."""
+        if first_process() and (line := self._on_paper([config])):
+            print(line, flush=True)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what is about to happen; end here with exit code 2 where no run could start."""
+        try:
+            plan = planned(config)
+        except UserError as error:
+            _end(str(error))
+        self.known = plan is not None
+        self.same |= kept(config)
+        plan = plan or []
+        self.arms = [one.arm for one in plan]
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        self.folder = home(self.arms, Path(config.hydra.sweep.dir) / stamp)
+        left = [one for one in plan if not one.finished]
+        study = plan[0].cfg.get("study") if plan else None
+        self.about = {
+            **{"title": study and study.title, "study": study and study.name, "scale": study and study.get("scale")},
+            **{"command": command_line(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        }
+        lines = messages.before(self.arms, self.about, self.folder) if self.known else [messages.unknown(self.folder)]
+        print("\n".join([*lines, *filter(None, [self._cost(left)])]), flush=True)
+        self._refuse_hopeless(left)
+        _keep_others_out([one.arm.run_dir for one in left if one.arm.run_dir is not None])
+        self.arms = [replace(arm, error=None) for arm in self.arms]
+        self._write()
+        os.environ[SWEEP] = shlex.join(sys.argv[1:])  # for jobs in other processes
+        jobs.at_the_end(lambda: os.environ.pop(SWEEP, None))
+        jobs.at_the_end(self._finish)
+        if config.hydra.launcher["_target_"].endswith(".JoblibLauncher"):
+            jobs.be_patient()
+
+    def _cost(self, left: Sequence[Planned]) -> str | None:
+        """Say what the runs that are left cost: on paper where they are large, else by the speed of finished ones."""
+        cfgs = [one.cfg for one in left]
+        try:
+            if any(not cost.is_small(cfg) for cfg in cfgs):
+                return self._on_paper(cfgs)
+            finished = [arm for arm in self.arms if arm.state == "finished"]
+            return cost.by_speed([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
+        except (UserError, OmegaConfBaseException) as error:  # a shape that follows from data which are not there
+            return f"no estimate of its cost: {one_line(error)}"
+
+    def _on_paper(self, cfgs: Sequence[DictConfig]) -> str | None:
+        try:
+            if not cfgs or all(cost.is_small(cfg) for cfg in cfgs):
+                return None
+            arithmetic = cost.Arithmetic()
+            flops = [arithmetic(cfg) for cfg in cfgs]
+        except (UserError, OmegaConfBaseException) as error:
+            return f"no estimate of its cost: {one_line(error)}"
+        if max(flops) < self.from_exaflop * cost.EXA and not any(cost.is_paper(cfg) for cfg in cfgs):
+            return None
+        return cost.on_paper(flops, cost.machine(self.cluster), arithmetic.counted)
+
+    def _refuse_hopeless(self, left: Sequence[Planned]) -> None:
+        """End here where every run that is left would be refused; one that would not ends the search."""
+        inputs, reasons = Inputs(), []
+        for one in left:
+            reason = one.arm.error or inputs.refusal(one.cfg)
+            if reason is None:
+                return
+            reasons.append(reason)
+        if reasons:
+            others = len(set(reasons)) - 1
+            more = f" (and {others} other reason{'s' * (others > 1)})" if others else ""
+            runs = "the one run that is left is" if len(reasons) == 1 else f"all {len(reasons)} runs that are left are"
+            _end(f"{runs} refused: {reasons[0]}{more}")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave word of a job that ran in another process than the multirun's."""
+        if config.hydra.mode == RunMode.MULTIRUN and self.folder and not jobs.here() and jobs.outcomes():
+            self._notes.mkdir(parents=True, exist_ok=True)
+            outcome = jobs.outcomes()[-1]
+            with sweep_file.atomic_write(self._notes / f"{outcome.number}.json") as draft:
+                draft.write_text(json.dumps(asdict(outcome)))
+
+    @property
+    def _notes(self) -> Path:
+        return self.folder / f".jobs-{self.about['started'].replace(':', '')}"
+
+    def _finish(self) -> None:
+        """Gather what became of the jobs, write it down, and say it."""
+        for note in sorted(self._notes.glob("*.json")):
+            jobs.outcomes().append(jobs.Outcome(**read_json(note)))
+            note.unlink()
+        if self._notes.is_dir():
+            self._notes.rmdir()
+        for outcome in sorted(jobs.outcomes(), key=lambda one: one.number):
+            self._take(outcome)
+        self._write()
+        print("\n".join(messages.after(self.arms, self.folder)), flush=True)
+
+    def _take(self, outcome: jobs.Outcome) -> None:
+        folder = Path(outcome.run_dir) if outcome.run_dir else None
+        if self.known:
+            arm = self.arms[outcome.number]
+            self.arms[outcome.number] = replace(arm, run_dir=arm.run_dir or folder, error=outcome.error)
+            return
+        self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # tried twice
+        of_job = dict(override.split("=", 1) for override in outcome.overrides)
+        named = " ".join(f"{key}={value}" for key, value in of_job.items() if key not in self.same)
+        self.arms.append(Arm(named, int(of_job.get("seed", 0)), folder, list(outcome.overrides), outcome.error))
+
+    def _write(self) -> None:
+        sweep_file.write(self.folder, self.arms, self.about)
+
+
+def _keep_others_out(folders: Sequence[Path]) -> None:
+    """Keep these run directories for this sweep until it is over; end here where another one has one of them."""
+    mine = ExitStack()
+    jobs.at_the_end(mine.close)
+    for folder in folders:
+        place, doing = folder.resolve(), "has it in its sweep; wait for it, or end it, or leave this run out"
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            mine.enter_context(held(place.with_name(f".{place.name}.sweep"), f"run_dir={folder}", doing))
+        except Held as error:
+            _end(str(error))
+        except OSError:
+            continue  # the run itself will say that nothing can be written there
+
+
+def _end(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(2)

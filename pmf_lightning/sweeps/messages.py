@@ -1,0 +1,70 @@
+"""What a sweep says of its runs, in lines."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.utils.cache import ERROR
+
+
+def before(arms: Sequence[Arm], about: Mapping[str, Any], folder: Path) -> list[str]:
+    """Say what is about to happen: arms and seeds, which are finished, and which are left."""
+    names, seeds = list(dict.fromkeys(arm.arm for arm in arms)), sorted({arm.seed for arm in arms})
+    counts = Counter(arm.state for arm in arms)
+    lines = [f"{about['study']}: {about['title']}"] if about["study"] else []
+    product = f"{_several(len(names), 'arm')} x {_several(len(seeds), 'seed')}"
+    runs = product if len(names) * len(seeds) == len(arms) else _several(len(arms), "run")
+    where = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "missing")
+    scale = f" at scale {about['scale']}" if about["scale"] else ""
+    lines.append(f"{runs}{scale} in {folder}: {where or 'none begun'}")
+    if counts["finished"] < len(arms):
+        lines += listed("left", [arm for arm in arms if arm.state != "finished"])
+    lines += [f"  {_called(arm)} will be refused: {arm.error}" for arm in arms if arm.error]
+    return lines
+
+
+def unknown(folder: Path) -> str:
+    """Say so where a sweeper chooses the runs on the way."""
+    return f"a sweep whose runs are chosen on the way; {folder / 'sweep.json'} will list them"
+
+
+def after(arms: Sequence[Arm], folder: Path) -> list[str]:
+    """Say what became of the runs: done, failed with the reason, left; and how to see them side by side."""
+    counts = Counter(arm.state for arm in arms)
+    left = counts["missing"] + counts["stopped"]
+    lines = [
+        f"sweep of {_several(len(arms), 'run')}: {counts['finished']} finished, {counts['failed']} failed, {left} left"
+    ]
+    failed = [arm for arm in arms if arm.state == "failed"]
+    reasons = {arm.error or _kept(arm) for arm in failed}
+    if len(failed) > 1 and len(reasons) == 1:
+        lines.append(f"  all {len(failed)} that failed: {reasons.pop()}")
+    else:
+        lines += [f"  {_called(arm)}: {arm.error or _kept(arm)}" for arm in failed]
+    lines += listed("left", [arm for arm in arms if arm.state in ("missing", "stopped")]) if left else []
+    if counts["finished"]:
+        lines.append(f"side by side: python -m pmf_lightning.report {folder}")
+    return lines
+
+
+def listed(title: str, arms: Sequence[Arm]) -> list[str]:
+    """List runs by arm, their seeds behind."""
+    seeds: dict[str, list[str]] = {}
+    for arm in arms:
+        seeds.setdefault(arm.arm, []).append(f"{arm.seed}{' (begun)' if arm.state == 'stopped' else ''}")
+    return [f"  {title}: {' '.join(filter(None, [name, 'seed', ', '.join(of)]))}" for name, of in seeds.items()]
+
+
+def _called(arm: Arm) -> str:
+    return f"{arm.arm} seed {arm.seed}".strip()
+
+
+def _kept(arm: Arm) -> str:
+    """Return the reason in the run directory."""
+    return (arm.run_dir / ERROR).read_text().strip()
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -1,0 +1,59 @@
+"""Data and weights that a run needs and does not find, looked for before a sweep starts."""
+
+import json
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pmf_lightning.config import validate
+from pmf_lightning.config.compose import one_line
+from pmf_lightning.pipeline.build import build, make_part
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
+
+PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
+
+
+class Inputs:
+    """Looks for what runs need; data and weights that several need alike are looked for once."""
+
+    def __init__(self):
+        self._known: dict[str, str | None] = {}
+
+    def refusal(self, cfg: DictConfig) -> str | None:
+        """Return why ``train`` would refuse this run at once, None where nothing is seen that speaks against it.
+
+        Looks for the device, the data, what metrics=fid needs, and published weights that a loss looks through. Nothing
+        is trained or measured for it.
+        """
+        try:
+            validate.training(cfg)
+            module = build(cfg, empty=True)
+            perceptual = list(cfg.objective.get("perceptual") or {})
+            parts = [OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if cfg.get(name)]
+        except (UserError, OmegaConfBaseException) as error:  # data.root may be asked for a number already
+            return one_line(error)
+        key = json.dumps([cfg.objective["_target_"], perceptual, parts], sort_keys=True, default=str)
+        if key not in self._known:
+            self._known[key] = _objection(cfg, module)
+        return self._known[key]
+
+
+def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
+    try:
+        _look(cfg, module)
+    except (UserError, OmegaConfBaseException) as error:
+        return one_line(error)
+    return None
+
+
+def _look(cfg: DictConfig, module: GenerativeModule) -> None:
+    source = instantiate(cfg.data)
+    source.check()
+    check_metrics(cfg, source, module)
+    for name in cfg.objective.get("perceptual") or {}:
+        settings = cfg.features.get(name)
+        if settings is not None and not settings.get("_partial_"):  # else it is made here where it is missing
+            make_part(cfg.features, name)

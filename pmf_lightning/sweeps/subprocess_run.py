@@ -1,0 +1,67 @@
+"""A run of a multirun on several devices, in a process of its own.
+
+Lightning starts the other processes of such a run with the command line of this one, so that each of them would begin
+the whole multirun by itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from pmf_lightning.config import validate
+from pmf_lightning.config.job_arguments import asked
+from pmf_lightning.distributed.launched import srun_tasks
+from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun
+from pmf_lightning.training import run_dir
+from pmf_lightning.utils.cache import ERROR, RUN_DIR
+from pmf_lightning.utils.signals import HEARD, SIGNALS
+
+
+def wanted(cfg: DictConfig) -> bool:
+    """Tell whether the running job is one of several, and Lightning would start further processes for it."""
+    started_already = srun_tasks() > 1
+    return in_multirun() and not started_already and validate.world_size(cfg.trainer) > 1
+
+
+def train_alone(cfg: DictConfig) -> dict:
+    """Run the train command with the overrides of this job; return its summary. Raises EndedBadly, UserError.
+
+    Signals go on to that process, which is given its time to save.
+    """
+    overrides = asked()
+    folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
+    if cfg.run_dir is None:
+        overrides.append(f"run_dir={folder}")
+    os.environ[RUN_DIR] = str(folder)  # where this job of the multirun is looked for
+    process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])
+    with _passing_on(process):
+        code = process.wait()
+    if code:
+        error = folder / ERROR
+        said = error.read_text().strip() if error.is_file() else f"the process of the run ended with exit code {code}"
+        raise EndedBadly(code if code > 0 else 1, said)
+    return json.loads((folder / "summary.json").read_text())
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen) -> Iterator[None]:
+    """Take signals down and pass them on. Ctrl-C comes as SIGTERM: the terminal has sent SIGINT to both already."""
+
+    def take_down(number: int, frame: FrameType | None) -> None:
+        HEARD.append(signal.Signals(number))
+        process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, take_down) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

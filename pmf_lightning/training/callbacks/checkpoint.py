@@ -1,0 +1,210 @@
+"""Checkpoints that a kill at any moment or a full disk cannot spoil, and a stop that loses nothing."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from tqdm.auto import tqdm
+
+from pmf_lightning.pipeline import checkpoint_io
+from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
+from pmf_lightning.training.callbacks.stop_signals import StopSignals
+from pmf_lightning.utils.errors import NotSaved
+from pmf_lightning.utils.pasted import path_argument
+
+
+class LastCheckpoint(Callback):
+    """Keeps ``last.ckpt`` in a folder up to date: every so many steps, and when training ends or is stopped.
+
+    The file is written beside itself, synchronised with the disk and renamed, so that the previous one stays whole
+    until the new one is. While steps are skipped the weights may be past help, so that a save which falls due then
+    waits for the next good step. A save that the disk refuses is reported, counted in ``failed``, and tried again
+    after a tenth of the interval; only at the end of training is it an error, NotSaved.
+
+    Args:
+        folder: where the files are.
+        every_steps: how often, besides the end.
+        keep_last: above 1, the newest so many are kept under the names of their steps too; they share the room.
+        finite, signals: the callback that skips steps, and the wish to stop.
+        quality: each time that its distance is the lowest so far, the checkpoint is saved and called ``best.ckpt``
+            too; metric, value and step are in it, under "best".
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        keep_last: int,
+        finite: SkipNonFinite,
+        signals: StopSignals,
+        quality: SampleCheck | None,
+    ):
+        self.path = Path(folder) / checkpoint_io.LAST
+        self.every_steps, self.keep_last = every_steps, keep_last
+        self.finite, self.signals, self.quality = finite, signals, quality
+        self.best: dict[str, Any] | None = None
+        self._new_best: dict[str, Any] | None = None
+        self.failed = self._failed_in_a_row = 0
+        self._saved = self._seen = self._retry_at = -1  # steps
+        self._due = False
+        self._disk = _Disk(keep_last)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop and did so before its last step."""
+        return self.signals.stopped
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the writing of checkpoints."""
+        trainer.strategy.checkpoint_io = self._disk
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals."""
+        self._saved = self._seen = trainer.global_step
+        if trainer.is_global_zero:
+            checkpoint_io.clear_drafts(self.path.parent)
+        self.signals.listen()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Save when it is time: before the next step, since by then the log has its row of the last one."""
+        step = trainer.global_step
+        if step == self._seen:
+            return
+        self._seen = step
+        self._due |= step % self.every_steps == 0 or step == self._retry_at
+        self._new_best = None if self.finite.in_a_row else self._improved(trainer)
+        if (self._due or self._new_best) and not self.finite.in_a_row:
+            self.save(trainer)
+
+    def _improved(self, trainer: Trainer) -> dict[str, Any] | None:
+        """Return metric, value and step if the quality measured after this very step is the best so far."""
+        step, quality = trainer.global_step, self.quality
+        if quality is None or (step % quality.every_steps and step != trainer.max_steps):
+            return None
+        found = None
+        if quality.measured_at == step:  # on some processes only, it may be
+            value = quality.logged(quality.latest)[quality.name]
+            if value < (self.best["value"] if self.best else math.inf):
+                found = {"metric": quality.name, "value": float(value), "step": step}
+        return trainer.strategy.broadcast(found)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is not saved yet, and listen no more; raises NotSaved where that is not to be."""
+        if trainer.global_step != self._saved:
+            self._new_best = self._improved(trainer)
+            self.save(trainer)
+        self.signals.release()
+        if self._failed_in_a_row:
+            raise NotSaved(
+                f"step {trainer.global_step}: {self.path} could not be written ({self._disk.reason}); "
+                f"{self._what_stays()}. Make room there, and go on with "
+                f"{path_argument('run_dir', self.path.parent.parent)} ckpt=last"
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self.signals.release()
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint of this moment, a moment between two steps."""
+        step, before = trainer.global_step, self.best
+        self.best = self._new_best or before
+        others = [checkpoint_io.BEST] if self._new_best else []
+        others += [checkpoint_io.numbered(step)] if self.keep_last > 1 else []
+        self._disk.names = self.path, [self.path.with_name(name) for name in others]
+        with _no_batch_begun(trainer):
+            trainer.save_checkpoint(self.path.with_suffix(".draft"))
+        self._disk.reason = trainer.strategy.broadcast(self._disk.reason)  # only rank 0 writes
+        self._due = False
+        if self._disk.reason is None:
+            self._saved = step
+            self._succeeded(trainer)
+        else:
+            self.best = before
+            self._put_off(trainer)
+
+    def _succeeded(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self._failed_in_a_row:
+            tqdm.write(f"step {trainer.global_step}: {self.path} is saved again")
+        self._failed_in_a_row = 0
+
+    def _put_off(self, trainer: Trainer) -> None:
+        """Count a save that failed, say so for the first in a row, and try again soon."""
+        self.failed, self._failed_in_a_row = self.failed + 1, self._failed_in_a_row + 1
+        self._retry_at = trainer.global_step + max(1, self.every_steps // 10)
+        if self._failed_in_a_row == 1 and trainer.is_global_zero:
+            tqdm.write(
+                f"step {trainer.global_step}: {self.path} is NOT saved ({self._disk.reason}); {self._what_stays()}; "
+                f"training goes on and tries again at step {self._retry_at}"
+            )
+
+    def _what_stays(self) -> str:
+        return "the previous one stays" if self.path.is_file() else "there is no checkpoint yet"
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the count, for the checkpoint."""
+        return {"failed": self.failed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting."""
+        self.failed = state["failed"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Let the best value so far travel along."""
+        if self.best:
+            checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Take up the best value so far, if it is of the same metric and its checkpoint is in this folder."""
+        best = checkpoint.get("best")
+        if (
+            best
+            and self.quality
+            and best["metric"] == self.quality.name
+            and self.path.with_name(checkpoint_io.BEST).is_file()
+        ):
+            self.best = best
+
+
+@contextmanager
+def _no_batch_begun(trainer: Trainer) -> Iterator[None]:
+    """Let Lightning's count say so: it counts a batch before the step, and going on would log that at another step."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    begun = progress.current.ready - progress.current.completed
+    for counted in (progress.current, progress.total):
+        counted.ready -= begun
+    try:
+        yield
+    finally:
+        for counted in (progress.current, progress.total):
+            counted.ready += begun
+
+
+class _Disk(TorchCheckpointIO):
+    """Lightning's way to files: writes a draft and gives it its ``names``, or keeps the ``reason`` why not.
+
+    It does not raise, since other processes wait for this one at a barrier.
+    """
+
+    def __init__(self, keep_last: int):
+        self.keep_last = keep_last
+        self.names: tuple[Path, list[Path]]
+        self.reason: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        """Write, synchronise, rename."""
+        self.reason = None
+        try:
+            checkpoint_io.write(checkpoint, Path(path))
+            checkpoint_io.name(Path(path), *self.names)
+            if self.keep_last > 1:
+                checkpoint_io.remove_oldest(Path(path).parent, self.keep_last)
+        except OSError as error:
+            with suppress(OSError):
+                checkpoint_io.clear_drafts(Path(path).parent)
+            self.reason = f"{error.strerror or error}; {checkpoint_io.room(checkpoint, Path(path).parent)}"

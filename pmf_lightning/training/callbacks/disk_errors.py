@@ -1,0 +1,46 @@
+"""Pictures, logs and messages are no reason to end a run."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pmf_lightning.utils.terminal import Unread
+
+
+@contextmanager
+def going_on(what: str, again: str, quiet: bool = False) -> Iterator[None]:
+    """Say (unless ``quiet``) that the disk refused ``what``, and what happens ``again``; then go on."""
+    try:
+        yield
+    except OSError as error:
+        if not quiet:
+            tqdm.write(f"{what} is not written ({error.strerror or error}); training goes on, {again}")
+
+
+@contextmanager
+def patient_output() -> Iterator[None]:
+    """Let messages be lost where nobody takes them any more, as when they go to a file on a full disk."""
+    with redirect_stdout(_Patient(sys.stdout)), redirect_stderr(_Patient(sys.stderr)):
+        yield
+
+
+class _Patient:
+    """A stream whose errors pass unnoticed."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, Unread):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, Unread):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,123 @@
+"""Several exponential moving averages of the network's weights at once, with half-lives in images."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pmf_lightning.config.validate import ema_names
+from pmf_lightning.distributed.dtensor import fetch_whole, forget_whole, local, spread_like, to_cpu
+from pmf_lightning.optim.schedules import ema_beta
+from pmf_lightning.utils.precision import Number
+
+
+class WeightAverages(Callback):
+    """Averages the trainable weights of ``module.network`` after every optimiser step.
+
+    They live in float32 (or wider) beside the network, travel in the checkpoint under "ema" by name ("500k" is a
+    half-life of 500,000 images), and are swapped in with ``swapped(module, name)``. Where the weights are spread over
+    devices (trainer=fsdp) so are they, while training lasts; the checkpoint has them whole.
+
+    Args:
+        half_lives_kimg: half-lives in thousands of images.
+        ramp: a half-life is at most this share of the images seen so far; None: no such bound.
+        batch: images per optimiser step, over all devices.
+    """
+
+    def __init__(self, half_lives_kimg: Sequence[Number], ramp: Number | None, batch: int):
+        self.half_lives = dict(zip(ema_names(half_lives_kimg), (1000 * h for h in half_lives_kimg), strict=True))
+        self.ramp, self.batch = ramp, batch
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        self._step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights at hand, or go on with those of the checkpoint."""
+        weights = _trainable(pl_module)
+        for name in self.half_lives:
+            known = self.averages.get(name, weights)
+            self.averages[name] = {key: _average(known[key], value) for key, value in weights.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Move every average towards the weights, once per optimiser step."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        weights = [local(value.detach()) for value in _trainable(pl_module).values()]
+        for name, half_life in self.half_lives.items():
+            beta = ema_beta(self._step * self.batch, self.batch, half_life, self.ramp)
+            averages = [local(value) for value in self.averages[name].values()]
+            torch._foreach_lerp_(averages, [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)], 1 - beta)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Put the averages beside the weights; where they are spread over devices, rank 0 has them whole."""
+        checkpoint["ema"] = self._whole(trainer.is_global_zero) if self._spread else self.averages
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Take the averages of a checkpoint; one that it lacks starts from its weights."""
+        self.averages = {name: value for name, value in checkpoint["ema"].items() if name in self.half_lives}
+
+    def gather(self) -> None:
+        """Make the averages whole, on the CPU of every device: training is over. All devices must ask."""
+        if self._spread:
+            self.averages = self._whole(True)
+
+    @property
+    def _spread(self) -> bool:
+        return any(isinstance(value, DTensor) for values in self.averages.values() for value in values.values())
+
+    def _whole(self, keep: bool) -> dict[str, dict[str, Tensor | None]]:
+        return {name: {key: to_cpu(v, keep) for key, v in values.items()} for name, values in self.averages.items()}
+
+    @contextmanager
+    def swapped(self, module: LightningModule, name: str) -> Iterator[None]:
+        """Put the average ``name`` in the place of the weights for a while; "raw" changes nothing.
+
+        Where the weights are spread over devices, all devices must enter, and each has them whole inside.
+        """
+        if name == "raw":
+            with _whole_inside(module.network):
+                yield
+            return
+        forget_whole(module.network)
+        weights = _trainable(module)
+        raw = {key: value.detach().clone() for key, value in weights.items()}
+        try:
+            _copy(self.averages[name], weights)
+            with _whole_inside(module.network):
+                yield
+        finally:
+            _copy(raw, weights)
+
+
+def _trainable(module: LightningModule) -> dict[str, Tensor]:
+    return {name: value for name, value in module.network.named_parameters() if value.requires_grad}
+
+
+def _average(start: Tensor, weight: Tensor) -> Tensor:
+    """Return a copy of ``start``, in float32 at least, where and as ``weight`` lies."""
+    like = weight.detach()
+    return spread_like(start.detach(), like).to(torch.promote_types(like.dtype, torch.float32), copy=True)
+
+
+@contextmanager
+def _whole_inside(network: nn.Module) -> Iterator[None]:
+    """Gather weights that are spread over devices, anew, since they have changed; forget them in the end."""
+    forget_whole(network)
+    fetch_whole(network)
+    try:
+        yield
+    finally:
+        forget_whole(network)
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, value in target.items():
+            value.copy_(source[key])

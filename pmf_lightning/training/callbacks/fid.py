@@ -1,0 +1,97 @@
+"""FID of samples during and after training, by all ranks together, in the protocol of the papers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from pmf_lightning.evaluation.evaluator import Evaluator
+from pmf_lightning.evaluation.protocol import Protocol, score_name
+from pmf_lightning.evaluation.scores import Scores
+from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class FidSettings:
+    """When and how to measure: ``n`` images every ``every_images`` training images, ``chunk`` of them at a time.
+
+    ``reference`` is a file of statistics of real images, or "data": those of the training split at hand.
+    ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end.
+    """
+
+    enabled: bool
+    every_images: int
+    n: int
+    chunk: int
+    extra_steps: Sequence[int]
+    reference: str | None
+
+    def __post_init__(self) -> None:
+        for name, least in {"every_images": 1, "n": 2, "chunk": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"metrics.{name}={getattr(self, name)}: set it to {least} or more")
+        if any(steps < 1 for steps in self.extra_steps):
+            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+
+
+class FidCheck(SampleCheck):
+    """Generates on all ranks and compares features with the reference's; logs FID and inception score.
+
+    Args:
+        n: images of a measurement; their number is part of the name, since the distance depends on it.
+        protocol: the rules.
+        extractor: the name of the features.
+        opened: from a device to the evaluator; all ranks call it together, before the first step.
+        others: see ``SampleCheck``.
+    """
+
+    alone = False
+
+    def __init__(
+        self, n: int, protocol: Protocol, extractor: str, opened: Callable[[torch.device], Evaluator], **others: Any
+    ):
+        super().__init__(**others)
+        self.n, self.protocol, self.extractor, self.opened = n, protocol, extractor, opened
+        self.evaluator: Evaluator | None = None
+
+    @property
+    def name(self) -> str:
+        """What the distance is called in logs: "fid50k_jit"."""
+        return score_name("fid", self.protocol, self.extractor, self.n)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open extractor and reference before the run, on every rank, not in the middle of it."""
+        self.evaluator = self.opened(pl_module.device).of_moments()
+
+    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
+        """Measure what ``generate(labels, first)`` makes, dealt over the ranks."""
+        return self.evaluator(generate, self.n, module.network.classes)
+
+    def logged(self, result: Scores) -> dict[str, float]:
+        """Return the scores by their full names."""
+        return result.named(self.protocol, self.extractor)
+
+    def summary(self, result: Scores | None) -> dict[str, Any]:
+        """Return the scores, "fid" (in other features than Inception's "fd") and "is", and by which rules they came."""
+        scores = {self._short: result and result.fid, "is": result and result.inception_score, "n": result and result.n}
+        rules = {"metric": self.name, "protocol": self.protocol.name, "extractor": self.extractor}
+        reference = self.evaluator and self.evaluator.reference.file.get("path")
+        return {**scores, **rules, "reference": reference, "flags": result and ", ".join(result.flags)}
+
+    def brief(self, result: Scores) -> dict[str, Any]:
+        """Return the scores that were had."""
+        scores = {self._short: result.fid, "is": result.inception_score}
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def titles(self) -> Mapping[str, str]:
+        """Return the words for the distance and the score."""
+        score = score_name("is", self.protocol, self.extractor, self.n)
+        return {self._short: f"{self.name} (lower is better)", "is": f"{score} (higher is better)"}
+
+    @property
+    def _short(self) -> str:
+        return "fid" if self.extractor == "inception" else "fd"

@@ -1,0 +1,50 @@
+"""The first step asks whether all devices have the same gradients and weights, and stops the run where they do not."""
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+
+from pmf_lightning.distributed.dtensor import differences
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+
+
+class SyncCheck(Callback):
+    """Compares, over devices, the norm of each gradient and the norm and the sum of each weight, once.
+
+    Gradients that were never averaged, or weights that started apart, make every device train a network of its own,
+    with no other sign than worse images. Weights and gradients that are spread over devices (FSDP) exist once and are
+    left out. One device alone compares nothing.
+
+    Args:
+        tolerance: how far apart two devices may be, in relation to the norm over all weights or gradients.
+    """
+
+    def __init__(self, tolerance: Number):
+        self.tolerance = tolerance
+        self._done = False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
+        """Compare before the first step of this session; raise UserError, on all devices, where they differ."""
+        if self._done or trainer.world_size == 1:
+            return
+        self._done = True
+        named = [(n, p) for n, p in pl_module.network.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in named if not isinstance(p, DTensor)]
+        weights = [p.detach() for _, p in named]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in named]
+        for what, tensors in (("weight", weights), ("gradient", gradients)):
+            apart = differences(tensors)
+            if len(apart) and not (worst := apart.max()) <= self.tolerance:
+                raise UserError(self._message(what, named[int(apart.argmax())][0], worst.item(), trainer))
+
+    def _message(self, what: str, name: str, apart: float, trainer: Trainer) -> str:
+        remedy = {
+            "weight": "They must start alike: take the same seed, the same ckpt and the same code on all machines",
+            "gradient": "They must be averaged: call the network inside training_step, through Lightning's strategy, "
+            "and let every device see the same parameters",
+        }[what]
+        return (
+            f"step {trainer.global_step + 1}: the {what}s of the {trainer.world_size} devices differ, most of all "
+            f"{name}, by {apart:.1e} of the norm of all {what}s (sync_tolerance={self.tolerance:g}). {remedy}"
+        )

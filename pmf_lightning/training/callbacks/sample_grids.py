@@ -1,0 +1,68 @@
+"""Pictures of the same noise again and again while training, with raw and with averaged weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from pmf_lightning.distributed.strategies import takes_part
+from pmf_lightning.sampling.generate import OPTIONS, numbered_images
+from pmf_lightning.training.callbacks.disk_errors import going_on
+from pmf_lightning.training.callbacks.ema import WeightAverages
+from pmf_lightning.training.callbacks.throughput import Progress
+from pmf_lightning.training.loggers.wandb import WandbRun
+from pmf_lightning.training.plots import save_grid
+
+
+class SampleGrids(Callback):
+    """Writes ``grids/<images seen>-<weights>.png``: a column per class, each image in ``sampling.steps`` steps.
+
+    Args:
+        folder: where the pictures go.
+        every_steps: how often.
+        rows, columns: images per class, and classes at most.
+        sampling: the options of sampling and the name of the average to show beside the raw weights.
+        averages, progress: the callbacks that hold the averages and the clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        rows: int,
+        columns: int,
+        sampling: dict,
+        averages: WeightAverages,
+        progress: Progress,
+    ):
+        self.folder, self.every_steps, self.rows, self.columns = folder, every_steps, rows, columns
+        self.sampling, self.averages, self.progress = sampling, averages, progress
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        """Draw when it is time."""
+        step = trainer.global_step
+        if step != self._step and step % self.every_steps == 0 and takes_part(trainer):
+            with self.progress.paused(), going_on(f"the grid of step {step}", "the next grid is tried as ever"):
+                images = step * self.progress.batch
+                for weights in dict.fromkeys(("raw", self.sampling["ema"])):
+                    path = self.draw(pl_module, weights, f"{images:010d}-{weights}.png")
+                    for logger in trainer.loggers:
+                        if isinstance(logger, WandbRun):
+                            logger.log_picture(f"samples/{weights}", path, images)
+        self._step = step
+
+    def draw(self, module: LightningModule, weights: str, name: str, **changes: Any) -> Path:
+        """Write one grid and return its path; ``changes`` of the options of sampling, such as its steps."""
+        network, options = module.network, {key: self.sampling[key] for key in OPTIONS} | changes
+        columns = min(self.columns, network.classes)
+        labels = torch.arange(columns).repeat(self.rows)
+        with self.averages.swapped(module, weights):
+            images = numbered_images(module, labels, module.seed, 0, **options)
+        return save_grid(images, columns, self.folder / name) if rank_zero_only.rank == 0 else self.folder / name

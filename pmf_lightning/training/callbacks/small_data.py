@@ -1,0 +1,57 @@
+"""Quality of samples during and after training on small data, by a classifier of the real images."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from pmf_lightning.evaluation.small_data import Quality, QualityProbe
+from pmf_lightning.training.callbacks.evaluation import SampleCheck
+
+
+class QualityCheck(SampleCheck):
+    """Compares samples with the held-out images; rank 0 measures by itself.
+
+    Args:
+        probe: the metric.
+        name: what the Frechet distance is called in the log.
+        others: see ``SampleCheck``.
+    """
+
+    alone = True
+
+    def __init__(self, probe: QualityProbe, name: str, **others: Any):
+        super().__init__(**others)
+        self.probe, self._name = probe, name
+
+    @property
+    def name(self) -> str:
+        """What the distance is called in logs."""
+        return self._name
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train or load the classifier before the run, not in the middle of it."""
+        if trainer.is_global_zero:
+            _ = self.probe.judge
+
+    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Quality:
+        """Measure what ``generate(labels, first)`` makes."""
+        return self.probe(lambda labels, first: generate(labels, first).cpu())
+
+    def logged(self, result: Quality) -> dict[str, float]:
+        """Return the distance and the accuracy."""
+        return {self.name: result.fd, "class_accuracy": result.class_accuracy}
+
+    def summary(self, result: Quality | None) -> dict[str, Any]:
+        """Return all numbers but those of single classes."""
+        names = ("fd", "fd_floor", "n", "class_accuracy", "real_accuracy")
+        return {name: result and getattr(result, name) for name in names}
+
+    def brief(self, result: Quality) -> dict[str, Any]:
+        """Return the distance and the accuracy."""
+        return {"fd": result.fd, "class_accuracy": result.class_accuracy}
+
+    def titles(self) -> Mapping[str, str]:
+        """Return the words for the two distances."""
+        return {"fd": f"{self.name} (lower is better)", "fd_floor": f"{self.name} of held-out images"}

@@ -1,0 +1,54 @@
+"""The names of the classes of a run: printed before it trains, stored in its directory, the same when it is resumed."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.images.class_folders import say_classes
+from pmf_lightning.data.sources.folder import Folder
+from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.errors import NotResumed
+
+NAME = "classes.json"
+
+
+@rank_zero_only
+def announce_classes(source: Source, folder: Path) -> None:
+    """Print how many classes the data have and their names; store all names, and the files that are not used."""
+    names = getattr(source, "class_names", None)
+    if names is None:
+        return
+    left_out = [one._asdict() for one in getattr(source, "left_out", [])]
+    with atomic_write(folder / NAME) as draft:
+        draft.write_text(json.dumps({"class_names": names, "left_out": left_out}, indent=1) + "\n")
+    print(f"  {say_classes(names)}; label i is class_names[i] of {NAME}")
+
+
+def check_same_classes(source: Source, checkpoint: Path | None) -> None:
+    """Raise NotResumed where a label of the data is another class than in the run of the checkpoint, None for none."""
+    names = None if checkpoint is None else getattr(source, "class_names", None)
+    if names is None:
+        return
+    known = _known(source, checkpoint.absolute().parent.parent / NAME)
+    if known is not None and known != names:
+        pairs = enumerate(zip(known, names, strict=False))
+        label = next((label for label, (then, now) in pairs if then != now), min(len(known), len(names)))
+        then, now = (one[label] if label < len(one) else "none" for one in (known, names))
+        raise NotResumed(
+            f"ckpt={checkpoint}: label {label} was the class {then} and is now {now} ({len(known)} and {len(names)} "
+            "classes); bring the class folders back, or start anew in another run_dir"
+        )
+
+
+def _known(source: Source, path: Path) -> list[str] | None:
+    """Return the class names of a run; earlier versions stored none and sorted folders by their letters."""
+    try:
+        names = read_json(path)["class_names"]
+    except FileNotFoundError:
+        return sorted(source.class_names) if isinstance(source, Folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -1,0 +1,143 @@
+"""From which checkpoint a run resumes, and that it stays the same run; all before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pmf_lightning.pipeline.checkpoint_io import whole_beside
+from pmf_lightning.pipeline.checkpoints import completed, read_checkpoint
+from pmf_lightning.pipeline.trusted import plain
+from pmf_lightning.training import run_dir
+from pmf_lightning.training.same_run import WITHOUT_EFFECT, Change, Comparison, compare, listed
+from pmf_lightning.utils.bounded_files import read_json, read_yaml
+from pmf_lightning.utils.errors import NotResumed, UserError
+from pmf_lightning.utils.hydra_compat import yaml_loader
+
+_STATE = ("global_step", "optimizer_states", "lr_schedulers", "loops")  # what training needs besides the weights
+_ANOTHER = "or start another run (another run_dir=, without ckpt=), which begins with new weights"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts: at step 0, or at the ``step`` of ``checkpoint``, after ``images`` images.
+
+    ``wandb_run`` is the id of the W&B run in the checkpoint; ``changes`` says in one line what is other than in it;
+    ``stamp`` identifies the contents of the file.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+    images: int = 0
+    wandb_run: str | None = None
+    changes: str = ""
+    stamp: tuple[int, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What is printed of a resumed run."""
+        return f"resumes {self.checkpoint} after {self.step:,} steps ({self.images:,} images); {self.changes}"
+
+
+def find(cfg: DictConfig, folder: Path | None) -> Start:
+    """Return where the run of ``cfg`` starts, whose directory is ``folder``, None for a new one.
+
+    Raises NotResumed where the checkpoint is of another run, or has all steps already; UserError where it is missing,
+    damaged, or no checkpoint of training.
+    """
+    path = run_dir.checkpoint_to_resume(cfg, folder)
+    if path is None:
+        return Start()
+    stamp = _stamp(path)
+    checkpoint = read_checkpoint(path)
+    if missing := [name for name in _STATE if not checkpoint.get(name) and checkpoint.get(name) != 0]:
+        raise UserError(f"ckpt={path}: it holds weights, but not the state of training ({', '.join(missing)})")
+    compared = _compared(checkpoint["config"], cfg, path)
+    if compared.refused:
+        raise NotResumed(_another_run(compared.refused, f"the run of {path}"))
+    step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
+    if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
+        raise UserError(f"ckpt={path}: its steps and images are no whole numbers; {whole_beside(path)}")
+    if step >= cfg.steps and cfg.ckpt != "auto":
+        raise NotResumed(f"steps={cfg.steps}: {path} has {step} already; set more steps or images")
+    images = checkpoint.get("images", step * batch)
+    return Start(path, step, images, checkpoint.get("wandb_run"), _said(compared), stamp)
+
+
+def find_again(start: Start, cfg: DictConfig, folder: Path) -> Start:
+    """Return ``start``, or a new one where another process has written to the run since; the run is locked by now."""
+    if start.checkpoint is not None and _stamp(start.checkpoint) == start.stamp:
+        return start
+    return find(cfg, folder)
+
+
+def finished(cfg: DictConfig) -> dict | None:
+    """Return the summary of ``run_dir`` where ckpt=auto finds this very run complete, else None.
+
+    Raises NotResumed where the directory holds a run of another configuration.
+    """
+    if cfg.ckpt != "auto":
+        return None
+    if cfg.run_dir is None:
+        raise UserError("ckpt=auto: it resumes the run in run_dir; set run_dir")
+    folder = Path(cfg.run_dir)
+    if not (folder / "config.yaml").is_file():
+        return None
+    stored, summary = _read(folder / "config.yaml", folder), folder / "summary.json"
+    compared = _compared(stored, cfg, folder)
+    found = _read(summary, folder) if summary.is_file() else None
+    steps = found.get("steps") if isinstance(found, dict) else None
+    complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= cfg.steps
+    other = compared.others_than(WITHOUT_EFFECT) if complete else compared.refused
+    if other:
+        raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
+    return found if complete else None
+
+
+def _read(path: Path, folder: Path) -> Any:
+    """Return what a file of a run directory holds, JSON or YAML; UserError where it cannot be read."""
+    try:
+        if path.suffix == ".json":
+            return read_json(path)
+        return read_yaml(path, lambda text: yaml.load(text, yaml_loader()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"run_dir={folder}: {path.name} cannot be read ({reason}); set another run_dir") from error
+
+
+def _compared(stored: Any, cfg: DictConfig, where: Path) -> Comparison:
+    requested = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    stored = plain(stored, str(where))
+    try:
+        stored = OmegaConf.to_container(completed(stored))
+    except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{where}: its configuration cannot be read ({reason})") from error
+    return compare(stored, requested)
+
+
+def _another_run(changes: list[Change], which: str) -> str:
+    requested, had = listed([one.after for one in changes]), listed([one.before for one in changes])
+    moved = "; for the same data in another place, put a link at the old one"
+    hint = moved if any(one.key == "data.root" for one in changes) else ""
+    return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
+
+
+def _said(compared: Comparison) -> str:
+    """Say in one line what changes, and what only one of the two versions of the program knows."""
+    changed = listed([one.text for one in compared.allowed], ", ")
+    unknown = listed([one.text for one in compared.unknown], ", ")
+    parts = [f"changed: {changed}" if changed else "nothing is changed"]
+    parts += [f"options of one version only, not compared: {unknown}"] if unknown else []
+    return "; ".join(parts)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    return about.st_ino, about.st_size, about.st_mtime_ns

@@ -1,0 +1,189 @@
+"""Where a run writes, and which checkpoint it resumes."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from pmf_lightning.distributed.launched import srun_tasks
+from pmf_lightning.pipeline.checkpoint_io import LAST, is_whole, newest_whole, whole_beside
+from pmf_lightning.pipeline.checkpoints import find_checkpoint
+from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
+from pmf_lightning.utils.errors import NotResumed, UserError
+from pmf_lightning.utils.locks import Held, held
+
+ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
+
+
+def known(cfg: DictConfig) -> Path | None:
+    """Return the run directory that a configuration names, None for a new one; makes nothing.
+
+    ``run_dir`` when set; else with ``ckpt=last`` the newest run of this model and data that has a checkpoint, and with
+    ``ckpt=<run directory>`` that one. Raises UserError.
+    """
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    if not _is_first() and RUN_DIR in os.environ:
+        return Path(os.environ[RUN_DIR])
+    if (folder := _run_of(cfg.ckpt)) is not None:
+        return folder
+    if "TORCHELASTIC_RUN_ID" in os.environ or srun_tasks() > 1:
+        raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
+    return _newest(_parent(cfg)) if cfg.ckpt == "last" else None
+
+
+def choose(cfg: DictConfig, folder: Path | None = None) -> Path:
+    """Return the run directory of a configuration: made, and known to be writable.
+
+    It is ``folder``, or the ``known`` one, or a new one under runs/, named after model, data and the time. Raises
+    UserError, also where it holds a run that the configuration does not resume.
+    """
+    folder = folder or known(cfg) or _fresh(_parent(cfg))
+    if not _resumes(cfg.ckpt, folder) and any((folder / "checkpoints").glob("*.ckpt")):
+        raise NotResumed(
+            f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to resume that one, or set another "
+            "run_dir"
+        )
+    writable(folder / "checkpoints", "run_dir")
+    os.environ[RUN_DIR] = str(folder)
+    return folder
+
+
+def _resumes(ckpt: str | None, folder: Path) -> bool:
+    """Tell whether ``ckpt`` is of the run in ``folder``."""
+    if ckpt in (None, "last", "auto"):
+        return ckpt is not None
+    return folder.resolve() in (Path(ckpt).resolve(), *Path(ckpt).resolve().parents)
+
+
+def _run_of(ckpt: str | None) -> Path | None:
+    """Return the run directory that ``ckpt`` names, by itself or by its folder of checkpoints; None for anything else.
+
+    A file is not one: a run that starts from it is a new run.
+    """
+    if ckpt in (None, "last", "auto") or not Path(ckpt).is_dir():
+        return None
+    folder = Path(ckpt)
+    if folder.name == CHECKPOINTS and any(folder.glob("*.ckpt")):
+        return folder.parent
+    return folder if any((folder / CHECKPOINTS).glob("*.ckpt")) else None
+
+
+def sole_run(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of ``folder`` while the block runs; raises Held where one is at work there.
+
+    Of several processes of a run the first keeps it for all of them.
+    """
+    if not first_process():
+        return nullcontext()
+    return held(folder / ".lock", f"run_dir={folder}", "is training there; wait for it, or end it")
+
+
+def first_process() -> bool:
+    """Tell whether this process is the only one of its run, or of all its nodes the first."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def errors_kept(cfg: DictConfig) -> Iterator[None]:
+    """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
+
+    Bad input that is refused before there is a directory leaves none, but for ckpt=auto, as runs of a sweep have: its
+    report says why an arm is missing.
+    """
+    if _is_first():
+        os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
+    try:
+        yield
+    except (Held, NotResumed):
+        raise  # what is there belongs to the other run
+    except Exception as error:
+        folder = _own(cfg)
+        if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ERROR).write_text(f"{kind}{' '.join(str(error).split())}\n")
+        raise
+    if folder := _own(cfg):
+        (folder / ERROR).unlink(missing_ok=True)
+
+
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _own(cfg: DictConfig) -> Path | None:
+    """Return the directory of this run, where this process is the one that writes there and knows it."""
+    folder = cfg.run_dir or os.environ.get(RUN_DIR)
+    return Path(folder) if folder and _is_first() else None
+
+
+def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
+    """Return the checkpoint that ``ckpt`` names, or None for a fresh start; raises UserError where it is missing.
+
+    It is a file, or for ckpt=last, ckpt=auto (of ``folder``) and ckpt=<run directory> the last one of a run. Where
+    last.ckpt is damaged or missing, the newest complete checkpoint next to it is taken, which is stated.
+    """
+    if cfg.ckpt is None:
+        return None
+    if cfg.ckpt not in ("auto", "last"):
+        run = _run_of(cfg.ckpt)
+        if run is None:
+            return _undamaged(find_checkpoint(cfg.ckpt))
+        folder = run
+    elif folder is None:
+        raise UserError(f"ckpt={cfg.ckpt}: it resumes the run in run_dir; set run_dir")
+    path = folder / CHECKPOINTS / LAST
+    if is_whole(path):
+        return path
+    damage = f"{path} is damaged" if path.is_file() else f"{path} is missing"
+    if (other := newest_whole(path.parent)) is not None:
+        _warn(f"{damage}; resuming {other}, the newest that is complete")
+        return other
+    if path.is_file():
+        raise UserError(f"ckpt={cfg.ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
+    if cfg.ckpt == "last":
+        raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
+    return None
+
+
+def _undamaged(path: Path) -> Path:
+    if zipfile.is_zipfile(path) and not is_whole(path):  # another kind of file is refused when it is read
+        raise UserError(f"ckpt={path}: damaged; {whole_beside(path)}")
+    return path
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    print(f"warning: {text}")
+
+
+def _parent(cfg: DictConfig) -> Path:
+    return ROOT / f"{cfg.name}-{cfg.data.name}"
+
+
+def _newest(parent: Path) -> Path:
+    found = sorted(parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"ckpt=last: no run with a checkpoint under {parent}; set run_dir, or leave ckpt out")
+    return found[-1].parent.parent
+
+
+def _fresh(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = (parent / (stamp if not again else f"{stamp}_{again}") for again in range(1000))
+    for folder in names:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another job of the same second
+        except OSError as error:
+            raise UserError(f"run_dir={folder}: cannot be made ({error.strerror}); set another run_dir") from error
+        return folder
+    raise UserError(f"run_dir: no free name under {parent}; set run_dir")

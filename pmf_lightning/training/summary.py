@@ -1,0 +1,108 @@
+"""The end of a run: pictures, a table, and summary.json."""
+
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from pmf_lightning.config.job_arguments import repeating
+from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
+from pmf_lightning.training.plots import save_curves, save_time_bins
+from pmf_lightning.utils.cache import atomic_write
+
+NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
+
+
+def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
+    """Draw the final grid and the curves, write summary.json, print the table; return the summary.
+
+    ``started`` is the reading of time.perf_counter() when the run began.
+    """
+    if not trainer.is_global_zero:
+        return {}
+    module.to(trainer.strategy.root_device)  # where it was trained; Lightning has taken it to the CPU
+    grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
+    for steps in hands.quality.by_steps if grid and hands.quality else ():
+        hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
+    module.cpu()
+    curves, time_bins = pictures(folder)
+    measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
+    summary = {
+        **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
+        "ema": cfg.sampling.ema,
+        **(_sampling(cfg, module, hands) if module.objective.methods else {}),
+        **(getattr(hands.grids, "latest", None) or {}),
+        "images_per_second": round(hands.progress.images_per_second, 1),
+        "steps": trainer.global_step,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "checkpoint": str(hands.checkpoint.path),
+        "best": hands.checkpoint.best,
+        "grid": grid and str(grid),
+        "curves": str(curves),
+        "time_bins": time_bins and str(time_bins),
+        "skipped_steps": hands.finite.skipped,
+        "failed_saves": hands.checkpoint.failed,
+        "stopped_early": hands.checkpoint.stopped,
+    }
+    with atomic_write(folder / "summary.json") as draft:
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+    _print(summary, hands.quality.titles() if hands.quality else {})
+    if hands.checkpoint.stopped:
+        again = shlex.join(["python", "-m", "pmf_lightning.train", *repeating(folder)])
+        print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
+    return summary
+
+
+def _sampling(cfg: DictConfig, module: GenerativeModule, hands) -> dict:
+    """Return how the model is judged, with the network evaluations per image (NFE), and other numbers of steps."""
+    return {
+        "omega": cfg.sampling.omega,
+        "sampling_steps": cfg.sampling.steps,
+        "sampling_method": cfg.sampling.method,
+        "nfe": _evaluations(cfg, module, cfg.sampling.steps),
+        "by_steps": _by_steps(cfg, module, hands),
+    }
+
+
+def _evaluations(cfg: DictConfig, module: GenerativeModule, steps: int) -> int:
+    options = {name: cfg.sampling[name] for name in OPTIONS} | {"steps": steps}
+    return network_evaluations(module.objective, **options)
+
+
+def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dict]:
+    """Return what was measured at other numbers of sampling steps, with the network evaluations (NFE) of each."""
+    measured = hands.quality.by_steps if hands.quality else {}
+    return {
+        str(steps): {"nfe": _evaluations(cfg, module, steps), **hands.quality.brief(result)}
+        for steps, result in measured.items()
+    }
+
+
+@rank_zero_only
+def pictures(folder: Path) -> tuple[Path, Path | None]:
+    """Draw the log of a run; return the paths of curves.png and time_bins.png (None where nothing was logged)."""
+    log = folder / "metrics.jsonl"
+    return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
+
+
+def _print(summary: dict, titles: Mapping[str, str]) -> None:
+    table = Table(title="summary", show_header=False)
+    rows = dict(summary)
+    if best := rows.pop("best"):
+        rows["best.ckpt"] = f"{best['metric']} {best['value']:.4g} at step {best['step']}"
+    for steps, numbers in rows.pop("by_steps", {}).items():
+        others = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name != "nfe")
+        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = ", ".join(others)
+    rows = {title: rows.pop(name) for name, title in titles.items()} | rows
+    for name, value in rows.items():
+        if value is not None and (name, value) not in (("skipped_steps", 0), ("failed_saves", 0)):
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console(width=max(100, Console().width)).print(table)

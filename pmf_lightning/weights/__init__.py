@@ -1,0 +1,37 @@
+"""The released PyTorch weights of pMF, iMF and JiT, into our backbones and back."""
+
+from pmf_lightning.weights.families import Family, preset
+from pmf_lightning.weights.read import DECAYS, PREFIX, SETS, bare, read_official, read_tensors, sets_in
+from pmf_lightning.weights.recognize import Look, look
+from pmf_lightning.weights.translate import (
+    FAMILIES,
+    family_of,
+    load_official,
+    official_name,
+    official_tensors,
+    official_weights,
+    recognise,
+    translate,
+)
+
+__all__ = [
+    "DECAYS",
+    "FAMILIES",
+    "PREFIX",
+    "SETS",
+    "Family",
+    "Look",
+    "bare",
+    "family_of",
+    "load_official",
+    "look",
+    "official_name",
+    "official_tensors",
+    "official_weights",
+    "preset",
+    "read_official",
+    "read_tensors",
+    "recognise",
+    "sets_in",
+    "translate",
+]

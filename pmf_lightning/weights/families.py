@@ -1,0 +1,206 @@
+"""Weight formats of released PyTorch files (pMF, iMF, JiT): official names and shapes from ours.
+
+Such a file is a training checkpoint: three sets of weights (SETS in reading.py), the optimiser's state, and the
+arguments of its run. No file of size G is released.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.models.jit_vit import JiTViT
+from pmf_lightning.models.positions import sincos_2d
+
+
+def _nothing(network: nn.Module) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The official files of one family of models. Official names are without the prefix ``net.``.
+
+    Args:
+        name: as the paper writes it.
+        rules: pairs (pattern of our name, official name), tried in order on the whole name.
+        mark: the official name by which the family is recognised.
+        patches: the official name of the first patch convolution.
+        norm: the official name of a vector as long as the width.
+        table: the official name of the class table.
+        stacks: a pattern for each stack of blocks on the way to u, of one weight of every block, its number in group 1.
+        flat_tokens: learned tokens are [n, width]; ours are [1, n, width].
+        recomputed: official buffers that hold no learned value and are not looked at.
+        fixed: what the files of a network hold that is not learned, by official name; the file's must be the same.
+        keeps_v_layer: files without v-heads still hold the final layer behind them.
+        head_v: files of training hold a head v, which those for sampling lack.
+        models: (width, blocks on the way to u, patch) of each size of the papers, and of its presets at other patches.
+    """
+
+    name: str
+    rules: tuple[tuple[str, str], ...]
+    mark: str
+    patches: str
+    norm: str
+    table: str
+    stacks: tuple[str, ...]
+    flat_tokens: bool
+    recomputed: frozenset[str]
+    keeps_v_layer: bool
+    head_v: bool
+    models: Mapping[str, tuple[int, int, int]]
+    fixed: Callable[[nn.Module], dict[str, Tensor]] = _nothing
+
+    def official_name(self, name: str) -> str:
+        """Return the name that official files give to our weight ``name``, without the prefix ``net.``."""
+        for ours, theirs in self.rules:
+            name = re.sub(ours, theirs, name)
+        return name
+
+    def to_official(self, name: str, value: Tensor) -> Tensor:
+        """Return our weight ``name``, or its gradient, in the official shape."""
+        return value.squeeze(0) if self.flat_tokens and _is_tokens(name) else value
+
+    def from_official(self, name: str, value: Tensor) -> Tensor:
+        """Return the official value of our weight ``name`` in our shape."""
+        return value.unsqueeze(0) if self.flat_tokens and _is_tokens(name) else value
+
+
+def preset(model: str) -> str:
+    """Return the ``model=`` of a model by its name in the papers: pmf_b16 for pMF-B/16."""
+    return model.lower().replace("-", "_").replace("/", "")
+
+
+def _is_tokens(name: str) -> bool:
+    return name.endswith(".tokens.weight")
+
+
+def fixed(network: JiTViT) -> dict[str, Tensor]:
+    """Return the table of positions, computed as the official code does: in float64, kept in float32, on the CPU."""
+    return {"pos_embed": sincos_2d(network.grid, network.width, torch.empty(0, dtype=torch.float64)).float()}
+
+
+JIT = Family(
+    name="JiT",
+    rules=(
+        (r"patch_embedding\.patches\.", "x_embedder.proj1."),
+        (r"patch_embedding\.expand\.", "x_embedder.proj2."),
+        (r"conditions\.label\.table\.", "y_embedder.embedding_table."),
+        (r"conditions\.t\.mlp_in\.", "t_embedder.mlp.0."),
+        (r"conditions\.t\.mlp_out\.", "t_embedder.mlp.2."),
+        (r"context\.weight", "in_context_posemb"),
+        (r"heads\.u\.norm\.", "final_layer.norm_final."),
+        (r"heads\.u\.out\.", "final_layer.linear."),
+        (r"heads\.u\.", "final_layer."),
+        (r"trunk\.", "blocks."),
+        (r"attention_norm\.", "norm1."),
+        (r"mlp_norm\.", "norm2."),
+        (r"\.attention\.", ".attn."),
+        (r"modulation\.", "adaLN_modulation.1."),
+    ),
+    mark="in_context_posemb",  # the name of the patch convolution is pMF's too
+    patches="x_embedder.proj1.weight",
+    norm="final_layer.norm_final.weight",
+    table="y_embedder.embedding_table.weight",
+    stacks=(r"blocks\.(\d+)\.attn\.qkv\.weight",),
+    flat_tokens=False,
+    recomputed=frozenset(),
+    fixed=fixed,
+    keeps_v_layer=False,
+    head_v=False,
+    models={
+        "JiT-B/16": (768, 12, 16),
+        "JiT-B/32": (768, 12, 32),
+        "JiT-B/64": (768, 12, 64),
+        "JiT-L/16": (1024, 24, 16),
+        "JiT-L/32": (1024, 24, 32),
+        "JiT-H/16": (1280, 32, 16),
+        "JiT-H/32": (1280, 32, 32),
+        "JiT-G/16": (1664, 40, 16),
+        "JiT-G/32": (1664, 40, 32),
+    },
+)
+
+RULES = (
+    (r"conditions\.label\.tokens\.weight", "class_tokens"),
+    (r"conditions\.label\.table\.", "y_embedder.embedding_table._flax_embedding."),
+    (r"conditions\.h\.tokens\.weight", "time_tokens"),
+    (r"conditions\.(\w+)\.tokens\.weight", r"\1_tokens"),
+    (r"conditions\.t_min\.", "cfg_t_start_embedder."),
+    (r"conditions\.t_max\.", "cfg_t_end_embedder."),
+    (r"conditions\.(\w+)\.", r"\1_embedder."),
+    (r"mlp_in\.", "mlp.0._flax_linear."),
+    (r"mlp_out\.", "mlp.2._flax_linear."),
+    (r"heads\.(\w)\.blocks\.", r"\1_heads."),
+    (r"heads\.(\w)\.norm\.", r"\1_final_layer.norm."),
+    (r"heads\.(\w)\.out\.", r"\1_final_layer.linear._flax_linear."),
+    (r"trunk\.", "shared_blocks."),
+    (r"attention_norm\.", "norm1."),
+    (r"mlp_norm\.", "norm2."),
+    (r"attention_gate\.weight", "attn_scale"),
+    (r"mlp_gate\.weight", "mlp_scale"),
+    (r"attention\.(q|k)_norm\.", r"attn.\1_norm."),
+    (r"attention\.(q|k|v|out)\.", r"attn.\1_proj._flax_linear."),
+    (r"\.mlp\.(w\d)\.", r".mlp.\1._flax_linear."),
+)
+
+NORM = "u_final_layer.norm.weight"
+
+TABLE = "y_embedder.embedding_table._flax_embedding.weight"
+
+STACKS = tuple(rf"{stack}\.(\d+)\.attn\.q_proj\._flax_linear\.weight" for stack in ("shared_blocks", "u_heads"))
+
+IMF = Family(
+    name="iMF",
+    rules=((r"patch_embedding\.patches\.", "x_embedder.proj."), *RULES),
+    mark="x_embedder.proj.weight",
+    patches="x_embedder.proj.weight",
+    norm=NORM,
+    table=TABLE,
+    stacks=STACKS,
+    flat_tokens=True,
+    recomputed=frozenset(),
+    keeps_v_layer=True,
+    head_v=True,
+    models={
+        "iMF-B/2": (768, 12, 2),
+        "iMF-M/2": (768, 24, 2),
+        "iMF-L/2": (1024, 32, 2),
+        "iMF-XL/2": (1024, 48, 2),
+        "iMF-B/16": (768, 12, 16),
+        "iMF-M/16": (768, 24, 16),
+        "iMF-L/16": (1024, 32, 16),
+        "iMF-XL/16": (1024, 48, 16),
+    },
+)
+
+PMF = Family(
+    name="pMF",
+    rules=(
+        (r"patch_embedding\.patches\.", "x_embedder.proj1."),
+        (r"patch_embedding\.expand\.", "x_embedder.proj2."),
+        (r"positions\.weight", "pos_embed"),
+        *RULES,
+    ),
+    mark="x_embedder.proj1.weight",
+    patches="x_embedder.proj1.weight",
+    norm=NORM,
+    table=TABLE,
+    stacks=STACKS,
+    flat_tokens=False,
+    recomputed=frozenset({"rope_freqs"}),
+    keeps_v_layer=False,
+    head_v=True,
+    models={
+        "pMF-B/4": (768, 16, 4),
+        "pMF-B/16": (768, 16, 16),
+        "pMF-B/32": (768, 16, 32),
+        "pMF-B/64": (768, 16, 64),
+        "pMF-L/16": (1024, 32, 16),
+        "pMF-L/32": (1024, 32, 32),
+        "pMF-H/16": (1280, 48, 16),
+        "pMF-H/32": (1280, 48, 32),
+    },
+)

@@ -1,0 +1,80 @@
+"""Files of official weights, read without executing pickled code, and the set of weights that is meant."""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.state_names import unwrapped
+from pmf_lightning.utils.tensor_files import load_tensors
+
+PREFIX = "net."  # of every name in the released files
+# The sets of weights in a file of JiT, the first by default: averages that keep 0.9999 and 0.9996, and the raw weights.
+SETS = ("model_ema1", "model_ema2", "model")
+DECAYS = {"0.9999": SETS[0], "0.9996": SETS[1]}  # they are found by these too
+
+
+def read_official(source: Mapping[str, object] | str | Path, weights: str | None = None) -> dict[str, Tensor]:
+    """Return official weights by their names without the prefix ``net.``; a file is mapped into memory, not copied.
+
+    ``weights`` picks one of ``SETS`` in a file of JiT's training; None is the first. Raises UserError for a file that
+    is absent, cannot be read as plain data, or is neither such a file nor a flat dictionary of tensors.
+    """
+    if isinstance(source, Mapping):
+        return bare(source, "official weights", weights)
+    return bare(read_tensors(source), f"official weights {source}", weights)
+
+
+def read_tensors(path: str | Path) -> object:
+    """Read a file of torch.save without executing pickled code, on the CPU; UserError where that is impossible.
+
+    Beside tensors and plain data it may hold an argparse.Namespace, as JiT's files do; another class is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"official weights {path} do not exist; give the path of a pMF-*.pt, iMF-*.pth or JiT's checkpoint-*.pth"
+        )
+    try:
+        with safe_globals([Namespace]):
+            return load_tensors(path, mmap=True)
+    except Exception as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} cannot be read as weights: it holds {foreign[1]}, whose code reading would run; where you "
+                "trust the file, load it yourself and save its tensors alone"
+            ) from error
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); is it a .pt file?") from error
+
+
+def bare(contents: object, name: str, weights: str | Number | None = None, key: str = "weights") -> dict[str, Tensor]:
+    """Return the weights in an official file's contents, without the prefix ``net.``.
+
+    Args:
+        name: what errors call the file.
+        weights: one of ``SETS``, in a file that holds them; None is the first.
+        key: what errors call ``weights``.
+
+    Raises UserError for other contents, and for a set that is not there.
+    """
+    sets = sets_in(contents)
+    weights = DECAYS.get(str(weights), weights) if sets else weights
+    if weights is not None and weights not in sets:
+        held = f"hold {', '.join(sets)}: choose one of them" if sets else f"hold one set of weights; leave {key} out"
+        raise UserError(f"{key}={weights}: {name} {held}")
+    if sets and (weights or SETS[0]) in sets:
+        contents = contents[weights or SETS[0]]
+    if not isinstance(contents, Mapping) or not all(isinstance(value, Tensor) for value in contents.values()):
+        remedy = f"choose {key}={sets[0]}" if sets else "give a file of pMF, iMF or JiT"
+        raise UserError(f"{name} are not a flat dictionary of tensors; {remedy}")
+    return {key.removeprefix(PREFIX): value for key, value in unwrapped(contents, name).items()}
+
+
+def sets_in(contents: object) -> list[str]:
+    """Return which of ``SETS`` the contents of a file hold."""
+    return [name for name in SETS if isinstance(contents, Mapping) and isinstance(contents.get(name), Mapping)]

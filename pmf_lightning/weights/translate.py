@@ -1,0 +1,228 @@
+"""Official weights into our backbones and out of it: names are mapped, and nothing is skipped in silence."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pmf_lightning.models.drifting_vit import DriftingViT
+from pmf_lightning.models.jit_vit import JiTViT
+from pmf_lightning.models.vit import ViT
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.weights.drifting import generator_tensors, load_official_generator
+from pmf_lightning.weights.families import IMF, JIT, PMF, Family
+from pmf_lightning.weights.read import PREFIX, read_official
+from pmf_lightning.weights.recognize import Look, look
+
+FAMILIES = (PMF, IMF, JIT)
+_MOST_LISTED = 6  # names of one kind of problem in an error
+_SAME = 0.01  # how far fixed values may be from ours: bfloat16 is off by 0.004
+
+
+def official_name(name: str, family: Family = PMF) -> str:
+    """Return the name that official PyTorch files of ``family`` give to our weight ``name``, without ``net.``."""
+    return family.official_name(name)
+
+
+def family_of(network: nn.Module) -> Family:
+    """Return the family whose official architecture ``network`` has; UserError where it has none's."""
+    if isinstance(network, DriftingViT):
+        raise UserError(
+            "drifting's official files are not PyTorch's: generator_arrays of models.official.drifting gives them"
+        )
+    if not isinstance(network, ViT | JiTViT):
+        raise UserError(f"no official weights have the architecture of {type(network).__name__}: give a ViT or JiTViT")
+    bottleneck = not isinstance(network.patch_embedding.expand, nn.Identity)
+    if isinstance(network, JiTViT):
+        if bottleneck and network.context is not None:
+            return JIT
+        raise UserError("no official weights have this architecture: JiT's has a bottleneck and class tokens (context)")
+    parts = (bottleneck, network.positions is not None, network.rope)
+    for family, theirs in ((PMF, (True, True, "patches")), (IMF, (False, False, "sequence"))):
+        if parts == theirs:
+            return family
+    bottleneck, positions, rope = parts
+    raise UserError(
+        f"no official weights have this architecture (bottleneck {'on' if bottleneck else 'off'}, "
+        f"{'learned' if positions else 'no'} positions, rope={rope}): pMF's has all three (rope=patches), "
+        "iMF's has bottleneck=null positions=none rope=sequence"
+    )
+
+
+def load_official(
+    state_dict_or_path: Mapping[str, object] | str | Path, network: nn.Module, weights: str | None = None
+) -> nn.Module:
+    """Load official weights of pMF, iMF, JiT or drifting's generator into ``network`` in place and return it.
+
+    Takes a flat state dict, or the path of a .pt or .pth file (read without executing pickled code); ``translate``
+    says what may be absent. A head v whose weights the file lacks keeps the values that it had. A checkpoint of JiT's
+    training holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Drifting's files are the
+    .msgpack of flax, or the folder that holds it; given as a state dict, their names are joined with "/".
+
+    Raises UserError where the file is no weights file, is of another family or size (named, with the model that it
+    fits), lacks a weight, or holds one that the network does not know or that has another shape.
+    """
+    if isinstance(network, DriftingViT):
+        return _load_generator(state_dict_or_path, network, weights)
+    ours, _ = translate(read_official(state_dict_or_path, weights), network)
+    network.load_state_dict(ours, strict=False)
+    return network
+
+
+def _load_generator(
+    state_dict_or_path: Mapping[str, object] | str | Path, network: DriftingViT, weights: str | None
+) -> DriftingViT:
+    if weights is not None:
+        raise UserError(f"weights={weights}: official weights of drifting hold one set of weights; leave weights out")
+    if not isinstance(state_dict_or_path, Mapping):
+        return load_official_generator(state_dict_or_path, network)
+    network.load_state_dict(generator_tensors(state_dict_or_path, network))
+    return network
+
+
+def recognise(weights: Mapping[str, Tensor]) -> Look:
+    """Return family and sizes of official weights (names without ``net.``); UserError where they are of no family."""
+    for family in reversed(FAMILIES):  # pMF's mark is in JiT's files too
+        if family.mark in weights:
+            return look(family, weights)
+    marks = " nor ".join(f"{family.mark} ({family.name})" for family in FAMILIES)
+    raise UserError(f"these are no official weights of pMF, iMF or JiT: they hold neither {marks}")
+
+
+def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return official weights under our names and shapes, and those that ``network`` has no use for.
+
+    The v-heads serve training alone and are absent in the released files. Where the file has none, or the network has
+    no head v, nothing of v is taken: also not the final v layer that iMF's files keep, meaningless without its blocks.
+    Part of a head v is never taken. RoPE buffers are recomputed and appear nowhere. JiT's table of positions is fixed:
+    it must be there, be ours, and has no use.
+
+    Raises UserError as ``load_official`` does. Other values are not looked at: meta tensors will do.
+    """
+    ours, seen = family_of(network), recognise(weights)
+    weights = {key: value for key, value in weights.items() if key not in seen.family.recomputed}
+    state, fixed = network.state_dict(), ours.fixed(network)
+    names = {ours.official_name(name): name for name in state}
+    expected = {key: ours.to_official(name, state[name]) for key, name in names.items()} | fixed
+    wanted = look(ours, expected)
+    if seen.differs(wanted):
+        raise UserError(_another(seen, wanted))
+    unused: dict[str, Tensor] = {}
+    if ours.head_v:
+        weights, expected, unused = _without_half_heads(weights, expected)
+    _check(weights, expected, ours)
+    for key, value in fixed.items():
+        _check_fixed(key, weights[key], value)
+        unused[key] = weights[key]
+    learned = {names[key]: value for key, value in weights.items() if key in names}
+    return {name: ours.from_official(name, value) for name, value in learned.items()}, unused
+
+
+def official_weights(
+    network: nn.Module,
+    prefix: str = PREFIX,
+    inference: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+    aside: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return the weights of ``network`` under official names and in official shapes; the tensors share its memory.
+
+    Args:
+        prefix: of every name; the released files have ``net.``.
+        inference: leave the v-heads out, as the released files do. pMF's leave the final v layer out too; iMF's keep
+            it, and the official code refuses a file without it although sampling never reads it. Where ``network`` has
+            no head v, it is written as it starts (norm 1, the rest 0).
+        weights: values by our names to write instead of the network's own, such as an average's.
+        aside: official weights that ``translate`` found no use for, to write too.
+
+    pMF's RoPE buffer is not written: the official code recomputes it. JiT's table of positions is, from ``aside`` or as
+    we compute it. Raises UserError as ``family_of`` does.
+    """
+    family = family_of(network)
+    weights = official_tensors(network, network.state_dict() if weights is None else weights)
+    weights |= {name: value.to(weights[family.mark]) for name, value in family.fixed(network).items()}
+    if family.keeps_v_layer and "v" not in network.heads:
+        weights |= _fresh_v_layer(weights)
+    weights |= aside or {}
+    if inference:
+        dropped = ("v_heads.",) if family.keeps_v_layer else ("v_heads.", "v_final_layer.")
+        weights = {name: value for name, value in weights.items() if not name.startswith(dropped)}
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+def official_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors`` (weights or gradients, by our weight names) under official names and in official shapes."""
+    family = family_of(network)
+    return {family.official_name(name): family.to_official(name, value) for name, value in tensors.items()}
+
+
+def _fresh_v_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    layer = {name: value for name, value in weights.items() if name.startswith("u_final_layer.")}
+    return {
+        name.replace("u_", "v_", 1): torch.ones_like(value) if ".norm." in name else torch.zeros_like(value)
+        for name, value in layer.items()
+    }
+
+
+def _without_half_heads(
+    weights: dict[str, Tensor], expected: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Take head v out of what a file has and what is expected of it, unless both have it; return also what was cut."""
+    there = [any(key.startswith("v_heads.") for key in keys) for keys in (weights, expected)]
+    lone_layer = not any(there) and _holds(weights, "v_") and _holds(expected, "v_")  # a head v of no blocks
+    if all(there) or lone_layer:
+        return weights, expected, {}
+    cut = {key: value for key, value in weights.items() if key.startswith("v_") and (there[0] or key in _V_LAYER)}
+    return (
+        {key: value for key, value in weights.items() if key not in cut},
+        {key: value for key, value in expected.items() if not key.startswith("v_")},
+        cut,
+    )
+
+
+_V_LAYER = {f"v_final_layer.{end}" for end in ("norm.weight", "linear._flax_linear.weight", "linear._flax_linear.bias")}
+
+
+def _holds(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: Family) -> None:
+    """Raise UserError that names missing and unexpected weights and those of another shape."""
+    shapes = [
+        f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in weights.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    problems = {
+        "missing": [key for key in expected if key not in weights],
+        "unexpected": [key for key in weights if key not in expected],
+        "of another shape": shapes,
+    }
+    listed = "; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise UserError(
+            f"these are not the official {family.name} weights of this network ({listed}); choose the model they fit"
+        )
+
+
+def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
+    """Raise UserError where a file's fixed values are not those that we compute."""
+    apart = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
+    if not apart <= _SAME:
+        raise UserError(
+            f"{name} holds other values than this network's (up to {apart:.3g} away); take an official file"
+        )
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
+
+
+def _another(seen: Look, wanted: Look) -> str:
+    remedy = f"choose model={seen.preset}" if seen.preset else "choose the model that it fits"
+    if seen.preset and seen.preset == wanted.preset:
+        remedy += " with data of the file's size, channels and classes"
+    return f"this file looks like {seen}, the network is {wanted}; {remedy}, or another file"
