@@ -16,9 +16,9 @@ from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, desc
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.sampling.generate import OPTIONS
 from pmf_lightning.utils.cache import writable
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 
 def _optimizer(cfg: DictConfig) -> dict:
@@ -44,7 +44,7 @@ def _step(cfg: DictConfig) -> dict:
         raise UserError(f"against={cfg.against}: the step is measured against textbook, or alone (null)")
     averages = len(cfg.ema.half_lives_kimg)
     empty = build(cfg, empty=True)
-    flops = step_flops(empty.network, empty.objective, images, Shard())
+    flops = step_flops(empty.network, empty.objective, images, BatchRows())
     bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages)
     numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
     return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
@@ -81,7 +81,7 @@ BENCHMARKS = {
 def benchmark(cfg: DictConfig) -> dict:
     """Run the benchmark ``cfg.what`` and return its numbers with those of the machine; raises UserError."""
     if cfg.what not in BENCHMARKS:
-        raise UserError(f"what={cfg.what}: there is no such benchmark; {near(cfg.what, BENCHMARKS)}")
+        raise UserError(f"what={cfg.what}: there is no such benchmark; {suggestions(cfg.what, BENCHMARKS)}")
     if cfg.out is not None:
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]

@@ -16,7 +16,7 @@ from pmf_lightning.config.compose import CONF, compose, one_line, prepared
 from pmf_lightning.config.option_checks import check_values
 from pmf_lightning.distributed import launched
 from pmf_lightning.sweeps import jobs
-from pmf_lightning.utils.errors import UserError, explained
+from pmf_lightning.utils.errors import UserError, translate_os_error
 from pmf_lightning.utils.hydra_compat import MAIN
 from pmf_lightning.utils.terminal import plain_ending
 
@@ -59,7 +59,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if _MULTIRUN.isdisjoint(sys.argv[1:]):
                     run()
                 else:
-                    jobs.all_of_them(run)
+                    jobs.run_multirun(run)
 
         return main
 
@@ -106,7 +106,7 @@ def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:
 def _check_jobs(overrides: Sequence[str], config_name: str) -> None:
     """Check what the jobs of a multirun share, and each value that differs between them; raises UserError."""
     compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
-    of_each = [one for one in job_arguments.of_one_run(overrides) if not one.startswith("hydra.")]
+    of_each = [one for one in job_arguments.strip_launcher(overrides) if not one.startswith("hydra.")]
     first, further = [], []
     for one in of_each:
         values = swept(one)
@@ -139,7 +139,7 @@ def with_one_line_errors(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as raised:
-        error = explained(raised)
+        error = translate_os_error(raised)
         if not isinstance(error, jobs.KNOWN):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from pmf_lightning.cli import command
 from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.tracking.workspace_layout import Layout, read_layout, tree
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 FORMATS = ("tree", "json")
 
@@ -23,7 +23,7 @@ def describe(cfg: DictConfig) -> Layout:
     if not cfg.entity and not cfg.dry_run:
         raise UserError("entity is not set; give the W&B user or team that the project belongs to, or dry_run=true")
     if cfg.format not in FORMATS:
-        raise UserError(f"format={cfg.format}: there is no such format; {near(str(cfg.format), FORMATS)}")
+        raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
     options = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     return read_layout(OmegaConf.to_container(options, resolve=True))
 

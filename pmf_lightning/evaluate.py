@@ -14,11 +14,11 @@ from rich.table import Table
 from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.data.transforms import to_float
-from pmf_lightning.distributed.collectives import rank_and_world, together
-from pmf_lightning.distributed.launch import is_main, joined, print_on_main
+from pmf_lightning.distributed.collectives import on_all_ranks, rank_and_world
+from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.image_files import KINDS, Kept
-from pmf_lightning.evaluation.sample_sources import Subject, evaluator_of, existing_images, images_of_checkpoint
+from pmf_lightning.evaluation.image_files import KINDS, ImageSaver
+from pmf_lightning.evaluation.sample_sources import SampleSource, evaluator_of, existing_images, images_of_checkpoint
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import atomic_write, writable
@@ -35,13 +35,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for bad input, before long work.
     """
     check(cfg)
-    with joined(cfg.device) as device:
-        out = together(lambda: writable(Path(cfg.out), "out"))
-        subject = together(lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg))
+    with torchrun_group(cfg.device) as device:
+        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
+        subject = on_all_ranks(
+            lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
+        )
         print_on_main(subject.said())
         n = images_asked(cfg, subject)
-        evaluator = together(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
-        kept = Kept(cfg.save, out, n, SHOWN)
+        evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
+        kept = ImageSaver(cfg.save, out, n, SHOWN)
         _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
         started = time.perf_counter()
         scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # of existing images no class is known
@@ -74,7 +76,7 @@ def check(cfg: DictConfig) -> None:
     validate.torch_device(cfg.device)
 
 
-def images_asked(cfg: DictConfig, subject: Subject) -> int:
+def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
     """Return how many images are judged; UserError where there are fewer."""
     if subject.n is None:
         return cfg.n or cfg.protocol.n
@@ -127,7 +129,7 @@ def show(report: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> None:
     """Judge what the command line names and say what came out."""
     report = evaluate(cfg)
-    if is_main():
+    if is_rank_zero():
         show(report)
 
 

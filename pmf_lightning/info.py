@@ -17,7 +17,7 @@ from pmf_lightning.profiling.communication import Estimate
 from pmf_lightning.profiling.model_facts import Facts, find_facts
 from pmf_lightning.profiling.spaces import NoFlowError
 from pmf_lightning.profiling.tables import all_models, one_model
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 FORMATS = ("table", "json")
 
@@ -29,7 +29,7 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
     """
     cfg = compose(_on_its_data(overrides), "info")
     if cfg.format not in FORMATS:
-        raise UserError(f"format={cfg.format}: there is no such format; {near(str(cfg.format), FORMATS)}")
+        raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
     if not cfg.every_model:
         return [find_facts(cfg)]
     if chosen := [override for override in overrides if override.startswith("model=")]:

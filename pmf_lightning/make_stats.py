@@ -8,11 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.cli import command
 from pmf_lightning.config import validate
-from pmf_lightning.data.dataset import Source
-from pmf_lightning.distributed.collectives import from_main, together
-from pmf_lightning.distributed.launch import is_main, joined, print_on_main
+from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
+from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
 from pmf_lightning.encoders.base import Extractor
-from pmf_lightning.evaluation.build import complete
+from pmf_lightning.evaluation.build import complete_extractor
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.evaluation.statistics import save_all, split_statistics, statistics
@@ -27,12 +27,12 @@ def make_stats(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for bad input, before long work.
     """
     out, source = check(cfg)
-    with joined(cfg.device) as device:
-        together(lambda: writable(out.parent, "out"))
-        extractor = together(lambda: complete(make_part(cfg, "extractor"), source, cfg.cache_dir))
+    with torchrun_group(cfg.device) as device:
+        on_all_ranks(lambda: writable(out.parent, "out"))
+        extractor = on_all_ranks(lambda: complete_extractor(make_part(cfg, "extractor"), source, cfg.cache_dir))
         of = _of_data if cfg.images is None else _of_images
         reference = of(cfg, source, extractor, device)
-        paths = from_main(lambda: save_all(reference, out))
+        paths = on_rank_zero(lambda: save_all(reference, out))
     return {
         "paths": paths,
         "about": dict(reference.about),
@@ -40,7 +40,7 @@ def make_stats(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def check(cfg: DictConfig) -> tuple[Path, Source | None]:
+def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
     """Check what needs no weights; return where to write, and the data where some are named; raises UserError."""
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; name a file to make, such as out=stats.npz")
@@ -57,14 +57,14 @@ def check(cfg: DictConfig) -> tuple[Path, Source | None]:
     return out, source
 
 
-def _of_data(cfg: DictConfig, source: Source, extractor: Extractor, device: torch.device) -> Reference:
+def _of_data(cfg: DictConfig, source: DataSource, extractor: Extractor, device: torch.device) -> Reference:
     return split_statistics(source, extractor, cfg.n, cfg.chunk, cfg.features, device, cfg.workers)
 
 
-def _of_images(cfg: DictConfig, source: Source | None, extractor: Extractor, device: torch.device) -> Reference:
+def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor, device: torch.device) -> Reference:
     """Measure existing images, with the channels of the data that a classifier was trained on where there are some."""
     channels = 3 if source is None else source.channels
-    images = together(lambda: open_images(cfg.images, channels, cfg.background))
+    images = on_all_ranks(lambda: open_images(cfg.images, channels, cfg.background))
     print_on_main(images.said())
     n = cfg.n or len(images)
     if n > len(images):
@@ -79,7 +79,7 @@ def _of_images(cfg: DictConfig, source: Source | None, extractor: Extractor, dev
 def main(cfg: DictConfig) -> None:
     """Measure what the command line names and say where it lies."""
     made = make_stats(cfg)
-    if is_main():
+    if is_rank_zero():
         about = made["about"]
         print(f"{about['n']} images of {about['data']} ({about['resolution']} px), features of {about['extractor']}")
         print(f"{', '.join(map(str, made['paths']))}; features of {made['features']} images")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmf_lightning.reports.committed import README, is_kept, keep_runs, write_index
 from pmf_lightning.reports.sweeps import read_sweeps
-from pmf_lightning.reports.writing import Written, write_report
+from pmf_lightning.reports.writing import WrittenReport, write_report
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.terminal import plain_ending
 
@@ -30,12 +30,12 @@ def work(folders: Sequence[Path], out: Path | None, keep: Path | None, index: Pa
         yield f"written: {path}, {number} kept sweeps"
 
 
-def write_kept(folder: Path) -> Written:
+def write_kept(folder: Path) -> WrittenReport:
     """Write README.md, results.csv and pictures of a kept sweep, from what was kept of it. Raises UserError."""
     return write_report(read_sweeps([folder]), folder, README, page=False, closing=CLOSING)
 
 
-def _kept(folders: Sequence[Path], keep: Path) -> Written:
+def _kept(folders: Sequence[Path], keep: Path) -> WrittenReport:
     sweeps = read_sweeps(folders)
     if len(sweeps) != 1:
         names = ", ".join(
@@ -46,7 +46,7 @@ def _kept(folders: Sequence[Path], keep: Path) -> Written:
     return write_kept(keep)
 
 
-def _said(written: Written) -> Iterator[str]:
+def _said(written: WrittenReport) -> Iterator[str]:
     """Yield verdicts and paths."""
     for section in written.sections:
         yield section.title

@@ -15,16 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.cli import command
 from pmf_lightning.config import validate
-from pmf_lightning.distributed.collectives import from_main, together
-from pmf_lightning.distributed.launch import is_main, joined
+from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
+from pmf_lightning.distributed.launch import is_rank_zero, torchrun_group
 from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.guidance_search import report
 from pmf_lightning.evaluation.guidance_search.maps import save_lines, save_maps
-from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.measure import PointEvaluator
 from pmf_lightning.evaluation.guidance_search.records import Record, Records
 from pmf_lightning.evaluation.guidance_search.search import STRATEGIES, measure_last, try_all
-from pmf_lightning.evaluation.guidance_search.space import Axes, Point, make_axes
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, make_axes
 from pmf_lightning.evaluation.guidance_search.wandb import send
 from pmf_lightning.evaluation.sample_sources import check_generates, evaluator_of
 from pmf_lightning.evaluation.scores import FLAGS
@@ -35,7 +35,7 @@ from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import digest, writable
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 COLUMNS = 10  # of the grid of samples
 PASSED_ON = ("protocol.", "extractor.", "data=", "data.", "cache_dir=")  # arguments that the commands of best.json need
@@ -49,26 +49,26 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     return the same; rank 0 writes. Raises UserError for bad input, before long work.
     """
     check(cfg)
-    with joined(cfg.device) as device:
-        out = together(lambda: writable(Path(cfg.out), "out"))
-        module, averages = together(lambda: load_with_averages(cfg.ckpt))
-        axes = together(lambda: _axes(cfg, module, averages))
-        evaluator = together(lambda: _evaluator(cfg, module, device))
+    with torchrun_group(cfg.device) as device:
+        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
+        module, averages = on_all_ranks(lambda: load_with_averages(cfg.ckpt))
+        axes = on_all_ranks(lambda: _axes(cfg, module, averages))
+        evaluator = on_all_ranks(lambda: _evaluator(cfg, module, device))
         module.to(device)
-        records = from_main(lambda: Records(out / "points"))
-        bench = Bench(module, averages, cfg.seed, conditions(cfg, evaluator), records)
-        if is_main():
+        records = on_rank_zero(lambda: Records(out / "points"))
+        bench = PointEvaluator(module, averages, cfg.seed, conditions(cfg, evaluator), records)
+        if is_rank_zero():
             costs = [network_evaluations(module.objective, **point.options) for point in axes.grid()]
             report.announce(module.config["name"], axes, cfg.strategy, costs, evaluator.name(cfg.n))
         found, tried = try_all(bench, axes, cfg.strategy, cfg.n, evaluator)
         if found is None:
             raise UserError(f"ckpt={cfg.ckpt}: at no point are its images finite; it diverged, take another checkpoint")
         last = {} if cfg.n_final is None else measure_last(bench, found.point, cfg.n_final, evaluator)
-        paths = from_main(lambda: _write(cfg, out, axes, tried, found, last, evaluator.name(cfg.n), bench))
+        paths = on_rank_zero(lambda: _write(cfg, out, axes, tried, found, last, evaluator.name(cfg.n), bench))
     names = {n: evaluator.name(n) for n in (cfg.n, cfg.n_final) if n is not None}
     notes = {"edges": report.edges(found.point, axes), "names": names}
     result = {"best": found, "tried": tried, **last, **paths, **notes}
-    if cfg.logger.wandb is not None and is_main():
+    if cfg.logger.wandb is not None and is_rank_zero():
         send(result, cfg.logger.wandb, out, module.config)
     return result
 
@@ -78,9 +78,11 @@ def check(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
     if cfg.strategy not in STRATEGIES:
-        raise UserError(f"strategy={cfg.strategy}: there is no such strategy; {near(str(cfg.strategy), STRATEGIES)}")
+        raise UserError(
+            f"strategy={cfg.strategy}: there is no such strategy; {suggestions(str(cfg.strategy), STRATEGIES)}"
+        )
     validate.torch_device(cfg.device)
-    if cfg.logger.wandb is not None and is_main():
+    if cfg.logger.wandb is not None and is_rank_zero():
         wandb_runs.check(cfg.logger.wandb)
 
 
@@ -98,25 +100,25 @@ def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
     }
 
 
-def _axes(cfg: DictConfig, module: GenerativeModule, averages: Mapping[str, Any]) -> Axes:
+def _axes(cfg: DictConfig, module: GenerativeModule, averages: Mapping[str, Any]) -> SearchSpace:
     check_generates(cfg.ckpt, module)
     return make_axes(cfg, module, list(averages))
 
 
 def _evaluator(cfg: DictConfig, module: GenerativeModule, device: torch.device) -> Evaluator:
     prepare_decoder(module, cfg.decoder.weights)
-    return evaluator_of(cfg, module.shown_shape, module.network.classes, module.config, device)
+    return evaluator_of(cfg, module.image_shape, module.network.classes, module.config, device)
 
 
 def _write(
     cfg: DictConfig,
     out: Path,
-    axes: Axes,
+    axes: SearchSpace,
     tried: list[Record],
     found: Record,
     last: dict[str, Record],
     name: str,
-    bench: Bench,
+    bench: PointEvaluator,
 ) -> dict[str, Path]:
     """Write table, pictures of the distance ``name``, samples at the best point and best.json; return their paths."""
     commands = _command_lines(cfg, found.point)
@@ -129,7 +131,7 @@ def _write(
     }
 
 
-def _command_lines(cfg: DictConfig, best: Point) -> dict[str, str]:
+def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
     """Return how to measure the best point again, and how to draw from it."""
     base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
@@ -160,7 +162,7 @@ def show_result(found: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> None:
     """Search as the command line says and print what was found."""
     found = search(cfg)
-    if is_main():
+    if is_rank_zero():
         show_result(found)
 
 

@@ -23,7 +23,7 @@ from pmf_lightning.data.shards.payloads import PAYLOADS
 from pmf_lightning.data.shards.writing.input_tars import find_inputs
 from pmf_lightning.data.shards.writing.inputs import Inputs
 from pmf_lightning.data.shards.writing.latents import LatentMaker, weights_digest
-from pmf_lightning.data.shards.writing.make import Job, Made, amount, make_shards
+from pmf_lightning.data.shards.writing.make import ShardingJob, ShardingResult, amount, make_shards
 from pmf_lightning.data.shards.writing.pixels import make_pixels
 from pmf_lightning.data.shards.writing.processes import all_cores, in_processes
 from pmf_lightning.data.shards.writing.progress import LIST, Finished
@@ -33,12 +33,12 @@ from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.utils.cache import writable
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.pasted import path_argument
 
 
-def shard(cfg: DictConfig) -> Made:
+def shard(cfg: DictConfig) -> ShardingResult:
     """Make the shards that ``cfg`` (conf/shard.yaml) asks for, or what is missing of them.
 
     Raises UserError for bad input before any image is read, and where too much of it is unreadable.
@@ -50,12 +50,12 @@ def shard(cfg: DictConfig) -> Made:
         return _made(cfg, out, vae, unpacked)
 
 
-def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> Made:
+def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> ShardingResult:
     workers = cfg.workers or all_cores()
     inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, workers, unpacked)
     side = None if vae is None else cfg.size // vae.scale
     shape = None if vae is None else (2, len(vae.mean), side, side)
-    job = Job(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
+    job = ShardingJob(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
 
     def pixels(tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
         return in_processes(make_pixels, tasks, workers, progress)
@@ -96,7 +96,7 @@ def _check(cfg: DictConfig) -> None:
             raise UserError(f"{key} is not set; --help shows what it may be")
     for key, known in (("kind", KINDS), ("payload", PAYLOADS)):
         if cfg[key] not in known:
-            raise UserError(f"{key}={cfg[key]}: there is no such {key}; {near(str(cfg[key]), known)}")
+            raise UserError(f"{key}={cfg[key]}: there is no such {key}; {suggestions(str(cfg[key]), known)}")
     check_background(cfg.background, "background")
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
@@ -151,7 +151,7 @@ def _contents(manifest: Manifest) -> str:
     return f"{manifest.count:,} records of {classes:,} classes in {shards:,} shards, {size}, {what}"
 
 
-def _report(out: str, made: Made) -> None:
+def _report(out: str, made: ShardingResult) -> None:
     """Say what lies where."""
     kept = f", {made.kept:,} shards kept" if made.kept else ""
     speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"

@@ -11,7 +11,7 @@ from pmf_lightning.config.compose import choices
 from pmf_lightning.toys.drift2d import drift2d
 from pmf_lightning.toys.fields import fields
 from pmf_lightning.toys.manifold import manifold
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 # The name of a file in conf/toys -> what it configures: a function that returns the paths of what it wrote.
 TOYS: dict[str, Callable[[DictConfig], dict[str, Path]]] = {
@@ -48,7 +48,7 @@ def _check_names(arguments: list[str]) -> None:
         key, _, names = argument.partition("=")
         for name in names.split(",") if key == "experiment" else ():
             if name not in (known := choices(GROUP)):
-                raise UserError(f"experiment={name}: there is no such experiment; {near(name, known)}")
+                raise UserError(f"experiment={name}: there is no such experiment; {suggestions(name, known)}")
 
 
 def _as_group(argument: str) -> str:

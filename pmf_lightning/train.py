@@ -17,7 +17,7 @@ from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.queues.datamodule import DriftingData
 from pmf_lightning.distributed import slurm
 from pmf_lightning.distributed.strategies import trainer_options
@@ -30,10 +30,10 @@ from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.sweeps.jobs import measured
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import check_metrics, make_callbacks
-from pmf_lightning.training.callbacks.disk_errors import patient_output
+from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
-from pmf_lightning.training.loggers.jsonl import Ledger
-from pmf_lightning.training.loggers.wandb import RememberRun, WandbRun
+from pmf_lightning.training.loggers.jsonl import JSONLLogger
+from pmf_lightning.training.loggers.wandb import WandbLogger, WandbResume
 from pmf_lightning.training.prepare import check_inputs, make_data, make_training_features, prepare_decoder
 from pmf_lightning.training.resume import Start
 from pmf_lightning.training.summary import finish, pictures
@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> dict:
 
     Raises UserError for bad input before any long work starts.
     """
-    with patient_output(), run_dir.errors_kept(cfg):  # no decorator: launchers pickle this function
+    with tolerate_output_errors(), run_dir.record_errors(cfg):  # no decorator: launchers pickle this function
         return _train(cfg)
 
 
@@ -72,15 +72,15 @@ def _train(cfg: DictConfig) -> dict:
     data.accumulation(validate.world_size(cfg.trainer))
     if isinstance(data, DriftingData):
         data.check_room()
-    module.look_through(make_training_features(cfg, source))
+    module.set_features(make_training_features(cfg, source))
     folder = run_dir.choose(cfg, known)
-    with run_dir.sole_run(folder):
+    with run_dir.lock_run_dir(folder):
         return _fit(cfg, source, module, data, folder, resume.find_again(start, cfg, folder), started)
 
 
 def _fit(
     cfg: DictConfig,
-    source: Source,
+    source: DataSource,
     module: GenerativeModule,
     data: ImageData | DriftingData,
     folder: Path,
@@ -91,7 +91,7 @@ def _fit(
     announce_classes(source, folder)
     hands = make_callbacks(cfg, module, source, folder)
     loggers = make_loggers(cfg, module, folder, start)
-    memory = [RememberRun(logger.version) for logger in loggers if isinstance(logger, WandbRun)]
+    memory = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]
     trainer = make_trainer(cfg, data, [*hands.listed(), *memory], loggers)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
@@ -139,7 +139,7 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
     begin = f" from step {start.step:,}" if start.step else ""
     kind = "pixels" if module.decoder is None else "latents"
     print(f"{cfg.name} on {cfg.data.name}, {cfg.data.channels} x {cfg.data.resolution} x {cfg.data.resolution} {kind}")
-    is_generator = bool(module.objective.methods)
+    is_generator = bool(module.objective.samplers)
     weights = sum(weight.numel() for weight in module.network.parameters())
     print(f"  {model_cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
     print(f"  {cfg.steps:,} steps of {cfg.batch} images{begin}; everything is written to {folder}")
@@ -147,7 +147,7 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
         print(f"  {start.line}")
     if module.features and isinstance(module.features, dict):
         print(f"  {describe(cfg, module.features)}")
-    print(f"  {module.objective.note}")
+    print(f"  {module.objective.loss_note}")
     if is_generator:
         options = {name: cfg.sampling[name] for name in OPTIONS}
         steps, evaluations = cfg.sampling.steps, network_evaluations(module.objective, **options)
@@ -156,9 +156,9 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
 
 def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> list[Logger]:
     """Build the files, and W&B beside them where it is asked for."""
-    loggers: list[Logger] = [Ledger(folder, cfg.batch, start.step)]
+    loggers: list[Logger] = [JSONLLogger(folder, cfg.batch, start.step)]
     if cfg.logger.wandb is not None:
-        loggers.append(WandbRun(dict(cfg.logger.wandb), folder, cfg.batch, module.config, start.wandb_run))
+        loggers.append(WandbLogger(dict(cfg.logger.wandb), folder, cfg.batch, module.config, start.wandb_run))
     return loggers
 
 
@@ -190,7 +190,9 @@ def make_trainer(
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train what the command line describes; return the number that sweeps compare runs by."""
-    return measured(cfg, subprocess_run.train_alone(cfg) if subprocess_run.wanted(cfg) else train(cfg))
+    return measured(
+        cfg, subprocess_run.train_in_subprocess(cfg) if subprocess_run.needs_subprocess(cfg) else train(cfg)
+    )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pmf_lightning.data.shards.writing import pixels
 from pmf_lightning.pipeline import checkpoint_io
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.training.callbacks import build
-from pmf_lightning.training.callbacks.evaluation import SampleCheck
-from pmf_lightning.training.callbacks.loss_by_time import TimeBinLog
-from pmf_lightning.training.loggers.jsonl import Ledger
+from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
+from pmf_lightning.training.callbacks.loss_by_time import LossByTime
+from pmf_lightning.training.loggers.jsonl import JSONLLogger
 
 
 def die(*_, **__):
@@ -77,14 +77,14 @@ def _after(call):
 
 def at_step(actions):
     """Call ``actions[step]`` after steps, before anything is written."""
-    original = TimeBinLog.on_train_batch_end
+    original = LossByTime.on_train_batch_end
 
     def hook(self, trainer, pl_module, *rest):
         if trainer.global_step in actions:
             actions.pop(trainer.global_step)(trainer)
         return original(self, trainer, pl_module, *rest)
 
-    TimeBinLog.on_train_batch_end = hook
+    LossByTime.on_train_batch_end = hook
 
 
 def small_files(first, last, rank=0):
@@ -147,7 +147,7 @@ def bad_images(steps):
     GenerativeModule.inputs = spoiled
 
 
-class Scripted(SampleCheck):
+class Scripted(SampleEvaluation):
     """A measurement whose values are given."""
 
     alone, name = True, "fd_scripted"
@@ -217,7 +217,7 @@ def kill_all_before(step):
 
 def kill_in_run(number):
     """Die after the first step of run ``number`` of a sweep, its log begun and no checkpoint saved."""
-    original, runs = TimeBinLog.on_train_batch_end, [0]
+    original, runs = LossByTime.on_train_batch_end, [0]
 
     def hook(self, trainer, *rest):
         runs[0] += trainer.global_step == 1
@@ -225,7 +225,7 @@ def kill_in_run(number):
             die()
         return original(self, trainer, *rest)
 
-    TimeBinLog.on_train_batch_end = hook
+    LossByTime.on_train_batch_end = hook
 
 
 def wait_for_file(path, waiting):
@@ -247,7 +247,7 @@ def die_at(place):
 
 def half_a_row(step):
     """Die when half of the row of ``step`` is in the log."""
-    write = Ledger._write
+    write = JSONLLogger._write
 
     def halved(self):
         if self._tail[-1]["step"] == step:
@@ -257,7 +257,7 @@ def half_a_row(step):
             die()
         write(self)
 
-    Ledger._write = halved
+    JSONLLogger._write = halved
 
 
 def shard_killed_in(name, whom, arguments):

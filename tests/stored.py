@@ -7,7 +7,7 @@ import torch
 
 from pmf_lightning import build, compose
 from pmf_lightning.pipeline import weights_folder
-from pmf_lightning.pipeline.weights_folder import About, StoredWeights
+from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
 
 
 @cache
@@ -38,6 +38,6 @@ def write_checkpoint(path, stored=None):
 
 def write_folder(path, stored=None):
     weights = {name: value.clone() for name, value in _module().network.state_dict().items()}
-    about = About("pMF", "raw", {"file": "last.ckpt", "sha256": "0"}, config() if stored is None else stored)
+    about = WeightsInfo("pMF", "raw", {"file": "last.ckpt", "sha256": "0"}, config() if stored is None else stored)
     weights_folder.write(path, StoredWeights(weights, {}, about), force=True)
     return path

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pmf_lightning import compose
 from pmf_lightning.benchmark import benchmark
 from pmf_lightning.profiling.benchmarks.textbook import textbook_loss
-from pmf_lightning.profiling.benchmarks.timing import race, ratios
+from pmf_lightning.profiling.benchmarks.timing import ratios, time_interleaved
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_once=4"]
 
@@ -45,7 +45,7 @@ def test_the_textbook_knows_no_variants(change):
 
 def test_race_lets_rivals_take_turns():
     seen = []
-    times = race({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
+    times = time_interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3)
     assert "".join(seen) == "ab" + "ab" + "ba" + "ab"  # the first pair is not measured
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
 
@@ -59,7 +59,7 @@ def test_flops_on_the_meta_device_are_those_of_a_real_step():
     batch, _ = rows(dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         goal(network, batch, goal.draw(batch, 0, 0)).total.backward()
-    assert step_flops(network.to("meta"), goal, len(batch.y), Shard()) == counter.get_total_flops()
+    assert step_flops(network.to("meta"), goal, len(batch.y), BatchRows()) == counter.get_total_flops()
 
 
 def test_step_command(tmp_path):

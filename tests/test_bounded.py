@@ -13,7 +13,7 @@ from PIL import Image
 from spoiling import bounded
 
 from pmf_lightning import UserError
-from pmf_lightning.data.shards.writing.inputs import Piece
+from pmf_lightning.data.shards.writing.inputs import SourceImage
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import load_reference
 from pmf_lightning.utils.bounded_files import open_npz, open_tar, read_json, read_rows, read_yaml
@@ -142,7 +142,7 @@ def test_a_member_of_negative_size_ends(tmp_path):
 
 def test_a_piece_longer_than_its_tar(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(100))
-    refused(Piece("a", 0, str(tmp_path / "a.tar"), 50, BIG).read, "the tar ends after 50 of", OSError)
+    refused(SourceImage("a", 0, str(tmp_path / "a.tar"), 50, BIG).read, "the tar ends after 50 of", OSError)
 
 
 def test_pictures_of_a_million_million_pixels(tmp_path):

@@ -50,10 +50,10 @@ def _step(backend):
     import torch
     from common import ROWS, objective, relative, rows, tiny_network
 
-    from pmf_lightning.objectives.jvp.compiled import Compiled
+    from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 
     network, goal = tiny_network(), objective(derivative="one_pass")
-    compiled, names = Compiled(network, backend), list(network.state_dict())
+    compiled, names = CompiledNetwork(network, backend), list(network.state_dict())
     apart = {"losses": 0.0, "gradients": 0.0}
     for part in (slice(None), slice(1, 6)):  # other numbers of rows in every pass
         batch, draws = rows(*list(ROWS)[part])
@@ -73,7 +73,7 @@ def _tangent(backend, attention):
     import torch
     from common import CLASSES, normal, relative, tiny_network, uniform
 
-    from pmf_lightning.objectives.jvp.compiled import Compiled
+    from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
     from pmf_lightning.objectives.jvp.forward_mode import derivative
 
     network = tiny_network(attention=attention)
@@ -85,7 +85,7 @@ def _tangent(backend, attention):
         fields = network(z, conditions)
         return fields["u"], fields["v"]
 
-    _, slope = Compiled(network, backend).derivative(of, (z, t), (dz, ones))
+    _, slope = CompiledNetwork(network, backend).derivative(of, (z, t), (dz, ones))
     _, eager = derivative(of, (z, t), (dz, ones))
     step = 1e-5
     with torch.no_grad():

@@ -13,7 +13,7 @@ from shrunk import backbone
 from pmf_lightning import UserError, compose, dashboard
 from pmf_lightning.config.compose import CONF
 from pmf_lightning.evaluation.guidance_search.records import Record
-from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting
 from pmf_lightning.evaluation.guidance_search.wandb import rows, send
 from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.tracking.workspace_layout import Lines, Pictures, asked_for, read_layout, tree
@@ -63,7 +63,7 @@ def layout_of(*overrides):
 
 
 RECORDS = [
-    Record(Point("1k", omega, interval, 1, "average"), {"n": 10}, {"fid": fid}, 1, 0.1)
+    Record(SamplingSetting("1k", omega, interval, 1, "average"), {"n": 10}, {"fid": fid}, 1, 0.1)
     for omega, interval, fid in [(2, (0, 1), 5.0), (1, (0, 1), 7.0), (2, (0.1, 0.7), 4.0), (1, (0.1, 0.7), None)]
 ]
 

@@ -24,11 +24,11 @@ from pmf_lightning import MuonAdam, UserError, compose, train
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import CONF
 from pmf_lightning.distributed import strategies
-from pmf_lightning.distributed.dtensor import whole
+from pmf_lightning.distributed.dtensor import full_tensor
 from pmf_lightning.distributed.strategies import FullySharded, fsdp, refuse_old_torch, trainer_options
 from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
-from pmf_lightning.optim.distributed_muon import deal, turns
+from pmf_lightning.optim.distributed_muon import assign, chunks
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.training import run_dir
 from pmf_lightning.utils import rng
@@ -266,7 +266,9 @@ def steps_of_muon(kind, split=True):
             gradient = torch.randn(weight.shape, generator=rng.generator("gradient", step, i))
             weight.grad = _like(gradient, weight)
         optimizer.step()
-    return [whole(p.detach()) for p in network.parameters()], [whole(s["momentum"]) for s in optimizer.state.values()]
+    return [full_tensor(p.detach()) for p in network.parameters()], [
+        full_tensor(s["momentum"]) for s in optimizer.state.values()
+    ]
 
 
 def _like(full, weight):
@@ -286,7 +288,7 @@ def test_orthogonalising_together_is_orthogonalising_alone(arguments):
 
 def test_work_is_dealt_evenly_and_once():
     shapes = [(64, 64)] * 20 + [(171, 64)] * 10 + [(8, 64)] * 3
-    shares = deal(shapes, 4)
+    shares = assign(shapes, 4)
     assert sorted(i for share in shares for i in share) == list(range(len(shapes)))
     flops = [sum(min(shapes[i]) ** 2 * (2 * max(shapes[i]) + min(shapes[i])) for i in share) for share in shares]
     assert max(flops) < 1.1 * min(flops)
@@ -294,7 +296,7 @@ def test_work_is_dealt_evenly_and_once():
 
 def test_turns_hold_so_much_and_miss_nothing():
     shapes = [(4, 4), (4, 4), (10, 10), (2, 2), (3, 3)]
-    found = list(turns(shapes, 32))
+    found = list(chunks(shapes, 32))
     assert [shapes[part] for part in found] == [[(4, 4), (4, 4)], [(10, 10)], [(2, 2), (3, 3)]]
 
 

@@ -15,11 +15,11 @@ from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.train import train
 from pmf_lightning.training import summary
-from pmf_lightning.training.callbacks.loss_by_time import TimeBins
-from pmf_lightning.training.loggers.jsonl import Ledger
+from pmf_lightning.training.callbacks.loss_by_time import BinnedMeans
+from pmf_lightning.training.loggers.jsonl import JSONLLogger
 from pmf_lightning.training.plots import save_time_bins
 from pmf_lightning.utils.hydra_compat import instantiate
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 
 def run(folder, *overrides, pictures=False):
@@ -39,7 +39,7 @@ def by_time(row):
 
 
 def test_bins_by_hand():
-    bins = TimeBins(5, roots=["du_dt"])
+    bins = BinnedMeans(5, roots=["du_dt"])
     assert bins.labels == ["t0-0.2", "t0.2-0.4", "t0.4-0.6", "t0.6-0.8", "t0.8-1"]
     t = torch.tensor([0.0, 0.19, 0.2, 0.85, 1.0])  # a lower edge belongs to the bin above it, 1 to the last one
     bins.add("loss_u", t, torch.tensor([1.0, 2.0, 7.0, 3.0, 5.0]))
@@ -51,13 +51,13 @@ def test_bins_by_hand():
 
 
 def test_bins_need_not_divide_evenly():
-    bins = TimeBins(3)
+    bins = BinnedMeans(3)
     bins.add("loss_u", torch.tensor([0.33, 0.34, 0.67]), torch.tensor([1.0, 2.0, 3.0]))
     assert bins.means(bins.take()) == {"loss_u/t0-0.333": 1, "loss_u/t0.333-0.667": 2, "loss_u/t0.667-1": 3}
 
 
 def test_what_is_not_finite_stays_in_its_bin():
-    bins = TimeBins(2)
+    bins = BinnedMeans(2)
     bins.add("loss_u", torch.tensor([0.1, 0.9]), torch.tensor([4.0, math.nan]))
     means = bins.means(bins.take())
     assert means["loss_u/t0-0.5"] == 4
@@ -66,7 +66,7 @@ def test_what_is_not_finite_stays_in_its_bin():
 
 def test_devices_and_micro_batches_add_up():
     t, values = torch.linspace(0, 1, 40), torch.arange(40.0).square()
-    whole, first, second = TimeBins(5), TimeBins(5), TimeBins(5)
+    whole, first, second = BinnedMeans(5), BinnedMeans(5), BinnedMeans(5)
     whole.add("loss_u", t, values)
     for part in (slice(0, 7), slice(7, 12)):  # means of means would weigh these alike
         first.add("loss_u", t[part], values[part])
@@ -77,7 +77,7 @@ def test_devices_and_micro_batches_add_up():
 
 def test_no_bins_are_refused():
     with pytest.raises(ValueError, match="bins=0"):
-        TimeBins(0)
+        BinnedMeans(0)
     with pytest.raises(UserError, match=r"diagnostics\.t_bins=0: set it to a whole number, 1 or more"):
         train(compose([*RUN, "diagnostics.t_bins=0"]))
 
@@ -95,7 +95,7 @@ def test_a_run_logs_what_the_objective_says(straight, tmp_path):
     module = load_checkpoint(folder, "raw")
     run(folder, "ckpt=last", "steps=5", "diagnostics.t_bins=4")
     digits = instantiate(compose(RUN).data).train()
-    images, labels = digits.batch(micro_batch_indices(len(digits), 16, seed=0, step=4, shard=Shard()))
+    images, labels = digits.batch(micro_batch_indices(len(digits), 16, seed=0, step=4, shard=BatchRows()))
     batch = Batch(to_float(images), labels)
     draws = module.objective.draw(batch, seed=0, step=4)
     fields = module.objective(module.network, batch, draws, keep_fields=True).fields
@@ -174,7 +174,7 @@ def test_other_bins_after_a_stop(tmp_path):
 
 
 def test_rows_of_one_step_are_one_row(tmp_path):
-    ledger = Ledger(tmp_path, batch=8, first_step=0)
+    ledger = JSONLLogger(tmp_path, batch=8, first_step=0)
     ledger.log_metrics({"fd_digits": 1.5}, 0)
     ledger.log_metrics({"loss_u/t0-1": math.nan}, 0)
     ledger.log_metrics({"loss_u": 2.0, "epoch": 0}, 0)
@@ -183,7 +183,7 @@ def test_rows_of_one_step_are_one_row(tmp_path):
     first = {"step": 1, "images": 8, "loss_u": 2.0, "loss_u/t0-1": None, "fd_digits": 1.5}
     assert rows(tmp_path) == [first, {"step": 2, "images": 16, "loss_u": 3.0}]
     assert list(rows(tmp_path)[0])[2] == "loss_u"
-    again = Ledger(tmp_path, batch=8, first_step=1)
+    again = JSONLLogger(tmp_path, batch=8, first_step=1)
     again.log_metrics({"loss_u": 4.0}, 1)
     assert rows(tmp_path) == [first, {"step": 2, "images": 16, "loss_u": 4.0}]
 

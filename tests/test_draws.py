@@ -9,7 +9,7 @@ from common import CLASSES, SHAPE, blank, objective, rows, tiny_network
 
 from pmf_lightning import Batch, build, generate, image_noise
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 NAMES = ("t", "r", "noise", "omega", "t_min", "t_max", "drop")
 MANY = 8192
@@ -138,14 +138,14 @@ def test_draws_have_the_dtype_of_the_batch(dtype):
 @pytest.mark.parametrize("changes", [{}, {"uniform_fraction": 0.3, "omega_beta": 2.0, "label_drop": 0.6}])
 def test_shards_interleave_to_the_global_batch(count, changes):
     whole = objective(**changes).draw(blank(16, SHAPE), 7, 3)
-    parts = [objective(**changes).draw(blank(16 // count, SHAPE), 7, 3, Shard(i, count)) for i in range(count)]
+    parts = [objective(**changes).draw(blank(16 // count, SHAPE), 7, 3, BatchRows(i, count)) for i in range(count)]
     for name in NAMES:
         assert torch.equal(interleave(parts, name), getattr(whole, name)), name
 
 
 def test_shard_outside_its_count_is_refused():
     with pytest.raises(ValueError, match="shard index 2"):
-        Shard(2, 2)
+        BatchRows(2, 2)
 
 
 @pytest.mark.parametrize(("size", "fraction", "tied"), [(16, 0.5, 8), (7, 0.5, 3), (10, 0.25, 2), (6, 0, 0), (6, 1, 6)])
@@ -166,7 +166,7 @@ def test_tied_rows_have_the_whole_interval_and_only_they():
 def test_tied_and_dropped_rows_are_dealt_out_evenly(size, count):
     law = objective(label_drop=0.3)
     for step in range(20):
-        parts = [law.draw(blank(size), 0, step, Shard(i, count)) for i in range(count)]
+        parts = [law.draw(blank(size), 0, step, BatchRows(i, count)) for i in range(count)]
         tied = [int((part.t == part.r).sum()) for part in parts]
         dropped = [int(part.drop.sum()) for part in parts]
         assert sum(tied) == size * count // 2

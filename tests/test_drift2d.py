@@ -9,7 +9,17 @@ from PIL import Image
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.toy import toy
-from pmf_lightning.toys.drift2d import SETTINGS, Arm, TwoModes, build, film_steps, noise, reference, run, shares
+from pmf_lightning.toys.drift2d import (
+    SETTINGS,
+    Drift2dRun,
+    TwoModes,
+    build,
+    noise,
+    reference,
+    run,
+    shares,
+    snapshot_steps,
+)
 
 TINY = ["seeds=[0,1]", "steps=6", "problems=2", "samples=8", "positives=4", "network.width=8", "network.depth=3"]
 TINY += ["evaluation.points=60", "evaluation.batches=2", "film.frames=4", "film.shown=20"]
@@ -49,22 +59,22 @@ def test_shares_count_what_is_near():
 
 @pytest.mark.parametrize("start", ["between", "far", "collapsed"])
 def test_the_start_is_exact(default, start):
-    network, eps = build(default, Arm(start, 0)), noise(0, "test", 0, 50)
+    network, eps = build(default, Drift2dRun(start, 0)), noise(0, "test", 0, 50)
     known = default.starts[start]
     torch.testing.assert_close(network(eps), torch.tensor(list(known.centre)) + known.spread * eps, rtol=0, atol=0)
-    other = build(default, Arm(start, 1))
+    other = build(default, Drift2dRun(start, 1))
     assert not torch.equal(network.mlp.hidden[0].weight, other.mlp.hidden[0].weight)
     network(eps).square().sum().backward()
     assert network.mlp.heads["x"].weight.grad.norm() > 0
 
 
 def test_the_film_runs_from_the_start_and_is_closest_there():
-    steps = film_steps(1000, 50)
+    steps = snapshot_steps(1000, 50)
     assert steps[0] == 0
     assert steps[-1] < 1000
     assert 45 < len(steps) <= 49
     assert steps[10] < 60
-    assert film_steps(3, 50) == [0, 1, 2]
+    assert snapshot_steps(3, 50) == [0, 1, 2]
 
 
 # Training
@@ -73,7 +83,7 @@ def test_the_film_runs_from_the_start_and_is_closest_there():
 def test_a_collapsed_start_covers_both_modes_and_norms_say_so():
     """A quarter of the default run."""
     cfg = config("steps=300", "problems=2")
-    result, best = run(cfg, Arm("collapsed", 0), lambda n: n), reference(cfg)
+    result, best = run(cfg, Drift2dRun("collapsed", 0), lambda n: n), reference(cfg)
     log = result["log"]
     assert log[0]["shares"] == [1, 0]
     assert min(result["first"], result["second"]) > 0.3
@@ -96,7 +106,7 @@ def test_everything_is_written_and_arms_are_kept(tmp_path):
     assert min(Image.open(paths["figure.png"]).size) > 400
     film = Image.open(paths["drift2d.gif"])
     assert film.is_animated
-    assert film.n_frames == len(film_steps(6, 4)) + 1 == 3
+    assert film.n_frames == len(snapshot_steps(6, 4)) + 1 == 3
     rows = paths["table.md"].read_text().splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| between", "| far", "| collapsed", "| (the data)"]
     content = json.loads(paths["results.json"].read_text())
@@ -120,7 +130,7 @@ def test_everything_is_written_and_arms_are_kept(tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers():
     cfg = config(*TINY)
-    first, second, other = (run(cfg, Arm("far", seed), lambda n: n) for seed in (0, 0, 1))
+    first, second, other = (run(cfg, Drift2dRun("far", seed), lambda n: n) for seed in (0, 0, 1))
     del first["train_seconds"], second["train_seconds"]
     assert first == second
     assert other["log"] != first["log"]

@@ -16,7 +16,7 @@ from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.prepare import make_data
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 CONDITIONS = {
     "label": {"kind": "class", "tokens": 2},
@@ -115,7 +115,7 @@ def test_draws_do_not_depend_on_how_the_labels_are_dealt():
     objective = law()
     whole = objective.draw(batch(), 3, 5)
     for index in range(2):
-        part = objective.draw(batch(2), 3, 5, Shard(index, 2))
+        part = objective.draw(batch(2), 3, 5, BatchRows(index, 2))
         for name in ("alpha", "noise", "style"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[index::2])
 
@@ -126,7 +126,7 @@ def test_two_processes_are_one():
     whole = objective(net, given, objective.draw(given, 0, 0), features)
     wanted = torch.autograd.grad(whole.total, list(net.parameters()))
     parts = [DriftingBatch(given.x[i::2], given.y[i::2], given.negatives[i::2]) for i in range(2)]
-    draws = [objective.draw(part, 0, 0, Shard(i, 2)) for i, part in enumerate(parts)]
+    draws = [objective.draw(part, 0, 0, BatchRows(i, 2)) for i, part in enumerate(parts)]
     # The means follow one another (the second depends on the first), so the joint pass runs in lock step.
     found = lock_step(net, objective, parts, draws)
     assert relative(sum(loss for loss, _ in found) / 2, whole.total) < 1e-9
@@ -160,13 +160,13 @@ def lock_step(net, objective, parts, draws):
 def test_sampling_is_one_evaluation():
     net, objective = network(), law()
     noise, labels = normal("z", shape=(3, *SHAPE)), torch.tensor([0, 1, 4])
-    conditions = objective.image_conditions(7, 0, 3)
+    conditions = objective.sampling_conditions(7, 0, 3)
     images = generate(net, noise, labels, omega=2.0, objective=objective, conditions=conditions)
     with torch.no_grad():
         raw = net(noise, {"label": labels, "alpha": torch.full((3,), 2.0).double(), **conditions})["u"]
     assert torch.equal(images, raw)
     assert network_evaluations(objective, 1, 2.0) == 1
-    assert torch.equal(objective.image_conditions(7, 1, 2)["style"], conditions["style"][1:])
+    assert torch.equal(objective.sampling_conditions(7, 1, 2)["style"], conditions["style"][1:])
     with pytest.raises(ValueError, match="steps=2: this objective makes an image in one step"):
         generate(net, noise, labels, 2, objective=objective, conditions=conditions)
     with pytest.raises(ValueError, match=r"omega=0\.5"):

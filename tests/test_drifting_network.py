@@ -353,7 +353,7 @@ def test_a_training_step_and_a_sample():
     assert step.style.shape == (2, 4, 3)
     module.objective(module.network, batch, step, DriftFeatures()).total.backward()
     assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in module.network.parameters())
-    noise, conditions = image_noise(0, 0, 2, (1, 32, 32)), module.objective.image_conditions(0, 0, 2)
+    noise, conditions = image_noise(0, 0, 2, (1, 32, 32)), module.objective.sampling_conditions(0, 0, 2)
     made = generate(module, noise, torch.tensor([3, 1]), steps=1, omega=1.5, conditions=conditions)
     assert made.shape == noise.shape
     assert made.isfinite().all()

@@ -24,7 +24,7 @@ from pmf_lightning.encoders.extractors import ModuleFeatures
 from pmf_lightning.encoders.inception import FILE, Inception
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.frechet import NonFiniteError
-from pmf_lightning.evaluation.image_files import Kept
+from pmf_lightning.evaluation.image_files import ImageSaver
 from pmf_lightning.evaluation.moments import Gaussian, Moments
 from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.evaluation.references import Reference
@@ -390,7 +390,7 @@ def dealt(rank, world, port, folder, real, generate, n):
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world)
         judge = evaluator(real, chunk=4)
-        kept = [Kept(kind, folder / kind, n, 3) for kind in ("png", "npz")]
+        kept = [ImageSaver(kind, folder / kind, n, 3) for kind in ("png", "npz")]
         measured = judge.measure(generate, n, 3, lambda *x: [keep(*x) for keep in kept])
         for keep in kept:
             keep.finish()

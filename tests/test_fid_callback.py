@@ -18,8 +18,8 @@ from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks.build import check_metrics
-from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.training.callbacks.fid import FidCheck, FidSettings
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.fid import FIDEvaluation, FidSettings
 
 BASE = [override for override in RUN if override != "metrics=none"]
 CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3"]
@@ -103,14 +103,14 @@ class Modes(Callback):
 
 
 def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
-    modes, asked, measure = Modes(), [], FidCheck.judge
+    modes, asked, measure = Modes(), [], FIDEvaluation.judge
     original = command.make_trainer
 
     def noting(self, module, generate):
         asked.append(any(part.training for part in module.network.modules()))
         return measure(self, module, generate)
 
-    monkeypatch.setattr(FidCheck, "judge", noting)
+    monkeypatch.setattr(FIDEvaluation, "judge", noting)
     monkeypatch.setattr(
         command, "make_trainer", lambda cfg, data, hands, logs: original(cfg, data, [modes, *hands], logs)
     )
@@ -132,8 +132,8 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
 
     options = [*FID, "metrics.every_images=48", "metrics.extra_steps=[2]"]
     with pytest.MonkeyPatch.context() as patch:
-        save = LastCheckpoint.save
-        patch.setattr(LastCheckpoint, "save", lambda *args: (save(*args), args[1].global_step == 6 and die()))
+        save = CheckpointWriter.save
+        patch.setattr(CheckpointWriter, "save", lambda *args: (save(*args), args[1].global_step == 6 and die()))
         with pytest.raises(Killed):
             run(tmp_path / "run", cache, *options)
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -6,9 +6,9 @@ from common import normal, relative, uniform
 
 from pmf_lightning.objectives.fields import (
     compound_velocity,
+    expand_like,
     image_from_velocity,
     noisy_image,
-    spread,
     velocity_from_image,
 )
 
@@ -24,8 +24,8 @@ def per_row(formula, *fields):
 
 
 def test_spread_gives_each_row_its_number():
-    assert spread(T, X).shape == (COUNT, 1, 1, 1)
-    assert torch.equal(spread(T, X) * X, per_row(lambda t, x: t * x, T.tolist(), X))
+    assert expand_like(T, X).shape == (COUNT, 1, 1, 1)
+    assert torch.equal(expand_like(T, X) * X, per_row(lambda t, x: t * x, T.tolist(), X))
 
 
 def test_noisy_image():
@@ -82,7 +82,7 @@ def test_compound_velocity_of_a_closed_flow_is_its_velocity():
     r = 0.3 * T
 
     def u_of(z, t):
-        return z * spread((1 - torch.exp(r - t)) / (t - r), z)
+        return z * expand_like((1 - torch.exp(r - t)) / (t - r), z)
 
     u, du_dt = torch.func.jvp(u_of, (X, T), (X, torch.ones_like(T)))
     assert relative(compound_velocity(u, du_dt, T, r), X) < 1e-14

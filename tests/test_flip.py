@@ -12,7 +12,7 @@ from pmf_lightning.data.transforms import pixels_seen, to_float
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import check_inputs
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 
 def numbered(*leading):
@@ -45,7 +45,7 @@ def test_rows_are_the_same_however_they_are_dealt(count):
     images = numbered(20)
     whole = pixels_seen(images, True, torch.arange(20), 0, 1)
     for index in range(count):
-        rows = Shard(index, count).rows(20 // count)
+        rows = BatchRows(index, count).rows(20 // count)
         assert torch.equal(pixels_seen(images[rows], True, rows, 0, 1), whole[rows])
 
 
@@ -71,7 +71,7 @@ def test_the_training_step_mirrors_what_it_is_given(flip, monkeypatch):
     give = module_at(5, 3, monkeypatch, "model=pmf_tiny", "data=digits", f"flip={str(flip).lower()}", "seed=2")
     whole = pixels_seen(images, flip, torch.arange(24), 2, 5)
     for index in range(3):
-        rows = Shard(index, 3).rows(8)
+        rows = BatchRows(index, 3).rows(8)
         batch = give([images[rows], labels[rows]], index)
         assert torch.equal(batch.x, whole[rows])
         assert torch.equal(batch.y, labels[rows])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from test_data import entry, noise
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.images.class_folders import count_class_folders
 from pmf_lightning.data.sources import decode_cache
 from pmf_lightning.data.transforms import centre_crop, read_image, read_square
@@ -42,7 +42,7 @@ def visible(cache):
 
 def test_images_labels_and_split(root, capsys):
     source = folder(root)
-    assert isinstance(source, Source)
+    assert isinstance(source, DataSource)
     assert source.classes == count_class_folders(str(root)) == 2
     source.check()
     assert not visible(root.parent / "cache")  # checking decodes nothing

@@ -26,16 +26,16 @@ from pmf_lightning.data.shards.manifest import read_manifest
 from pmf_lightning.data.shards.payloads import decode, encode
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.writing.input_tars import tar_inputs
-from pmf_lightning.data.shards.writing.inputs import Piece, Unreadable
+from pmf_lightning.data.shards.writing.inputs import SourceImage, Unreadable
 from pmf_lightning.data.shards.writing.pixels import read_piece
 from pmf_lightning.data.shards.writing.progress import Finished, making, note, read_note
 from pmf_lightning.data.shards.writing.recipe import Recipe
 from pmf_lightning.data.shards.writing.verify import check_shard
-from pmf_lightning.data.sources.decode_cache import Wanted, open_decoded
+from pmf_lightning.data.sources.decode_cache import DecodeJob, open_decoded
 from pmf_lightning.encoders.drifting.build import run_encoder
-from pmf_lightning.encoders.trained_cache import kept_network
+from pmf_lightning.encoders.trained_cache import load_or_train
 from pmf_lightning.evaluation.guidance_search.records import Record, Records
-from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import load_reference
 from pmf_lightning.reports.runs import read_runs
@@ -224,7 +224,7 @@ def encoder(path):
 
 
 def small_network(path):
-    return kept_network(path, lambda: torch.nn.Linear(2, 2), lambda: torch.nn.Linear(2, 2), "a test")
+    return load_or_train(path, lambda: torch.nn.Linear(2, 2), lambda: torch.nn.Linear(2, 2), "a test")
 
 
 KEPT = bytes_of(lambda s: torch.save({"weights": torch.nn.Linear(2, 2).state_dict(), "checksum": "0" * 32}, s))
@@ -338,7 +338,7 @@ PICTURES = {
 
 
 def piece(path):
-    found = read_piece(Piece("a", 0, str(path)), RECIPE)
+    found = read_piece(SourceImage("a", 0, str(path)), RECIPE)
     assert isinstance(found, str) or found.levels.shape == (3, 4, 4)
 
 
@@ -364,7 +364,7 @@ def decoded_files():
 
 def wanted(root):
     one = torch.zeros(1, dtype=torch.int64)
-    return Wanted(Path(root), ["a.png"], one, torch.zeros(1, dtype=torch.float64), 4, 3, "white")
+    return DecodeJob(Path(root), ["a.png"], one, torch.zeros(1, dtype=torch.float64), 4, 3, "white")
 
 
 def read_decoded(folder, value):
@@ -394,7 +394,7 @@ def runs(folder, value):
     (folder / name).write_bytes(content)
     for run in only_user_errors(lambda: read_runs(folder)) or ():
         only_user_errors(lambda run=run: (run.seed, run.state, run.reason, run.started, run.log, run.number("fd")))
-    arms = [sweep_file.Arm("a", 1, folder), sweep_file.Arm("b", 2, None)]
+    arms = [sweep_file.SweepRun("a", 1, folder), sweep_file.SweepRun("b", 2, None)]
     only_user_errors(lambda: [(arm.state, arm.images_per_second) for arm in arms])
     only_user_errors(lambda: sweep_file.write(folder, arms, {"title": "t"}))
     cfg = OmegaConf.create({"ckpt": "auto", "run_dir": str(folder), "seed": 1})
@@ -414,11 +414,11 @@ RUNS = st.sampled_from(sorted(RUN)).flatmap(
         ),
     )
 )
-POINT = Record(Point("1k", 2, (0.0, 1.0), 1, "one_step"), {"n": 10}, {"fid": 2.0}, 1, 0.5).plain()
+POINT = Record(SamplingSetting("1k", 2, (0.0, 1.0), 1, "one_step"), {"n": 10}, {"fid": 2.0}, 1, 0.5).plain()
 
 
 def points(path):
-    return Records(path.parent).find(Point("1k", 2, (0.0, 1.0), 1, "one_step"), {"n": 10})
+    return Records(path.parent).find(SamplingSetting("1k", 2, (0.0, 1.0), 1, "one_step"), {"n": 10})
 
 
 def notes(folder, value):

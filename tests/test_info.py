@@ -24,11 +24,11 @@ from pmf_lightning.objectives.jvp.forward_mode import Dual
 from pmf_lightning.objectives.jvp.forward_rules import RULES
 from pmf_lightning.profiling import block_forwards, spaces
 from pmf_lightning.profiling.block_forwards import BlockForwards
-from pmf_lightning.profiling.live_bytes import LiveBytes, peak_bytes
+from pmf_lightning.profiling.live_bytes import MemoryTracker, peak_bytes
 from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.profiling.step_memory import step_memory
 from pmf_lightning.profiling.tables import all_models, number, percent
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 # Fact by fact: data, parameters to sample and to train, millions as printed, 10^9 multiply-adds, FID, inception score
 PAPERS = {
@@ -184,7 +184,7 @@ class BlockCount:
         self.guidance = self.values = self.tangent = self.backward = 0
         for block in network.modules():
             if isinstance(block, Block):
-                block.register_forward_hook(self.note)
+                block.register_forward_hook(self.loss_note)
         rule = RULES["silu"]
 
         def counting(func, out, values, slopes, kwargs):
@@ -194,7 +194,7 @@ class BlockCount:
 
         monkeypatch.setitem(RULES, "silu", counting)
 
-    def note(self, block, args, output):
+    def loss_note(self, block, args, output):
         rows = len(output)
         if torch.is_grad_enabled():
             self.values += rows
@@ -280,7 +280,7 @@ def test_live_bytes_by_hand():
     assert peak_bytes(lambda: work("meta")) == 80_000
     assert peak_bytes(lambda: work("cpu")) == 80_000
     known = torch.empty(1000)
-    with LiveBytes() as live:
+    with MemoryTracker() as live:
         known.add_(1)
         view = known[1:]
         assert live.now == live.peak == 0
@@ -314,7 +314,7 @@ def real_peak(work):
 )
 def test_memory_of_a_step_is_that_of_a_real_one(overrides):
     cfg = compose(["model=pmf_tiny", "perceptual=none", *BACKBONE, *overrides])
-    size, shard = 16, Shard(1, 2)
+    size, shard = 16, BatchRows(1, 2)
     empty = build(cfg, empty=True)
     estimate = step_memory(
         empty.network,
@@ -348,7 +348,7 @@ def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
     """With the pixels as the one feature; the second of two devices makes half of the images."""
     queues = ["queues.positives=6", "queues.negatives=3", "objective.generated=4"]
     cfg = compose([*network, "data=digits", "drift_features=raw", *queues])
-    shard, size, known = Shard(1, 2), 16, torch.autocast
+    shard, size, known = BatchRows(1, 2), 16, torch.autocast
     empty = build(cfg, empty=True)
     options = {"averages": 1, "micro_batch": size, "shard": shard, "rivals": (6, 3)}
     estimate = step_memory(empty.network, empty.objective, lambda: empty.configure_optimizers()["optimizer"], **options)

@@ -10,7 +10,7 @@ from common import CLASSES, SHAPE, Oracle, Squares, blank, normal, relative, tin
 from pmf_lightning import Batch, JiT, JiTDraws, generate
 from pmf_lightning.objectives.fields import convert, noisy_image
 from pmf_lightning.sampling.generate import network_evaluations
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 CONDITIONS = {"label": {"kind": "class", "tokens": 2}, "t": {"kind": "scalar", "tokens": 1}}
 KINDS = ("x", "eps", "v")
@@ -182,7 +182,7 @@ def test_guidance_is_off_at_the_ends_of_the_interval(t, interval, guided):
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         plain, asked = (objective.ode_velocity(net, z, t, labels, omega, *interval) for omega in (1.0, 3.0))
-    assert objective.forwards(t, 3.0, *interval) == 1 + guided
+    assert objective.nfe_per_velocity(t, 3.0, *interval) == 1 + guided
     assert torch.equal(plain, asked) != guided
 
 
@@ -233,7 +233,7 @@ def test_draws_do_not_depend_on_how_the_batch_is_dealt():
     objective = law()
     whole = objective.draw(blank(8), 3, 5)
     for index in range(4):
-        part = objective.draw(blank(2), 3, 5, Shard(index, 4))
+        part = objective.draw(blank(2), 3, 5, BatchRows(index, 4))
         for name in ("t", "noise", "drop", "dropout"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[index::4])
 

@@ -12,7 +12,7 @@ from pmf_lightning.encoders.drifting.build import run_encoder
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
-from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 
 SHORT = ["batch=16", "log_every_steps=1", "grid.every_images=48", "checkpoint.every_images=16", "metrics=none"]
 
@@ -41,7 +41,7 @@ def _stop_after(step, model, folder):
     class Killed(Exception):
         pass
 
-    save = LastCheckpoint.save
+    save = CheckpointWriter.save
 
     def and_die(self, trainer):
         save(self, trainer)
@@ -49,7 +49,7 @@ def _stop_after(step, model, folder):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LastCheckpoint, "save", and_die)
+        patch.setattr(CheckpointWriter, "save", and_die)
         with pytest.raises(Killed):
             run(model, folder, "steps=5")
     assert read_checkpoint(folder)["global_step"] == step

@@ -23,7 +23,7 @@ from pmf_lightning.encoders.drifting.train_mae import cached_mae
 from pmf_lightning.train import train
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 MEAN, STD = (torch.tensor(list(NUMBERS[key]))[:, None, None] for key in ("mean", "std"))
 ITEMS = 40
@@ -101,7 +101,7 @@ def test_latents_are_mean_plus_std_times_noise_normalised():
         assert (latents_seen(given, normalise, rows, seed, step) - seen).abs().mean() > 0.05
     for count in (2, 3):
         for index in range(count):
-            share = Shard(index, count).rows(12 // count)
+            share = BatchRows(index, count).rows(12 // count)
             assert torch.equal(latents_seen(given[share], normalise, share, 3, 7), seen[share])
 
 
@@ -130,7 +130,7 @@ def test_the_training_step_draws_them(overrides, monkeypatch):
     given, labels = moments(8), torch.arange(8)
     whole = latents_seen(given, normalise, torch.arange(8), 6, 9)
     for index in range(2):
-        rows = Shard(index, 2).rows(4)
+        rows = BatchRows(index, 2).rows(4)
         batch = give([given[rows], labels[rows]], index)
         assert (batch.x - whole[rows]).abs().max() < 1e-6
     module.decoder = None

@@ -20,7 +20,7 @@ import pmf_lightning
 from pmf_lightning.train import main
 from pmf_lightning.training import run_dir
 from pmf_lightning.utils import locks
-from pmf_lightning.utils.locks import Held, held
+from pmf_lightning.utils.locks import LockHeld, held
 
 TINY = [*RUN, "grid.enabled=false", "steps=2"]
 NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
@@ -60,7 +60,7 @@ def test_the_second_is_refused_by_name_until_the_first_is_killed(tmp_path):
     mine = (path, "it", "is here")
     with holder(path) as other:
         with (
-            pytest.raises(Held, match=rf"^it: process {other.pid} on .* \(since .*\) waits$"),
+            pytest.raises(LockHeld, match=rf"^it: process {other.pid} on .* \(since .*\) waits$"),
             held(path, "it", "waits"),
         ):
             pass
@@ -122,7 +122,7 @@ def test_a_run_keeps_others_out_of_its_directory(call_command, tmp_path, monkeyp
         assert "is training there; wait for it, or end it" in errors
         assert {path.name for path in files(folder)} == {".lock", "checkpoints"}  # no error.txt: it is not its run
         monkeypatch.setenv("LOCAL_RANK", "1")
-        with run_dir.sole_run(folder):  # the first process of the run has it already
+        with run_dir.lock_run_dir(folder):  # the first process of the run has it already
             pass
     monkeypatch.delenv("LOCAL_RANK")
     assert call_command(main, *TINY, f"run_dir={folder}", "ckpt=auto")[0] == 0

@@ -16,7 +16,7 @@ from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.drifting import train_mae
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.models.mae import MAE, MAEEncoder, patchify, unpatchify
-from pmf_lightning.models.mae.layers import Conv, Dense, GroupNorm
+from pmf_lightning.models.mae.layers import GroupNorm, LecunConv, LecunLinear
 from pmf_lightning.models.mae.network import UNetDecoder
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.crops import CropLaw
@@ -158,7 +158,7 @@ def test_images_do_not_see_each_other():
 
 def test_weights_start_as_flax_starts_them():
     before = torch.random.get_rng_state()
-    conv, dense = Conv(128, 256, 3), Dense(512, 300)
+    conv, dense = LecunConv(128, 256, 3), LecunLinear(512, 300)
     for layer, fan_in in ((conv, 9 * 128), (dense, 512)):
         layer.init_weights(lambda name: rng.generator("tests", "init", name))
         weight = layer.weight.detach() * math.sqrt(fan_in)
@@ -265,9 +265,9 @@ def test_shards_average_to_the_whole_batch_exactly():
     total = whole(network, data, drawn).total
     parts = []
     for index in range(3):
-        rows = rng.Shard(index, 3).rows(2)
+        rows = rng.BatchRows(index, 3).rows(2)
         part = Batch(data.x[rows], data.y[rows])
-        mine = whole.draw(part, 3, 197_500, rng.Shard(index, 3))
+        mine = whole.draw(part, 3, 197_500, rng.BatchRows(index, 3))
         assert torch.equal(mine.hidden, drawn.hidden[rows])
         parts.append(whole(network, part, mine).total)
     assert torch.stack(parts).mean().item() == pytest.approx(total.item(), rel=1e-13)

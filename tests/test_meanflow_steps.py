@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from shrunk import BACKBONE
 
 from pmf_lightning import build, compose
-from pmf_lightning.objectives.fields import noisy_image, spread
+from pmf_lightning.objectives.fields import expand_like, noisy_image
 from pmf_lightning.objectives.guidance import guidance_scale
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
 
@@ -43,11 +43,11 @@ def test_gradient_is_that_of_the_original_loss(form, scale):
         return network(z, {"label": y, "h": t - r}, heads=("u",), attention="plain")["u"]
 
     with torch.no_grad():
-        k = spread((~numbers.drop) * (1 - 1 / numbers.omega), z)
+        k = expand_like((~numbers.drop) * (1 - 1 / numbers.omega), z)
         v = e - batch.x + k * (u(z, t, t, batch.y) - u(z, t, t, torch.full_like(y, network.classes)))
         still = torch.ones_like(t), torch.zeros_like(r)
         _, du_dt = torch.func.jvp(lambda z, t, r: u(z, t, r, y), (z, t, r), (v, *still))
-        regressed = v - spread(t - r, z) * du_dt
+        regressed = v - expand_like(t - r, z) * du_dt
     theirs = gradients(network, (u(z, t, r, y) - regressed).square().sum() / len(z))
     assert relative(ours, theirs) < 1e-10
 
@@ -59,7 +59,7 @@ def test_the_direction_matters_where_r_is_not_t():
         for tangent in ("network", "target")
     }
     differs = (kept["network"]["du_dt"] - kept["target"]["du_dt"]).flatten(1).norm(dim=1) > 1e-6
-    assert torch.equal(differs, numbers.moving)
+    assert torch.equal(differs, numbers.r_ne_t)
     torch.testing.assert_close(kept["network"]["v_g"], kept["target"]["v_g"])
 
 

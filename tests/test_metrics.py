@@ -18,8 +18,8 @@ from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier, shifted, train_classifier
 from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, frechet_distance
 from pmf_lightning.evaluation.small_data import (
-    QualityProbe,
-    QualitySettings,
+    SmallDataEvaluator,
+    SmallDataSettings,
     balanced_labels,
     measure_quality,
     metric_name,
@@ -289,8 +289,8 @@ def test_another_number_or_size_of_images_is_refused(classifier):
 
 
 def quick_probe(cache_dir, source=None):
-    settings = QualitySettings(enabled=True, every_images=1, extra_steps=[], chunk=7, classifier=QUICK)
-    return QualityProbe(source or Patches(), settings, str(cache_dir))
+    settings = SmallDataSettings(enabled=True, every_images=1, extra_steps=[], chunk=7, classifier=QUICK)
+    return SmallDataEvaluator(source or Patches(), settings, str(cache_dir))
 
 
 def test_probe_asks_for_balanced_labels_in_chunks_and_prepares_once(tmp_path, trainings):
@@ -319,7 +319,7 @@ def test_probe_refuses_what_cannot_be_measured(tmp_path):
     with pytest.raises(UserError, match="holds out 1"):
         quick_probe(tmp_path, lonely)(lambda labels, first: None)
     with pytest.raises(UserError, match=r"metrics\.chunk=0"):
-        QualitySettings(enabled=True, every_images=1, extra_steps=[], chunk=0, classifier=QUICK)
+        SmallDataSettings(enabled=True, every_images=1, extra_steps=[], chunk=0, classifier=QUICK)
 
 
 def test_balanced_labels_and_metric_name():
@@ -330,7 +330,7 @@ def test_balanced_labels_and_metric_name():
 
 def test_configs_build():
     settings = instantiate(OmegaConf.load(CONF / "small.yaml"))
-    assert isinstance(settings, QualitySettings)
+    assert isinstance(settings, SmallDataSettings)
     assert settings.enabled
     assert settings.classifier.features == 64
     assert OmegaConf.load(CONF / "none.yaml") == {"enabled": False}

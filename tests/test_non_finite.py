@@ -17,10 +17,10 @@ from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.train import train
 from pmf_lightning.training import summary
-from pmf_lightning.training.callbacks.build import Hands
-from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.training.callbacks.ema import WeightAverages
-from pmf_lightning.training.callbacks.loss_by_time import TimeBinLog
+from pmf_lightning.training.callbacks.build import TrainingCallbacks
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.loss_by_time import LossByTime
 from pmf_lightning.utils.errors import Diverged
 
 EVERY_STEP = "checkpoint.every_images=16"
@@ -136,8 +136,10 @@ def test_one_bad_micro_batch_skips_the_whole_step(two_steps, tmp_path, spoil):
 
 def test_finite_steps_are_left_alone(two_steps, tmp_path, monkeypatch):
     """Bit for bit the run without the callbacks that watch."""
-    listed = Hands.listed
-    monkeypatch.setattr(Hands, "listed", lambda self: [c for c in listed(self) if c not in (self.finite, self.by_time)])
+    listed = TrainingCallbacks.listed
+    monkeypatch.setattr(
+        TrainingCallbacks, "listed", lambda self: [c for c in listed(self) if c not in (self.finite, self.by_time)]
+    )
     run(tmp_path, "steps=2")
     assert_same(weights(two_steps["muon"]), weights(tmp_path))
     assert_same(moments(two_steps["muon"]), moments(tmp_path))
@@ -200,9 +202,9 @@ def test_a_save_waits_for_the_next_good_step(tmp_path, spoil):
     spoil([2, 3])
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        save = LastCheckpoint.save
+        save = CheckpointWriter.save
         patch.setattr(
-            LastCheckpoint, "save", lambda self, trainer: (steps.append(trainer.global_step), save(self, trainer))
+            CheckpointWriter, "save", lambda self, trainer: (steps.append(trainer.global_step), save(self, trainer))
         )
         run(tmp_path, "steps=6", "checkpoint.every_images=32")
     assert steps == [4, 6]
@@ -215,12 +217,12 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, part):
     def spoil(self, trainer, pl_module, *_):
         if trainer.global_step == 2:
             weight = next(pl_module.network.parameters())
-            averages = next(c for c in trainer.callbacks if isinstance(c, WeightAverages)).averages["2k"]
+            averages = next(c for c in trainer.callbacks if isinstance(c, EMA)).averages["2k"]
             moments = trainer.optimizers[0].state[weight]["momentum"]
             found = {"weights": weight.data, "averages": next(iter(averages.values())), "moments": moments}
             found[part].view(-1)[-1] = math.nan
 
-    monkeypatch.setattr(TimeBinLog, "on_train_batch_end", spoil)
+    monkeypatch.setattr(LossByTime, "on_train_batch_end", spoil)
     with pytest.raises(Diverged, match=f"step 2: the {part} are not finite and are not saved; the last good"):
         run(tmp_path, "steps=3", EVERY_STEP)
     assert read_checkpoint(tmp_path)["global_step"] == 1

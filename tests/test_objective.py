@@ -8,7 +8,7 @@ from common import CLASSES, ROWS, SHAPE, Oracle, Spy, Squares, normal, objective
 
 from pmf_lightning import Batch
 from pmf_lightning.objectives.fields import noisy_image, velocity_from_image
-from pmf_lightning.objectives.guidance import adaptive, guidance_scale, guided_velocity, scale_in_interval
+from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, guided_velocity, omega_in_interval
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 PREDICTIONS = pytest.mark.parametrize("prediction", ["x", "u"])
@@ -74,7 +74,7 @@ def test_sums_and_total():
 @pytest.mark.parametrize(("power", "eps"), [(1.0, 0.01), (0.5, 1.0), (0.0, 1.0)])
 def test_adaptive_weight_divides_but_is_not_differentiated(power, eps):
     loss = torch.tensor([0.0, 0.5, 300.0], dtype=torch.float64, requires_grad=True)
-    weighted = adaptive(loss, power, eps)
+    weighted = adaptive_weight(loss, power, eps)
     weighted.sum().backward()
     weight = 1 / (loss.detach() + eps) ** power
     torch.testing.assert_close(weighted.detach(), loss.detach() * weight)
@@ -83,7 +83,7 @@ def test_adaptive_weight_divides_but_is_not_differentiated(power, eps):
 
 def test_guidance_functions_by_hand():
     t, omega = torch.tensor([0.1, 0.2, 0.5, 0.8, 0.9]), torch.full((5,), 3.0)
-    inside = scale_in_interval(t, omega, torch.full((5,), 0.2), torch.full((5,), 0.8))
+    inside = omega_in_interval(t, omega, torch.full((5,), 0.2), torch.full((5,), 0.8))
     assert inside.tolist() == [1, 3, 3, 3, 1]
     v_t, v_c, v_u = (normal(n, shape=(2, 1, 2, 2)) for n in ("t", "c", "u"))
     v_g = guided_velocity(v_t, v_c, v_u, torch.tensor([1.0, 4.0], dtype=torch.float64))

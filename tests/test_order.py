@@ -17,7 +17,7 @@ from pmf_lightning.data.datamodule import ImageData
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.order import GlobalOrder, micro_batch_indices, step_shards
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 IMAGES = 20
 
@@ -103,7 +103,7 @@ def test_devices_and_micro_batches_deal_out_the_same_global_batch(world_size, mi
 @pytest.mark.parametrize(("images", "batch"), [(20, 12), (7, 7), (5, 12), (12, 5)])
 def test_every_epoch_shows_every_image_once_without_a_gap(images, batch):
     steps = range(-(-4 * images // batch))
-    stream = [i for step in steps for i in micro_batch_indices(images, batch, 0, step, Shard())]
+    stream = [i for step in steps for i in micro_batch_indices(images, batch, 0, step, BatchRows())]
     epochs = [stream[start : start + images] for start in range(0, 4 * images, images)]
     assert all(sorted(epoch) == list(range(images)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -112,7 +112,7 @@ def test_every_epoch_shows_every_image_once_without_a_gap(images, batch):
 def test_order_depends_on_the_seed_and_is_pinned():
     assert global_batch(1, 1, 0, seed=5) != global_batch(1, 1, 0, seed=6)
     # a checkpoint of an earlier version resumes on the same images only while these numbers stay
-    assert micro_batch_indices(10, 5, 0, 1, Shard()) == [9, 3, 6, 0, 1]
+    assert micro_batch_indices(10, 5, 0, 1, BatchRows()) == [9, 3, 6, 0, 1]
 
 
 def test_sampler_starts_at_any_step():
@@ -125,7 +125,7 @@ def test_sampler_starts_at_any_step():
 
 def test_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="batch of 10"):
-        micro_batch_indices(IMAGES, 10, 0, 0, Shard(0, 3))
+        micro_batch_indices(IMAGES, 10, 0, 0, BatchRows(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -211,21 +211,21 @@ def test_loading_leaves_the_global_generators_alone(workers):
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == str(np.random.get_state())
     assert images.shape == (4, 1, 2, 2)
-    assert images[:, 0, 0, 0].tolist() == micro_batch_indices(IMAGES, 8, 5, 3, Shard(0, 2))
+    assert images[:, 0, 0, 0].tolist() == micro_batch_indices(IMAGES, 8, 5, 3, BatchRows(0, 2))
     assert labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=str)
 def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypatch, tmp_path):
     """As Ctrl-C, timeout and SLURM send it: the run needs the rest of its step, and ends them itself."""
-    begin, sent = loader.unhurried, tmp_path / "sent"
+    begin, sent = loader.ignore_stop_signals, tmp_path / "sent"
 
     def late(worker):
         while worker == 1 and not sent.exists():  # the second one meets the signal before it is ready
             time.sleep(0.01)
         begin(worker)
 
-    monkeypatch.setattr(loader, "unhurried", late)
+    monkeypatch.setattr(loader, "ignore_stop_signals", late)
     data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=2)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=4)
     others = set(multiprocessing.active_children())
@@ -238,7 +238,7 @@ def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypa
     subprocess.run([sys.executable, "-c", sender, str(int(number)), *pids], check=True)
     sent.touch()
     seen = [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(11)]
-    assert seen == [micro_batch_indices(IMAGES, 8, 5, i // 4, Shard(i % 4, 4)) for i in range(1, 12)]
+    assert seen == [micro_batch_indices(IMAGES, 8, 5, i // 4, BatchRows(i % 4, 4)) for i in range(1, 12)]
     del stream
     for process in loading:
         process.terminate()  # as at the exit of a run that broke off
@@ -251,7 +251,9 @@ def test_second_rank_loads_its_own_share():
     data.trainer = SimpleNamespace(world_size=2, global_rank=1, global_step=0, accumulate_grad_batches=2)
     stream = iter(data.train_dataloader())
     shown = [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(4)]
-    assert shown == [micro_batch_indices(IMAGES, 8, 5, step, Shard(j * 2 + 1, 4)) for step in (0, 1) for j in (0, 1)]
+    assert shown == [
+        micro_batch_indices(IMAGES, 8, 5, step, BatchRows(j * 2 + 1, 4)) for step in (0, 1) for j in (0, 1)
+    ]
 
 
 def test_accumulation():

@@ -21,7 +21,7 @@ from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.perceptual.build import make_features
 from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
-from pmf_lightning.encoders.perceptual.lpips import LpipsVgg
+from pmf_lightning.encoders.perceptual.lpips import LPIPS
 from pmf_lightning.encoders.pretrained import three_channels
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.train import train
@@ -87,7 +87,7 @@ def digits_cfg(tmp_path_factory):
 @pytest.fixture(scope="module")
 def distances(vgg_file, convnext_file, digits_cfg):
     return {
-        "lpips": LpipsVgg(str(vgg_file), 32),
+        "lpips": LPIPS(str(vgg_file), 32),
         "convnext": ConvNeXtFeatures(ATTO, str(convnext_file), 32),
         "classifier": make_features(digits_cfg, instantiate(digits_cfg.data))["classifier"],
     }
@@ -173,7 +173,7 @@ def test_lpips_has_a_gradient_where_all_features_are_zero(tmp_path):
     torch.save(state, tmp_path / "dead.pth")
     generated, real = pair(side=16, n=1)
     generated.requires_grad_()
-    LpipsVgg(str(tmp_path / "dead.pth"), 16)(generated, real).sum().backward()
+    LPIPS(str(tmp_path / "dead.pth"), 16)(generated, real).sum().backward()
     assert generated.grad.isfinite().all()
 
 
@@ -233,7 +233,7 @@ def test_grey_images_stand_for_colours(distances, name):
 
 def test_weights_by_path_are_those_of_the_file_and_the_generator_stays(vgg_file, convnext, convnext_file):
     before = torch.random.get_rng_state()
-    kernels = [value for value in LpipsVgg(str(vgg_file), 32).net.parameters() if value.ndim == 4]
+    kernels = [value for value in LPIPS(str(vgg_file), 32).net.parameters() if value.ndim == 4]
     assert all(map(torch.equal, kernels, [v for n, v in vgg_state().items() if n.endswith("weight")]))
     assert len(kernels) == 13
     state = ConvNeXtFeatures(ATTO, str(convnext_file), 32).net.state_dict()
@@ -272,7 +272,7 @@ def test_the_librarys_own_copy_is_used_without_a_path(vgg_file, convnext_file, t
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / vgg_file.name).symlink_to(vgg_file)
     generated, real = pair()
-    assert torch.equal(LpipsVgg(None, 32)(generated, real), LpipsVgg(str(vgg_file), 32)(generated, real))
+    assert torch.equal(LPIPS(None, 32)(generated, real), LPIPS(str(vgg_file), 32)(generated, real))
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -407,7 +407,7 @@ def test_the_classifier_teaches_the_head_of_u_alone(digits_cfg):
 def test_distances_are_outside_the_module(distances):
     module = build(compose(["model=pmf_tiny"]))
     own = [name for name, _ in module.named_parameters()]
-    module.look_through(distances)
+    module.set_features(distances)
     assert [name for name, _ in module.named_parameters()] == own == list(module.state_dict())
     assert all(name.startswith("network.") for name in own)
     module.on_fit_start()

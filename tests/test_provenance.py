@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.config.compose import at_scale
-from pmf_lightning.training.run_dir import choose, errors_kept
+from pmf_lightning.training.run_dir import choose, record_errors
 from pmf_lightning.utils import provenance
 
 
@@ -81,13 +81,13 @@ def test_the_commit_is_the_one_of_git():
 )
 def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
     cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "ckpt": "auto"})
-    with pytest.raises(type(error)), errors_kept(OmegaConf.create({"run_dir": str(tmp_path / "none"), "ckpt": None})):
+    with pytest.raises(type(error)), record_errors(OmegaConf.create({"run_dir": str(tmp_path / "none"), "ckpt": None})):
         raise error
     assert not (tmp_path / "none").exists()
-    with pytest.raises(type(error)), errors_kept(cfg):
+    with pytest.raises(type(error)), record_errors(cfg):
         raise error
     assert (tmp_path / "run" / "error.txt").read_text() == f"{line}\n"
-    with errors_kept(cfg):
+    with record_errors(cfg):
         pass
     assert not (tmp_path / "run" / "error.txt").exists()
 
@@ -95,14 +95,14 @@ def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
 def test_a_failure_is_not_kept_in_the_directory_of_another_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = compose(["experiment=smoke"])
-    with errors_kept(cfg):
+    with record_errors(cfg):
         first = choose(cfg)
-    with pytest.raises(UserError), errors_kept(cfg):
+    with pytest.raises(UserError), record_errors(cfg):
         raise UserError("before a directory was chosen")
     assert not (first / "error.txt").exists()
 
     def fail_late():
-        with errors_kept(cfg):
+        with record_errors(cfg):
             folders.append(choose(cfg))
             raise UserError("after it")
 

@@ -17,7 +17,7 @@ from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.encoders.base import extract, file_sha256
 from pmf_lightning.encoders.dinov2 import DinoV2
-from pmf_lightning.evaluation.build import complete, missing_reference, open_evaluator
+from pmf_lightning.evaluation.build import complete_extractor, missing_reference, open_evaluator
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics, save_all, split_statistics, statistics
@@ -396,7 +396,7 @@ def test_precision_and_recall_compare_with_the_second_file(made, tmp_path):
     assert (images.precision, images.recall) == (features.precision, features.recall)
     assert (images.precision, images.recall) != (alone.precision, alone.recall)
     bare = Reference(*(torch.from_numpy(x).double() for x in moments()))
-    assert parts(bare, tmp_path / "val.npz").of_moments().real is None
+    assert parts(bare, tmp_path / "val.npz").without_features().real is None
     scores = parts(bare, tmp_path / "val.npz")(lambda labels, first: fake[first : first + len(labels)], 24, 4)
     assert (scores.precision, scores.recall, scores.kid) == (images.precision, images.recall, None)
 
@@ -637,5 +637,5 @@ def test_a_classifier_needs_data():
 
     extractor = make_part(compose(["extractor=classifier"], "evaluate"), "extractor")
     with pytest.raises(UserError, match="extractor=classifier: it is trained on the data at hand; set data="):
-        complete(extractor, None, None)
-    assert json.dumps(complete(extractor, Shelf(), None).features) == "64"
+        complete_extractor(extractor, None, None)
+    assert json.dumps(complete_extractor(extractor, Shelf(), None).features) == "64"

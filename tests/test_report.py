@@ -19,7 +19,7 @@ from pmf_lightning import UserError
 from pmf_lightning.report import main, write_kept
 from pmf_lightning.reports import writing
 from pmf_lightning.reports.committed import is_kept, thinned, without_paths
-from pmf_lightning.reports.differences import tell_apart
+from pmf_lightning.reports.differences import distinguishing_keys
 from pmf_lightning.reports.markdown import headlines, plain
 from pmf_lightning.reports.runs import log_name, read_run
 from pmf_lightning.reports.section import section_of
@@ -199,7 +199,7 @@ def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
     ],
 )
 def test_arms_are_told_apart_by_few_keys(configs, settings):
-    assert tell_apart(configs) == settings
+    assert distinguishing_keys(configs) == settings
 
 
 def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
@@ -211,7 +211,9 @@ def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
     below = write_run(folder / "below", 0, 16.0, backbone={"patch": 16}, log=False)
     (elsewhere / "empty").mkdir()
     listed = [*runs, elsewhere / "empty", elsewhere / "gone", below]
-    sweep_file.write(folder, [sweep_file.Arm("", 0, place) for place in listed] + [sweep_file.Arm("", 0, None)], {})
+    sweep_file.write(
+        folder, [sweep_file.SweepRun("", 0, place) for place in listed] + [sweep_file.SweepRun("", 0, None)], {}
+    )
     assert [run.name for run in only(folder).runs] == [
         "../../pmf_digits-digits/4",
         "../../pmf_digits-digits/8",
@@ -224,8 +226,8 @@ def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
 
 def test_keys_of_the_command_line_are_preferred():
     configs = [{"batch": b, "scale": b / 64, "seed": b} for b in (64, 128)]
-    assert tell_apart(configs) == [{"scale": 1.0}, {"scale": 2.0}]
-    assert tell_apart(configs, ["batch"]) == [{"batch": 64}, {"batch": 128}]
+    assert distinguishing_keys(configs) == [{"scale": 1.0}, {"scale": 2.0}]
+    assert distinguishing_keys(configs, ["batch"]) == [{"batch": 64}, {"batch": 128}]
 
 
 def test_an_ad_hoc_sweep_has_arms_and_a_best_one(tmp_path):

@@ -91,7 +91,7 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
         (["steps=9"], "steps 4 -> 9"),
         (["log_every_steps=3", "workers=2", "micro_batch=4"], "micro_batch null -> 4"),
         (["schedule.decay=0.9"], "schedule.decay"),
-        (["metrics=small"], " -> QualitySettings"),
+        (["metrics=small"], " -> SmallDataSettings"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices 1 -> 2"),
         (["trainer.precision=bf16-mixed"], "trainer.precision 32-true -> bf16-mixed"),
         (["compile=true", "recompute=true"], "recompute false -> true"),

@@ -18,18 +18,18 @@ from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.build import open_evaluator
 from pmf_lightning.evaluation.guidance_search.maps import save_lines, save_maps
-from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.measure import PointEvaluator
 from pmf_lightning.evaluation.guidance_search.records import Record, Records
 from pmf_lightning.evaluation.guidance_search.report import edges
 from pmf_lightning.evaluation.guidance_search.search import search_by
-from pmf_lightning.evaluation.guidance_search.space import Axes, Point, judged_point, make_axes, recipe
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, judged_point, make_axes, recipe
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.pipeline.checkpoints import load_with_averages, read_checkpoint
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 
-AXES = Axes(("1k", "2k"), (1, 2, 3), ((0, 1), (0.1, 0.7)), (1, 2), ("average",))
-START = Point("1k", 1, (0, 1), 1, "average")
+AXES = SearchSpace(("1k", "2k"), (1, 2, 3), ((0, 1), (0.1, 0.7)), (1, 2), ("average",))
+START = SamplingSetting("1k", 1, (0, 1), 1, "average")
 
 
 # Points and strategies
@@ -43,8 +43,10 @@ def test_a_grid_is_every_combination_once():
         (omega, interval, steps) for omega in (1, 2, 3) for interval in ((0, 1), (0.1, 0.7)) for steps in (1, 2)
     }
     options = {"steps": 2, "method": "average", "omega": 3, "t_min": 0.1, "t_max": 0.7}
-    assert Point("2k", 3, (0.1, 0.7), 2, "average").options == options
-    assert AXES.nearest(Point("9k", 2.4, (0.2, 0.6), 50, "heun")) == Point("1k", 2, (0.1, 0.7), 2, "average")
+    assert SamplingSetting("2k", 3, (0.1, 0.7), 2, "average").options == options
+    assert AXES.nearest(SamplingSetting("9k", 2.4, (0.2, 0.6), 50, "heun")) == SamplingSetting(
+        "1k", 2, (0.1, 0.7), 2, "average"
+    )
 
 
 def bowl(point):
@@ -61,7 +63,7 @@ def test_both_strategies_find_the_bottom_of_a_bowl(strategy):
         return bowl(point)
 
     best = search_by(strategy, AXES, START, measure)
-    assert best == min(AXES.grid(), key=bowl) == Point("2k", 2, (0.1, 0.7), 2, "average")
+    assert best == min(AXES.grid(), key=bowl) == SamplingSetting("2k", 2, (0.1, 0.7), 2, "average")
     assert set(asked) <= set(AXES.grid())
     assert len(asked) == 24 if strategy == "grid" else len(asked) <= 12
 
@@ -69,7 +71,7 @@ def test_both_strategies_find_the_bottom_of_a_bowl(strategy):
 @pytest.mark.parametrize("strategy", ["grid", "coordinate"])
 def test_points_without_a_number_are_no_winners(strategy):
     assert search_by(strategy, AXES, START, lambda point: None) is None
-    only = Point("1k", 3, (0, 1), 1, "average")
+    only = SamplingSetting("1k", 3, (0, 1), 1, "average")
     assert search_by(strategy, AXES, START, lambda point: 5.0 if point == only else None) == only
     assert search_by(strategy, AXES, START, lambda point: 1.0) == START  # of equals the first, and it ends
 
@@ -88,21 +90,21 @@ def test_records_are_found_again_under_the_same_conditions_only(tmp_path):
     assert len(list((tmp_path / "points").iterdir())) == 4
     again = Records(tmp_path / "points")
     assert again.find(START, {"seed": 0, "n": 10}) == record(START, 3.25)
-    assert again.find(Point("1k", 1.0, (0.0, 1.0), 1, "average"), {"seed": 0, "n": 10}).fid == 3.25
+    assert again.find(SamplingSetting("1k", 1.0, (0.0, 1.0), 1, "average"), {"seed": 0, "n": 10}).fid == 3.25
     assert again.find(START, {"seed": 1, "n": 10}).fid == 4.0
     assert again.find(START, {"seed": 0, "n": 11}) is None
-    assert again.find(Point("2k", 1, (0, 1), 1, "average"), {"seed": 0, "n": 10}) is None
+    assert again.find(SamplingSetting("2k", 1, (0, 1), 1, "average"), {"seed": 0, "n": 10}) is None
     Records(tmp_path / "points").add(record(AXES.grid()[3], 1.0), write=False)
     assert len(list((tmp_path / "points").iterdir())) == 4
 
 
 def test_edges_say_where_more_may_be_found():
-    assert edges(Point("1k", 3, (0, 1), 1, "average"), AXES) == [
+    assert edges(SamplingSetting("1k", 3, (0, 1), 1, "average"), AXES) == [
         "the best omega, 3, is the largest that was tried: try larger ones"
     ]
-    assert edges(Point("1k", 1, (0, 1), 1, "average"), AXES) == []  # below 1 there is nothing
-    beyond = Axes(("1k",), (2, 3), ((0, 1),), (1,), ("average",))
-    assert "smallest" in edges(Point("1k", 2, (0, 1), 1, "average"), beyond)[0]
+    assert edges(SamplingSetting("1k", 1, (0, 1), 1, "average"), AXES) == []  # below 1 there is nothing
+    beyond = SearchSpace(("1k",), (2, 3), ((0, 1),), (1,), ("average",))
+    assert "smallest" in edges(SamplingSetting("1k", 2, (0, 1), 1, "average"), beyond)[0]
 
 
 # What is tried where nothing is said
@@ -233,8 +235,10 @@ def test_a_point_is_what_evaluating_it_gives(found, trained, cache):
 
 def test_a_repeated_search_measures_what_is_missing_alone(found, trained, cache, tmp_path, monkeypatch):
     out, result = shutil.copytree(found[0], tmp_path / "out"), found[1]
-    measured, generator = [], Bench.generator
-    monkeypatch.setattr(Bench, "generator", lambda self, point: measured.append(point) or generator(self, point))
+    measured, generator = [], PointEvaluator.generator
+    monkeypatch.setattr(
+        PointEvaluator, "generator", lambda self, point: measured.append(point) or generator(self, point)
+    )
     again = search(trained, cache, out)
     assert measured == [again["best"].point]  # for the grid of samples
     assert again["tried"] == result["tried"]
@@ -242,7 +246,7 @@ def test_a_repeated_search_measures_what_is_missing_alone(found, trained, cache,
     lost = next((out / "points").glob("2k_omega3_0.1-0.7_1xaverage_n30_*.json"))
     lost.unlink()
     again = search(trained, cache, out)
-    point = Point("2k", 3, (0.1, 0.7), 1, "average")
+    point = SamplingSetting("2k", 3, (0.1, 0.7), 1, "average")
     assert measured == [point, again["best"].point]
     assert [r.fid for r in again["tried"]] == [r.fid for r in result["tried"]]
     assert lost.is_file()
@@ -280,8 +284,8 @@ def test_the_commands_of_best_json_compose(found):
 
 def test_coordinate_finds_a_point_of_the_grid(found, trained, cache, monkeypatch):
     out, result = found
-    monkeypatch.setattr(Bench, "generator", lambda self, point: pytest.fail("everything is known"))
-    monkeypatch.setattr(Bench, "draw", lambda self, point, count, chunk: torch.zeros(count, 1, 4, 4))
+    monkeypatch.setattr(PointEvaluator, "generator", lambda self, point: pytest.fail("everything is known"))
+    monkeypatch.setattr(PointEvaluator, "draw", lambda self, point, count, chunk: torch.zeros(count, 1, 4, 4))
     again = search(trained, cache, out, "strategy=coordinate", "n_final=null")
     assert again["best"].fid <= max(record.fid for record in result["tried"])
     assert 5 <= len(again["tried"]) <= 8
@@ -332,7 +336,7 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_is_refused_before_anything_is_measured(trained, cache, tmp_path, monkeypatch, overrides, words):
-    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(PointEvaluator, "measure", lambda *_: pytest.fail("measured"))
     if "extractor=inception" in overrides:
         arguments = [f"ckpt={trained}", "reference=data", "extractor.weights=no.pth", f"out={tmp_path}"]
         with pytest.raises(UserError, match=words):
@@ -345,7 +349,7 @@ def test_bad_input_is_refused_before_anything_is_measured(trained, cache, tmp_pa
 def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
     def encoder(path):
         module, averages = load_with_averages(path)
-        monkeypatch.setattr(type(module.objective), "methods", ())
+        monkeypatch.setattr(type(module.objective), "samplers", ())
         return module, averages
 
     monkeypatch.setattr(search_guidance, "load_with_averages", encoder)
@@ -357,10 +361,10 @@ def test_all_averages_are_tried_where_none_is_named(trained):
     module, averages = load_with_averages(trained)
     assert set(averages) == {"1k", "2k", "raw"}
     axes = make_axes(compose([f"ckpt={trained}"], "search_guidance"), module, list(averages))
-    assert axes == Axes(("1k", "2k"), (1, 2, 3, 4), ((0, 1), (0.1, 0.7)), (1,), ("average",))
-    assert judged_point(module, axes) == Point("2k", 2, (0, 1), 1, "average")
+    assert axes == SearchSpace(("1k", "2k"), (1, 2, 3, 4), ((0, 1), (0.1, 0.7)), (1,), ("average",))
+    assert judged_point(module, axes) == SamplingSetting("2k", 2, (0, 1), 1, "average")
     single = compose([f"ckpt={trained}", "omega=2", "intervals=[0.1,0.7]", "ema=raw", "steps=3"], "search_guidance")
-    assert make_axes(single, module, list(averages)) == Axes(("raw",), (2,), ((0.1, 0.7),), (3,), ("average",))
+    assert make_axes(single, module, list(averages)) == SearchSpace(("raw",), (2,), ((0.1, 0.7),), (3,), ("average",))
     del module.config["search"]
     module.config |= {"name": "my_own", "objective": {"_target_": "other"}}
     with pytest.raises(UserError, match=r"omega=null: .*give lists, such as omega=\[1,2,3\]"):

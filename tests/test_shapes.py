@@ -10,11 +10,11 @@ from common import relative
 from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.data.dataset import First, Images, Source
+from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.sources.shapes import outlines, painting
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES
 from pmf_lightning.data.sources.shapes.painting import colours, paint
-from pmf_lightning.data.sources.shapes.scenes import NUMBERS, Scenes, drawn, intrinsic_dimension
+from pmf_lightning.data.sources.shapes.scenes import NUMBERS, Scenes, intrinsic_dimension, sample_scenes
 from pmf_lightning.data.sources.shapes.source import VERSION, Shapes
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -38,8 +38,8 @@ def scene(label, **numbers) -> Scenes:
 
 def test_an_image_depends_on_name_split_and_number_alone():
     held_out = shapes().held_out()
-    assert isinstance(held_out, Images)
-    assert isinstance(shapes(), Source)
+    assert isinstance(held_out, ImageDataset)
+    assert isinstance(shapes(), DataSource)
     chosen = [7, 3, 999, 13, 3]
     images, labels = held_out.batch(chosen)
     assert images.dtype == torch.uint8
@@ -66,7 +66,7 @@ def test_pixels_are_pinned():
 @pytest.mark.parametrize("up", [True, False])
 def test_the_last_bit_of_a_library_decides_nothing(monkeypatch, up):
     """Cosines, sines and powers of any tensor come one float64 higher, or lower; constants too."""
-    scenes = drawn("any", "train", range(300), 10)
+    scenes = sample_scenes("any", "train", range(300), 10)
     before = paint(scenes, 48)
     nudged = []
 
@@ -89,7 +89,7 @@ def test_the_last_bit_of_a_library_decides_nothing(monkeypatch, up):
 
 
 def test_an_image_is_the_same_in_any_company(monkeypatch):
-    scenes = drawn("any", "train", range(40), 10)
+    scenes = sample_scenes("any", "train", range(40), 10)
     together = paint(scenes, 48)
     monkeypatch.setattr(painting, "TILE", 48 * 7)  # few lines at a time
     assert torch.equal(paint(scenes.rows(slice(3, 17)), 48), together[3:17])
@@ -157,7 +157,7 @@ def test_areas_are_those_of_geometry():
 
 
 def test_the_same_scene_at_every_resolution():
-    scenes = drawn("shapes", "train", range(50), 10)
+    scenes = sample_scenes("shapes", "train", range(50), 10)
     small = paint(scenes, 64).double()
     for side in (128, 256):
         large = paint(scenes, side).double()
@@ -271,14 +271,14 @@ def test_the_preset_brings_its_data_unless_told_others():
 
 def test_the_first_of_them():
     train_set = shapes().train()
-    first = First(train_set, 25)
-    assert isinstance(first, Images)
+    first = Head(train_set, 25)
+    assert isinstance(first, ImageDataset)
     assert len(first) == len(first.labels) == 25
     assert torch.equal(first.batch([3, 24])[0], train_set.batch([3, 24])[0])
     assert first[4][1] == 4
     with pytest.raises(IndexError):
         first.batch([25])
-    assert len(First(shapes(images=9).train(), 25)) == 9
+    assert len(Head(shapes(images=9).train(), 25)) == 9
 
 
 @pytest.mark.parametrize("model", ["pmf_shapes", "jit_tiny", "drifting_tiny", "mae_tiny"])

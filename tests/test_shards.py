@@ -27,9 +27,9 @@ from pmf_lightning import UserError, compose
 from pmf_lightning.benchmark import benchmark
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import Images, Source
+from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.data.order import micro_batch_indices
-from pmf_lightning.data.shards.bad_records import MOST_NAMED, BadRecord, Tally
+from pmf_lightning.data.shards.bad_records import MOST_NAMED, BadRecord, BadRecordCounter
 from pmf_lightning.data.shards.manifest import read_manifest
 from pmf_lightning.data.shards.open_files import OpenFiles
 from pmf_lightning.data.shards.payloads import encode
@@ -38,7 +38,7 @@ from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.profiling.benchmarks.reader import describe, make_originals
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import instantiate
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 COUNT, PER_SHARD = 22, 8  # three shards of 8, 8 and 6
 LABELS = np.arange(COUNT) % 3
@@ -77,11 +77,11 @@ def test_what_was_written_is_read(tmp_path, payload):
     labels = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
     write_shards(tmp_path, images, labels, 4, payload)
     shards = source(tmp_path)
-    assert isinstance(shards, Source)
+    assert isinstance(shards, DataSource)
     assert (shards.resolution, shards.channels, shards.classes, shards.latents) == (16, 3, 10, False)
     shards.check()
     train = shards.train()
-    assert isinstance(train, Images)
+    assert isinstance(train, ImageDataset)
     assert torch.equal(train.labels, torch.from_numpy(labels))
     asked = [7, 0, 9, 3, 0, -1]
     found, classes = train.batch(asked)
@@ -280,7 +280,7 @@ def seen(root, world_size, workers, first_step, last_step):
                 images, labels = next(stream)
                 assert images.dtype == torch.uint8
                 assert torch.equal(labels, torch.tensor(number(images)) % 3)
-                rows = Shard(j * world_size + rank, micro_batches * world_size).rows(len(images)).tolist()
+                rows = BatchRows(j * world_size + rank, micro_batches * world_size).rows(len(images)).tolist()
                 assert all(step[row] is None for row in rows)
                 for row, image in zip(rows, number(images), strict=True):
                     step[row] = image
@@ -291,7 +291,7 @@ def seen(root, world_size, workers, first_step, last_step):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_any_devices_and_workers_see_the_same_images(root, world_size, workers):
     """Three shards are fewer than the six loading processes of three devices."""
-    straight = [micro_batch_indices(COUNT, BATCH, 5, step, Shard()) for step in range(6)]
+    straight = [micro_batch_indices(COUNT, BATCH, 5, step, BatchRows()) for step in range(6)]
     assert seen(root, world_size, workers, 0, 4) == straight[:4]
     assert seen(root, world_size, workers, 4, 6) == straight[4:]  # resumed, by devices and workers of any number
 
@@ -334,7 +334,7 @@ def test_a_bad_record_is_replaced_counted_and_named_once(root, workers, capsys):
             batch, labels = next(stream)
             assert torch.equal(labels, torch.tensor(number(batch)) % 3)  # a stand-in brings its own label
             shown += number(batch)
-        wanted = [i for step in range(5) for i in micro_batch_indices(COUNT, BATCH, 5, step, Shard())]
+        wanted = [i for step in range(5) for i in micro_batch_indices(COUNT, BATCH, 5, step, BatchRows())]
         replaced = {asked: got for asked, got in zip(wanted, shown, strict=True) if asked != got}
         assert set(replaced) == {9, 17}
         assert replaced[9] == stand_in
@@ -436,7 +436,7 @@ def test_a_shard_cut_while_it_is_open_is_no_crash(root):
 
 def test_the_count_is_judged_by_what_was_read():
     def tally(max_bad, processes=1):
-        return Tally(1000, max_bad, lambda record: f"record {record}", "look at it", processes)
+        return BadRecordCounter(1000, max_bad, lambda record: f"record {record}", "look at it", processes)
 
     borne = tally(0.01)
     borne.note([BadRecord(i, "x") for i in range(10)], 10)  # ten of the first ten, but one in a hundred of an epoch
@@ -454,14 +454,14 @@ def test_the_count_is_judged_by_what_was_read():
 
 
 def test_long_lists_of_bad_records_are_cut_short(capsys):
-    tally = Tally(1000, 0.5, lambda record: f"record {record}", "look at it")
+    tally = BadRecordCounter(1000, 0.5, lambda record: f"record {record}", "look at it")
     tally.note([BadRecord(i, "x") for i in range(100)] * 2, 100)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == MOST_NAMED
     assert "only counts" in lines[-1]
     tally.report()
     assert "100 of 1000 records could not be read" in capsys.readouterr().out
-    Tally(1000, 0.5, str, "look at it").report()
+    BadRecordCounter(1000, 0.5, str, "look at it").report()
     assert not capsys.readouterr().out
 
 

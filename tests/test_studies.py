@@ -15,7 +15,7 @@ from shrunk import BACKBONE, backbone
 
 from pmf_lightning import build, compose
 from pmf_lightning.config.compose import CONF, SCALES, choices
-from pmf_lightning.profiling.step_memory import dots, further_arguments
+from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments
 from pmf_lightning.reports.claims import check
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.utils import rng
@@ -143,7 +143,7 @@ def step(cfg: DictConfig) -> None:
     module = build(cfg)
     network, objective = module.network, module.objective
     shape = (network.channels, network.resolution, network.resolution)
-    empty = dots(objective, 4, rivals=(2, 1))
+    empty = dummy_batch(objective, 4, rivals=(2, 1))
     made_up = {}
     for field in fields(empty):
         value = getattr(empty, field.name)

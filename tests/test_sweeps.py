@@ -23,14 +23,14 @@ from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.sweeps import cost, jobs, messages, subprocess_run, sweep_file
 from pmf_lightning.sweeps.hydra_callback import Sweep
 from pmf_lightning.sweeps.jobs import measured
-from pmf_lightning.sweeps.plan import home, planned
-from pmf_lightning.sweeps.preflight import Inputs
-from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.sweeps.plan import common_parent, planned
+from pmf_lightning.sweeps.preflight import Preflight
+from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
 from pmf_lightning.training import run_dir
 from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 TINY = [*RUN, "grid.enabled=false", "steps=2"]
 NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
             os.kill(os.getpid(), signals.pop())
 
     if where == "in training":
-        monkeypatch.setattr("pmf_lightning.training.callbacks.loss_by_time.TimeBinLog.on_train_batch_end", interrupt)
+        monkeypatch.setattr("pmf_lightning.training.callbacks.loss_by_time.LossByTime.on_train_batch_end", interrupt)
     else:
         monkeypatch.setattr("pmf_lightning.train.check_inputs", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -295,16 +295,16 @@ def test_states_and_lines(tmp_path):
     finish(folders["a1"], stopped_early=True)
     folders["b0"].mkdir()
     (folders["b0"] / "error.txt").write_text("diverged in step 7\n")
-    arms = [Arm(name[0], int(name[1]), folder) for name, folder in folders.items()]
+    arms = [SweepRun(name[0], int(name[1]), folder) for name, folder in folders.items()]
     assert [arm.state for arm in arms] == ["finished", "stopped", "failed", "missing"]
     about = {"study": "s", "title": "t", "scale": "small"}
-    assert messages.before(arms, about, tmp_path) == [
+    assert messages.start_message(arms, about, tmp_path) == [
         "s: t",
         f"2 arms x 2 seeds at scale small in {tmp_path}: 1 finished, 1 stopped, 1 failed",
         "  left: a seed 1 (begun)",
         "  left: b seed 0, 1",
     ]
-    assert messages.after(arms, tmp_path) == [
+    assert messages.end_message(arms, tmp_path) == [
         "sweep of 4 runs: 1 finished, 1 failed, 2 left",
         "  b seed 0: diverged in step 7",
         "  left: a seed 1 (begun)",
@@ -315,7 +315,10 @@ def test_states_and_lines(tmp_path):
 
 def test_sweep_json_keeps_runs_of_earlier_sweeps(tmp_path):
     finish(tmp_path / "a0")
-    old, new = [Arm("a", 0, tmp_path / "a0"), Arm("a", 1, tmp_path / "a1")], [Arm("b", 0, tmp_path / "b0")]
+    old, new = (
+        [SweepRun("a", 0, tmp_path / "a0"), SweepRun("a", 1, tmp_path / "a1")],
+        [SweepRun("b", 0, tmp_path / "b0")],
+    )
     sweep_file.write(tmp_path, old, {"study": None})
     sweep_file.write(tmp_path, new, {"study": "s"})
     found = sweep_file.read(tmp_path)
@@ -326,9 +329,11 @@ def test_sweep_json_keeps_runs_of_earlier_sweeps(tmp_path):
 
 
 def test_the_folder_of_a_sweep(tmp_path):
-    apart, unknown = Arm("", 0, tmp_path / "a" / "b"), Arm("", 0, None)
-    assert home([apart, Arm("", 1, tmp_path / "a" / "c")], tmp_path) == tmp_path / "a"
-    assert home([apart, unknown], tmp_path / "else") == home([], tmp_path / "else") == tmp_path / "else"
+    apart, unknown = SweepRun("", 0, tmp_path / "a" / "b"), SweepRun("", 0, None)
+    assert common_parent([apart, SweepRun("", 1, tmp_path / "a" / "c")], tmp_path) == tmp_path / "a"
+    assert (
+        common_parent([apart, unknown], tmp_path / "else") == common_parent([], tmp_path / "else") == tmp_path / "else"
+    )
 
 
 def test_another_run_in_the_way_is_seen_beforehand(tmp_path):
@@ -360,7 +365,7 @@ def test_the_count_by_blocks_is_that_of_all_operations(model):
     module = build(cfg, empty=True)
     queues = cfg.get("queues")
     rivals = (queues.positives, queues.negatives) if queues else (1, 0)
-    whole = step_flops(module.network, module.objective, cfg.batch, Shard(0, 1), rivals)
+    whole = step_flops(module.network, module.objective, cfg.batch, BatchRows(0, 1), rivals)
     assert cost.flops_per_image(cfg) * cfg.batch == pytest.approx(whole, rel=0.02)
 
 
@@ -379,25 +384,25 @@ def test_alike_runs_are_counted_once(monkeypatch):
 
 
 def test_what_is_said_on_paper():
-    h200 = cost.machine("h200")
-    line = cost.on_paper([1e21, 1e21, 2e21], h200, 2)
+    h200 = cost.load_cluster("h200")
+    line = cost.analytic_estimate([1e21, 1e21, 2e21], h200, 2)
     days = 4e21 / (h200.peak_tflops * 1e12 * h200.share_of_peak) / 86400
     assert f"4,000 exaFLOP of training (1,000 to 2,000 each): about {days:.3g} H200-days at 45% of peak" in line
     assert "assumed; nothing measured there" in line
     assert "2 of them counted, the others are like these" in line
-    assert "about 0.62 H200-hours" in cost.on_paper([1e18], h200, 1)
-    assert "each" not in cost.on_paper([1e18], h200, 1)
+    assert "about 0.62 H200-hours" in cost.analytic_estimate([1e18], h200, 1)
+    assert "each" not in cost.analytic_estimate([1e18], h200, 1)
 
 
 def test_minutes_come_from_runs_of_the_same_arm_where_there_are_some(tmp_path):
     done = [
-        Arm("slow", 0, finish(tmp_path / "s0", images_per_second=10.0)),
-        Arm("fast", 0, finish(tmp_path / "f0", images_per_second=100.0)),
+        SweepRun("slow", 0, finish(tmp_path / "s0", images_per_second=10.0)),
+        SweepRun("fast", 0, finish(tmp_path / "f0", images_per_second=100.0)),
     ]
-    left = [(Arm("slow", 1, None), 6000), (Arm("new", 0, None), 6600)]  # 600 s, and 120 s at 55 a second
-    assert cost.by_speed(left, done).startswith("about 12 minutes of training")
-    assert cost.by_speed(left, []) is cost.by_speed([], done) is None
-    assert cost.by_speed(left, [Arm("slow", 0, finish(tmp_path / "x", images_per_second=0.0))]) is None
+    left = [(SweepRun("slow", 1, None), 6000), (SweepRun("new", 0, None), 6600)]  # 600 s, and 120 s at 55 a second
+    assert cost.measured_estimate(left, done).startswith("about 12 minutes of training")
+    assert cost.measured_estimate(left, []) is cost.measured_estimate([], done) is None
+    assert cost.measured_estimate(left, [SweepRun("slow", 0, finish(tmp_path / "x", images_per_second=0.0))]) is None
 
 
 def test_a_large_run_is_told_its_cost_before_its_data_are_missed(call_command, monkeypatch):
@@ -429,14 +434,14 @@ def test_on_slurm_studies_keep_their_directories(tmp_path):
 def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
     looked = []
     monkeypatch.setattr("pmf_lightning.sweeps.preflight._look", lambda cfg, module: looked.append(cfg))
-    inputs = Inputs()
+    inputs = Preflight()
     for more in ([], ["optimizer=adam"], ["data.resolution=64"]):
         assert inputs.refusal(compose(["model=pmf_digits", *more])) is None
     assert len(looked) == 2
 
 
 def test_a_refused_run_does_not_speak_for_the_others():
-    inputs = Inputs()
+    inputs = Preflight()
     for bad in ("backbone.patch=5", "schedule.warm_up=7", "sampling.ema=nowhere"):
         assert bad in inputs.refusal(compose(["model=pmf_tiny", "metrics=none", bad]))
     assert inputs.refusal(compose(["model=pmf_tiny", "metrics=none"])) is None
@@ -459,7 +464,7 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: said)
     monkeypatch.setattr(subprocess_run, "subprocess", SimpleNamespace(Popen=begin))
     monkeypatch.setenv(RUN_DIR, "of the job before")
-    assert subprocess_run.train_alone(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
+    assert subprocess_run.train_in_subprocess(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
     assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
     assert os.environ[RUN_DIR] == str(tmp_path)
 
@@ -481,7 +486,7 @@ def test_the_overrides_of_a_run_are_what_a_single_run_takes():
     ],
 )
 def test_what_is_missing(more, words):
-    reason = Inputs().refusal(compose(["model=pmf_digits", *more]))
+    reason = Preflight().refusal(compose(["model=pmf_digits", *more]))
     assert reason is None if words is None else words in reason
 
 

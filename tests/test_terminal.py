@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pmf_lightning
-from pmf_lightning.training.callbacks.disk_errors import patient_output
+from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
 from pmf_lightning.utils.terminal import INTERRUPTED, UNREAD, plain_ending
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pmf_lightning.__file__).parents[1])}
@@ -62,7 +62,7 @@ def test_what_is_only_noticed_at_the_end(monkeypatch):
 
 
 def test_training_does_not_end_because_nobody_reads(monkeypatch):
-    with nobody_reads(monkeypatch, True), plain_ending(), patient_output():
+    with nobody_reads(monkeypatch, True), plain_ending(), tolerate_output_errors():
         print("step 1")
         print("step 2", flush=True)
 

@@ -20,7 +20,7 @@ from pmf_lightning.models.vit import init_weights
 from pmf_lightning.sampling import ode
 from pmf_lightning.toy import TOYS, main, toy
 from pmf_lightning.toys.fields import guidance_options, noise_content
-from pmf_lightning.toys.manifold import SETTINGS, Arm, build, clipped_quantity
+from pmf_lightning.toys.manifold import SETTINGS, ManifoldRun, build, clipped_quantity
 from pmf_lightning.toys.manifold_report import table
 from pmf_lightning.toys.result_cache import Arms
 from pmf_lightning.toys.swiss_roll import (
@@ -161,7 +161,7 @@ def test_paths_follow_the_exact_solution_to_second_order():
 
 @pytest.mark.parametrize(("name", "depth", "scalars"), [("manifold", 7, 2), ("manifold_jit", 5, 1)])
 def test_the_network_has_the_layers_of_the_paper(name, depth, scalars):
-    network = build(compose([f"toys={name}"], "toy"), Arm(512, "x", 0))[0]
+    network = build(compose([f"toys={name}"], "toy"), ManifoldRun(512, "x", 0))[0]
     layers = [*network.hidden, network.heads["u"]]
     assert len(layers) == depth
     assert [layer.out_features for layer in layers] == [256] * (depth - 1) + [512]

@@ -21,8 +21,8 @@ from shrunk import BACKBONE
 
 from pmf_lightning import Batch, UserError, build, compose
 from pmf_lightning.objectives.crops import CropLaw, resized_crops
-from pmf_lightning.objectives.fields import noisy_image, spread
-from pmf_lightning.objectives.guidance import adaptive
+from pmf_lightning.objectives.fields import expand_like, noisy_image
+from pmf_lightning.objectives.guidance import adaptive_weight
 from pmf_lightning.objectives.preconditioners import EDM, SCM, Linear, preconditioned
 from pmf_lightning.utils import rng
 
@@ -41,7 +41,7 @@ def test_perfect_preconditioned_network_has_no_loss(form, preconditioner):
     """The network that makes X the clean image, F = (x - c_skip z) / c_out."""
     batch, numbers = rows()
     z = noisy_image(batch.x, numbers.noise, numbers.t)
-    c_skip, c_out = (spread(c, z) for c in preconditioner.coefficients(numbers.t))
+    c_skip, c_out = (expand_like(c, z) for c in preconditioner.coefficients(numbers.t))
     answers = (batch.x - c_skip * z) / c_out
     law = objective(preconditioner=preconditioner, derivative="two_pass")
     # Along the tangent the perfect F changes as the coefficients do, which a table of answers cannot: rows with r = t.
@@ -199,7 +199,7 @@ def test_boundary_equals_a_head_that_answers_u_at_zero(form, prediction):
     for name in ("v_g", "v_c", "u", "du_dt", "V"):
         assert relative(boundary.fields[name], head.fields[name]) < 1e-12, name
     assert set(boundary.per_sample) == {"loss_u"}
-    expected = adaptive(head.per_sample["loss_u"], 1.0, 0.01).mean()
+    expected = adaptive_weight(head.per_sample["loss_u"], 1.0, 0.01).mean()
     torch.testing.assert_close(boundary.total, expected)
 
 
@@ -233,14 +233,14 @@ def test_perceptual_terms_by_hand():
     losses = perceptual()(network, batch, numbers, features, keep_fields=True)
     plain = objective(derivative="two_pass")(network, batch, numbers)
     counts = numbers.t < 0.65
-    X = losses.fields["z"] - spread(numbers.t, batch.x) * losses.fields["u"]  # plain t, no clip
+    X = losses.fields["z"] - expand_like(numbers.t, batch.x) * losses.fields["u"]  # plain t, no clip
     total = plain.total
     for name, weight in (("near", 0.4), ("far", 0.1)):
         side = features[name].side
         pair = (resized_crops(images, numbers.crops, side) for images in (X, batch.x))
         distance = torch.where(counts, Squares(side)(*pair), 0)
         torch.testing.assert_close(losses.distances[name], distance)
-        total = total + weight * adaptive(distance, 1.0, 0.01).mean()
+        total = total + weight * adaptive_weight(distance, 1.0, 0.01).mean()
     torch.testing.assert_close(losses.total, total)
     assert 0 < counts.sum() < len(counts)
     assert losses.distances["near"][counts].min() > 0
@@ -279,7 +279,7 @@ def test_crops_are_keyed_by_the_global_row():
     whole = law.draw(batch, 3, 7).crops
     for index in range(2):
         half = Batch(batch.x[index::2], batch.y[index::2])
-        assert torch.equal(law.draw(half, 3, 7, rng.Shard(index, 2)).crops, whole[index::2])
+        assert torch.equal(law.draw(half, 3, 7, rng.BatchRows(index, 2)).crops, whole[index::2])
     assert objective().draw(batch, 3, 7).crops is None
     assert not torch.equal(law.draw(batch, 3, 8).crops, whole)
 

@@ -10,8 +10,8 @@ from lightning import Callback
 from shrunk import backbone
 
 from pmf_lightning import compose, train
-from pmf_lightning.distributed.dtensor import whole
-from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
+from pmf_lightning.distributed.dtensor import full_tensor
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.utils import rng
 
 SHORT = ["batch=16", "log_every_steps=1", "grid.enabled=false", "metrics=none", "checkpoint.every_images=1600"]
@@ -38,7 +38,7 @@ class Notes(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == 0:
-            self.run.gradients[1] = {n: whole(p.grad).clone() for n, p in pl_module.network.named_parameters()}
+            self.run.gradients[1] = {n: full_tensor(p.grad).clone() for n, p in pl_module.network.named_parameters()}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         step = trainer.global_step
@@ -47,13 +47,13 @@ class Notes(Callback):
         if step in self.at and step not in self.run.weights:
             self._note_weights(step, pl_module)
         if step in self.keep:
-            last = next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
+            last = next(callback for callback in trainer.callbacks if isinstance(callback, CheckpointWriter))
             last.save(trainer)
             if trainer.is_global_zero:
                 shutil.copy(last.path, self.keep[step])
 
     def _note_weights(self, step, pl_module):
-        self.run.weights[step] = {n: whole(p.detach()).clone() for n, p in pl_module.network.named_parameters()}
+        self.run.weights[step] = {n: full_tensor(p.detach()).clone() for n, p in pl_module.network.named_parameters()}
 
     def on_train_end(self, trainer, pl_module):
         self.run.world_size = trainer.world_size

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from pmf_lightning import Batch, build, compose
-from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.profiling.benchmarks.step import casting
 from pmf_lightning.utils import rng
 
@@ -49,7 +49,7 @@ def measure(module, network, batch, drawn, device, precision, compiled):
     given = {name: value.to(wide) if value.is_floating_point() else value for name, value in given.items()}
     moved = type(drawn)(**{**given, "noise": given["noise"].to(device)})
     batch = Batch(batch.x.to(device, wide), batch.y.to(device))
-    passes = Compiled(network) if compiled else network
+    passes = CompiledNetwork(network) if compiled else network
     with casting(device, precision):
         losses = module.objective(passes, batch, moved, keep_fields=True)
     losses.total.backward()

@@ -14,7 +14,7 @@ from pmf_lightning.config import option_checks
 from pmf_lightning.config.command_line import readable, refuse_empty
 from pmf_lightning.config.groups import CONF, check_choices, choices, without_null
 from pmf_lightning.config.resolvers import register_resolvers
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
 SCALES = ("small", "paper")
@@ -29,7 +29,9 @@ def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
     given = dict(override.split("=", 1) for override in overrides if override.startswith(("scale=", "experiment=")))
     scale, name = given.get("scale"), given.get("experiment")
     if scale not in (None, *SCALES):
-        raise UserError(f"scale={scale}: experiments have the scales {' and '.join(SCALES)}; {near(scale, SCALES)}")
+        raise UserError(
+            f"scale={scale}: experiments have the scales {' and '.join(SCALES)}; {suggestions(scale, SCALES)}"
+        )
     if name is None:
         if scale is not None:
             raise UserError(f"scale={scale}: it belongs to an experiment; add experiment=")
@@ -48,7 +50,9 @@ def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
     if there := [file.split("/")[0] for file in files if file.endswith(f"/{name}")]:
         asked = f"experiment={name}" + (f" scale={scale}" if scale else "")
         raise UserError(f"{asked}: it has the scale {there[0]} only; set scale={there[0]}")
-    raise UserError(f"experiment={name}: there is no such experiment; {near(name, {Path(f).name for f in files})}")
+    raise UserError(
+        f"experiment={name}: there is no such experiment; {suggestions(name, {Path(f).name for f in files})}"
+    )
 
 
 register_resolvers()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 _HERE = Path(__file__).resolve().parent.parent
 # An installed package carries conf/ inside; a checkout has it next to the package.
@@ -37,7 +37,7 @@ def check_choices(overrides: Sequence[str]) -> None:
         if group in groups():
             for name in names:
                 if name not in (known := choices(group)):
-                    raise UserError(f"{group}={name}: there is no such {group}; {near(name, known)}")
+                    raise UserError(f"{group}={name}: there is no such {group}; {suggestions(name, known)}")
 
 
 def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -8,19 +8,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 
-def of_one_run(overrides: Sequence[str]) -> list[str]:
+def strip_launcher(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of a job without those that a single run refuses, by which its multirun was handed out."""
     return [one for one in overrides if one != "launcher=joblib" and not one.startswith("sweeper=")]
 
 
-def asked() -> list[str]:
+def job_overrides() -> list[str]:
     """Return the overrides of the running job as they were typed, without those that a single run refuses."""
-    return of_one_run(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    return strip_launcher(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
-def repeating(folder: Path) -> list[str]:
+def resume_arguments(folder: Path) -> list[str]:
     """Return the arguments of a command that goes on with the run of this process alone, which writes to ``folder``."""
-    given = asked() if HydraConfig.initialized() else of_one_run(sys.argv[1:])
+    given = job_overrides() if HydraConfig.initialized() else strip_launcher(sys.argv[1:])
     arguments = [one for one in given if not one.startswith(("run_dir=", "ckpt="))]
     submitted = ["-m"] if "launcher=slurm" in arguments else []  # it belongs to multiruns
     return [*submitted, *arguments, f"run_dir={folder}", "ckpt=last"]

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import Number
 
 PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
@@ -31,7 +31,7 @@ def model(cfg: DictConfig) -> None:
         raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:
-        raise UserError(f"sampling.ema={chosen}: there is no such average; {near(str(chosen), known)}")
+        raise UserError(f"sampling.ema={chosen}: there is no such average; {suggestions(str(chosen), known)}")
     asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
     guidance(**asked, prefix="sampling.")
 
@@ -42,7 +42,7 @@ def objective(cfg: DictConfig) -> None:
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
     known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
-    streams = {"queues", "drift_features"} if getattr(kind, "coupled", False) else set()
+    streams = {"queues", "drift_features"} if getattr(kind, "needs_global_batch", False) else set()
     problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
     listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
     if listed:
@@ -148,7 +148,7 @@ def precision(cfg: DictConfig) -> None:
             "range of float16 is too short for the derivative"
         )
     if cfg.matmul_precision not in PRODUCTS:
-        raise UserError(f"matmul_precision={cfg.matmul_precision}: {near(str(cfg.matmul_precision), PRODUCTS)}")
+        raise UserError(f"matmul_precision={cfg.matmul_precision}: {suggestions(str(cfg.matmul_precision), PRODUCTS)}")
 
 
 def _is_number(value: object) -> bool:

@@ -6,12 +6,12 @@ from functools import cached_property
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from pmf_lightning.data.dataset import Images, Source
-from pmf_lightning.data.loader import read, tally_of
+from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder, step_shards
-from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 
 class StepLoader:
@@ -49,7 +49,7 @@ class ImageData(LightningDataModule):
     this device could not read; it is None for images of other kinds.
     """
 
-    def __init__(self, source: Source, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
+    def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
         super().__init__()
         for name, value, least in (("batch", batch, 1), ("micro_batch", micro_batch, 1), ("workers", workers, 0)):
             if value is not None and value < least:
@@ -59,7 +59,7 @@ class ImageData(LightningDataModule):
         self.batch = batch
         self.micro_batch = micro_batch
         self.workers = workers
-        self.tally: Tally | None = None
+        self.tally: BadRecordCounter | None = None
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches per device and step on ``world_size`` devices; UserError if sizes do not divide."""
@@ -77,7 +77,7 @@ class ImageData(LightningDataModule):
         return share // micro
 
     @cached_property
-    def train_set(self) -> Images:
+    def train_set(self) -> ImageDataset:
         """The training split, opened at first use."""
         return self.source.train()
 
@@ -102,10 +102,10 @@ class ImageData(LightningDataModule):
 
         return StepLoader(lambda step: self._stream(shards, step), reached=lambda: trainer.global_step, resume=resume)
 
-    def _stream(self, shards: tuple[Shard, ...], first_step: int) -> Iterator[list[Tensor]]:
+    def _stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
         """Yield images and labels from a step on, without end; raises UserError where too many records are bad."""
         order = GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step)
-        for images, labels, _ in read(self.train_set, order, self.workers, self.tally):
+        for images, labels, _ in iterate_batches(self.train_set, order, self.workers, self.tally):
             yield [images, labels]
 
     def teardown(self, stage: str) -> None:

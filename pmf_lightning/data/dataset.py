@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 
 @runtime_checkable
-class Images(Protocol):
+class ImageDataset(Protocol):
     """Labelled images by index: item i is ``(image, label)``.
 
     They may be made, decoded or read when they are asked for, so nobody asks for all of them at once. An image is uint8
-    pixels [C, H, W], or float32 [2, C, h, w]: mean and standard deviation of its raw latents (``Source.latents``).
+    pixels [C, H, W], or float32 [2, C, h, w]: mean and standard deviation of its raw latents (``DataSource.latents``).
     ``labels`` is int64 [N].
     """
 
@@ -38,11 +38,11 @@ class Images(Protocol):
         ...
 
 
-class Batched(Dataset):
+class BatchDataset(Dataset):
     """Images whose ``batch`` is the one way to them; single items and lists of them come from there."""
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fetch several (see ``Images``)."""
+        """Fetch several (see ``ImageDataset``)."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -54,7 +54,7 @@ class Batched(Dataset):
         return list(zip(images, labels.tolist(), strict=True))
 
 
-class ArrayDataset(Batched):
+class ArrayDataset(BatchDataset):
     """Images and labels in two arrays: item i is ``(image, int)``.
 
     ``images`` is uint8 [N, C, H, W], or float32 [N, 2, C, h, w] moments of latents, as a tensor or a numpy array, which
@@ -82,10 +82,10 @@ class ArrayDataset(Batched):
         return torch.from_numpy(self.images[rows.numpy()]), self.labels[rows]
 
 
-class First(Batched):
+class Head(BatchDataset):
     """The first ``count`` of ``images``, or all of them where they are fewer."""
 
-    def __init__(self, images: Images, count: int) -> None:
+    def __init__(self, images: ImageDataset, count: int) -> None:
         self.images, self.labels = images, images.labels[:count]
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class First(Batched):
 
 
 @runtime_checkable
-class Source(Protocol):
+class DataSource(Protocol):
     """A named set of labelled square images with a fixed split, built from ``conf/data``.
 
     One with a class attribute ``latents`` that is true hands out latents, ``channels`` x ``resolution`` x
@@ -114,10 +114,10 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise UserError for a setting that cannot work, without heavy work."""
 
-    def train(self) -> Images:
+    def train(self) -> ImageDataset:
         """Return the training split."""
 
-    def held_out(self) -> Images:
+    def held_out(self) -> ImageDataset:
         """Return the split that training never sees."""
 
     def fingerprint(self) -> str:

@@ -13,22 +13,22 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pmf_lightning.data.dataset import Images
-from pmf_lightning.data.shards.bad_records import BadRecord, Tally
+from pmf_lightning.data.dataset import ImageDataset
+from pmf_lightning.data.shards.bad_records import BadRecord, BadRecordCounter
 from pmf_lightning.data.shards.images import ShardImages
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import generator
 from pmf_lightning.utils.signals import SIGNALS
 
 
-class WholeBatches(Dataset):
+class BatchFetcher(Dataset):
     """``images`` as whole batches: images [B, ...], labels [B], bad records met, indices.
 
-    Goes into a DataLoader with ``collate_fn=as_it_is``. A UserError comes in place of the bad records, for the main
-    process to raise: from a loading process it would arrive wrapped in a traceback.
+    Goes into a DataLoader with ``collate_fn=identity_collate``. A UserError comes in place of the bad records, for the
+    main process to raise: from a loading process it would arrive wrapped in a traceback.
     """
 
-    def __init__(self, images: Images):
+    def __init__(self, images: ImageDataset):
         self.images = images
 
     def __len__(self) -> int:
@@ -43,12 +43,12 @@ class WholeBatches(Dataset):
             return torch.empty(0), torch.empty(0), error, indices
 
 
-def as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """Leave a batch as the data set gave it."""
     return batch
 
 
-def unhurried(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
     """Let a loading process work on while its run stops, until the run itself ends it.
 
     A terminal, ``timeout`` and SLURM signal all processes of a run, which still needs the rest of its step.
@@ -66,7 +66,7 @@ def unhurried(worker: int) -> None:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Let signals wait; processes that are made meanwhile begin so, and none meets one before ``unhurried``."""
+    """Block signals: processes that start meanwhile inherit that, until they call ``ignore_stop_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -84,25 +84,25 @@ def _end_by_the_parent() -> None:
     os._exit(0)
 
 
-def tally_of(images: Images, processes: int) -> Tally | None:
+def tally_of(images: ImageDataset, processes: int) -> BadRecordCounter | None:
     """Return a fresh count of bad records for one of so many processes that share an epoch; None where none can be."""
     return images.tally.afresh(processes) if isinstance(images, ShardImages) else None
 
 
-def read(
-    images: Images, order: Iterable[list[int]], workers: int, tally: Tally | None
+def iterate_batches(
+    images: ImageDataset, order: Iterable[list[int]], workers: int, tally: BadRecordCounter | None
 ) -> Iterator[tuple[Tensor, Int64[Tensor, " b"], Sequence[int]]]:
     """Yield images [B, ...], labels [B] and indices of the batches of ``order``, read ahead by ``workers`` processes.
 
     ``tally`` counts the bad records. Raises UserError where they are too many.
     """
     loader = DataLoader(
-        WholeBatches(images),
+        BatchFetcher(images),
         batch_sampler=order,
-        collate_fn=as_it_is,
+        collate_fn=identity_collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=unhurried,
+        worker_init_fn=ignore_stop_signals,
         generator=generator("workers"),  # else the seed of the workers comes from the global generator
     )
     with _signals_wait():

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pmf_lightning.utils.rng import Shard, permutation
+from pmf_lightning.utils.rng import BatchRows, permutation
 
 
-def step_shards(rank: int, world_size: int, micro_batches: int) -> tuple[Shard, ...]:
+def step_shards(rank: int, world_size: int, micro_batches: int) -> tuple[BatchRows, ...]:
     """Return the shares of the global batch that a rank takes in one optimiser step, in order."""
-    return tuple(Shard(j * world_size + rank, micro_batches * world_size) for j in range(micro_batches))
+    return tuple(BatchRows(j * world_size + rank, micro_batches * world_size) for j in range(micro_batches))
 
 
-def micro_batch_indices(images: int, batch: int, seed: int, step: int, shard: Shard) -> list[int]:
+def micro_batch_indices(images: int, batch: int, seed: int, step: int, shard: BatchRows) -> list[int]:
     """Return the images of one micro-batch: the share ``shard`` of the global batch of optimiser step ``step``.
 
     ``batch`` is global; ValueError unless the shards divide it.
@@ -50,7 +50,7 @@ class GlobalOrder:
     images: int
     batch: int
     seed: int
-    shards: tuple[Shard, ...]
+    shards: tuple[BatchRows, ...]
     first_step: int
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -28,7 +28,7 @@ def chunks_of_this_rank(n: int, chunk: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + chunk, n)
 
 
-def together(work: Callable[[], Result]) -> Result:
+def on_all_ranks(work: Callable[[], Result]) -> Result:
     """Do ``work`` on every rank and return its result; where it fails on one, fail on all.
 
     Without this, ranks that are well would wait for the failed one in their next exchange. What failed is raised on its
@@ -53,10 +53,10 @@ def together(work: Callable[[], Result]) -> Result:
     return result
 
 
-def from_main(work: Callable[[], Result]) -> Result:
+def on_rank_zero(work: Callable[[], Result]) -> Result:
     """Do ``work`` on rank 0 alone and return its result on all ranks; what it raises is raised on all."""
     rank, world = rank_and_world()
-    result = together(lambda: work() if rank == 0 else None)
+    result = on_all_ranks(lambda: work() if rank == 0 else None)
     if world > 1:
         told = [result]
         dist.broadcast_object_list(told, src=0)

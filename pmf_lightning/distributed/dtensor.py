@@ -10,12 +10,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """Return this device's part, which shares its memory; changes of it are changes of ``tensor``. Needs no_grad."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor. All devices must ask, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -30,30 +30,30 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all tensors together, of all devices' parts where they are spread."""
-    return whole(get_total_norm(tensors))
+    return full_tensor(get_total_norm(tensors))
 
 
-def parts(network: nn.Module) -> Iterable[FSDPModule]:
+def fsdp_units(network: nn.Module) -> Iterable[FSDPModule]:
     """Yield the modules of ``network`` whose weights are gathered together."""
     return (module for module in network.modules() if isinstance(module, FSDPModule))
 
 
-def forget_whole(network: nn.Module) -> None:
+def reshard(network: nn.Module) -> None:
     """Drop the whole weights that a forward pass left behind, since the parts have changed. No communication."""
-    for part in parts(network):
+    for part in fsdp_units(network):
         part.reshard()
 
 
-def fetch_whole(network: nn.Module) -> None:
-    """Gather all weights, so that forward passes need no other device until ``forget_whole``. All devices must ask."""
-    for part in parts(network):
+def unshard(network: nn.Module) -> None:
+    """Gather all weights, so that forward passes need no other device until ``reshard``. All devices must ask."""
+    for part in fsdp_units(network):
         part.unshard()
 
 
 @torch.no_grad()
 def to_cpu(tensor: Tensor, keep: bool) -> Tensor | None:
     """Return the whole tensor on the CPU where ``keep``, None elsewhere. All devices must ask."""
-    full = whole(tensor.detach())
+    full = full_tensor(tensor.detach())
     return full.cpu() if keep else None
 
 

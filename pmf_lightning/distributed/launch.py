@@ -14,19 +14,19 @@ PATIENCE = timedelta(hours=2)  # ranks wait while rank 0 compares 50,000 feature
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def is_main() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that prints: rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_on_main(lines: list[str]) -> None:
     """Print lines, in one process alone."""
-    if lines and is_main():
+    if lines and is_rank_zero():
         print("\n".join(lines), flush=True)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[torch.device]:
+def torchrun_group(device: str) -> Iterator[torch.device]:
     """Yield this process's device, joined with the others where torchrun started several (WORLD_SIZE above 1).
 
     "cuda" becomes the GPU of the local rank. Ranks talk by gloo on CPUs, by NCCL on GPUs. Raises UserError for an

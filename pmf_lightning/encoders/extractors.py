@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Features, Network
 from pmf_lightning.encoders.classifier.train import VERSION, ClassifierSettings, cached_classifier
 from pmf_lightning.encoders.trained_cache import checksum
@@ -25,7 +25,7 @@ class ClassifierFeatures:
     name: str
     settings: ClassifierSettings
     batch: int
-    source: Source
+    source: DataSource
     cache_dir: str | None
 
     @property

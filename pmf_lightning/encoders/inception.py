@@ -10,7 +10,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from pmf_lightning.encoders.base import Features, Network, file_sha256, three_channels
 from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.utils.cache import sole_writer
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.tensor_files import load_tensors
 
 FILE = URL_INCEPTION_V3.rpartition("/")[2]  # weights-inception-2015-12-05-6726825d.pth
@@ -62,7 +62,7 @@ class Inception:
         if self.batch < 1:
             raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
         if self.resize not in RESIZES:
-            raise UserError(f"extractor.resize={self.resize}: no such rule; {near(str(self.resize), RESIZES)}")
+            raise UserError(f"extractor.resize={self.resize}: no such rule; {suggestions(str(self.resize), RESIZES)}")
         if self.path.is_file() or (self.weights is None and self.download):
             return
         asked = "extractor.weights" if self.weights is not None else "extractor=inception"

@@ -18,7 +18,7 @@ Anything = TypeVar("Anything")
 
 
 @dataclass(frozen=True)
-class Published:
+class PretrainedWeights:
     """Weights of a frozen network.
 
     ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published; ``role`` says

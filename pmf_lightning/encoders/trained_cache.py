@@ -14,10 +14,10 @@ from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.tensor_files import load_tensors
 
 log = logging.getLogger(__name__)
-Kept = TypeVar("Kept", bound=nn.Module)
+Trained = TypeVar("Kept", bound=nn.Module)
 
 
-def kept_network(path: Path, empty: Callable[[], Kept], trained: Callable[[], Kept], what: str) -> Kept:
+def load_or_train(path: Path, empty: Callable[[], Trained], trained: Callable[[], Trained], what: str) -> Trained:
     """Return the network whose weights lie at ``path``, or a ``trained()`` one, which is written there; frozen.
 
     ``empty()`` makes one to fill; ``what`` is its name in the notice that a damaged file is replaced.
@@ -31,7 +31,7 @@ def kept_network(path: Path, empty: Callable[[], Kept], trained: Callable[[], Ke
     return network.requires_grad_(False).eval()
 
 
-def _load(path: Path, network: Kept, what: str) -> Kept | None:
+def _load(path: Path, network: Trained, what: str) -> Trained | None:
     try:
         kept = load_tensors(path)
         network.load_state_dict(kept["weights"])

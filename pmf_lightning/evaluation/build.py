@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
 from pmf_lightning.evaluation.protocol import Protocol
@@ -18,7 +18,7 @@ from pmf_lightning.utils.errors import UserError
 DATA = "data"  # as a reference: the training split of the data at hand
 
 
-def complete(extractor: Extractor | partial, source: Source | None, cache_dir: str | None) -> Extractor:
+def complete_extractor(extractor: Extractor | partial, source: DataSource | None, cache_dir: str | None) -> Extractor:
     """Return the extractor, ``_partial_`` in its configuration where it has to see the data, checked.
 
     Raises UserError where it needs data and there are none, or where its weights are missing.
@@ -43,7 +43,7 @@ def open_evaluator(
     channels: int = 3,
     crop: str | None = None,
     precision_recall_reference: str | Path | None = None,
-    source: Source | None = None,
+    source: DataSource | None = None,
     cache_dir: str | None = None,
 ) -> Evaluator:
     """Build an ``Evaluator`` for images of ``resolution`` pixels of ``classes`` classes; all ranks call it.
@@ -58,7 +58,7 @@ def open_evaluator(
 
     Raises UserError where a file is missing or spoilt, or reference, extractor and images do not belong together.
     """
-    extractor = complete(extractor, source, cache_dir)
+    extractor = complete_extractor(extractor, source, cache_dir)
     if channels not in extractor.channels:
         raise UserError(
             f"extractor={extractor.name}: it sees images of {' or '.join(map(str, extractor.channels))} channels, "

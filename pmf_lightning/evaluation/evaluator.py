@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pmf_lightning.data.transforms import QUANTISERS
-from pmf_lightning.distributed.collectives import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
 from pmf_lightning.encoders.base import Extractor, Network, extract
 from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.evaluation.frechet import check_finite
-from pmf_lightning.evaluation.moments import Measured, Moments
+from pmf_lightning.evaluation.moments import FeatureStatistics, Moments
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.real_images import OPTION, RealImages
 from pmf_lightning.evaluation.references import Reference
@@ -68,13 +68,13 @@ class Evaluator:
     @cached_property
     def network(self) -> Network:
         """The extractor's network, opened at first use."""
-        return together(lambda: self.extractor.open(self.device))
+        return on_all_ranks(lambda: self.extractor.open(self.device))
 
     def name(self, n: int, what: str = "fid") -> str:
         """Return the name of a score of ``n`` images: "fid50k_jit"."""
         return score_name(what, self.protocol, self.extractor.name, n)
 
-    def of_moments(self) -> "Evaluator":
+    def without_features(self) -> "Evaluator":
         """Return one that gives the Frechet distance and the inception score alone, and keeps no features.
 
         It shares the network, which is opened now; all ranks call it.
@@ -93,10 +93,10 @@ class Evaluator:
         """
         measured = self.measure(generate, n, classes, keep)
         real, compared = self.reference_features, self.precision_recall_features
-        scores = from_main(lambda: score(measured, self.reference, real, self.protocol, self.device, compared))
+        scores = on_rank_zero(lambda: score(measured, self.reference, real, self.protocol, self.device, compared))
         return self._flagged(scores, classes)
 
-    def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Measured:
+    def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> FeatureStatistics:
         """Generate as ``__call__`` does and return moments, logits and, where the reference has some, features."""
         if n < 2:
             raise UserError(f"n={n}: two images at least make a distance")
@@ -153,7 +153,7 @@ def measure(
     device: torch.device,
     kept: Int64[Tensor, " m"] | str | None,
     title: str = "images",
-) -> Measured:
+) -> FeatureStatistics:
     """Measure images number 0 to n - 1, ``levels(first, end)`` a chunk at a time, dealt over the ranks.
 
     ``kept`` are the numbers of the images whose features are kept ("all", or None); ``title`` is the progress bar's.
@@ -168,7 +168,7 @@ def measure(
             bar.update(min((end - first) * world, n - bar.n))
 
     with bar:
-        together(work)
+        on_all_ranks(work)
     return moments.compute()
 
 

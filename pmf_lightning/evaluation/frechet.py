@@ -8,10 +8,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pmf_lightning.data.dataset import Images
+from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.utils.errors import UserError
 
-Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | Images  # of uint8 pixels
+Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | ImageDataset  # of uint8 pixels
 Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
 
 
@@ -78,14 +78,14 @@ class _Float64Features(nn.Module):
 def frechet_distance(
     embed: Embed,
     real: Pictures,
-    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"] | Images,
+    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"] | ImageDataset,
     batch: int,
 ) -> float:
     """Return the Frechet distance between two sets of images; see ``FrechetDistance``."""
     return FrechetDistance(embed, real, batch)(fake)
 
 
-def in_batches(images: Tensor | np.ndarray | Images, batch: int) -> Iterator[Tensor]:
+def in_batches(images: Tensor | np.ndarray | ImageDataset, batch: int) -> Iterator[Tensor]:
     """Yield ``images`` in their order as tensors of at most ``batch`` rows, copied out of numpy arrays."""
     for start in range(0, len(images), batch):
         end = min(start + batch, len(images))

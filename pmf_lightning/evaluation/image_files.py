@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pmf_lightning.data.images.decoder import check_background, levels_of, open_picture, say_done
 from pmf_lightning.data.images.listing import list_images, say_kinds, say_left_out, shown
-from pmf_lightning.distributed.collectives import from_main, together, total
+from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import UserError
@@ -30,7 +30,7 @@ KINDS = ("none", "png", "npz")
 Levels = UInt8[Tensor, "b c h w"]
 
 
-class Kept:
+class ImageSaver:
     """What is kept of generated images: the first ones for a picture and, as ``kind`` says, all of them on disk.
 
     "png" writes ``out/images/<number>.png``, "npz" ``out/images.npz`` (arr_0: uint8 NHWC, arr_1: labels). Ranks write
@@ -44,7 +44,7 @@ class Kept:
         self.latest = time.perf_counter()  # when the last images of this rank came
         self._folder = out / ("images" if kind == "png" else ".images.parts")
         if kind != "none":
-            from_main(self._make_room)
+            on_rank_zero(self._make_room)
 
     @property
     def path(self) -> Path | None:
@@ -67,9 +67,9 @@ class Kept:
 
     def finish(self) -> None:
         """Put the parts of an .npz together, on rank 0 when all are written; all ranks call it."""
-        together(lambda: None)
+        on_all_ranks(lambda: None)
         if self.kind == "npz":
-            from_main(self._put_together)
+            on_rank_zero(self._put_together)
 
     def _put_together(self) -> None:
         parts = sorted(self._folder.glob("*.npz"))

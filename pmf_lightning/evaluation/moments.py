@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from pmf_lightning.encoders.base import Features
 
 
-class Measured:
+class FeatureStatistics:
     """What is known of ``n`` images: mean and unbiased covariance of their features, in float64 on the CPU.
 
     ``features`` [m, F] are those of the images that ``kept`` asked for, ``logits`` [n, K] of all; both in the order of
@@ -29,7 +29,7 @@ class Measured:
 
 
 class Moments(Metric):
-    """Sums of features and of their products, which torchmetrics adds over the ranks; ``compute`` gives ``Measured``.
+    """Sums of features and of their products, added over the ranks by torchmetrics; computes ``FeatureStatistics``.
 
     Args:
         features: numbers per image.
@@ -66,11 +66,11 @@ class Moments(Metric):
             self.answer_rows.append(rows)
             self.answers.append(seen.logits)
 
-    def compute(self) -> Measured:
+    def compute(self) -> FeatureStatistics:
         """Return what was measured over all ranks; the covariance divides by n - 1, as np.cov does."""
         n, mu = int(self.count), self.total / self.count
         sigma = (self.products - n * torch.outer(mu, mu)) / (n - 1)
-        return Measured(
+        return FeatureStatistics(
             n,
             mu.cpu(),
             ((sigma + sigma.T) / 2).cpu(),

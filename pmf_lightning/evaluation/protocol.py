@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pmf_lightning.data.transforms import QUANTISERS
 from pmf_lightning.encoders.resizes import RESIZES
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 _ELSEWHERE = {"fid": "fd", "kid": "kd"}  # what Inception's distances are called in other features
 
@@ -71,7 +71,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for name, rules in (("quantiser", QUANTISERS), ("resize", RESIZES)):
             if (rule := getattr(self, name)) not in rules:
-                raise UserError(f"protocol.{name}={rule}: no such rule; {near(str(rule), rules)}")
+                raise UserError(f"protocol.{name}={rule}: no such rule; {suggestions(str(rule), rules)}")
         for name in ("n", "kid_size"):
             if getattr(self, name) < 2:
                 raise UserError(f"protocol.{name}={getattr(self, name)}: set it to 2 or more")

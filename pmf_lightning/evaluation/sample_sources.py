@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.build import DATA, open_evaluator
@@ -24,7 +24,7 @@ from pmf_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Subject:
+class SampleSource:
     """What is judged: ``generate(labels, first)`` makes its images, ``about`` says what they are.
 
     ``n`` is how many there are (None: any number), ``shape`` that of an image [C, H, W]; ``classes`` and ``config``,
@@ -42,11 +42,11 @@ class Subject:
     said_done: Callable[[], list[str]] = list
 
 
-def existing_images(cfg: DictConfig) -> Subject:
+def existing_images(cfg: DictConfig) -> SampleSource:
     """Return the images of ``images=``, with the channels of the data that a classifier saw; raises UserError."""
     images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
     about = {"judged": str(cfg.images), "quantiser": "none: the images were whole levels"}
-    return Subject(
+    return SampleSource(
         generate=lambda labels, first: images(first, first + len(labels)),
         shape=images.shape,
         n=len(images),
@@ -57,16 +57,16 @@ def existing_images(cfg: DictConfig) -> Subject:
     )
 
 
-def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> Subject:
+def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
     """Return what the checkpoint ``ckpt=`` makes, on its device, with the options of sampling; raises UserError."""
     module = load_checkpoint(cfg.ckpt, cfg.ema)
     check_generates(cfg.ckpt, module)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
     module = module.to(device)
-    return Subject(
+    return SampleSource(
         generate=lambda labels, first: finite_images(module, labels, cfg.seed, first, **options),
-        shape=module.shown_shape,
+        shape=module.image_shape,
         n=None,
         classes=module.network.classes,
         about=_about(cfg, module, options),
@@ -76,13 +76,13 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> Subject:
 
 def check_generates(ckpt: str, module: GenerativeModule) -> None:
     """Raise UserError for a model that makes no images."""
-    if not module.objective.methods:
+    if not module.objective.samplers:
         raise UserError(f"ckpt={ckpt}: {module.config['name']} makes no images to judge; give a generator")
 
 
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
     """Say which weights are judged and how they sample."""
-    options = options | {"method": options["method"] or module.objective.methods[0]}
+    options = options | {"method": options["method"] or module.objective.samplers[0]}
     return {
         "judged": str(cfg.ckpt),
         "model": module.config["name"],
@@ -121,7 +121,7 @@ def evaluator_of(
     )
 
 
-def _data_at_hand(cfg: DictConfig, config: Mapping[str, Any] | None) -> Source | None:
+def _data_at_hand(cfg: DictConfig, config: Mapping[str, Any] | None) -> DataSource | None:
     """Return the data that ``data=`` names, or those of the checkpoint; None where there are neither, or not wanted."""
     if not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
         return None

@@ -10,7 +10,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from pmf_lightning.evaluation.moments import Gaussian, Measured
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.references import Reference
 
@@ -59,7 +59,7 @@ class Scores:
 
 
 def score(
-    measured: Measured,
+    measured: FeatureStatistics,
     reference: Reference,
     real: Float[Tensor, "m f"] | None,
     protocol: Protocol,
@@ -89,7 +89,7 @@ def score(
     )
 
 
-def _moment_flags(measured: Measured, reference: Reference) -> Iterator[str]:
+def _moment_flags(measured: FeatureStatistics, reference: Reference) -> Iterator[str]:
     few = measured.n <= len(measured.mu)
     if few:
         yield "rank-deficient"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from pmf_lightning.data.dataset import First, Images, Source
+from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
@@ -22,7 +22,7 @@ Generate = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
-class QualitySettings:
+class SmallDataSettings:
     """When and how to measure: every ``every_images`` training images, ``chunk`` images at a time.
 
     ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end; of the training split the
@@ -46,7 +46,7 @@ class QualitySettings:
 
 
 @dataclass(frozen=True)
-class Quality:
+class SmallDataScores:
     """What was measured on ``n`` generated images.
 
     ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
@@ -70,7 +70,7 @@ class Judge:
         self,
         classifier: Classifier,
         train_images: Pictures,
-        held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | Images,
+        held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
         held_out_labels: Int64[Tensor, " m"],
         batch: int,
     ) -> None:
@@ -91,12 +91,12 @@ class Judge:
         hits = [self._hits(*pair) for pair in zip(parts, self.held_out_labels.split(self.batch), strict=True)]
         return torch.cat(hits).double().mean().item()
 
-    def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> Quality:
+    def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SmallDataScores:
         """Judge generated images and the labels asked for; see ``measure_parts``."""
         self._check(tuple(images.shape))
         return self.measure_parts(zip(in_batches(images, self.batch), labels.split(self.batch), strict=True))
 
-    def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Quality:
+    def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> SmallDataScores:
         """Judge generated images, uint8, that come in parts with the labels asked for; no part is kept.
 
         Raises ValueError unless they are as many and as large as the held-out images: the distance depends on both.
@@ -114,7 +114,7 @@ class Judge:
         hits, labels = torch.cat(hits), torch.cat(labels)
         self._check((len(labels), *self.shape[1:]))
         asked = [hits[labels == label] for label in range(self.classifier.head.out_features)]
-        return Quality(
+        return SmallDataScores(
             fd=distance,
             fd_floor=self.floor,
             n=len(labels),
@@ -133,13 +133,13 @@ class Judge:
             return self.classifier(images.cpu()).argmax(1) == labels.cpu()
 
 
-class QualityProbe:
+class SmallDataEvaluator:
     """Measures a generator of ``source``'s images against them; the classifier and the floor are prepared once.
 
     Runs on the CPU without collective communication, so one process may measure alone.
     """
 
-    def __init__(self, source: Source, settings: QualitySettings, cache_dir: str | None):
+    def __init__(self, source: DataSource, settings: SmallDataSettings, cache_dir: str | None):
         self.source, self.settings, self.cache_dir = source, settings, cache_dir
 
     @cached_property
@@ -153,10 +153,10 @@ class QualityProbe:
             raise UserError(f"data {source.name} holds out {len(held_out)} image(s), give at least 2 or metrics=none")
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
-            train = First(train, self.settings.reference_images)
+            train = Head(train, self.settings.reference_images)
         return Judge(classifier, train, held_out, held_out.labels, self.settings.chunk)
 
-    def __call__(self, generate: Generate) -> Quality:
+    def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, labels in turn, and judge them.
 
         ``generate(labels, first)`` makes the images number ``first``, ``first + 1``, ... Raises NonFiniteError.
@@ -176,12 +176,12 @@ def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
 def measure_quality(
     classifier: Classifier,
     train_images: Pictures,
-    held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | Images,
+    held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
     held_out_labels: Int64[Tensor, " m"],
     generated_images: UInt8[Tensor, "k c2 h2 w2"],
     generated_labels: Int64[Tensor, " k"],
     batch: int,
-) -> Quality:
+) -> SmallDataScores:
     """Judge one set of generated images; keep a ``Judge`` to judge several.
 
     Raises ValueError unless they are as many and as large as the held-out images.
@@ -195,6 +195,6 @@ def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:
     return torch.arange(n) % classes
 
 
-def metric_name(source: Source) -> str:
+def metric_name(source: DataSource) -> str:
     """Return the distance's name in logs, ``fd_<data name>``: it is no FID, whose features are Inception's."""
     return "fd_" + re.sub(r"\W+", "_", source.name.lower())

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pmf_lightning.data.dataset import Source
-from pmf_lightning.data.loader import read, tally_of
+from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.transforms import CROP_RULE
-from pmf_lightning.distributed.collectives import chunks_of_this_rank, from_main, rank_and_world, together
+from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
 from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import measure
 from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, load_reference
@@ -48,14 +48,14 @@ def statistics(
         raise UserError(f"features={features}: set it to 0 (none) or more")
     kept = rng.permutation("statistics", "features", count=n)[:features].sort().values if features else None
     device = torch.device(device)
-    network = together(lambda: extractor.open(device))
+    network = on_all_ranks(lambda: extractor.open(device))
     measured = measure(levels, n, chunk, extractor, network, device, kept, "real images")
     said = {"format": FORMAT, **about, "n": n, "extractor_name": extractor.name, "extractor": extractor.fingerprint()}
     return Reference(measured.mu, measured.sigma, n, measured.features, about=said)
 
 
 def split_statistics(
-    source: Source,
+    source: DataSource,
     extractor: Extractor,
     n: int | None,
     chunk: int,
@@ -76,7 +76,7 @@ def split_statistics(
     return statistics(lambda first, end: next(batches), count, extractor, chunk, features, device, _about(source))
 
 
-def _pixels(source: Source) -> Any:
+def _pixels(source: DataSource) -> Any:
     if getattr(source, "latents", False):
         raise UserError(f"data={source.name}: statistics are of pixels, these are latents; choose the data of pixels")
     return source.train()
@@ -86,11 +86,11 @@ def _read_ahead(split: Any, rows: Tensor | None, n: int, chunk: int, workers: in
     """Yield the images of this rank's chunks in order; UserError where too many records cannot be read."""
     wanted = torch.arange(n) if rows is None else rows
     batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, chunk)]
-    for images, _, _ in read(split, batches, workers, tally_of(split, rank_and_world()[1])):
+    for images, _, _ in iterate_batches(split, batches, workers, tally_of(split, rank_and_world()[1])):
         yield images
 
 
-def _about(source: Source) -> dict[str, Any]:
+def _about(source: DataSource) -> dict[str, Any]:
     return {
         "data": source.name,
         "split": "train",
@@ -103,16 +103,21 @@ def _about(source: Source) -> dict[str, Any]:
 
 
 def cached_statistics(
-    source: Source, extractor: Extractor, chunk: int, features: int, device: torch.device | str, cache_dir: str | None
+    source: DataSource,
+    extractor: Extractor,
+    chunk: int,
+    features: int,
+    device: torch.device | str,
+    cache_dir: str | None,
 ) -> Reference:
     """Return ``split_statistics`` of a whole training split, measured once and then read from the cache folder."""
     folder = cache_root(cache_dir) / "statistics"
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
-    if not from_main(path.is_file):
+    if not on_rank_zero(path.is_file):
         measured = split_statistics(source, extractor, None, chunk, features, device)
-        from_main(lambda: _keep(measured, path))
-    reference = from_main(lambda: load_reference(path, extractor.name))  # other machines have other cache folders
+        on_rank_zero(lambda: _keep(measured, path))
+    reference = on_rank_zero(lambda: load_reference(path, extractor.name))  # other machines have other cache folders
     kept = f"data={source.name} (kept at {reference.file['path']})"
     return replace(reference, file={**reference.file, "path": kept})
 

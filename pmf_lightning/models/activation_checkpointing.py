@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pmf_lightning.models.adaln import AdaBlock
+from pmf_lightning.models.adaln import AdaLNZeroBlock
 from pmf_lightning.models.layers import Block
 
 
@@ -22,7 +22,7 @@ def recompute_blocks(network: nn.Module) -> int:
 
     Weights and their names stay as they are, and so does every number that comes out.
     """
-    blocks = [module for module in network.modules() if isinstance(module, Block | AdaBlock)]
+    blocks = [module for module in network.modules() if isinstance(module, Block | AdaLNZeroBlock)]
     for block in blocks:
         block.forward = _checkpointed(block.forward)
     return len(blocks)

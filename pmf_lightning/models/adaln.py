@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.dropout import keyed_dropout
-from pmf_lightning.models.embedders import FREQUENCIES, Table, sinusoid
+from pmf_lightning.models.embedders import FREQUENCIES, EmbeddingTable, sinusoid
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens, attend
 from pmf_lightning.utils.precision import Number, at_least_float32
 
@@ -23,7 +23,7 @@ Keys = Int64[Tensor, " b"] | None  # of dropout, one per row; None drops nothing
 SITES = 3  # places in a block that drop: attention weights, the output of attention, inside the SwiGLU
 
 
-class Dense(nn.Linear):
+class XavierLinear(nn.Linear):
     """A linear map with bias 0; its matrix starts xavier-uniform, or from N(0, std^2) where ``std`` is given."""
 
     optim_kinds = {"weight": "muon", "bias": "adam"}
@@ -45,7 +45,7 @@ class Dense(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class NormalTable(Table):
+class NormalTable(EmbeddingTable):
     """One row per class, from N(0, std^2)."""
 
     def __init__(self, rows: int, width: int, std: Number):
@@ -74,8 +74,8 @@ class ScalarVector(nn.Module):
 
     def __init__(self, width: int, std: Number):
         super().__init__()
-        self.mlp_in = Dense(FREQUENCIES, width, std)
-        self.mlp_out = Dense(width, width, std)
+        self.mlp_in = XavierLinear(FREQUENCIES, width, std)
+        self.mlp_out = XavierLinear(width, width, std)
 
     def forward(self, values: Float[Tensor, " b"]) -> Vector:
         """Embed one number per sample."""
@@ -85,7 +85,7 @@ class ScalarVector(nn.Module):
         return self.mlp_out(F.silu(self.mlp_in(waves)))
 
 
-class Modulation(Dense):
+class Modulation(XavierLinear):
     """Linear(silu(c)) from zero, cut into ``parts`` vectors that apply to all tokens alike."""
 
     def __init__(self, width: int, parts: int):
@@ -103,7 +103,7 @@ class FusedAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: Number, attention_dropout: Number):
         super().__init__()
         self.heads, self.dropout, self.attention_dropout = heads, dropout, attention_dropout
-        self.qkv, self.proj = Dense(width, 3 * width), Dense(width, width)
+        self.qkv, self.proj = XavierLinear(width, 3 * width), XavierLinear(width, width)
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def forward(self, x: Tokens, rotate: Rotate, kind: AttentionKind, keys: Keys, site: int) -> Tokens:
@@ -127,7 +127,7 @@ class FusedSwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: Number):
         super().__init__()
         self.dropout = dropout
-        self.w12, self.w3 = Dense(width, 2 * hidden), Dense(hidden, width)
+        self.w12, self.w3 = XavierLinear(width, 2 * hidden), XavierLinear(hidden, width)
 
     def forward(self, x: Tokens, keys: Keys, site: int) -> Tokens:
         """Map tokens to tokens."""
@@ -136,7 +136,7 @@ class FusedSwiGLU(nn.Module):
         return self.w3(hidden if keys is None else keyed_dropout(hidden, keys, site + 2, self.dropout))
 
 
-class AdaBlock(nn.Module):
+class AdaLNZeroBlock(nn.Module):
     """x += gate (attention(scale norm(x) + shift)); x += gate (swiglu(scale norm(x) + shift)), all from c.
 
     ``site`` is the number of the first of its ``SITES`` places that drop; ``dropout`` applies to the output of

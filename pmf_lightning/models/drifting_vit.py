@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.adaln import AdaBlock, Dense, Keys, NormalTable, ScalarVector, Vector
-from pmf_lightning.models.embedders import Learned, sum_of_codes
+from pmf_lightning.models.adaln import AdaLNZeroBlock, Keys, NormalTable, ScalarVector, Vector, XavierLinear
+from pmf_lightning.models.embedders import LearnedTokens, sum_of_codes
 from pmf_lightning.models.jit_vit import FinalLayer
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens
 from pmf_lightning.models.patches import PatchEmbedding, check_grid
@@ -67,14 +67,18 @@ class SplitSwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.w1, self.w3, self.w2 = Dense(width, hidden), Dense(width, hidden), Dense(hidden, width)
+        self.w1, self.w3, self.w2 = (
+            XavierLinear(width, hidden),
+            XavierLinear(width, hidden),
+            XavierLinear(hidden, width),
+        )
 
     def forward(self, x: Tokens, keys: Keys = None, site: int = 0) -> Tokens:
         """Map tokens to tokens."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-class SinCosPositions(Learned):
+class SinCosPositions(LearnedTokens):
     """A learned vector per patch that starts as the sines and cosines of column and row."""
 
     def __init__(self, grid: int, width: int):
@@ -133,11 +137,11 @@ class DriftingViT(nn.Module):
         self.conditions = nn.ModuleDict({"label": ClassVector(classes, width), "alpha": AlphaVector(width)})
         if codes:
             self.conditions["style"] = StyleVector(codes, rows, width)
-        self.to_context = Dense(width, width) if context else None
-        self.context = Learned(context, width, STD) if context else None
+        self.to_context = XavierLinear(width, width) if context else None
+        self.context = LearnedTokens(context, width, STD) if context else None
 
-        def block() -> AdaBlock:
-            return AdaBlock(width, attention_heads, mlp_hidden, mlp=SplitSwiGLU(width, mlp_hidden))
+        def block() -> AdaLNZeroBlock:
+            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, mlp=SplitSwiGLU(width, mlp_hidden))
 
         self.trunk = nn.ModuleList(block() for _ in range(trunk))
         self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})

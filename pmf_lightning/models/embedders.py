@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.layers import Linear, Stream, Tokens, join
+from pmf_lightning.models.layers import Linear, Stream, Tokens, cat_with_tangents
 from pmf_lightning.utils.precision import Number
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, the same in DiT, JiT, iMF and pMF
 
 
-class Learned(nn.Module):
+class LearnedTokens(nn.Module):
     """A learned [1, n, width] tensor: condition tokens or positions."""
 
     optim_kinds = {"weight": "adam"}
@@ -30,7 +30,7 @@ class Learned(nn.Module):
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
 
 
-class Table(nn.Embedding):
+class EmbeddingTable(nn.Embedding):
     """One row per class, from N(0, 1/width). Adam's although it is a matrix: optax sees [1, rows, width]."""
 
     optim_kinds = {"weight": "adam"}
@@ -48,7 +48,7 @@ def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
     half = size // 2
     powers = torch.arange(half, dtype=values.dtype, device=values.device) / half
     angles = values[:, None] * torch.exp(-math.log(10_000.0) * powers)
-    return join(torch.cat, (angles.cos(), angles.sin()), -1)
+    return cat_with_tangents(torch.cat, (angles.cos(), angles.sin()), -1)
 
 
 class ScalarCondition(nn.Module):
@@ -56,7 +56,7 @@ class ScalarCondition(nn.Module):
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
-        self.tokens = Learned(tokens, width, std=width**-0.5)
+        self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
         self.mlp_in = Linear(FREQUENCIES, width, bias=True, gain=1.0)
         self.mlp_out = Linear(width, width, bias=True, gain=1.0)
 
@@ -73,8 +73,8 @@ class ClassCondition(nn.Module):
 
     def __init__(self, tokens: int, width: int, classes: int):
         super().__init__()
-        self.tokens = Learned(tokens, width, std=width**-0.5)
-        self.table = Table(classes + 1, width)
+        self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
+        self.table = EmbeddingTable(classes + 1, width)
 
     def forward(self, labels: Int64[Tensor, " b"]) -> Tokens:
         """Embed one label per sample."""
@@ -95,9 +95,9 @@ class StyleCondition(nn.Module):
 
     def __init__(self, tokens: int, width: int, codes: int, rows: int):
         super().__init__()
-        self.tokens = Learned(tokens, width, std=width**-0.5)
+        self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
         self.codes, self.rows = codes, rows
-        self.table = Table(codes * rows, width)
+        self.table = EmbeddingTable(codes * rows, width)
 
     def forward(self, style: Int64[Tensor, "b codes"]) -> Tokens:
         """Embed the codes of each sample, each in 0 ... rows - 1."""

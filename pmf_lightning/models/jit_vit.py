@@ -10,8 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.adaln import SITES, AdaBlock, Dense, Keys, LabelVector, Modulation, ScalarVector, Vector
-from pmf_lightning.models.embedders import Learned
+from pmf_lightning.models.adaln import (
+    SITES,
+    AdaLNZeroBlock,
+    Keys,
+    LabelVector,
+    Modulation,
+    ScalarVector,
+    Vector,
+    XavierLinear,
+)
+from pmf_lightning.models.embedders import LearnedTokens
 from pmf_lightning.models.layers import AttentionKind, RMSNorm, Tokens
 from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
 from pmf_lightning.models.positions import rotation_2d, sincos_2d
@@ -29,7 +38,7 @@ class FinalLayer(nn.Module):
         self.blocks = nn.ModuleList()
         self.norm = RMSNorm(width)
         self.modulation = Modulation(width, parts=2)
-        self.out = Dense(width, patch * patch * channels, std=0)
+        self.out = XavierLinear(width, patch * patch * channels, std=0)
 
     def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "b c h w"]:
         """Map patch tokens to a field; the channels of a patch are in the order (row, column, colour)."""
@@ -89,12 +98,12 @@ class JiTViT(nn.Module):
 
         self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck, patch_bias=bottleneck is None)
         self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "t": ScalarVector(width, STD)})
-        self.context = Learned(context, width, STD) if context else None
+        self.context = LearnedTokens(context, width, STD) if context else None
         middle = range(trunk // 4, 3 * (trunk // 4))
 
-        def block(i: int) -> AdaBlock:
+        def block(i: int) -> AdaLNZeroBlock:
             rates = (dropout, attention_dropout) if i in middle else (0, 0)
-            return AdaBlock(width, attention_heads, mlp_hidden, i * SITES, *rates)
+            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, i * SITES, *rates)
 
         self.trunk = nn.ModuleList(block(i) for i in range(trunk))
         self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})

@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(wide, self.weight.shape, at_least_float32(self.weight), self.eps).to(x.dtype)
 
 
-class Gate(nn.Module):
+class LayerScale(nn.Module):
     """A learned factor per channel on a residual branch, zero at the start: the block begins as the identity."""
 
     optim_kinds = {"weight": "adam"}
@@ -133,10 +133,10 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, heads, gain)
-        self.attention_gate = Gate(width)
+        self.attention_gate = LayerScale(width)
         self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, hidden, gain)
-        self.mlp_gate = Gate(width)
+        self.mlp_gate = LayerScale(width)
 
     def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:
         """Transform the tokens."""
@@ -144,7 +144,7 @@ class Block(nn.Module):
         return x + self.mlp_gate(self.mlp(self.mlp_norm(x)))
 
 
-def join(how: Callable[..., Tensor], parts: Sequence[Tensor], dim: int) -> Tensor:
+def cat_with_tangents(how: Callable[..., Tensor], parts: Sequence[Tensor], dim: int) -> Tensor:
     """Return ``how(parts, dim)`` for ``how`` torch.cat or torch.stack."""
     if torch.compiler.is_compiling():
         for part in parts:

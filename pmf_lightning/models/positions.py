@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.models.layers import join
+from pmf_lightning.models.layers import cat_with_tangents
 from pmf_lightning.utils.precision import Number
 
 
@@ -22,7 +22,7 @@ class Rotation:
         """Turn the pairs (2i, 2i+1)."""
         a, b = x[..., 0::2], x[..., 1::2]
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return join(torch.stack, (a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+        return cat_with_tangents(torch.stack, (a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
 class HalvesRotation(Rotation):

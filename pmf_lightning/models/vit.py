@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.embedders import Learned, make_condition
-from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, join
+from pmf_lightning.models.embedders import LearnedTokens, make_condition
+from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, cat_with_tangents
 from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
 from pmf_lightning.models.positions import Rotation, rotation_1d, rotation_2d
 from pmf_lightning.utils.precision import Number
@@ -99,7 +99,7 @@ class ViT(nn.Module):
         self.conditions = nn.ModuleDict(
             {name: make_condition(spec, width, classes) for name, spec in conditions.items() if spec["tokens"]}
         )
-        self.positions = Learned(self.tokens, width, std=0.02) if positions == "learned" else None
+        self.positions = LearnedTokens(self.tokens, width, std=0.02) if positions == "learned" else None
         self.trunk = nn.ModuleList(block() for _ in range(trunk))
         self.heads = nn.ModuleDict(
             {name: Head(depth, patch, channels, self.grid, block, width) for name, depth in heads.items()}
@@ -125,7 +125,7 @@ class ViT(nn.Module):
         """Return the field of every head asked for (all by default); the others are not computed."""
         kind = attention or self.attention
         prefix = [embed(conditions[name]) for name, embed in self.conditions.items()]
-        x = join(torch.cat, (*prefix, self.patch_embedding(image)), 1)
+        x = cat_with_tangents(torch.cat, (*prefix, self.patch_embedding(image)), 1)
         if self.positions is not None:
             x = x + self.positions.weight
         rotation = self._rotation(like=self.patch_embedding.patches.weight)

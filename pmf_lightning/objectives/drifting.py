@@ -60,9 +60,11 @@ class Drifting:
     """
 
     heads: ClassVar = ("u",)  # of the backbone: its main one
-    methods: ClassVar = ("one_step",)  # of sampling
-    coupled: ClassVar = True  # the loss has means over the whole batch of all devices, so micro-batches cannot add up
-    note: ClassVar = (
+    samplers: ClassVar = ("one_step",)  # of sampling
+    needs_global_batch: ClassVar = (
+        True  # the loss has means over the whole batch of all devices, so micro-batches cannot add up
+    )
+    loss_note: ClassVar = (
         "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
     )
 
@@ -88,13 +90,13 @@ class Drifting:
         if self.styles < 0 or (self.styles and self.style_rows < 1):
             raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
 
-    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: rng.Shard | None = None) -> DriftingDraws:
+    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: rng.BatchRows | None = None) -> DriftingDraws:
         """Draw the numbers of training step ``step`` for one shard of its labels (all of them by default).
 
         Every number depends on (seed, step, global place of the label) alone; scalars come on the CPU, the noise on
         the device of ``batch.x``.
         """
-        shard = shard or rng.Shard()
+        shard = shard or rng.BatchRows()
         size, G = len(batch.y), self.generated
         total, rows = size * shard.count, shard.rows(size)
         alpha = guidance_scale(rng.uniform(seed, "alpha", step, count=total), self.alpha_max, self.alpha_power)
@@ -167,16 +169,16 @@ class Drifting:
         """Return images at one strength of guidance; ``style`` [b,codes] is needed where there are styles."""
         if style is None:
             if self.styles:
-                raise ValueError(f"styles={self.styles}: give conditions={{'style': ...}}, see image_conditions")
+                raise ValueError(f"styles={self.styles}: give conditions={{'style': ...}}, see sampling_conditions")
             style = y.new_zeros(len(y), 0)
         return self.images(network, noise, y, noise.new_full((len(y),), alpha), style.to(y.device))
 
-    def image_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
+    def sampling_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
         """Return the styles of images number ``first`` ... of a seed; image i's depend on (seed, i) alone."""
         codes = [rng.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
         return {"style": (torch.stack(codes) * self.style_rows).long()}
 
-    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+    def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
         """Return how often the network runs per image and step: once."""
         return 1
 

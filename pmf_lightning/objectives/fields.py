@@ -17,14 +17,14 @@ Time = Float[Tensor, " b"]
 Quantity = Literal["x", "eps", "v"]  # what a network may answer: the image x, the noise e, the velocity v
 
 
-def spread(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
+def expand_like(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
     """Shape one number per sample so that it multiplies an image."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def noisy_image(x: Image, e: Image, t: Time) -> Image:
     """Return z = (1-t) x + t e (pMF, eq. 1)."""
-    t = spread(t, x)
+    t = expand_like(t, x)
     return (1 - t) * x + t * e
 
 
@@ -39,32 +39,32 @@ def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction share it, so that a
     perfect prediction has no loss.
     """
-    return (z - x) / spread(t.clamp(t_clip, 1.0), z)
+    return (z - x) / expand_like(t.clamp(t_clip, 1.0), z)
 
 
 def image_from_velocity(z: Image, u: Image, t: Time) -> Image:
     """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8): no clip here."""
-    return z - spread(t, z) * u
+    return z - expand_like(t, z) * u
 
 
 def noise_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - (1-t) x) / clip(t, t_clip, 1) (JiT, table 1)."""
-    return (z - spread(1 - t, z) * x) / spread(t.clamp(t_clip, 1.0), z)
+    return (z - expand_like(1 - t, z) * x) / expand_like(t.clamp(t_clip, 1.0), z)
 
 
 def image_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - t e) / clip(1-t, t_clip, 1) (JiT, table 1); the paper states no clip for this division."""
-    return (z - spread(t, z) * e) / spread((1 - t).clamp(t_clip, 1.0), z)
+    return (z - expand_like(t, z) * e) / expand_like((1 - t).clamp(t_clip, 1.0), z)
 
 
 def velocity_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
     """Return (e - z) / clip(1-t, t_clip, 1) (JiT, table 1); the clip as in ``image_from_noise``."""
-    return (e - z) / spread((1 - t).clamp(t_clip, 1.0), z)
+    return (e - z) / expand_like((1 - t).clamp(t_clip, 1.0), z)
 
 
 def noise_from_velocity(z: Image, v: Image, t: Time) -> Image:
     """Return z + (1-t) v (JiT, table 1)."""
-    return z + spread(1 - t, z) * v
+    return z + expand_like(1 - t, z) * v
 
 
 def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity, t_clip: Number) -> Image:
@@ -87,4 +87,4 @@ def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity,
 
 def compound_velocity(u: Image, du_dt: Image, t: Time, r: Time) -> Image:
     """Return V = u + (t - r) du/dt, which equals v where the MeanFlow identity holds (iMF, eq. 12)."""
-    return u + spread(t - r, u) * du_dt
+    return u + expand_like(t - r, u) * du_dt

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.objectives.fields import Image, spread
+from pmf_lightning.objectives.fields import Image, expand_like
 from pmf_lightning.utils.precision import Number
 
 PerSample = Float[Tensor, " b"]
@@ -23,17 +23,17 @@ def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number, omega_mi
     return omega_min * torch.exp(torch.log1p(uniform * torch.expm1(power * top)) / power)
 
 
-def scale_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: PerSample) -> PerSample:
+def omega_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: PerSample) -> PerSample:
     """Return omega where t_min <= t <= t_max and 1 (no guidance) elsewhere."""
     return torch.where((t_min <= t) & (t <= t_max), omega, torch.ones_like(omega))
 
 
 def guided_velocity(v_t: Image, v_c: Image, v_u: Image, omega: PerSample) -> Image:
     """Return v_g = v_t + (1 - 1/omega)(v_c - v_u) (iMF, eq. 17; pMF, official code)."""
-    return v_t + spread(1 - 1 / omega, v_t) * (v_c - v_u)
+    return v_t + expand_like(1 - 1 / omega, v_t) * (v_c - v_u)
 
 
-def adaptive(loss: Float[Tensor, " b"], power: Number, eps: Number) -> Float[Tensor, " b"]:
+def adaptive_weight(loss: Float[Tensor, " b"], power: Number, eps: Number) -> Float[Tensor, " b"]:
     """Return L / stop_gradient((L + eps)^power) per sample (MeanFlow).
 
     With power 1 the value is 1 but for eps, whatever the network does: watch the plain squared errors instead.

@@ -52,8 +52,8 @@ class JiT:
     """
 
     heads: ClassVar = ("u",)  # of the backbone: its main one
-    methods: ClassVar = ("heun", "euler")  # of sampling; the first is the paper's
-    note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
+    samplers: ClassVar = ("heun", "euler")  # of sampling; the first is the paper's
+    loss_note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
 
     prediction: str
     loss: str
@@ -68,13 +68,13 @@ class JiT:
             if getattr(self, name) not in get_args(Quantity):
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> JiTDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> JiTDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone. The scalars come on the CPU, the noise on the device of
         ``batch.x``.
         """
-        shard = shard or rng.Shard()
+        shard = shard or rng.BatchRows()
         size = len(batch.x)
         total, rows = size * shard.count, shard.rows(size)
         t = logit_normal(rng.normal(seed, "t", step, count=total), self.P_mean, self.P_std)
@@ -137,7 +137,7 @@ class JiT:
         v_c, v_u = v.chunk(2)
         return v_u + omega * (v_c - v_u)
 
-    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+    def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
         """Return how often the network runs per image for one velocity at time t: twice where it is guided."""
         return 2 if self._guided(t, omega, t_min, t_max) else 1
 

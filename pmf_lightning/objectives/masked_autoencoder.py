@@ -65,8 +65,10 @@ class MaskedAutoencoder:
     """
 
     heads: ClassVar = ("image", "logits")  # of the network
-    methods: ClassVar = ()  # of sampling: it is no generator
-    note: ClassVar = "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
+    samplers: ClassVar = ()  # of sampling: it is no generator
+    loss_note: ClassVar = (
+        "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
+    )
 
     patch: int
     cell: int
@@ -95,13 +97,13 @@ class MaskedAutoencoder:
             return 0.0
         return self.class_weight * min(1.0, since / max(1, self.class_rise))
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> MAEDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MAEDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone and comes on the CPU. Raises ValueError where the image
         is no whole number of cells.
         """
-        shard = shard or rng.Shard()
+        shard = shard or rng.BatchRows()
         size, (height, width) = len(batch.x), batch.x.shape[2:]
         total, rows, side = size * shard.count, shard.rows(size), self.patch * self.cell
         if height % side or width % side:

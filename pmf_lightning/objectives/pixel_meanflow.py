@@ -21,13 +21,13 @@ from pmf_lightning.objectives.fields import (
     Image,
     Time,
     compound_velocity,
+    expand_like,
     noisy_image,
     path_velocity,
-    spread,
     velocity_from_image,
 )
-from pmf_lightning.objectives.guidance import adaptive, guidance_scale, guided_velocity, scale_in_interval
-from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, guided_velocity, omega_in_interval
+from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.objectives.jvp.derivative import Form, velocities_and_derivative
 from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.perceptual import perceptual_distances
@@ -56,7 +56,7 @@ class MeanFlowDraws:
     crops: Float[Tensor, "b 4"] | None = None
 
     @property
-    def moving(self) -> Bool[Tensor, " b"]:
+    def r_ne_t(self) -> Bool[Tensor, " b"]:
         """The rows with t != r, where the derivative counts."""
         return self.t != self.r
 
@@ -99,8 +99,10 @@ class PixelMeanFlow:
     Raises ValueError for a choice that does not exist or does not go with another.
     """
 
-    methods: ClassVar = ("average", "heun", "euler")  # of sampling; the first is the paper's
-    note: ClassVar = "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
+    samplers: ClassVar = ("average", "heun", "euler")  # of sampling; the first is the paper's
+    loss_note: ClassVar = (
+        "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
+    )
 
     prediction: str
     noise_scale: Number
@@ -148,14 +150,14 @@ class PixelMeanFlow:
         """The heads of the backbone that are trained."""
         return ("u", "v") if self.velocity == "head" else ("u",)
 
-    def draw(self, batch: Batch, seed: int, step: int, shard: rng.Shard | None = None) -> MeanFlowDraws:
+    def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MeanFlowDraws:
         """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
         Every number depends on (seed, step, global row) alone. The first rows of the GLOBAL batch are tied, and the
         first of these lose their label, as in the official code; a shard holds its even share of them. The scalars
         come on the CPU, the noise on the device of ``batch.x``.
         """
-        shard = shard or rng.Shard()
+        shard = shard or rng.BatchRows()
         size = len(batch.x)
         total, rows = size * shard.count, shard.rows(size)
 
@@ -225,7 +227,7 @@ class PixelMeanFlow:
         times, *conditions = (z.new_full((len(z),), value) for value in (t, omega, t_min, t_max))
         return self.average_velocity(network, z, times, times, *conditions, y)
 
-    def forwards(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
+    def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
         """Return how often the network runs per image for one velocity: guidance is an input, so once."""
         return 1
 
@@ -274,8 +276,8 @@ class PixelMeanFlow:
         v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
-        moving = draws.moving
-        omega = scale_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
+        moving = draws.r_ne_t
+        omega = omega_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
         guided = ~draws.drop & (omega != 1)
         # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
@@ -292,19 +294,19 @@ class PixelMeanFlow:
 
         def target(v_c):
             v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
-            return torch.where(spread(guided.to(z.device), z), v_g, v_t)
+            return torch.where(expand_like(guided.to(z.device), z), v_g, v_t)
 
         tangent = (v_c if self.tangent == "network" else target(v_c))[_rows(moving, z)]
-        derive = network.derivative if isinstance(network, Compiled) else derivative
+        derive = network.derivative if isinstance(network, CompiledNetwork) else derivative
         u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative, derive)
-        v_c = torch.where(spread(ask_c.to(z.device), z), v_c, v.detach())
+        v_c = torch.where(expand_like(ask_c.to(z.device), z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
         errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.velocity == "head" else {})
         near = _rows(draws.t < self.t_thr, z) if features else None
         distances = perceptual_distances(features, z, u, on.t, batch.x, on.crops, near) if features else {}
-        return self._losses(errors, distances, {"du_dt": _sums(du_dt)}, kept)
+        return self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
 
     def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (with label, at scale omega) and v_u (no label, scale 1) where asked, zero elsewhere.
@@ -327,15 +329,15 @@ class PixelMeanFlow:
 
     def _losses(self, errors, distances, diagnostics, kept: dict[str, Image] | None) -> Losses:
         """Weigh the terms: 1 for squared errors, ``perceptual`` for distances, each adaptively."""
-        sums = {name: _sums(error) for name, error in errors.items()}
-        terms = [adaptive(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
+        sums = {name: _sum_of_squares(error) for name, error in errors.items()}
+        terms = [adaptive_weight(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
         for name, distance in distances.items():
-            terms.append(self.perceptual[name] * adaptive(distance, self.weight_power, self.weight_eps))
+            terms.append(self.perceptual[name] * adaptive_weight(distance, self.weight_power, self.weight_eps))
         per_sample, distances = ({n: value.detach() for n, value in d.items()} for d in (sums, distances))
         return Losses(sum(terms).mean(), per_sample, kept, distances, diagnostics)
 
 
-def _sums(field: Image) -> Float[Tensor, " b"]:
+def _sum_of_squares(field: Image) -> Float[Tensor, " b"]:
     """Return the sums of squares over C, H, W."""
     return at_least_float32(field).square().flatten(1).sum(1)
 

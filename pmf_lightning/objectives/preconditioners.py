@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pmf_lightning.objectives.fields import Image, Time, spread
+from pmf_lightning.objectives.fields import Image, Time, expand_like
 from pmf_lightning.utils.precision import Number
 
 
@@ -25,7 +25,7 @@ class Preconditioner(Protocol):
 def preconditioned(preconditioner: Preconditioner, z: Image, F: Image, t: Time) -> Image:
     """Return X = c_skip(t) z + c_out(t) F."""
     c_skip, c_out = preconditioner.coefficients(t)
-    return spread(c_skip, z) * z + spread(c_out, z) * F
+    return expand_like(c_skip, z) * z + expand_like(c_out, z) * F
 
 
 @dataclass(frozen=True)

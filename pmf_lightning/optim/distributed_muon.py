@@ -1,9 +1,9 @@
 """Orthogonalising matrices on several devices: each matrix is the work of one of them, and all get what they need.
 
-A crew says who works and how results travel. ``Alone`` does all itself. In a ``Replicated`` crew (DDP) every device has
-every matrix; each orthogonalises its share and all gather the results, so that they are the same to the last bit. In a
-``Sharded`` crew (FSDP) each device has some rows of every matrix; the rows travel to the matrix's worker and come back
-orthogonalised. Nothing but the order of work depends on the number of devices.
+A crew says who works and how results travel. ``LocalMuon`` does all itself. In a ``ReplicatedMuon`` crew (DDP) every
+device has every matrix; each orthogonalises its share and all gather the results, so that they are the same to the last
+bit. In a ``ShardedMuon`` crew (FSDP) each device has some rows of every matrix; the rows travel to the matrix's worker
+and come back orthogonalised. Nothing but the order of work depends on the number of devices.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ Work = Callable[[Tensor], Tensor]  # from a stack [n, rows, cols] to one
 
 
 @dataclass(frozen=True)
-class Alone:
+class LocalMuon:
     """One device, or several that each do everything."""
 
     size = 1
@@ -45,12 +45,12 @@ class _Several:
         return self.group.size()
 
 
-class Replicated(_Several):
+class ReplicatedMuon(_Several):
     """Devices that all have all matrices."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
         """Return ``work`` of each matrix, in their order, the same on all devices."""
-        shares = deal(shapes, self.size)
+        shares = assign(shapes, self.size)
         mine = shares[self.group.rank()]
         done = _in_stacks([matrices[i] for i in mine], work)
         longest = max(sum(_numel(shapes[i]) for i in share) for share in shares)
@@ -68,12 +68,12 @@ class Replicated(_Several):
         return [results[i] for i in range(len(shapes))]
 
 
-class Sharded(_Several):
+class ShardedMuon(_Several):
     """Devices that each have some rows of every matrix, as FSDP2 cuts them."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
         """Return this device's rows of ``work`` of each matrix, in their order."""
-        shares, me = deal(shapes, self.size), self.group.rank()
+        shares, me = assign(shapes, self.size), self.group.rank()
         own = [[_numel((_rows(shapes[i][0], me, self.size), shapes[i][1])) for i in share] for share in shares]
         theirs = [
             [_numel((_rows(shapes[i][0], rank, self.size), shapes[i][1])) for i in shares[me]]
@@ -82,7 +82,9 @@ class Sharded(_Several):
         order = [i for share in shares for i in share]
         flat = torch.cat([matrices[i].flatten() for i in order])
         received = self._exchange(flat, own, theirs)
-        pieces = [part.split(sizes) for part, sizes in zip(received.split(_sums(theirs)), theirs, strict=True)]
+        pieces = [
+            part.split(sizes) for part, sizes in zip(received.split(_sum_of_squares(theirs)), theirs, strict=True)
+        ]
         mine = [
             torch.cat([pieces[rank][k] for rank in range(self.size)]).view(shapes[i]) for k, i in enumerate(shares[me])
         ]
@@ -96,22 +98,22 @@ class Sharded(_Several):
 
     def _exchange(self, flat: Tensor, sent: list[list[int]], received: list[list[int]]) -> Tensor:
         """Send each device its numbers, and return those of all devices for this one."""
-        out = flat.new_empty(sum(_sums(received)))
-        dist.all_to_all_single(out, flat, _sums(received), _sums(sent), group=self.group)
+        out = flat.new_empty(sum(_sum_of_squares(received)))
+        dist.all_to_all_single(out, flat, _sum_of_squares(received), _sum_of_squares(sent), group=self.group)
         return out
 
 
-def crew_of(parameters: Sequence[Tensor], split: bool, exact: torch.dtype) -> Alone | Replicated | Sharded:
+def crew_of(parameters: Sequence[Tensor], split: bool, exact: torch.dtype) -> LocalMuon | ReplicatedMuon | ShardedMuon:
     """Return who orthogonalises ``parameters``: with ``split``, all devices together that train them."""
     first = parameters[0]
     if isinstance(first, DTensor):
-        return Sharded(first.device_mesh.get_group(), exact)
+        return ShardedMuon(first.device_mesh.get_group(), exact)
     if split and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return Replicated(dist.group.WORLD, exact)
-    return Alone()
+        return ReplicatedMuon(dist.group.WORLD, exact)
+    return LocalMuon()
 
 
-def deal(shapes: Sequence[Shape], workers: int) -> tuple[tuple[int, ...], ...]:
+def assign(shapes: Sequence[Shape], workers: int) -> tuple[tuple[int, ...], ...]:
     """Deal matrices out, the costly ones first, each to the worker with the least to do; the same on every device."""
     return _deal(tuple(shapes), workers)
 
@@ -127,7 +129,7 @@ def _deal(shapes: tuple[Shape, ...], workers: int) -> tuple[tuple[int, ...], ...
     return tuple(map(tuple, shares))
 
 
-def turns(shapes: Sequence[Shape], elements: int) -> Iterator[slice]:
+def chunks(shapes: Sequence[Shape], elements: int) -> Iterator[slice]:
     """Cut a list of matrices into stretches of at most so many numbers, or of one matrix."""
     start, held = 0, 0
     for end, shape in enumerate(shapes):
@@ -167,5 +169,5 @@ def _numel(shape: Shape) -> int:
     return shape[0] * shape[1]
 
 
-def _sums(sizes: list[list[int]]) -> list[int]:
+def _sum_of_squares(sizes: list[list[int]]) -> list[int]:
     return [sum(part) for part in sizes]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.distributed.dtensor import local
-from pmf_lightning.optim.distributed_muon import crew_of, turns
+from pmf_lightning.distributed.dtensor import local_tensor
+from pmf_lightning.optim.distributed_muon import chunks, crew_of
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
 from pmf_lightning.utils.errors import UserError
 
@@ -127,7 +127,7 @@ class MuonAdam(torch.optim.Optimizer):
             return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
 
         shapes = [tuple(p.shape) for p in parameters]
-        for part in turns(shapes, STACK_ELEMENTS * min(crew.size, MOST_STACKS)):
+        for part in chunks(shapes, STACK_ELEMENTS * min(crew.size, MOST_STACKS)):
             combined = _combine(momenta[part], parameters[part], looks_ahead)
             updates = crew.orthogonalised(combined, shapes[part], work)
             for shape in dict.fromkeys(shapes[part]):
@@ -164,12 +164,12 @@ class MuonAdam(torch.optim.Optimizer):
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [local(p.grad).to(p.dtype) for p in parameters]
+    return [local_tensor(p.grad).to(p.dtype) for p in parameters]
 
 
 def _parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return this device's parts."""
-    return [local(tensor) for tensor in tensors]
+    return [local_tensor(tensor) for tensor in tensors]
 
 
 def _combine(momenta: list[Tensor], parameters: list[nn.Parameter], weights: tuple[float, float]) -> Sequence[Tensor]:

@@ -33,13 +33,13 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     validate.model(cfg)
     validate.objective(cfg)
     objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
-    validate.method(cfg.sampling.get("method"), objective.methods, cfg.sampling.steps, "sampling.")
+    validate.method(cfg.sampling.get("method"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: rng.generator(cfg.seed, "init", name))
     if cfg.get("recompute"):  # older checkpoints know nothing of it
         objective = _recomputed(cfg, network, objective)
-    if cfg.get("compile") and not objective.methods:
+    if cfg.get("compile") and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)

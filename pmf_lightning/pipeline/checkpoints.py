@@ -19,7 +19,7 @@ from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoint_io import whole_beside
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
-from pmf_lightning.pipeline.weights_folder import About, StoredWeights
+from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.tensor_files import at_most_weights, load_tensors
@@ -165,7 +165,7 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
         raise UserError(f"{source}: holds weights of Drifting; choose model={generator_preset(arrays, source)}")
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    about = About("Drifting", RELEASED, {"file": file.name, "sha256": digest}, module.config)
+    about = WeightsInfo("Drifting", RELEASED, {"file": file.name, "sha256": digest}, module.config)
     return StoredWeights(generator_tensors(arrays, module.network, source), {}, about)
 
 
@@ -181,7 +181,7 @@ def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeMod
     return module.eval(), about.weights
 
 
-def _is_average(ema: str | Number, about: weights_folder.About) -> bool:
+def _is_average(ema: str | Number, about: weights_folder.WeightsInfo) -> bool:
     """Tell whether ``ema`` means the weights of a folder."""
     try:
         return find_average(ema, [about.weights], about.config) == about.weights

@@ -14,7 +14,7 @@ from pmf_lightning.config.presets import published
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoints import build_stored, load_checkpoint, read_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.weights_folder import About, StoredWeights
+from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import (
@@ -48,7 +48,7 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
         known, there = config["backbone"]["heads"], heads_of(ours)
         config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
     chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
-    return StoredWeights(ours, aside, About(family_of(module.network).name, chosen, _source(path), config))
+    return StoredWeights(ours, aside, WeightsInfo(family_of(module.network).name, chosen, _source(path), config))
 
 
 def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
@@ -76,7 +76,7 @@ def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
     module = load_checkpoint(path, ema)
     config = copy.deepcopy(module.config)
     config["sampling"]["ema"] = module.average
-    about = About(_family_name(module.network), module.average, _source(path), config)
+    about = WeightsInfo(_family_name(module.network), module.average, _source(path), config)
     return StoredWeights(module.network.state_dict(), {}, about)
 
 

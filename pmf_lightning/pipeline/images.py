@@ -32,7 +32,7 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     judged = module.config["sampling"]
     options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
     validate.guidance(**{name: value for name, value in options.items() if name != "method"})
-    validate.method(options["method"], module.objective.methods, options["steps"])
+    validate.method(options["method"], module.objective.samplers, options["steps"])
     return options
 
 
@@ -40,7 +40,7 @@ def draw(
     module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, chunk: int, options: dict
 ) -> UInt8[Tensor, "n c h w"]:
     """Return the images as levels on the CPU; as floats, 50,000 of 256 pixels would take 39 GB instead of 10."""
-    levels = torch.empty(len(labels), *module.shown_shape, dtype=torch.uint8)
+    levels = torch.empty(len(labels), *module.image_shape, dtype=torch.uint8)
     for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
         part = slice(first, first + chunk)
         levels[part] = to_uint8(finite_images(module, labels[part], seed, first, **options).cpu())

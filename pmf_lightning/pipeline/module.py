@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from pmf_lightning.data.transforms import latents_seen, pixels_seen
 from pmf_lightning.objectives.base import Batch
 from pmf_lightning.objectives.drifting import DriftingBatch
-from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 from pmf_lightning.utils.state_names import unwrapped
 
 
@@ -51,7 +51,7 @@ class GenerativeModule(LightningModule):
         self.average: str | None = None  # which of a checkpoint's averages the weights are, once it is loaded
         self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
         # Older checkpoints know nothing of it.
-        self._compiled = Compiled(network) if config.get("compile", False) else None
+        self._compiled = CompiledNetwork(network) if config.get("compile", False) else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -61,11 +61,11 @@ class GenerativeModule(LightningModule):
         return self._features[0]
 
     @property
-    def passes(self) -> Any:
+    def compiled_network(self) -> Any:
         """The network as the loss calls it: compiled, where the configuration says so."""
         return self._compiled or self.network
 
-    def look_through(self, features: Any) -> None:
+    def set_features(self, features: Any) -> None:
         """Set ``features``."""
         self._features = [features]
 
@@ -92,8 +92,8 @@ class GenerativeModule(LightningModule):
         labels = batch.y
         draws = self.objective.draw(batch, self.seed, self.global_step, shard)
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
-        joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "coupled", False) else {}
-        losses = self.objective(self.passes, batch, draws, self.features, **joined)
+        joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "needs_global_batch", False) else {}
+        losses = self.objective(self.compiled_network, batch, draws, self.features, **joined)
         pixels = batch.x[0].numel()
         for name, sums in losses.per_sample.items():
             mean = sums.mean() / pixels
@@ -104,10 +104,10 @@ class GenerativeModule(LightningModule):
             self.log(name, value, prog_bar=True, batch_size=len(labels))
         by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items() if hasattr(draws, "t")}
         for name, sums in losses.diagnostics.items():
-            by_time[name] = (draws.t[draws.moving], sums[draws.moving] / pixels)
+            by_time[name] = (draws.t[draws.r_ne_t], sums[draws.r_ne_t] / pixels)
         return {"loss": losses.total, "by_time": by_time}
 
-    def _seen(self, batch: Sequence[Tensor], shard: Shard) -> Batch | DriftingBatch:
+    def _seen(self, batch: Sequence[Tensor], shard: BatchRows) -> Batch | DriftingBatch:
         """Turn what the loader hands out into what the objective takes."""
         images, labels, *negatives = batch
         rows, flip = shard.rows(len(labels)), self.config.get("flip", False)  # older checkpoints know of no flip
@@ -146,16 +146,16 @@ class GenerativeModule(LightningModule):
         return images if self.decoder is None else self.decoder.decode(images)
 
     @property
-    def shown_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what ``to_pixels`` returns."""
         network, decoder = self.network, self.decoder
         channels, scale = (network.channels, 1) if decoder is None else (3, decoder.scale)
         return (channels, network.resolution * scale, network.resolution * scale)
 
-    def _shard(self, batch_idx: int) -> Shard:
+    def _shard(self, batch_idx: int) -> BatchRows:
         """Return which rows of the global batch this rank's micro-batch holds; the data loader deals alike."""
         micro_batches, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        return Shard(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
+        return BatchRows(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Store the configuration and the images seen with the weights."""

@@ -35,7 +35,7 @@ _PARTS = {
     # The rest is stored with a run, and not built from a stored configuration.
     "trainer": ("distributed.strategies.ddp", "distributed.strategies.fsdp"),
     "metrics": (
-        *("training.callbacks.fid.FidSettings", "evaluation.small_data.QualitySettings"),
+        *("training.callbacks.fid.FidSettings", "evaluation.small_data.SmallDataSettings"),
         "encoders.classifier.train.ClassifierSettings",
     ),
     "protocol": ("evaluation.protocol.Protocol", "evaluation.protocol.PublishedReference"),
@@ -46,7 +46,7 @@ _PARTS = {
     ),
     "features": (
         *("encoders.perceptual.classifier.classifier_features*", "encoders.perceptual.convnext.ConvNeXtFeatures"),
-        *("encoders.perceptual.lpips.LpipsVgg", "encoders.classifier.train.ClassifierSettings"),
+        *("encoders.perceptual.lpips.LPIPS", "encoders.classifier.train.ClassifierSettings"),
     ),
     "drift_features": (
         *(

@@ -22,7 +22,7 @@ _ASIDE = "official."  # before the names of tensors that only the official file 
 
 
 @dataclass(frozen=True)
-class About:
+class WeightsInfo:
     """What a folder's weights are; ``config.json`` holds these fields beside its format and version.
 
     Args:
@@ -51,7 +51,7 @@ class StoredWeights:
 
     network: dict[str, Tensor]
     aside: dict[str, Tensor]
-    about: About
+    about: WeightsInfo
 
 
 def is_weights_folder(path: str | Path) -> bool:
@@ -96,7 +96,7 @@ def read(folder: str | Path) -> StoredWeights:
     return StoredWeights(network, aside, about)
 
 
-def _read_about(path: Path) -> About:
+def _read_about(path: Path) -> WeightsInfo:
     try:
         about = read_json(path)
     except (OSError, ValueError) as error:
@@ -110,4 +110,4 @@ def _read_about(path: Path) -> About:
     wrong = [name for name, kind in fields.items() if name not in about or not isinstance(about[name], kind)]
     if wrong:
         raise UserError(f"{path} says nothing usable of {', '.join(wrong)}; convert again")
-    return About(**{name: about[name] for name in fields})
+    return WeightsInfo(**{name: about[name] for name in fields})

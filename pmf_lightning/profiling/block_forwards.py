@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from pmf_lightning.objectives.jvp.forward_mode import Dual
-from pmf_lightning.profiling.step_memory import dots, further_arguments, images_of, without_perceptual
+from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments, images_of, without_perceptual
 from pmf_lightning.utils.precision import Number
 
 IMAGES = 2048  # over which shares such as that of guided rows are averaged: the total is right to 0.3 %
@@ -34,7 +34,7 @@ class BlockForwards:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-class StandIn:
+class CountingNetwork:
     """Answers every head with its input and counts, over all images, the blocks that ``network`` would have run."""
 
     def __init__(self, network: nn.Module):
@@ -72,9 +72,9 @@ def count(network: nn.Module, objective: Any, seed: int = 0, images: int = IMAGE
     Drifting's images are those that it makes. Perceptual networks and encoders have blocks of their own, which are not
     counted.
     """
-    stand_in = StandIn(network)
+    stand_in = CountingNetwork(network)
     objective = without_perceptual(objective)
-    batch = dots(objective, images)
+    batch = dummy_batch(objective, images)
     objective(stand_in, batch, objective.draw(batch, seed, step=0), **further_arguments(objective))
     seen = images_of(objective, batch)
     return BlockForwards(*(getattr(stand_in, field.name) / seen for field in fields(BlockForwards)))

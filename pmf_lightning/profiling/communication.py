@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import nn
 
-from pmf_lightning.optim.distributed_muon import deal
+from pmf_lightning.optim.distributed_muon import assign
 from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import STEPS
 from pmf_lightning.optim.optimizers import parameter_groups
@@ -25,7 +25,7 @@ from pmf_lightning.profiling.step_memory import Rivals, step_flops
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 FLOAT, HALF = 4, 2  # bytes: of weights, gradients and averages, and of what Newton-Schulz computes in on a GPU
 
@@ -129,7 +129,7 @@ def estimates(
     sizes = _Sizes(sum(p.numel() for ps in groups.values() for p in ps), matrices, averages)
     found = []
     for count in gpus:
-        flops = step_flops(network, objective, batch // count, Shard(count - 1, count), rivals)
+        flops = step_flops(network, objective, batch // count, BatchRows(count - 1, count), rivals)
         seconds = flops / (cluster.peak_tflops * 1e12 * cluster.share_of_peak)
         found += [_ddp(sizes, count, batch // count, seconds, cluster)]
         found += [_fsdp(sizes, count, batch // count, seconds, cluster)]
@@ -190,7 +190,7 @@ def _optimiser(sizes: _Sizes, gpus: int, parts: int, cluster: Cluster) -> dict[s
     """Return the seconds of Newton-Schulz, shared and alone, and of what moves memory: moments, weights, averages."""
     rate = cluster.peak_tflops * 1e12 * cluster.newton_schulz_share
     each = [newton_schulz_flops(shape) for shape in sizes.matrices]
-    longest = max((sum(each[i] for i in share) for share in deal(sizes.matrices, gpus)), default=0)
+    longest = max((sum(each[i] for i in share) for share in assign(sizes.matrices, gpus)), default=0)
     passes = 7 + 3 * sizes.averages  # gradient; weight, momentum and update twice; average twice, and the weight
     moved = FLOAT * passes * sizes.weights / parts
     return {

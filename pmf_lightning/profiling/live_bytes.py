@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """While on, ``now`` is the size of the storages made since the start and still alive, ``peak`` its maximum."""
 
     def __init__(self):
@@ -84,7 +84,7 @@ def fused_attention() -> Iterator[None]:
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Return the largest number of bytes alive at once of what ``work()`` makes; its result is dropped."""
-    with fused_attention(), LiveBytes() as live:
+    with fused_attention(), MemoryTracker() as live:
         work()
     return live.peak
 

@@ -15,7 +15,7 @@ from pmf_lightning.profiling.step_memory import StepMemory, step_memory
 from pmf_lightning.training.prepare import make_data
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,6 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         lambda: module.configure_optimizers()["optimizer"],
         averages=len(cfg.ema.half_lives_kimg),
         micro_batch=cfg.batch // shares,
-        shard=Shard(shares - 1, shares),  # the last share has the most rows with t != r
+        shard=BatchRows(shares - 1, shares),  # the last share has the most rows with t != r
         rivals=(queues.positives, queues.negatives) if queues else (1, 0),
     )

@@ -21,7 +21,7 @@ _CONVERSIONS = {
 
 
 @dataclass(frozen=True)
-class Spaces:
+class ObjectiveSpaces:
     """What an objective does, in letters.
 
     Args:
@@ -41,7 +41,7 @@ class NoFlowError(UserError):
     """An objective that leads from noise to no images, so that it has no spaces."""
 
 
-def describe(objective: Any) -> Spaces:
+def describe(objective: Any) -> ObjectiveSpaces:
     """Return the spaces of an objective; NoFlowError for one of another kind than those in ``_KINDS``."""
     if type(objective) not in _KINDS:
         known = ", ".join(kind.__name__ for kind in _KINDS)
@@ -49,7 +49,7 @@ def describe(objective: Any) -> Spaces:
     return _KINDS[type(objective)](objective)
 
 
-def _meanflow(objective: PixelMeanFlow) -> Spaces:
+def _meanflow(objective: PixelMeanFlow) -> ObjectiveSpaces:
     clipped = f"(z - x) / clip(t, {objective.t_clip:g}, 1)"
     if objective.prediction == "u":
         conversion = "u -> V"
@@ -59,7 +59,7 @@ def _meanflow(objective: PixelMeanFlow) -> Spaces:
         name = type(objective.preconditioner).__name__
         conversion = f"F -> x = c_skip(t) z + c_out(t) F ({name}) -> u = {clipped} -> V"
     target = "e - x" if objective.target == "plain" else clipped
-    return Spaces(
+    return ObjectiveSpaces(
         conversion=conversion,
         target=target,
         compared=f"the guided velocity of v_t = {target}",
@@ -67,11 +67,11 @@ def _meanflow(objective: PixelMeanFlow) -> Spaces:
     )
 
 
-def _jit(objective: JiT) -> Spaces:
+def _jit(objective: JiT) -> ObjectiveSpaces:
     given, wanted = objective.prediction, objective.loss
     converted = "" if given == wanted else f" -> {_CONVERSIONS[given, wanted].format(objective.t_clip)}"
     truth = {"x": "x", "eps": "e", "v": "e - x"}[given]
-    return Spaces(
+    return ObjectiveSpaces(
         conversion=f"{given}{converted}",
         target=f"{given} = {truth}{converted}",
         compared=f"{wanted} of the data, {'by the same conversion' if converted else f'{wanted} = {truth}'}",
@@ -79,8 +79,8 @@ def _jit(objective: JiT) -> Spaces:
     )
 
 
-def _drifting(objective: Drifting) -> Spaces:
-    return Spaces(
+def _drifting(objective: Drifting) -> ObjectiveSpaces:
+    return ObjectiveSpaces(
         conversion="x",
         target="x + V",
         compared="x + V, where the drifting field takes it, in every feature",
@@ -88,4 +88,4 @@ def _drifting(objective: Drifting) -> Spaces:
     )
 
 
-_KINDS: dict[type, Callable[[Any], Spaces]] = {PixelMeanFlow: _meanflow, JiT: _jit, Drifting: _drifting}
+_KINDS: dict[type, Callable[[Any], ObjectiveSpaces]] = {PixelMeanFlow: _meanflow, JiT: _jit, Drifting: _drifting}

@@ -20,7 +20,7 @@ from pmf_lightning.objectives.base import Batch
 from pmf_lightning.objectives.drifting import Drifting, DriftingBatch
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 Rivals = tuple[int, int]  # real images of its class, and of any class, that each label of drifting meets
 
@@ -35,7 +35,7 @@ def further_arguments(objective: Any) -> dict[str, Any]:
     return {"features": DriftFeatures()} if isinstance(objective, Drifting) else {}
 
 
-def dots(objective: Any, images: int, rivals: Rivals = (1, 0)) -> Batch | DriftingBatch:
+def dummy_batch(objective: Any, images: int, rivals: Rivals = (1, 0)) -> Batch | DriftingBatch:
     """Return a batch of zeros, one pixel each, that trains on ``images`` images; drifting has one label at least."""
     if not isinstance(objective, Drifting):
         return Batch(torch.zeros(images, 1, 1, 1), torch.zeros(images, dtype=torch.long))
@@ -49,12 +49,12 @@ def images_of(objective: Any, batch: Batch | DriftingBatch) -> int:
     return len(batch.y) * getattr(objective, "generated", 1)
 
 
-def without_values(network: nn.Module, objective: Any, images: int, shard: Shard, rivals: Rivals) -> tuple[Any, Any]:
+def meta_batch(network: nn.Module, objective: Any, images: int, shard: BatchRows, rivals: Rivals) -> tuple[Any, Any]:
     """Return a batch on the meta device, as large as the network wants it, and draws to go with it.
 
     The scalars among the draws of flows have values, since they decide what is computed.
     """
-    small = dots(objective, images, rivals)
+    small = dummy_batch(objective, images, rivals)
     draws = objective.draw(small, 0, 0, shard)
     shape = (network.channels, network.resolution, network.resolution)
 
@@ -109,7 +109,7 @@ def step_memory(
     *,
     averages: int,
     micro_batch: int,
-    shard: Shard,
+    shard: BatchRows,
     rivals: Rivals = (1, 0),
 ) -> StepMemory:
     """Count the memory of a training step of ``network``, which must be on the meta device.
@@ -125,7 +125,7 @@ def step_memory(
     for weight in weights:
         weight.grad = torch.empty_like(weight)
     objective = without_perceptual(objective)  # which would draw crops
-    batch, draws = without_values(network, objective, micro_batch, shard, rivals)
+    batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
     more = further_arguments(objective)
     activations = peak_bytes(lambda: objective(network, batch, draws, **more).total.backward())
     optimizer = make_optimizer()
@@ -147,14 +147,14 @@ def _bytes(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def step_flops(network: nn.Module, objective: Any, micro_batch: int, shard: Shard, rivals: Rivals = (1, 0)) -> int:
+def step_flops(network: nn.Module, objective: Any, micro_batch: int, shard: BatchRows, rivals: Rivals = (1, 0)) -> int:
     """Return the floating-point operations (2 per multiply-add) of loss and gradients of one micro-batch.
 
     Products of matrices, convolutions and attention are counted, forwards, backwards and along tangents, as this
     package runs them; ``network`` must be on the meta device. Perceptual networks and encoders are left out.
     """
     objective = without_perceptual(objective)
-    batch, draws = without_values(network, objective, micro_batch, shard, rivals)
+    batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
     with FlopCounterMode(display=False) as counter:
         objective(network, batch, draws, **further_arguments(objective)).total.backward()
     network.zero_grad()

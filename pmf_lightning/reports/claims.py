@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from pmf_lightning.reports.formatting import Spread, counted, higher_is_better, is_number, show, show_paper, spread
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 KINDS = {"lower": ("than", "by"), "ordered": (), "best": (), "alike": ("within",)}
 
@@ -127,7 +127,7 @@ def _read(item: Any, arms: list[str], where: str) -> Claim:
         allowed = (*_COMMON, *KINDS, *(key for keys in KINDS.values() for key in keys))
     for key in item:
         if key not in allowed:
-            raise UserError(f"{where}: it has no key {key}; {near(str(key), allowed)}")
+            raise UserError(f"{where}: it has no key {key}; {suggestions(str(key), allowed)}")
     if len(kinds) != 1:
         given = " and ".join(kinds) or "none of them"
         raise UserError(f"{where}: it takes one of {', '.join(KINDS)}; here is {given}")
@@ -144,7 +144,7 @@ def _arms(item: Mapping[str, Any], kind: str, arms: list[str], where: str) -> tu
     named = tuple(str(arm) for arm in first) if isinstance(first, (list, tuple)) else (str(first),)
     for arm in named:
         if arm not in arms:
-            raise UserError(f"{where}: the study has no arm {arm}; {near(arm, arms)}")
+            raise UserError(f"{where}: the study has no arm {arm}; {suggestions(arm, arms)}")
     if len(named) < 2 or len(set(named)) < len(named):
         raise UserError(f"{where}: it compares {', '.join(named)}; name two different arms or more")
     return named

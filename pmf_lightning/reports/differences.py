@@ -11,7 +11,7 @@ _LENGTH = re.compile(r"(^|\.)(steps|images|every_images|batch)$")  # which often
 ABSENT = "-"
 
 
-def tell_apart(configs: Sequence[Mapping[str, Any]], hints: Sequence[str] = ()) -> list[dict[str, Any]]:
+def distinguishing_keys(configs: Sequence[Mapping[str, Any]], hints: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return for each configuration the values of the keys that tell it from the others; seeds and paths tell nothing.
 
     Of keys that differ in the same way one is taken, and none that adds no distinction: a sweep of ``model`` gives

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from pmf_lightning.reports.section import Headline, Section
+from pmf_lightning.reports.section import IndexRow, SweepPage
 from pmf_lightning.reports.table import Table
 
 MADE = "<!-- made by python -m pmf_lightning.report; what is written here by hand is lost -->"
 
 
-def to_markdown(sections: Sequence[Section], heading: str, closing: str = "") -> str:
+def to_markdown(sections: Sequence[SweepPage], heading: str, closing: str = "") -> str:
     """Return the text of report.md: a comparison of the sweeps where there are several, then a section for each."""
     if len(sections) == 1:
         blocks = [f"# {plain(sections[0].title)}", *_body(sections[0])]
@@ -21,7 +21,7 @@ def to_markdown(sections: Sequence[Section], heading: str, closing: str = "") ->
     return "\n\n".join([MADE, *blocks]) + "\n"
 
 
-def headlines(lines: Sequence[Headline], links: Sequence[str] = ()) -> str:
+def headlines(lines: Sequence[IndexRow], links: Sequence[str] = ()) -> str:
     """Return a table with a line per sweep; ``links`` are the folders that the findings link to."""
     rows = []
     for number, line in enumerate(lines):
@@ -42,7 +42,7 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", text)
 
 
-def _body(section: Section) -> list[str]:
+def _body(section: SweepPage) -> list[str]:
     blocks = []
     if section.source:
         blocks.append(f"[{plain(section.source)}]({section.link})" if section.link else plain(section.source))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pmf_lightning.reports.formatting import is_number, show, show_paper
 from pmf_lightning.reports.runs import Run, log_name
-from pmf_lightning.reports.sweeps import Arm, Sweep
+from pmf_lightning.reports.sweeps import ReportArm, Sweep
 from pmf_lightning.reports.table import title
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import new_figure, subplots
@@ -28,7 +28,7 @@ FEW = 20  # points of a curve that are marked one by one
 PAPER = "0.6"  # grey
 
 
-def colours_of(arms: Sequence[Arm]) -> dict[str, Any]:
+def colours_of(arms: Sequence[ReportArm]) -> dict[str, Any]:
     """Return a colour for each arm."""
     if len(arms) <= 10:
         return {arm.name: f"C{number}" for number, arm in enumerate(arms)}
@@ -193,7 +193,7 @@ def rows_of(sweep: Sweep) -> int:
     return ROWS if len(sweep.arms) <= MANY else 1
 
 
-def run_of_samples(arm: Arm) -> Run | None:
+def run_of_samples(arm: ReportArm) -> Run | None:
     """Return the run whose samples stand for an arm: the first finished one with a grid, else any with one."""
     runs = [run for run in [*arm.finished, *arm.runs] if run.samples]
     return runs[0] if runs else None
@@ -245,7 +245,7 @@ def _is_grey(image: Image.Image) -> bool:
     return bool((pixels[..., :1] == pixels).all())
 
 
-def _label(arm: Arm, run: Run) -> str:
+def _label(arm: ReportArm, run: Run) -> str:
     parts = [arm.name]
     parts += [] if run.seed is None else [f"seed {run.seed}"]
     parts += [] if run.state == "finished" else [run.state]

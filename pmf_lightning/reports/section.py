@@ -22,7 +22,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Headline:
+class IndexRow:
     """A sweep on one line: of the first claim the paper's numbers and ours, and what it all took."""
 
     finding: str
@@ -35,7 +35,7 @@ class Headline:
 
 
 @dataclass
-class Section:
+class SweepPage:
     """Everything about a sweep. ``claims`` are (yes, no or open; what is claimed; what was found)."""
 
     name: str
@@ -50,17 +50,17 @@ class Section:
     notes: Sequence[str]
     commands: Sequence[str]
     facts: Sequence[tuple[str, str]]
-    headline: Headline
+    headline: IndexRow
     pictures: list[Picture] = field(default_factory=list)
 
 
-def section_of(sweep: Sweep) -> Section:
+def section_of(sweep: Sweep) -> SweepPage:
     """Return what there is to say about a sweep."""
     study = sweep.study
     paper = {arm.name: arm.paper for arm in sweep.arms if arm.paper is not None}
     findings = _findings(sweep)
     verdict = judge(findings) if study else compare_arms(_spreads(sweep), sweep.measure or "nothing")
-    return Section(
+    return SweepPage(
         name=f"{sweep.name}-{study.scale}" if study else sweep.name,
         title=study.title if study else f"Sweep {sweep.name}",
         source=study.source if study else "",
@@ -168,14 +168,14 @@ def _time(seconds: Sequence[float | int]) -> str:
     return f"{each} a run, {show_time(sum(seconds))} for {len(seconds)} runs"
 
 
-def _headline(sweep: Sweep, findings: Sequence[Finding], verdict: Verdict) -> Headline:
+def _headline(sweep: Sweep, findings: Sequence[Finding], verdict: Verdict) -> IndexRow:
     spreads, study = _spreads(sweep), sweep.study
     shown = _headline_arms(sweep, findings)
     paper = {arm.name: arm.paper for arm in sweep.arms if arm.paper is not None}
     seconds = spread([run.number("wall_seconds") for run in sweep.runs if run.state == "finished"])
     cost = counted(len(sweep.arms), "arm") + (f", {show_time(seconds.mean)} each" if seconds else "")
     seeds = re.sub(" per arm$", "", seeds_of(list(spreads.values())))
-    return Headline(
+    return IndexRow(
         finding=study.title if study else f"sweep {sweep.name}",
         source=study.source if study else "",
         paper="; ".join(f"{arm} {show_paper(paper[arm])}" for arm in shown if arm in paper),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.reports.differences import tell_apart
+from pmf_lightning.reports.differences import distinguishing_keys
 from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.study import Study, read_study
@@ -15,7 +15,7 @@ MEASURES = ("fid", "fd", "class_accuracy")  # of sweeps without a study: the fir
 
 
 @dataclass(frozen=True)
-class Arm:
+class ReportArm:
     """The runs of one setting, a run per seed; ``columns`` is what a table shows of the setting.
 
     ``reason`` says why an arm without any run has none. ``paper`` is the paper's number, if any.
@@ -52,7 +52,7 @@ class Sweep:
     """Arms that are compared by ``measure``; ``study`` is None where no paper is; ``left_out``: what does not count."""
 
     name: str
-    arms: Sequence[Arm]
+    arms: Sequence[ReportArm]
     measure: str | None
     study: Study | None
     left_out: Sequence[str] = ()
@@ -99,7 +99,7 @@ def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
         left_out += older
         columns = (kept[0].config["study"].get("columns") or {}) if kept else {}
         reason = "" if kept else _why_lost(name, runs, lost)
-        arms.append(Arm(name, kept, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason))
+        arms.append(ReportArm(name, kept, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason))
     return Sweep(study.name, arms, study.measure, study, left_out)
 
 
@@ -112,7 +112,7 @@ def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
 
 def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
     hints = [token.split("=")[0].lstrip("+") for run in runs for token in str(run.record.get("command") or "").split()]
-    settings = tell_apart([run.config for run in runs], list(dict.fromkeys(hints)))
+    settings = distinguishing_keys([run.config for run in runs], list(dict.fromkeys(hints)))
     by_arm: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
     for run, setting in zip(runs, settings, strict=True):
         by_arm[tuple((key, text(value)) for key, value in setting.items())].append(run)
@@ -121,13 +121,13 @@ def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Swe
         kept, older = _one_per_seed(members)
         left_out += older
         name = ", ".join(value if key == "name" else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
-        arms.append(Arm(name or str(kept[0].config.get("name", "one arm")), kept, dict(setting)))
+        arms.append(ReportArm(name or str(kept[0].config.get("name", "one arm")), kept, dict(setting)))
     summaries = [run.summary for arm in arms for run in arm.finished]
     measure = next((key for key in MEASURES if any(is_number(summary.get(key)) for summary in summaries)), None)
     return Sweep(root.resolve().name, _unique(arms), measure, None, left_out)
 
 
-def _unique(arms: list[Arm]) -> list[Arm]:
+def _unique(arms: list[ReportArm]) -> list[ReportArm]:
     """Give arms that are called alike, by the last parts of their keys, the whole keys."""
     names = [arm.name for arm in arms]
     whole = [", ".join(f"{key} {value}" for key, value in arm.columns.items()) for arm in arms]

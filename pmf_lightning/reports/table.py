@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pmf_lightning.reports.formatting import higher_is_better, is_number, show_paper
-from pmf_lightning.reports.sweeps import Arm, Sweep, text
+from pmf_lightning.reports.sweeps import ReportArm, Sweep, text
 
 TITLES = {
     "fid": "FID",
@@ -61,7 +61,7 @@ def table_of(sweep: Sweep) -> Table:
     )
 
 
-def best_arm(sweep: Sweep) -> Arm | None:
+def best_arm(sweep: Sweep) -> ReportArm | None:
     """Return the arm of the best mean; None where fewer than two are measured."""
     known = [(value.mean, arm) for arm in sweep.arms if sweep.measure and (value := arm.spread(sweep.measure))]
     if len(known) < 2:
@@ -81,7 +81,7 @@ def _keys(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys([*measure, *claimed, *TITLES]))
 
 
-def _seeds(arm: Arm) -> str:
+def _seeds(arm: ReportArm) -> str:
     finished, all_runs = len(arm.finished), len(arm.runs)
     return str(finished) if finished == all_runs else f"{finished} of {all_runs}"
 

@@ -12,13 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pmf_lightning.reports.formatting import slugs
 from pmf_lightning.reports.markdown import to_markdown
 from pmf_lightning.reports.plots import save_curves, save_measure, save_strips
-from pmf_lightning.reports.section import Picture, Section, section_of
+from pmf_lightning.reports.section import Picture, SweepPage, section_of
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import runs_table
 from pmf_lightning.utils.cache import atomic_write, writable
 
 
-def to_html(sections: Sequence[Section], heading: str, folder: Path) -> str:
+def to_html(sections: Sequence[SweepPage], heading: str, folder: Path) -> str:
     """Return the text of report.html; ``folder`` holds the sections' pictures."""
     files = {picture.file: _data(folder / picture.file) for section in sections for picture in section.pictures}
     environment = Environment(
@@ -44,16 +44,16 @@ PICTURES = {
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """A report on disk: its sections, and its files in the order of interest."""
 
-    sections: Sequence[Section]
+    sections: Sequence[SweepPage]
     files: Sequence[Path]
 
 
 def write_report(
     sweeps: Sequence[Sweep], out: Path, text: str = "report.md", page: bool = True, closing: str = ""
-) -> Written:
+) -> WrittenReport:
     """Write the report of ``sweeps`` into ``out``; ``text`` names the markdown file, ``closing`` is its last line."""
     writable(out, "--out")
     sections = [section_of(sweep) for sweep in sweeps]
@@ -65,7 +65,9 @@ def write_report(
     if page:
         files.append(_write(out / "report.html", to_html(sections, heading, out)))
     files.append(_write(out / "results.csv", to_csv(sweeps)))
-    return Written(sections, [*files, *(out / picture.file for section in sections for picture in section.pictures)])
+    return WrittenReport(
+        sections, [*files, *(out / picture.file for section in sections for picture in section.pictures)]
+    )
 
 
 def to_csv(sweeps: Sequence[Sweep]) -> str:
@@ -79,7 +81,7 @@ def to_csv(sweeps: Sequence[Sweep]) -> str:
     return stream.getvalue()
 
 
-def _draw(section: Section, sweep: Sweep, out: Path, start: str) -> None:
+def _draw(section: SweepPage, sweep: Sweep, out: Path, start: str) -> None:
     """Draw the pictures of a sweep, their names begin with ``start``, and hang them into its section."""
     for name, (save, title, kind) in PICTURES.items():
         file = f"{start}{name}"

@@ -74,7 +74,7 @@ def network_evaluations(
     method = _checked(objective, steps, omega, t_min, t_max, method)
     times = time_grid(steps)
     asked = asked_times(times, method) if method in SOLVERS else times[:-1]
-    return sum(objective.forwards(t, omega, t_min, t_max) for t in asked)
+    return sum(objective.nfe_per_velocity(t, omega, t_min, t_max) for t in asked)
 
 
 def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, method: str | None) -> str:
@@ -85,9 +85,9 @@ def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Nu
         raise ValueError(f"omega={omega}: the guidance scale is at least 1")
     if not 0 <= t_min <= t_max <= 1:
         raise ValueError(f"t_min={t_min}, t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
-    if method not in (None, *objective.methods):
-        raise ValueError(f"method={method}: this objective samples by {', '.join(objective.methods)}")
-    method = method or objective.methods[0]
+    if method not in (None, *objective.samplers):
+        raise ValueError(f"method={method}: this objective samples by {', '.join(objective.samplers)}")
+    method = method or objective.samplers[0]
     if method == "one_step" and steps != 1:
         raise ValueError(f"steps={steps}: this objective makes an image in one step; take steps=1")
     return method
@@ -115,8 +115,8 @@ def numbered_images(
     network = module.network
     shape = (network.channels, network.resolution, network.resolution)
     noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
-    if hasattr(module.objective, "image_conditions"):
-        options["conditions"] = module.objective.image_conditions(seed, first, len(labels))
+    if hasattr(module.objective, "sampling_conditions"):
+        options["conditions"] = module.objective.sampling_conditions(seed, first, len(labels))
     return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))
 
 

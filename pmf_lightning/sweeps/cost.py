@@ -15,7 +15,7 @@ from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.communication import Cluster
 from pmf_lightning.profiling.spaces import NoFlowError
-from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
 
@@ -77,12 +77,12 @@ def flops_per_image(cfg: DictConfig) -> float:
     return per_block * float(block_forwards.count(network, module.objective, cfg.seed).total)
 
 
-def machine(name: str) -> Cluster:
+def load_cluster(name: str) -> Cluster:
     """Return what conf/cluster assumes of a GPU."""
     return instantiate(OmegaConf.load(CONF / "cluster" / f"{name}.yaml"))
 
 
-def on_paper(flops: Sequence[float], cluster: Cluster, counted: int) -> str:
+def analytic_estimate(flops: Sequence[float], cluster: Cluster, counted: int) -> str:
     """Say what runs of so many operations come to, and the time of one GPU at the share of its peak assumed."""
     total = sum(flops)
     seconds = total / (cluster.peak_tflops * 1e12 * cluster.share_of_peak)
@@ -102,7 +102,7 @@ def _exa(flops: Number) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
 
-def by_speed(left: Sequence[tuple[Arm, int]], finished: Sequence[Arm]) -> str | None:
+def measured_estimate(left: Sequence[tuple[SweepRun, int]], finished: Sequence[SweepRun]) -> str | None:
     """Say how long runs of so many images take at the speeds that finished ones measured; None without any.
 
     A run whose arm has finished with another seed takes that speed, others the mean of all.

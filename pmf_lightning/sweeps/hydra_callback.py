@@ -19,13 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.sweeps import cost, jobs, messages, sweep_file
-from pmf_lightning.sweeps.plan import Planned, home, kept, planned
-from pmf_lightning.sweeps.preflight import Inputs
-from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.sweeps.plan import PlannedRun, common_parent, fixed_keys, planned
+from pmf_lightning.sweeps.preflight import Preflight
+from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.training.run_dir import first_process
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.locks import Held, held
+from pmf_lightning.utils.locks import LockHeld, held
 from pmf_lightning.utils.provenance import SWEEP, command_line
 
 
@@ -43,7 +43,7 @@ class Sweep(Callback):
     def __init__(self, cluster: str, from_exaflop: float):
         self.cluster, self.from_exaflop = cluster, from_exaflop
         self.folder: Path | None = None
-        self.arms: list[Arm] = []
+        self.arms: list[SweepRun] = []
         self.about: dict[str, Any] = {}
         self.known = True  # whether the runs were known before the first
         self.same: set[str] = {"seed"}  # keys that are no part of a run's name
@@ -60,18 +60,22 @@ class Sweep(Callback):
         except UserError as error:
             _end(str(error))
         self.known = plan is not None
-        self.same |= kept(config)
+        self.same |= fixed_keys(config)
         plan = plan or []
         self.arms = [one.arm for one in plan]
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        self.folder = home(self.arms, Path(config.hydra.sweep.dir) / stamp)
+        self.folder = common_parent(self.arms, Path(config.hydra.sweep.dir) / stamp)
         left = [one for one in plan if not one.finished]
         study = plan[0].cfg.get("study") if plan else None
         self.about = {
             **{"title": study and study.title, "study": study and study.name, "scale": study and study.get("scale")},
             **{"command": command_line(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
         }
-        lines = messages.before(self.arms, self.about, self.folder) if self.known else [messages.unknown(self.folder)]
+        lines = (
+            messages.start_message(self.arms, self.about, self.folder)
+            if self.known
+            else [messages.unknown_plan(self.folder)]
+        )
         print("\n".join([*lines, *filter(None, [self._cost(left)])]), flush=True)
         self._refuse_hopeless(left)
         _keep_others_out([one.arm.run_dir for one in left if one.arm.run_dir is not None])
@@ -81,16 +85,16 @@ class Sweep(Callback):
         jobs.at_the_end(lambda: os.environ.pop(SWEEP, None))
         jobs.at_the_end(self._finish)
         if config.hydra.launcher["_target_"].endswith(".JoblibLauncher"):
-            jobs.be_patient()
+            jobs.defer_first_interrupt()
 
-    def _cost(self, left: Sequence[Planned]) -> str | None:
+    def _cost(self, left: Sequence[PlannedRun]) -> str | None:
         """Say what the runs that are left cost: on paper where they are large, else by the speed of finished ones."""
         cfgs = [one.cfg for one in left]
         try:
             if any(not cost.is_small(cfg) for cfg in cfgs):
                 return self._on_paper(cfgs)
             finished = [arm for arm in self.arms if arm.state == "finished"]
-            return cost.by_speed([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
+            return cost.measured_estimate([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
         except (UserError, OmegaConfBaseException) as error:  # a shape that follows from data which are not there
             return f"no estimate of its cost: {one_line(error)}"
 
@@ -104,11 +108,11 @@ class Sweep(Callback):
             return f"no estimate of its cost: {one_line(error)}"
         if max(flops) < self.from_exaflop * cost.EXA and not any(cost.is_paper(cfg) for cfg in cfgs):
             return None
-        return cost.on_paper(flops, cost.machine(self.cluster), arithmetic.counted)
+        return cost.analytic_estimate(flops, cost.load_cluster(self.cluster), arithmetic.counted)
 
-    def _refuse_hopeless(self, left: Sequence[Planned]) -> None:
+    def _refuse_hopeless(self, left: Sequence[PlannedRun]) -> None:
         """End here where every run that is left would be refused; one that would not ends the search."""
-        inputs, reasons = Inputs(), []
+        inputs, reasons = Preflight(), []
         for one in left:
             reason = one.arm.error or inputs.refusal(one.cfg)
             if reason is None:
@@ -122,7 +126,7 @@ class Sweep(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave word of a job that ran in another process than the multirun's."""
-        if config.hydra.mode == RunMode.MULTIRUN and self.folder and not jobs.here() and jobs.outcomes():
+        if config.hydra.mode == RunMode.MULTIRUN and self.folder and not jobs.in_main_process() and jobs.outcomes():
             self._notes.mkdir(parents=True, exist_ok=True)
             outcome = jobs.outcomes()[-1]
             with sweep_file.atomic_write(self._notes / f"{outcome.number}.json") as draft:
@@ -142,7 +146,7 @@ class Sweep(Callback):
         for outcome in sorted(jobs.outcomes(), key=lambda one: one.number):
             self._take(outcome)
         self._write()
-        print("\n".join(messages.after(self.arms, self.folder)), flush=True)
+        print("\n".join(messages.end_message(self.arms, self.folder)), flush=True)
 
     def _take(self, outcome: jobs.Outcome) -> None:
         folder = Path(outcome.run_dir) if outcome.run_dir else None
@@ -153,7 +157,7 @@ class Sweep(Callback):
         self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # tried twice
         of_job = dict(override.split("=", 1) for override in outcome.overrides)
         named = " ".join(f"{key}={value}" for key, value in of_job.items() if key not in self.same)
-        self.arms.append(Arm(named, int(of_job.get("seed", 0)), folder, list(outcome.overrides), outcome.error))
+        self.arms.append(SweepRun(named, int(of_job.get("seed", 0)), folder, list(outcome.overrides), outcome.error))
 
     def _write(self) -> None:
         sweep_file.write(self.folder, self.arms, self.about)
@@ -168,7 +172,7 @@ def _keep_others_out(folders: Sequence[Path]) -> None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             mine.enter_context(held(place.with_name(f".{place.name}.sweep"), f"run_dir={folder}", doing))
-        except Held as error:
+        except LockHeld as error:
             _end(str(error))
         except OSError:
             continue  # the run itself will say that nothing can be written there

@@ -1,7 +1,7 @@
 """The jobs of a multirun, one after the other: a failing one does not end the others, a signal ends all of them.
 
 Hydra calls each job and keeps nothing but what it returns. What became of it is written down here, in this process;
-callback.py carries it over from the processes of a launcher. ``all_of_them`` is the whole command around them.
+callback.py carries it over from the processes of a launcher. ``run_multirun`` is the whole command around them.
 """
 
 import os
@@ -20,18 +20,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.config.job_arguments import asked
+from pmf_lightning.config.job_arguments import job_overrides
 from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.utils.cache import RUN_DIR
-from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost, RanOut, UserError, explained
-from pmf_lightning.utils.signals import HEARD
+from pmf_lightning.utils.errors import Diverged, NotSaved, OutOfResources, ProcessLost, UserError, translate_os_error
+from pmf_lightning.utils.signals import RECEIVED
 
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
 
-_CODES = {RanOut: 1, Diverged: 3, NotSaved: 4, ProcessLost: 5}
+_CODES = {OutOfResources: 1, Diverged: 3, NotSaved: 4, ProcessLost: 5}
 
 
-class EndedBadly(UserError):
+class SubprocessFailed(UserError):
     """A job ran in a process of its own, which said why it ended; ``code`` is its exit code."""
 
     def __init__(self, code: int, line: str):
@@ -70,7 +70,9 @@ _now = _Multirun()
 def exit_code(error: BaseException) -> int:
     """Return the exit code of a command that ends with ``error``."""
     return (
-        error.code if isinstance(error, EndedBadly) else _CODES.get(type(error), 2 if isinstance(error, KNOWN) else 1)
+        error.code
+        if isinstance(error, SubprocessFailed)
+        else _CODES.get(type(error), 2 if isinstance(error, KNOWN) else 1)
     )
 
 
@@ -79,7 +81,7 @@ def outcomes() -> list[Outcome]:
     return _now.outcomes
 
 
-def here() -> bool:
+def in_main_process() -> bool:
     """Tell whether the multirun was started in this process, rather than one that a launcher made."""
     return _now.here
 
@@ -94,11 +96,11 @@ def in_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def be_patient() -> None:
+def defer_first_interrupt() -> None:
     """Let the first Ctrl-C go to the processes of the runs alone, so that they can save; the second ends this one."""
 
     def take_down(number: int, frame: FrameType | None) -> None:
-        HEARD.append(signal.Signals(number))
+        RECEIVED.append(signal.Signals(number))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nwaiting for the runs under way to save; Ctrl-C again ends them at once", flush=True)
 
@@ -114,17 +116,17 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """
     about, value, code, line = HydraConfig.get(), None, 0, None
     os.environ.pop(RUN_DIR, None)
-    if not HEARD:
+    if not RECEIVED:
         try:
             _own_folder(cfg)
             value = job(cfg)
         except KeyboardInterrupt:
-            HEARD.append(signal.SIGINT)
+            RECEIVED.append(signal.SIGINT)
         except Exception as raised:
-            error = explained(raised)
+            error = translate_os_error(raised)
             code, line = exit_code(error), _said(error)
-    _now.outcomes.append(Outcome(about.job.num, asked(), code, line, os.environ.get(RUN_DIR)))
-    if HEARD and _now.here:
+    _now.outcomes.append(Outcome(about.job.num, job_overrides(), code, line, os.environ.get(RUN_DIR)))
+    if RECEIVED and _now.here:
         raise Stopped
     if code and not _now.here and srun_tasks() > 1:
         sys.exit(code)  # one of several processes of this job: the others must not wait for it
@@ -149,25 +151,25 @@ def _said(error: Exception) -> str:
         traceback.print_exception(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     line = one_line(error)
-    if not isinstance(error, EndedBadly):
+    if not isinstance(error, SubprocessFailed):
         again = bool(_now.outcomes) and _now.outcomes[-1].error == line
         print("error: the same again" if again else f"error: {line}", file=sys.stderr, flush=True)
     return line
 
 
-def all_of_them(multirun: Callable[[], None]) -> None:
+def run_multirun(multirun: Callable[[], None]) -> None:
     """Run the command ``multirun``; exit with the highest code of its jobs, 0 where only a signal ended it."""
     _now.__init__()
     _now.here = True
-    HEARD.clear()
+    RECEIVED.clear()
     try:
         multirun()
     except (KeyboardInterrupt, Stopped):
-        HEARD.append(signal.SIGINT)
+        RECEIVED.append(signal.SIGINT)
     finally:
         _now.here = False
-        if HEARD:
-            print(f"{HEARD[0].name}: the sweep ends here; the same command goes on with it", flush=True)
+        if RECEIVED:
+            print(f"{RECEIVED[0].name}: the sweep ends here; the same command goes on with it", flush=True)
         for action in _now.at_end:
             action()
     if worst := max((outcome.code for outcome in _now.outcomes), default=0):

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.utils.cache import ERROR
 
 
-def before(arms: Sequence[Arm], about: Mapping[str, Any], folder: Path) -> list[str]:
+def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Path) -> list[str]:
     """Say what is about to happen: arms and seeds, which are finished, and which are left."""
     names, seeds = list(dict.fromkeys(arm.arm for arm in arms)), sorted({arm.seed for arm in arms})
     counts = Counter(arm.state for arm in arms)
@@ -25,12 +25,12 @@ def before(arms: Sequence[Arm], about: Mapping[str, Any], folder: Path) -> list[
     return lines
 
 
-def unknown(folder: Path) -> str:
+def unknown_plan(folder: Path) -> str:
     """Say so where a sweeper chooses the runs on the way."""
     return f"a sweep whose runs are chosen on the way; {folder / 'sweep.json'} will list them"
 
 
-def after(arms: Sequence[Arm], folder: Path) -> list[str]:
+def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
     """Say what became of the runs: done, failed with the reason, left; and how to see them side by side."""
     counts = Counter(arm.state for arm in arms)
     left = counts["missing"] + counts["stopped"]
@@ -49,7 +49,7 @@ def after(arms: Sequence[Arm], folder: Path) -> list[str]:
     return lines
 
 
-def listed(title: str, arms: Sequence[Arm]) -> list[str]:
+def listed(title: str, arms: Sequence[SweepRun]) -> list[str]:
     """List runs by arm, their seeds behind."""
     seeds: dict[str, list[str]] = {}
     for arm in arms:
@@ -57,11 +57,11 @@ def listed(title: str, arms: Sequence[Arm]) -> list[str]:
     return [f"  {title}: {' '.join(filter(None, [name, 'seed', ', '.join(of)]))}" for name, of in seeds.items()]
 
 
-def _called(arm: Arm) -> str:
+def _called(arm: SweepRun) -> str:
     return f"{arm.arm} seed {arm.seed}".strip()
 
 
-def _kept(arm: Arm) -> str:
+def _kept(arm: SweepRun) -> str:
     """Return the reason in the run directory."""
     return (arm.run_dir / ERROR).read_text().strip()
 

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config.command_line import as_typed
 from pmf_lightning.config.compose import compose, one_line
-from pmf_lightning.config.job_arguments import of_one_run
-from pmf_lightning.sweeps.sweep_file import Arm
+from pmf_lightning.config.job_arguments import strip_launcher
+from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.training import resume
 from pmf_lightning.utils.errors import UserError
 
@@ -22,10 +22,10 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A run before it starts: what it is called and where it lies, and its configuration."""
 
-    arm: Arm
+    arm: SweepRun
     cfg: DictConfig
 
     @property
@@ -34,7 +34,7 @@ class Planned:
         return self.arm.state == "finished" and self.cfg.ckpt == "auto"
 
 
-def planned(config: DictConfig) -> list[Planned] | None:
+def planned(config: DictConfig) -> list[PlannedRun] | None:
     """Return the runs of a multirun in Hydra's order; None where its sweeper chooses them on the way.
 
     ``config`` is that of the multirun, with its "hydra". Raises UserError for what cannot be composed, and where two
@@ -43,7 +43,7 @@ def planned(config: DictConfig) -> list[Planned] | None:
     if config.hydra.sweeper["_target_"] != BASIC:
         return None
     overrides = _overrides(config)
-    same = kept(config)
+    same = fixed_keys(config)
     swept = list(dict.fromkeys(key for one in overrides if (key := one.get_key_element()) not in same))
     jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
     found = [_plan(job, swept) for job in jobs]
@@ -51,7 +51,7 @@ def planned(config: DictConfig) -> list[Planned] | None:
     return found
 
 
-def kept(config: DictConfig) -> set[str]:
+def fixed_keys(config: DictConfig) -> set[str]:
     """Return the keys that a multirun sets alike for all its runs; what comes last of a key wins."""
     last = {override.get_key_element(): override.is_sweep_override() for override in _overrides(config)}
     return {key for key, several in last.items() if not several}
@@ -67,18 +67,18 @@ def _overrides(config: DictConfig) -> list[Override]:
         raise UserError(one_line(error)) from error
 
 
-def _plan(job: Sequence[str], swept: Sequence[str]) -> Planned:
-    cfg, own = compose([as_typed(one) for one in job]), of_one_run(job)
+def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
+    cfg, own = compose([as_typed(one) for one in job]), strip_launcher(job)
     of_job = dict(override.split("=", 1) for override in job)
     named = " ".join(f"{key}={of_job[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
     if not study and "SLURM_" in str(OmegaConf.to_container(cfg, resolve=False)["run_dir"]):
-        return Planned(Arm(named, cfg.seed, None, own), cfg)  # known when the job runs
+        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)  # known when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
-        return Planned(Arm(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(cfg)), cfg)
+        return PlannedRun(SweepRun(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(cfg)), cfg)
     except OmegaConfBaseException:  # it follows from the number of the job
-        return Planned(Arm(named, cfg.seed, None, own), cfg)
+        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)
 
 
 def _in_the_way(cfg: DictConfig) -> str | None:
@@ -90,8 +90,8 @@ def _in_the_way(cfg: DictConfig) -> str | None:
     return None
 
 
-def _refuse_shared_folders(arms: Sequence[Arm]) -> None:
-    seen: dict[Path, Arm] = {}
+def _refuse_shared_folders(arms: Sequence[SweepRun]) -> None:
+    seen: dict[Path, SweepRun] = {}
     for arm in arms:
         if arm.run_dir is not None and (other := seen.setdefault(arm.run_dir.resolve(), arm)) is not arm:
             apart = [f"{a.arm} seed={a.seed}".strip() for a in (other, arm)]
@@ -101,7 +101,7 @@ def _refuse_shared_folders(arms: Sequence[Arm]) -> None:
             )
 
 
-def home(arms: Sequence[Arm], otherwise: Path) -> Path:
+def common_parent(arms: Sequence[SweepRun], otherwise: Path) -> Path:
     """Return the folder of a sweep: the parent that all its run directories have, ``otherwise`` without one."""
     parents = {None if arm.run_dir is None else arm.run_dir.parent for arm in arms}
     only = parents.pop() if len(parents) == 1 else None

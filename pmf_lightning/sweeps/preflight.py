@@ -16,7 +16,7 @@ from pmf_lightning.utils.hydra_compat import instantiate
 PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
 
 
-class Inputs:
+class Preflight:
     """Looks for what runs need; data and weights that several need alike are looked for once."""
 
     def __init__(self):

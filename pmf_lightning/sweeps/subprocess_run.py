@@ -17,26 +17,26 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from pmf_lightning.config import validate
-from pmf_lightning.config.job_arguments import asked
+from pmf_lightning.config.job_arguments import job_overrides
 from pmf_lightning.distributed.launched import srun_tasks
-from pmf_lightning.sweeps.jobs import EndedBadly, in_multirun
+from pmf_lightning.sweeps.jobs import SubprocessFailed, in_multirun
 from pmf_lightning.training import run_dir
 from pmf_lightning.utils.cache import ERROR, RUN_DIR
-from pmf_lightning.utils.signals import HEARD, SIGNALS
+from pmf_lightning.utils.signals import RECEIVED, SIGNALS
 
 
-def wanted(cfg: DictConfig) -> bool:
+def needs_subprocess(cfg: DictConfig) -> bool:
     """Tell whether the running job is one of several, and Lightning would start further processes for it."""
     started_already = srun_tasks() > 1
     return in_multirun() and not started_already and validate.world_size(cfg.trainer) > 1
 
 
-def train_alone(cfg: DictConfig) -> dict:
-    """Run the train command with the overrides of this job; return its summary. Raises EndedBadly, UserError.
+def train_in_subprocess(cfg: DictConfig) -> dict:
+    """Run the train command with the overrides of this job; return its summary. Raises SubprocessFailed, UserError.
 
     Signals go on to that process, which is given its time to save.
     """
-    overrides = asked()
+    overrides = job_overrides()
     folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
     if cfg.run_dir is None:
         overrides.append(f"run_dir={folder}")
@@ -47,7 +47,7 @@ def train_alone(cfg: DictConfig) -> dict:
     if code:
         error = folder / ERROR
         said = error.read_text().strip() if error.is_file() else f"the process of the run ended with exit code {code}"
-        raise EndedBadly(code if code > 0 else 1, said)
+        raise SubprocessFailed(code if code > 0 else 1, said)
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -56,7 +56,7 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
     """Take signals down and pass them on. Ctrl-C comes as SIGTERM: the terminal has sent SIGINT to both already."""
 
     def take_down(number: int, frame: FrameType | None) -> None:
-        HEARD.append(signal.Signals(number))
+        RECEIVED.append(signal.Signals(number))
         process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
     before = {number: signal.signal(number, take_down) for number in SIGNALS}

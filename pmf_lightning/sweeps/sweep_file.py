@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Arm:
+class SweepRun:
     """One run of a sweep.
 
     ``arm`` is its id within a study, or the swept overrides without the seed; ``run_dir`` is None where a run chooses
@@ -71,7 +71,7 @@ def _is_folder(name: Any) -> bool:
     return name is None or (isinstance(name, str) and "\0" not in name)
 
 
-def write(folder: Path, arms: Sequence[Arm], about: dict[str, Any]) -> None:
+def write(folder: Path, arms: Sequence[SweepRun], about: dict[str, Any]) -> None:
     """Write sweep.json; runs of an earlier sweep stay in it while their directories exist.
 
     ``about`` has title, study, scale, command and started. Paths are relative to ``folder``.
@@ -86,6 +86,6 @@ def write(folder: Path, arms: Sequence[Arm], about: dict[str, Any]) -> None:
         draft.write_text(json.dumps({"format": FORMAT, **about, "arms": listed}, indent=2) + "\n")
 
 
-def _plain(arm: Arm, folder: Path) -> dict[str, Any]:
+def _plain(arm: SweepRun, folder: Path) -> dict[str, Any]:
     there = None if arm.run_dir is None else os.path.relpath(arm.run_dir, folder)
     return {**asdict(replace(arm, run_dir=None)), "run_dir": there, "state": arm.state}

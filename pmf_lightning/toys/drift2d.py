@@ -61,7 +61,7 @@ SETTINGS += ("loss", "evaluation", "film")
 
 
 @dataclass(frozen=True)
-class Arm:
+class Drift2dRun:
     """One training: from the start called ``start``, with draws of ``seed``."""
 
     start: str
@@ -95,7 +95,7 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
     store = Arms(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     results = {}
-    arms = [Arm(*place) for place in product(cfg.starts, cfg.seeds)]
+    arms = [Drift2dRun(*place) for place in product(cfg.starts, cfg.seeds)]
     with tqdm(total=len(arms) * cfg.steps, unit="step") as bar:
         for arm in arms:
             bar.set_description(arm.name)
@@ -126,7 +126,7 @@ def check(cfg: DictConfig) -> None:
     for name, start in cfg.starts.items():
         if set(start) != {"centre", "spread"} or len(start.centre) != 2 or start.spread < 0:
             raise UserError(f"starts.{name}={start}: give a centre of two numbers, and a spread of 0 or more")
-    network = build(cfg, Arm(next(iter(cfg.starts)), cfg.seeds[0]))
+    network = build(cfg, Drift2dRun(next(iter(cfg.starts)), cfg.seeds[0]))
     try:
         make_part(cfg, "optimizer")(parameter_groups(network))
         loss_of(cfg, torch.zeros(2 * cfg.problems, 2), torch.zeros(cfg.problems, 2))
@@ -134,7 +134,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"optimizer or loss: {error}") from error
 
 
-def build(cfg: DictConfig, arm: Arm) -> Generator:
+def build(cfg: DictConfig, arm: Drift2dRun) -> Generator:
     """Return the generator of an arm: weights from the seed, the last layer zero."""
     sizes = {"network": {"channels": 2, "resolution": 1, "scalars": [], "heads": ["x"]}}
     mlp = make_part(OmegaConf.merge(OmegaConf.masked_copy(cfg, "network"), sizes), "network")
@@ -150,16 +150,16 @@ def loss_of(cfg: DictConfig, gen: Points, pos: Float[Tensor, "m 2"]) -> tuple[Fl
     return drift_loss(gen, pos, **OmegaConf.to_container(cfg.loss))
 
 
-def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, Any]:
+def run(cfg: DictConfig, arm: Drift2dRun, advance: Callable[[int], Any]) -> dict[str, Any]:
     """Train and judge one arm; ``advance`` is told of every step."""
     started = time.perf_counter()
-    network, frames = build(cfg, arm), set(film_steps(cfg.steps, cfg.film.frames))
+    network, frames = build(cfg, arm), set(snapshot_steps(cfg.steps, cfg.film.frames))
     optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, cfg.steps, **cfg.schedule))
     data, log, film = TwoModes(**cfg.modes), [], []
     for step in range(cfg.steps):
         if step in frames:
-            film.append(photograph(cfg, network, step))
+            film.append(snapshot(cfg, network, step))
         gen = network(noise(arm.seed, "noise", step, cfg.problems * cfg.samples))
         pos = data.points(arm.seed, "data", step, cfg.problems * cfg.positives)
         loss, info = loss_of(cfg, gen, pos)
@@ -170,7 +170,7 @@ def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, A
         optimizer.step()
         rate.step()
         advance(1)
-    film.append(photograph(cfg, network, cfg.steps))
+    film.append(snapshot(cfg, network, cfg.steps))
     seconds = round(time.perf_counter() - started, 1)
     return {**judge(cfg, network), "train_seconds": seconds, "log": log, "film": film}
 
@@ -180,13 +180,13 @@ def noise(seed: int, name: str, step: int, count: int) -> Points:
     return rng.normal(seed, name, step, count=2 * count).view(count, 2).float()
 
 
-def film_steps(steps: int, frames: int) -> list[int]:
+def snapshot_steps(steps: int, frames: int) -> list[int]:
     """Return the steps before which points are kept, beside the end: step k of n lies at (k / n)^2 of the run."""
     return sorted({int(steps * (k / (frames - 1)) ** 2) for k in range(frames - 1)})
 
 
 @torch.no_grad()
-def photograph(cfg: DictConfig, network: Generator, step: int) -> dict[str, Any]:
+def snapshot(cfg: DictConfig, network: Generator, step: int) -> dict[str, Any]:
     """Return the same points, those of the judge, as they lie before a step."""
     points = network(noise(cfg.evaluation.seed, "noise", 0, cfg.evaluation.points)[: cfg.film.shown])
     return {"step": step, "points": [[round(value, 2) for value in point] for point in points.tolist()]}

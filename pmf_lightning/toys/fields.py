@@ -104,7 +104,7 @@ def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, flo
     """Return omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
     if module.decoder is not None:
         raise UserError(f"ckpt={cfg.ckpt}: a model of latents; its fields are no pictures, take one of pixels")
-    if "average" not in module.objective.methods:
+    if "average" not in module.objective.samplers:
         raise UserError(f"ckpt={cfg.ckpt}: this model answers no average velocity u(z, r, t); take one of pMF or iMF")
     judged = module.config["sampling"]
     options = {name: judged[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}

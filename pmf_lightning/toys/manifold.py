@@ -43,7 +43,7 @@ from pmf_lightning.toys.swiss_roll import (
 )
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import writable
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 # What determines the result of an arm, beside the arm itself.
 SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
@@ -53,7 +53,7 @@ Objective = PixelMeanFlow | JiT
 
 
 @dataclass(frozen=True)
-class Arm:
+class ManifoldRun:
     """One training: ``prediction`` in ``dimension`` dimensions from ``seed``."""
 
     dimension: int
@@ -75,7 +75,7 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
     check(cfg)
     store = Arms(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
-    arms = [Arm(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
+    arms = [ManifoldRun(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
     arms.sort(key=lambda arm: arm.seed)  # a stopped study has one seed of everything first
     done = sum(store.finished(arm.name, settings) is not None for arm in arms)
     if done:
@@ -109,19 +109,19 @@ def check(cfg: DictConfig) -> None:
     if cfg.evaluation.shown > cfg.evaluation.points:
         raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
     for prediction in cfg.predictions:
-        network, objective = build(cfg, Arm(cfg.dimensions[0], prediction, cfg.seeds[0]))
-        validate.method(cfg.evaluation.get("method"), objective.methods, cfg.evaluation.steps, "evaluation.")
+        network, objective = build(cfg, ManifoldRun(cfg.dimensions[0], prediction, cfg.seeds[0]))
+        validate.method(cfg.evaluation.get("method"), objective.samplers, cfg.evaluation.steps, "evaluation.")
         batch = unlabelled(torch.zeros(1, cfg.dimensions[0], 1, 1))
         losses = objective(network, batch, objective.draw(batch, 0, 0)).per_sample
         if (loss := cfg.evaluation.loss) not in losses:
-            raise UserError(f"evaluation.loss={loss}: the objective has no such loss; {near(loss, losses)}")
+            raise UserError(f"evaluation.loss={loss}: the objective has no such loss; {suggestions(loss, losses)}")
         try:
             make_part(cfg, "optimizer")(parameter_groups(network))
         except ValueError as error:
             raise UserError(f"optimizer: {error}") from error
 
 
-def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, Objective]:
+def build(cfg: DictConfig, arm: ManifoldRun) -> tuple[nn.Module, Objective]:
     """Return the network, its weights a function of the seed, and the objective of an arm."""
     sizes = {"network": {"channels": arm.dimension, "resolution": 1}, "objective": {"prediction": arm.prediction}}
     cfg = OmegaConf.merge(OmegaConf.masked_copy(cfg, ["network", "objective"]), sizes)
@@ -130,7 +130,7 @@ def build(cfg: DictConfig, arm: Arm) -> tuple[nn.Module, Objective]:
     return network, objective
 
 
-def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, Any]:
+def run(cfg: DictConfig, arm: ManifoldRun, advance: Callable[[int], Any]) -> dict[str, Any]:
     """Train and judge one arm; ``advance`` is told of every step."""
     started = time.perf_counter()
     network, objective = build(cfg, arm)
@@ -139,7 +139,7 @@ def run(cfg: DictConfig, arm: Arm, advance: Callable[[int], Any]) -> dict[str, A
     return {**judge(cfg, arm, network, objective), "train_seconds": round(seconds, 1)}
 
 
-def train(cfg: DictConfig, arm: Arm, network: nn.Module, objective: Objective, advance: Callable) -> None:
+def train(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective, advance: Callable) -> None:
     """Minimise the objective on fresh points in every step."""
     plane = random_plane(arm.dimension, cfg.plane_seed)
     optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
@@ -160,7 +160,7 @@ def unlabelled(x: Tensor) -> Batch:
 
 
 @torch.no_grad()
-def judge(cfg: DictConfig, arm: Arm, network: nn.Module, objective: Objective) -> dict[str, Any]:
+def judge(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective) -> dict[str, Any]:
     """Return the v-loss, and how points drawn in ``evaluation.steps`` steps lie.
 
     ``v_loss``: mean over points and dimensions of the velocity's squared error, on draws that all arms of a dimension
@@ -196,7 +196,7 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
     as it finds it.
     """
     known, plane = cfg.evaluation, random_plane(dimension, cfg.plane_seed)
-    objectives = {prediction: build(cfg, Arm(dimension, prediction, 0))[1] for prediction in cfg.predictions}
+    objectives = {prediction: build(cfg, ManifoldRun(dimension, prediction, 0))[1] for prediction in cfg.predictions}
     objective = objectives[cfg.predictions[0]]  # the draws are the same for all
     data = fresh_points(cfg, "exact", DATA_POINTS)
     losses = {prediction: [] for prediction in objectives}

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from pmf_lightning.utils.cache import digest
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.provenance import SWEEP
 
 MODES = ("online", "offline", "disabled")
@@ -99,7 +99,7 @@ def check(options: Mapping[str, Any]) -> None:
     """See before long work that a run can be opened: its mode is known, and there is a login. Raises UserError."""
     if options["mode"] not in (None, *MODES):
         raise UserError(
-            f"logger.wandb.mode={options['mode']}: there is no such mode; {near(str(options['mode']), MODES)}"
+            f"logger.wandb.mode={options['mode']}: there is no such mode; {suggestions(str(options['mode']), MODES)}"
         )
     if _mode(options) in (None, "online"):
         log_in("logger=wandb", _KEEP)

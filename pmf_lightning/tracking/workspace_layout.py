@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 
 TIME = "time"  # as an axis: seconds since the run began, which W&B counts by itself
 
@@ -124,10 +124,10 @@ def _panel(entry: Mapping[str, Any], section: str) -> Panel:
     ((kind, given),) = entry.items()
     place = f"sections: {section}: {kind}"
     if kind not in KINDS:
-        raise UserError(f"{place}: there is no such panel; {near(kind, KINDS)}")
+        raise UserError(f"{place}: there is no such panel; {suggestions(kind, KINDS)}")
     known = [field.name for field in fields(KINDS[kind])]
     if wrong := sorted(given.keys() - set(known)):
-        raise UserError(f"{place}: {wrong[0]}: there is no such option; {near(wrong[0], known)}")
+        raise UserError(f"{place}: {wrong[0]}: there is no such option; {suggestions(wrong[0], known)}")
     try:
         panel = KINDS[kind](
             **{name: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for name, v in given.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.images.class_folders import say_classes
 from pmf_lightning.data.sources.folder import Folder
 from pmf_lightning.utils.bounded_files import read_json
@@ -16,7 +16,7 @@ NAME = "classes.json"
 
 
 @rank_zero_only
-def announce_classes(source: Source, folder: Path) -> None:
+def announce_classes(source: DataSource, folder: Path) -> None:
     """Print how many classes the data have and their names; store all names, and the files that are not used."""
     names = getattr(source, "class_names", None)
     if names is None:
@@ -27,7 +27,7 @@ def announce_classes(source: Source, folder: Path) -> None:
     print(f"  {say_classes(names)}; label i is class_names[i] of {NAME}")
 
 
-def check_same_classes(source: Source, checkpoint: Path | None) -> None:
+def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:
     """Raise NotResumed where a label of the data is another class than in the run of the checkpoint, None for none."""
     names = None if checkpoint is None else getattr(source, "class_names", None)
     if names is None:
@@ -43,7 +43,7 @@ def check_same_classes(source: Source, checkpoint: Path | None) -> None:
         )
 
 
-def _known(source: Source, path: Path) -> list[str] | None:
+def _known(source: DataSource, path: Path) -> list[str] | None:
     """Return the class names of a run; earlier versions stored none and sorted folders by their letters."""
     try:
         names = read_json(path)["class_names"]

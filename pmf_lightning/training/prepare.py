@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
 from pmf_lightning.encoders.perceptual.build import make_features
 from pmf_lightning.pipeline.build import make_part
@@ -13,7 +13,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils.errors import UserError
 
 
-def check_inputs(cfg: DictConfig, source: Source) -> None:
+def check_inputs(cfg: DictConfig, source: DataSource) -> None:
     """See before a run that what the data hand out can be turned into what the network sees; raises UserError."""
     augments = "mirror" in cfg.objective  # of all objectives, the autoencoder alone
     if cfg.flip and augments and cfg.objective.mirror:
@@ -34,7 +34,7 @@ def check_inputs(cfg: DictConfig, source: Source) -> None:
         )
 
 
-def make_data(cfg: DictConfig, source: Source) -> ImageData | DriftingData:
+def make_data(cfg: DictConfig, source: DataSource) -> ImageData | DriftingData:
     """Build the stream of training data: single images, or what drifting compares; raises UserError."""
     if "queues" not in cfg:
         return ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
@@ -52,7 +52,7 @@ def make_data(cfg: DictConfig, source: Source) -> ImageData | DriftingData:
     return DriftingData(source, cfg.seed, QueueSettings(labels=labels, **cfg.queues), cfg.workers)
 
 
-def make_training_features(cfg: DictConfig, source: Source) -> Any:
+def make_training_features(cfg: DictConfig, source: DataSource) -> Any:
     """Build the frozen networks that the loss looks through: drifting's features, or perceptual distances by name.
 
     Raises UserError where their weights are missing or they do not fit the data.

@@ -15,7 +15,7 @@ from pmf_lightning.pipeline.checkpoint_io import LAST, is_whole, newest_whole, w
 from pmf_lightning.pipeline.checkpoints import find_checkpoint
 from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
 from pmf_lightning.utils.errors import NotResumed, UserError
-from pmf_lightning.utils.locks import Held, held
+from pmf_lightning.utils.locks import LockHeld, held
 
 ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
 
@@ -74,7 +74,7 @@ def _run_of(ckpt: str | None) -> Path | None:
     return folder if any((folder / CHECKPOINTS).glob("*.ckpt")) else None
 
 
-def sole_run(folder: Path) -> AbstractContextManager[None]:
+def lock_run_dir(folder: Path) -> AbstractContextManager[None]:
     """Keep other runs out of ``folder`` while the block runs; raises Held where one is at work there.
 
     Of several processes of a run the first keeps it for all of them.
@@ -90,7 +90,7 @@ def first_process() -> bool:
 
 
 @contextmanager
-def errors_kept(cfg: DictConfig) -> Iterator[None]:
+def record_errors(cfg: DictConfig) -> Iterator[None]:
     """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
 
     Bad input that is refused before there is a directory leaves none, but for ckpt=auto, as runs of a sweep have: its
@@ -100,7 +100,7 @@ def errors_kept(cfg: DictConfig) -> Iterator[None]:
         os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
     try:
         yield
-    except (Held, NotResumed):
+    except (LockHeld, NotResumed):
         raise  # what is there belongs to the other run
     except Exception as error:
         folder = _own(cfg)

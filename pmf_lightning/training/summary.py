@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from pmf_lightning.config.job_arguments import repeating
+from pmf_lightning.config.job_arguments import resume_arguments
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
 from pmf_lightning.training.plots import save_curves, save_time_bins
@@ -38,7 +38,7 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     summary = {
         **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
         "ema": cfg.sampling.ema,
-        **(_sampling(cfg, module, hands) if module.objective.methods else {}),
+        **(_sampling(cfg, module, hands) if module.objective.samplers else {}),
         **(getattr(hands.grids, "latest", None) or {}),
         "images_per_second": round(hands.progress.images_per_second, 1),
         "steps": trainer.global_step,
@@ -56,7 +56,7 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
         draft.write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, hands.quality.titles() if hands.quality else {})
     if hands.checkpoint.stopped:
-        again = shlex.join(["python", "-m", "pmf_lightning.train", *repeating(folder)])
+        again = shlex.join(["python", "-m", "pmf_lightning.train", *resume_arguments(folder)])
         print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
     return summary
 

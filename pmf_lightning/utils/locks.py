@@ -21,7 +21,7 @@ NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some
 FOR_EVER = -1.0
 
 
-class Held(UserError):
+class LockHeld(UserError):
     """Another process holds what this one needs."""
 
 
@@ -37,7 +37,7 @@ def held(path: Path, what: str, doing: str, patience: float = 0.0) -> Iterator[N
     try:
         lock.acquire()
     except Timeout as error:
-        raise Held(f"{what}: {_holder(path)} {doing}") from error
+        raise LockHeld(f"{what}: {_holder(path)} {doing}") from error
     except OSError as error:
         if error.errno not in NONE_HERE:
             raise

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Shard:
+class BatchRows:
     """A micro-batch's share of the global batch: the rows ``index, index + count, index + 2 count, ...``.
 
     Dealing rows out in turn gives every rank and every micro-batch its part of any prefix of the global batch, so the

@@ -4,4 +4,4 @@ import signal
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Windows has the first two
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-HEARD: list[signal.Signals] = []
+RECEIVED: list[signal.Signals] = []

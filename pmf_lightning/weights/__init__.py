@@ -1,8 +1,8 @@
 """The released PyTorch weights of pMF, iMF and JiT, into our backbones and back."""
 
-from pmf_lightning.weights.families import Family, preset
+from pmf_lightning.weights.families import WeightFormat, preset
 from pmf_lightning.weights.read import DECAYS, PREFIX, SETS, bare, read_official, read_tensors, sets_in
-from pmf_lightning.weights.recognize import Look, look
+from pmf_lightning.weights.recognize import WeightsDescription, look
 from pmf_lightning.weights.translate import (
     FAMILIES,
     family_of,
@@ -19,8 +19,8 @@ __all__ = [
     "FAMILIES",
     "PREFIX",
     "SETS",
-    "Family",
-    "Look",
+    "WeightFormat",
+    "WeightsDescription",
     "bare",
     "family_of",
     "load_official",

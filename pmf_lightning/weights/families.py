@@ -20,7 +20,7 @@ def _nothing(network: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Family:
+class WeightFormat:
     """The official files of one family of models. Official names are without the prefix ``net.``.
 
     Args:
@@ -82,7 +82,7 @@ def fixed(network: JiTViT) -> dict[str, Tensor]:
     return {"pos_embed": sincos_2d(network.grid, network.width, torch.empty(0, dtype=torch.float64)).float()}
 
 
-JIT = Family(
+JIT = WeightFormat(
     name="JiT",
     rules=(
         (r"patch_embedding\.patches\.", "x_embedder.proj1."),
@@ -152,7 +152,7 @@ TABLE = "y_embedder.embedding_table._flax_embedding.weight"
 
 STACKS = tuple(rf"{stack}\.(\d+)\.attn\.q_proj\._flax_linear\.weight" for stack in ("shared_blocks", "u_heads"))
 
-IMF = Family(
+IMF = WeightFormat(
     name="iMF",
     rules=((r"patch_embedding\.patches\.", "x_embedder.proj."), *RULES),
     mark="x_embedder.proj.weight",
@@ -176,7 +176,7 @@ IMF = Family(
     },
 )
 
-PMF = Family(
+PMF = WeightFormat(
     name="pMF",
     rules=(
         (r"patch_embedding\.patches\.", "x_embedder.proj1."),

@@ -7,17 +7,17 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from pmf_lightning.weights.families import Family, preset
+from pmf_lightning.weights.families import WeightFormat, preset
 
 
 @dataclass(frozen=True)
-class Look:
+class WeightsDescription:
     """Family and sizes of a set of official weights; None: the weights do not tell.
 
     ``blocks`` counts those on the way to u; ``side`` is the image's, in pixels (iMF's files do not tell it).
     """
 
-    family: Family
+    family: WeightFormat
     width: int | None
     blocks: int | None
     patch: int | None
@@ -52,7 +52,7 @@ class Look:
         return any(a != b for a, b in pairs if a is not None and b is not None)
 
 
-def look(family: Family, weights: Mapping[str, Tensor]) -> Look:
+def look(family: WeightFormat, weights: Mapping[str, Tensor]) -> WeightsDescription:
     """Read the sizes of official weights (names without the prefix ``net.``); values are not looked at."""
 
     def size(name: str, dimensions: int, axis: int) -> int | None:
@@ -61,7 +61,7 @@ def look(family: Family, weights: Mapping[str, Tensor]) -> Look:
 
     patch = size(family.patches, 4, 2)
     rows = size(family.table, 2, 0)
-    return Look(
+    return WeightsDescription(
         family=family,
         width=size(family.norm, 1, 0),
         blocks=sum(_blocks(weights, stack) for stack in family.stacks) or None,

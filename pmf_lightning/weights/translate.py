@@ -11,21 +11,21 @@ from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.vit import ViT
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.weights.drifting import generator_tensors, load_official_generator
-from pmf_lightning.weights.families import IMF, JIT, PMF, Family
+from pmf_lightning.weights.families import IMF, JIT, PMF, WeightFormat
 from pmf_lightning.weights.read import PREFIX, read_official
-from pmf_lightning.weights.recognize import Look, look
+from pmf_lightning.weights.recognize import WeightsDescription, look
 
 FAMILIES = (PMF, IMF, JIT)
 _MOST_LISTED = 6  # names of one kind of problem in an error
 _SAME = 0.01  # how far fixed values may be from ours: bfloat16 is off by 0.004
 
 
-def official_name(name: str, family: Family = PMF) -> str:
+def official_name(name: str, family: WeightFormat = PMF) -> str:
     """Return the name that official PyTorch files of ``family`` give to our weight ``name``, without ``net.``."""
     return family.official_name(name)
 
 
-def family_of(network: nn.Module) -> Family:
+def family_of(network: nn.Module) -> WeightFormat:
     """Return the family whose official architecture ``network`` has; UserError where it has none's."""
     if isinstance(network, DriftingViT):
         raise UserError(
@@ -81,7 +81,7 @@ def _load_generator(
     return network
 
 
-def recognise(weights: Mapping[str, Tensor]) -> Look:
+def recognise(weights: Mapping[str, Tensor]) -> WeightsDescription:
     """Return family and sizes of official weights (names without ``net.``); UserError where they are of no family."""
     for family in reversed(FAMILIES):  # pMF's mark is in JiT's files too
         if family.mark in weights:
@@ -188,7 +188,7 @@ def _holds(names: Iterable[str], start: str) -> bool:
     return any(name.startswith(start) for name in names)
 
 
-def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: Family) -> None:
+def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: WeightFormat) -> None:
     """Raise UserError that names missing and unexpected weights and those of another shape."""
     shapes = [
         f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
@@ -221,7 +221,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + more
 
 
-def _another(seen: Look, wanted: Look) -> str:
+def _another(seen: WeightsDescription, wanted: WeightsDescription) -> str:
     remedy = f"choose model={seen.preset}" if seen.preset else "choose the model that it fits"
     if seen.preset and seen.preset == wanted.preset:
         remedy += " with data of the file's size, channels and classes"

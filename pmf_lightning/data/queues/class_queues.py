@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
-from pmf_lightning.data.queues.ring_buffer import Rings
+from pmf_lightning.data.queues.ring_buffer import RingBuffers
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -42,8 +42,8 @@ class ClassQueues:
         print(sizes.report(folder, copies), flush=True)
         check_room(sizes, folder, copies)
         self.sizes = sizes
-        self.by_class = Rings(sizes.classes, sizes.per_class, sizes.shape, folder, sizes.dtype)
-        self.any_class = Rings(1, sizes.overall, sizes.shape, folder, sizes.dtype)
+        self.by_class = RingBuffers(sizes.classes, sizes.per_class, sizes.shape, folder, sizes.dtype)
+        self.any_class = RingBuffers(1, sizes.overall, sizes.shape, folder, sizes.dtype)
 
     def push(self, images: Images, labels: Labels, indices: Sequence[int]) -> None:
         """Add images with their labels and their ``indices`` in the data set, in order; the oldest make room.
@@ -87,7 +87,7 @@ class ClassQueues:
 
     @staticmethod
     def _draw(
-        rings: Rings, name: str, which: Labels, rows: Labels, count: int, seed: int, step: int
+        rings: RingBuffers, name: str, which: Labels, rows: Labels, count: int, seed: int, step: int
     ) -> Shaped[Tensor, "n count *image"]:
         width = max(rings.capacity, count)
         uniform = [rng.uniform(seed, name, step, row, count=width) for row in rows.tolist()]

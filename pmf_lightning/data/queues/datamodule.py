@@ -12,15 +12,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from pmf_lightning.data.datamodule import StepLoader
-from pmf_lightning.data.dataset import Images, Source
-from pmf_lightning.data.loader import read, tally_of
+from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder
 from pmf_lightning.data.queues.class_queues import ClassQueues
 from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
-from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.rng import Shard
+from pmf_lightning.utils.rng import BatchRows
 
 KEPT = 4  # states of the last steps: Lightning fetches ahead of the step that a checkpoint is of
 PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB in every batch that is read ahead
@@ -62,7 +62,7 @@ class DriftingData(LightningDataModule):
     (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
     """
 
-    def __init__(self, source: Source, seed: int, settings: QueueSettings, workers: int) -> None:
+    def __init__(self, source: DataSource, seed: int, settings: QueueSettings, workers: int) -> None:
         super().__init__()
         if settings.labels > source.classes:
             raise UserError(
@@ -74,7 +74,7 @@ class DriftingData(LightningDataModule):
         if getattr(source, "latents", False):
             shape, dtype = (2, *shape), "float32"
         self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape, dtype)
-        self.tally: Tally | None = None
+        self.tally: BadRecordCounter | None = None
         self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
         self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
@@ -100,7 +100,7 @@ class DriftingData(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Return this device's stream."""
         trainer, images = self.trainer, self.source.train()
-        shard = Shard(trainer.global_rank, trainer.world_size)
+        shard = BatchRows(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
         self.tally = tally_of(images, 1)  # every device reads everything
         self._queues = ClassQueues(self.sizes, self.folder, copies)
@@ -110,9 +110,9 @@ class DriftingData(LightningDataModule):
             lambda step: self._stream(images, shard, step), reached=lambda: trainer.global_step, resume=lambda: None
         )
 
-    def _stream(self, images: Images, shard: Shard, first: int) -> Iterator[list[Tensor]]:
-        order = GlobalOrder(len(images), self.settings.push, self.seed, (Shard(),), first_step=first)
-        parts = read(images, _in_parts(order), self.workers, self.tally)
+    def _stream(self, images: ImageDataset, shard: BatchRows, first: int) -> Iterator[list[Tensor]]:
+        order = GlobalOrder(len(images), self.settings.push, self.seed, (BatchRows(),), first_step=first)
+        parts = iterate_batches(images, _in_parts(order), self.workers, self.tally)
         for step in count(first):
             self._states[step] = self._queues.state_dict()
             self._states.pop(step - KEPT, None)
@@ -122,7 +122,7 @@ class DriftingData(LightningDataModule):
                 newest.append(labels)
             yield self._step(torch.cat(newest), shard, step)
 
-    def _step(self, newest: Tensor, shard: Shard, step: int) -> list[Tensor]:
+    def _step(self, newest: Tensor, shard: BatchRows, step: int) -> list[Tensor]:
         known, queues = self.settings, self._queues
         chosen = rng.permutation(self.seed, "labels", step, count=len(newest))[: known.labels]
         rows = shard.rows(known.labels // shard.count)

@@ -16,7 +16,7 @@ from pmf_lightning.utils.errors import UserError
 CHUNK = 256  # images fetched at once on resume
 
 
-class Rings:
+class RingBuffers:
     """``count`` rings of ``capacity`` images of ``shape`` each, with the index of every image in its data set.
 
     ``images`` is [count, capacity, *shape] of ``dtype``, ``indices`` int64 [count, capacity] (-1: empty), ``filled``

@@ -20,7 +20,7 @@ class BadRecord(NamedTuple):
     reason: str
 
 
-class Tally:
+class BadRecordCounter:
     """Counts the bad records that a process met, and stops where they are more than ``max_bad`` of those it read.
 
     Args:
@@ -52,7 +52,7 @@ class Tally:
 
     def afresh(self, processes: int) -> "Tally":
         """Return a count that begins anew, for one of so many processes that share an epoch."""
-        return Tally(self.records, self.max_bad, self.describe, self.remedy, processes)
+        return BadRecordCounter(self.records, self.max_bad, self.describe, self.remedy, processes)
 
     def note(self, bad: list[BadRecord] | UserError, read: int) -> None:
         """Count ``bad`` among ``read`` records, and name those met for the first time.

@@ -10,8 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from pmf_lightning.data.dataset import Batched
-from pmf_lightning.data.shards.bad_records import BadRecord, Tally
+from pmf_lightning.data.dataset import BatchDataset
+from pmf_lightning.data.shards.bad_records import BadRecord, BadRecordCounter
 from pmf_lightning.data.shards.open_files import OpenFiles
 from pmf_lightning.data.shards.records import CUT_OFF, Records
 from pmf_lightning.utils.errors import UserError
@@ -31,8 +31,8 @@ class Payload:
     change: Callable[[Tensor, int], Tensor] | None = None
 
 
-class ShardImages(Batched):
-    """Those of ``records`` that ``rows`` lists, as a data set of ``len(rows)`` images (see ``dataset.Images``).
+class ShardImages(BatchDataset):
+    """Those of ``records`` that ``rows`` lists, as a data set of ``len(rows)`` images (see ``dataset.ImageDataset``).
 
     Where record number i of the data set cannot be read, number i + s, i + 2 s, ... modulo their count stands in, with
     its own label, s being a fixed stride: the same one in every process and every run, so that what training sees stays
@@ -40,7 +40,7 @@ class ShardImages(Batched):
     ``tally`` counts those met by ``batch`` and by single items; ``fetch`` hands them to its caller to count.
     """
 
-    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"], payload: Payload, tally: Tally):
+    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"], payload: Payload, tally: BadRecordCounter):
         self.records, self.rows, self.payload, self.tally = records, rows, payload, tally
         self.labels = torch.from_numpy(records.labels[rows])
         self.stride = _stride(len(rows))

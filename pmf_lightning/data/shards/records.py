@@ -14,7 +14,7 @@ from pmf_lightning.utils.errors import UserError
 CUT_OFF = "beyond the end of its shard"
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record's payload lies: number of its shard, offset and size in bytes."""
 
     shard: int
@@ -45,9 +45,9 @@ class Records:
         """The tars."""
         return [self.folder / file for file in self.files]
 
-    def place(self, record: int) -> Place:
+    def place(self, record: int) -> RecordLocation:
         """Say where a record lies."""
-        return Place(self._shard(record), int(self.offsets[record]), int(self.sizes[record]))
+        return RecordLocation(self._shard(record), int(self.offsets[record]), int(self.sizes[record]))
 
     def describe(self, record: int) -> str:
         """Name a record for people: its shard and its key."""

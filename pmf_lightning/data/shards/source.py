@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pmf_lightning.data.shards.bad_records import Tally
+from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.data.shards.images import Payload, ShardImages
 from pmf_lightning.data.shards.manifest import Manifest, read_manifest
 from pmf_lightning.data.shards.payloads import decode
@@ -155,7 +155,7 @@ class Shards:
             shape = (2, *shape)
         decoder = partial(decode, payload=self._manifest.payload, channels=self.channels)
         payload = Payload(decoder, shape, torch.float32 if self.latents else torch.uint8, self._change)
-        tally = Tally(len(records), self.max_bad, records.describe, self._remedy)
+        tally = BadRecordCounter(len(records), self.max_bad, records.describe, self._remedy)
         return ShardImages(records, chosen.nonzero()[0], payload, tally)
 
     @property

@@ -26,7 +26,7 @@ WINDOW = 256  # files decoded ahead of the writer: bounds memory, keeps every th
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DecodeJob:
     """Files to decode, in the order they are to lie on disk: paths below ``root``, labels [n], split quantiles [n]."""
 
     root: Path
@@ -64,7 +64,7 @@ def cannot_read(root: Path, line: str) -> UserError:
     return UserError(f"cannot read {root / name} ({reason}): remove it or set data.unreadable=skip")
 
 
-def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
+def open_decoded(folder: Path, wanted: DecodeJob, fail: bool) -> Decoded:
     """Open ``folder``, decoding ``wanted`` into it first if it is not there; it appears whole or not at all.
 
     Raises UserError when the disk is too small, when no file is readable or, with ``fail``, at the first that is not.
@@ -81,7 +81,7 @@ def open_decoded(folder: Path, wanted: Wanted, fail: bool) -> Decoded:
         raise UserError(f"{folder} is damaged ({reason}): remove it, and the images are decoded again") from error
 
 
-def _opened(folder: Path, wanted: Wanted) -> Decoded:
+def _opened(folder: Path, wanted: DecodeJob) -> Decoded:
     """Open what was decoded; ValueError where it is not of the ``wanted`` files."""
     unreadable_file, most = folder / "unreadable.txt", 8 * len(wanted.names)
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -110,7 +110,7 @@ def _done(found: Any) -> dict[str, int]:
     return found
 
 
-def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
+def _decode(partial: Path, folder: Path, wanted: DecodeJob, fail: bool) -> None:
     free = shutil.disk_usage(partial).free
     shape = (wanted.channels, wanted.resolution, wanted.resolution)
     print(
@@ -145,7 +145,7 @@ def _decode(partial: Path, folder: Path, wanted: Wanted, fail: bool) -> None:
     (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
 
 
-def _read_all(wanted: Wanted) -> Iterator[Square | Exception]:
+def _read_all(wanted: DecodeJob) -> Iterator[Square | Exception]:
     """Decode on all cores, yielding in order an image or the reason why there is none; UserError without memory."""
 
     def read(name: str) -> Square | Exception:

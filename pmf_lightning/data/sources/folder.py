@@ -11,7 +11,7 @@ from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
 from pmf_lightning.data.images.decoder import check_background, say_done
 from pmf_lightning.data.images.listing import LeftOut
-from pmf_lightning.data.sources.decode_cache import Decoded, Wanted, cannot_read, open_decoded
+from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_read, open_decoded
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
@@ -108,7 +108,7 @@ class Folder:
         labels = torch.tensor(tree.labels)
         quantiles = class_quantiles(labels, "folder")
         order = quantiles.argsort(stable=True)
-        wanted = Wanted(
+        wanted = DecodeJob(
             root=tree.root,
             names=[tree.names[row] for row in order.tolist()],
             labels=labels[order],

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pmf_lightning.data.dataset import Images, Source
+from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.encoders.classifier.network import Classifier
-from pmf_lightning.encoders.trained_cache import kept_network, one_thread
+from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
 from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import generator
@@ -39,7 +39,7 @@ class ClassifierSettings:
     shift: float | int
 
 
-def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
+def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
     """Return the classifier of ``source``'s training split, from the cache folder or trained and kept there.
 
     A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written, and for data of
@@ -57,14 +57,14 @@ def cached_classifier(source: Source, settings: ClassifierSettings, cache_dir: s
     def trained() -> Classifier:
         return train_classifier(source.train(), source.classes, settings)
 
-    return kept_network(path, empty, trained, "the classifier")
+    return load_or_train(path, empty, trained, "the classifier")
 
 
 @one_thread()
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
-def train_classifier(split: Images, classes: int, settings: ClassifierSettings) -> Classifier:
+def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSettings) -> Classifier:
     """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
 
     ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads, with the same

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.models.mae.encoder import MAEEncoder
@@ -79,7 +79,7 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 OFFICIAL_GRID = 32  # patches along a side, of all released encoders
 
 
-def pixels_alone(*, source: Source, cache_dir: str | None, convnext: nn.Module | None = None) -> DriftFeatures:
+def pixels_alone(*, source: DataSource, cache_dir: str | None, convnext: nn.Module | None = None) -> DriftFeatures:
     """Return features without an MAE: the pixels as one vector, and those of ``convnext`` where one is given."""
     return _checked(DriftFeatures(None, convnext), source)
 
@@ -89,7 +89,7 @@ def trained_on_data(
     sets: str,
     every_block: int,
     *,
-    source: Source,
+    source: DataSource,
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
@@ -105,7 +105,7 @@ def released(
     sets: str,
     every_block: int,
     *,
-    source: Source,
+    source: DataSource,
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
@@ -123,7 +123,7 @@ def trained_by_run(
     sets: str,
     every_block: int,
     *,
-    source: Source,
+    source: DataSource,
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
@@ -151,6 +151,6 @@ def released_encoder(path: str | Path) -> MAEEncoder:
     return load_official_mae(path, encoder).requires_grad_(False).eval()
 
 
-def _checked(features: DriftFeatures, source: Source) -> DriftFeatures:
+def _checked(features: DriftFeatures, source: DataSource) -> DriftFeatures:
     features.check(source.channels, source.resolution)
     return features

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.transforms import to_float
-from pmf_lightning.encoders.trained_cache import kept_network, one_thread
+from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
 from pmf_lightning.models.mae.network import MAE
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.base import Batch
@@ -52,7 +52,7 @@ class MAESettings:
     weight_decay: Number
     clip: Number
 
-    def network(self, source: Source) -> MAE:
+    def network(self, source: DataSource) -> MAE:
         """Return the untrained network, its weights a function of the seed; UserError where sizes do not fit."""
         try:
             network = MAE(
@@ -77,7 +77,7 @@ class MAESettings:
             raise UserError(f"feature encoder: {error}") from error
 
 
-def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> MAE:
+def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None) -> MAE:
     """Return the autoencoder of ``source``'s training split, from the cache folder or trained and kept there; frozen.
 
     A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where these are
@@ -92,7 +92,7 @@ def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> 
     folder.mkdir(exist_ok=True)
     parts = [str(list(value)) if isinstance(value, Sequence) else value for value in asdict(settings).values()]
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *parts)}.pt"
-    return kept_network(
+    return load_or_train(
         path, lambda: settings.network(source), lambda: train_mae(source, settings), "the feature encoder"
     )
 
@@ -101,7 +101,7 @@ def cached_mae(source: Source, settings: MAESettings, cache_dir: str | None) -> 
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
-def train_mae(source: Source, settings: MAESettings) -> MAE:
+def train_mae(source: DataSource, settings: MAESettings) -> MAE:
     """Train on the CPU, with a progress bar; return the network frozen.
 
     The same input gives the same weights bit for bit, for any number of threads, with the same version of torch on the
@@ -113,7 +113,7 @@ def train_mae(source: Source, settings: MAESettings) -> MAE:
     )
     bar = tqdm(range(settings.steps), "training the feature encoder", leave=False, disable=None)
     for step in bar:
-        chosen = micro_batch_indices(len(split), settings.batch, settings.seed, step, rng.Shard())
+        chosen = micro_batch_indices(len(split), settings.batch, settings.seed, step, rng.BatchRows())
         images, labels = split.batch(chosen)
         batch = Batch(to_float(images), labels)
         losses = objective(network, batch, objective.draw(batch, settings.seed, step))

@@ -8,13 +8,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.objectives.base import Distance
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
 
 
-def make_features(cfg: DictConfig, source: Source) -> dict[str, Distance]:
+def make_features(cfg: DictConfig, source: DataSource) -> dict[str, Distance]:
     """Return the distance of every name in ``objective.perceptual``, built as ``features`` says.
 
     A distance that has to see the data is ``_partial_`` in the configuration; it gets ``source`` and ``cache_dir``
@@ -24,7 +24,9 @@ def make_features(cfg: DictConfig, source: Source) -> dict[str, Distance]:
     weights = cfg.objective.get("perceptual") or {}
     for name, weight in weights.items():
         if name not in cfg.features:
-            raise UserError(f"objective.perceptual.{name}: features has no such distance; {near(name, cfg.features)}")
+            raise UserError(
+                f"objective.perceptual.{name}: features has no such distance; {suggestions(name, cfg.features)}"
+            )
         if not weight > 0:
             raise UserError(
                 f"objective.perceptual.{name}={weight}: a weight is above 0; choose perceptual=none, or another"

@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.data.dataset import Source
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Square
@@ -13,7 +13,7 @@ from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number, at_least_float32
 
 
-class ClassifierFeatures(FrozenDistance):
+class ClassifierDistance(FrozenDistance):
     """Squared differences in the four layers of a classifier (encoders/classifier/network.py), ours, from no paper.
 
     In every layer they are averaged over channels and places, then summed over layers. The same network made from
@@ -51,8 +51,8 @@ class ClassifierFeatures(FrozenDistance):
 
 
 def classifier_features(
-    settings: ClassifierSettings, norm_eps: Number, source: Source, cache_dir: str | None
-) -> ClassifierFeatures:
+    settings: ClassifierSettings, norm_eps: Number, source: DataSource, cache_dir: str | None
+) -> ClassifierDistance:
     """Return the distance in a classifier of ``source``'s training split, trained now or read from the cache folder.
 
     Raises UserError where the data have fewer than two classes, or the classifier cannot be made.
@@ -66,7 +66,7 @@ def classifier_features(
         classifier = cached_classifier(source, settings, cache_dir)
     except UserError as error:
         raise UserError(f"perceptual=classifier (features.classifier.settings): {error}") from error
-    return ClassifierFeatures(classifier, min(settings.side, source.resolution), norm_eps)
+    return ClassifierDistance(classifier, min(settings.side, source.resolution), norm_eps)
 
 
 def _cut(body: nn.Sequential) -> list[nn.Sequential]:

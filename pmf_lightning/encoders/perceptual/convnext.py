@@ -8,8 +8,8 @@ from timm.models import load_state_dict_from_hf
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Published, Square, three_channels
-from pmf_lightning.utils.errors import UserError, near
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square, three_channels
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import at_least_float32
 
 FILE = "model.safetensors"
@@ -55,7 +55,7 @@ def _download(network: str) -> dict[str, Tensor]:
     return load_state_dict_from_hf(timm.get_pretrained_cfg(network).hf_hub_id, FILE)
 
 
-def _published(network: str, purpose: Mapping[str, str]) -> Published:
+def _published(network: str, purpose: Mapping[str, str]) -> PretrainedWeights:
     try:
         home = timm.get_pretrained_cfg(network)
     except RuntimeError:
@@ -63,9 +63,9 @@ def _published(network: str, purpose: Mapping[str, str]) -> Published:
     if home is None or home.hf_hub_id is None:
         known = timm.list_models("convnext*", pretrained=True)
         raise UserError(
-            f"features.convnext.network={network}: timm has no weights of that name; {near(network, known)}"
+            f"features.convnext.network={network}: timm has no weights of that name; {suggestions(network, known)}"
         )
-    return Published("convnext", f"timm's {network}", f"{FILE} (published as {home.hf_hub_id})", **purpose)
+    return PretrainedWeights("convnext", f"timm's {network}", f"{FILE} (published as {home.hf_hub_id})", **purpose)
 
 
 def _in_timms_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:

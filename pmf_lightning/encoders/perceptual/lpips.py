@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VGG16_Weights
 
-from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Published, Square, three_channels
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square, three_channels
 from pmf_lightning.utils.precision import at_least_float32
 from pmf_lightning.utils.tensor_files import load_tensors
 
 _FILE = VGG16_Weights.IMAGENET1K_V1
-VGG16 = Published("lpips", "torchvision's VGG16", f"{Path(_FILE.url).name} (published at {_FILE.url})")
+VGG16 = PretrainedWeights("lpips", "torchvision's VGG16", f"{Path(_FILE.url).name} (published at {_FILE.url})")
 
 
-class LpipsVgg(FrozenDistance):
+class LPIPS(FrozenDistance):
     """LPIPS version 0.1 with the package's own calibration; images in [-1, 1], which it scales itself.
 
     ``weights`` is the path of torchvision's VGG16 state dict, or None for torchvision's own copy or download. Raises

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
 from pmf_lightning.evaluation.guidance_search.records import Record
-from pmf_lightning.evaluation.guidance_search.space import Axes, Point, show
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
 from pmf_lightning.utils.figures import subplots
 
 COLOURS = "viridis_r"  # light is good
@@ -20,7 +20,7 @@ LEAST_SPREAD = 1.05  # of the colours: smaller differences look as small as they
 MOST_NUMBERED = 16  # columns of a map up to which its cells hold their numbers
 
 
-def save_maps(records: Sequence[Record], axes: Axes, best: Point, name: str, path: Path) -> Path:
+def save_maps(records: Sequence[Record], axes: SearchSpace, best: SamplingSetting, name: str, path: Path) -> Path:
     """Draw the distance over omega and interval: a row of panels per average, a column per steps and method.
 
     ``best`` has a frame; cells that were not measured are blank, those without a number hold a cross. ``name`` is what
@@ -45,7 +45,7 @@ def save_maps(records: Sequence[Record], axes: Axes, best: Point, name: str, pat
     return _save(figure, path)
 
 
-def save_lines(records: Sequence[Record], axes: Axes, best: Point, name: str, path: Path) -> Path:
+def save_lines(records: Sequence[Record], axes: SearchSpace, best: SamplingSetting, name: str, path: Path) -> Path:
     """Draw the distance over omega, a line per interval, in the same panels as the maps; ``best`` has a ring."""
     numbers = {record.point: record.fid for record in records}
     figure, panels = _panels(axes, 4.2, 3.2, sharex=True, sharey=True)
@@ -71,7 +71,7 @@ def save_lines(records: Sequence[Record], axes: Axes, best: Point, name: str, pa
     return _save(figure, path)
 
 
-def _panels(axes: Axes, width: float, height: float, **shared):
+def _panels(axes: SearchSpace, width: float, height: float, **shared):
     """Return a figure, and of each panel its axis and the point in its corner, titled."""
     ways = [(steps, method) for method in axes.method for steps in axes.steps]
     size = (width * len(ways) + 1.4, height * len(axes.ema) + 0.4)
@@ -82,16 +82,18 @@ def _panels(axes: Axes, width: float, height: float, **shared):
     for row, ema in zip(grid, axes.ema, strict=True):
         for panel, (steps, method) in zip(row, ways, strict=True):
             panel.set_title(f"ema {ema}, {steps} step(s) of {method}", fontsize=9)
-            panels.append((panel, Point(ema, axes.omega[0], axes.interval[0], steps, method)))
+            panels.append((panel, SamplingSetting(ema, axes.omega[0], axes.interval[0], steps, method)))
     return figure, panels
 
 
-def _shared_scale(numbers: dict[Point, float | None]) -> LogNorm:
+def _shared_scale(numbers: dict[SamplingSetting, float | None]) -> LogNorm:
     known = [number for number in numbers.values() if number is not None and number > 0] or [1.0]
     return LogNorm(min(known), max(max(known), LEAST_SPREAD * min(known)))
 
 
-def _draw_map(panel, axes: Axes, corner: Point, numbers: dict[Point, float | None], norm: LogNorm):
+def _draw_map(
+    panel, axes: SearchSpace, corner: SamplingSetting, numbers: dict[SamplingSetting, float | None], norm: LogNorm
+):
     values = np.array(
         [
             [_number(numbers, replace(corner, omega=omega, interval=interval)) for omega in axes.omega]
@@ -106,12 +108,12 @@ def _draw_map(panel, axes: Axes, corner: Point, numbers: dict[Point, float | Non
     return values, image
 
 
-def _number(numbers: dict[Point, float | None], point: Point) -> float:
+def _number(numbers: dict[SamplingSetting, float | None], point: SamplingSetting) -> float:
     number = numbers.get(point)
     return math.nan if number is None else max(number, 1e-12)
 
 
-def _write_numbers(panel, values: np.ndarray, image, corner: Point, axes: Axes, numbers: dict) -> None:
+def _write_numbers(panel, values: np.ndarray, image, corner: SamplingSetting, axes: SearchSpace, numbers: dict) -> None:
     for (row, column), value in np.ndenumerate(values):
         point = replace(corner, omega=axes.omega[column], interval=axes.interval[row])
         if not math.isnan(value):

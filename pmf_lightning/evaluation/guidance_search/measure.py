@@ -11,7 +11,7 @@ from torch import Tensor
 from pmf_lightning.distributed.collectives import rank_and_world
 from pmf_lightning.evaluation.frechet import NonFiniteError
 from pmf_lightning.evaluation.guidance_search.records import Record, Records
-from pmf_lightning.evaluation.guidance_search.space import Point
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import network_evaluations, numbered_images
 
@@ -19,7 +19,7 @@ from pmf_lightning.sampling.generate import network_evaluations, numbered_images
 Evaluate = Callable[[Callable[[Tensor, int], Tensor], int, int], Any]
 
 
-class Bench:
+class PointEvaluator:
     """Measures points, each once: what ``records`` know is not measured again.
 
     Args:
@@ -42,7 +42,7 @@ class Bench:
         self.conditions, self.records = conditions, records
         self._in_place: str | None = None
 
-    def measure(self, point: Point, n: int, evaluate: Evaluate, what: str) -> Record:
+    def measure(self, point: SamplingSetting, n: int, evaluate: Evaluate, what: str) -> Record:
         """Return the record of ``n`` images at ``point``, known or measured now; all ranks call it together.
 
         ``what`` says which scores ``evaluate`` gives: records with others do not stand in for it.
@@ -59,12 +59,12 @@ class Bench:
         record = Record(point, conditions, scores, nfe, time.perf_counter() - begun, problem)
         return self.records.add(record, write=rank_and_world()[0] == 0)
 
-    def draw(self, point: Point, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
+    def draw(self, point: SamplingSetting, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
         """Return the first ``count`` images at ``point``, on the CPU, ``chunk`` at a time."""
         labels, generate = torch.arange(count) % self.module.network.classes, self.generator(point)
         return torch.cat([generate(part, number * chunk).cpu() for number, part in enumerate(labels.split(chunk))])
 
-    def generator(self, point: Point) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
+    def generator(self, point: SamplingSetting) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
         """Put the point's weights in place, and return what makes its images: ``(labels, first)`` to floats."""
         if self._in_place != point.ema:
             self.module.network.load_state_dict(self.averages[point.ema], strict=False)

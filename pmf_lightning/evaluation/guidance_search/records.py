@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.evaluation.guidance_search.space import Point, show
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, show
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write, digest
 
@@ -19,7 +19,7 @@ class Record:
     and the hash of the checkpoint. ``problem`` says why there are no scores.
     """
 
-    point: Point
+    point: SamplingSetting
     conditions: Mapping[str, Any]
     scores: Mapping[str, Any]
     nfe: int
@@ -51,7 +51,7 @@ class Records:
         self.folder = folder
         self._known = {_key(record.point, record.conditions): record for record in _read(folder)}
 
-    def find(self, point: Point, conditions: Mapping[str, Any]) -> Record | None:
+    def find(self, point: SamplingSetting, conditions: Mapping[str, Any]) -> Record | None:
         """Return what is known of a point, or None."""
         return self._known.get(_key(point, conditions))
 
@@ -69,7 +69,7 @@ class Records:
         return record
 
 
-def _key(point: Point, conditions: Mapping[str, Any]) -> str:
+def _key(point: SamplingSetting, conditions: Mapping[str, Any]) -> str:
     numbers = [point.ema, *map(float, (point.omega, *point.interval)), point.steps, point.method]
     return digest(json.dumps(numbers), json.dumps(dict(conditions), sort_keys=True))
 
@@ -81,7 +81,7 @@ def _read(folder: Path) -> list[Record]:
         try:
             stored = read_json(path)
             point = stored.pop("point")
-            found.append(Record(Point(**point | {"interval": tuple(point["interval"])}), **stored))
+            found.append(Record(SamplingSetting(**point | {"interval": tuple(point["interval"])}), **stored))
         except (ValueError, TypeError, KeyError):
             continue
     return found

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pmf_lightning.evaluation.guidance_search.records import Record
-from pmf_lightning.evaluation.guidance_search.space import Axes, Point, show
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
 
 MOST_PRINTED = 12
 _COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "method", "n", "nfe")
 
 
-def announce(model: str, axes: Axes, strategy: str, evaluations: Sequence[int], what: str) -> None:
+def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence[int], what: str) -> None:
     """Print what is about to be tried; ``evaluations`` of the network at each point, ``what`` is measured there."""
     values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "method": axes.method}
     listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
@@ -67,7 +67,7 @@ def write_best(path: Path, best: Record, last: Mapping[str, Record], command_lin
     return path
 
 
-def edges(best: Point, axes: Axes) -> list[str]:
+def edges(best: SamplingSetting, axes: SearchSpace) -> list[str]:
     """Say where the best value lies at the end of what was tried, so that a better one may lie beyond."""
     said = []
     for key, value, tried, floor in (("omega", best.omega, axes.omega, 1), ("steps", best.steps, axes.steps, None)):

@@ -8,9 +8,9 @@ from tqdm.auto import tqdm
 
 from pmf_lightning.distributed.collectives import rank_and_world
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.guidance_search.measure import Bench
+from pmf_lightning.evaluation.guidance_search.measure import PointEvaluator
 from pmf_lightning.evaluation.guidance_search.records import Record
-from pmf_lightning.evaluation.guidance_search.space import Axes, Point, judged_point
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, judged_point
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.utils.cache import digest
 
@@ -18,10 +18,12 @@ STRATEGIES = ("grid", "coordinate")
 
 COORDINATES = ("omega", "interval", "ema", "steps", "method")
 
-Measure = Callable[[Point], float | None]  # the number to minimise; None: there is none, such as after a collapse
+Measure = Callable[
+    [SamplingSetting], float | None
+]  # the number to minimise; None: there is none, such as after a collapse
 
 
-def search_by(strategy: str, axes: Axes, start: Point, measure: Measure) -> Point | None:
+def search_by(strategy: str, axes: SearchSpace, start: SamplingSetting, measure: Measure) -> SamplingSetting | None:
     """Return the best point by ``strategy``, "grid" or "coordinate"; None where no point has a number.
 
     "coordinate" starts from ``start`` and keeps what is best along each axis in turn, round after round until a round
@@ -31,14 +33,14 @@ def search_by(strategy: str, axes: Axes, start: Point, measure: Measure) -> Poin
     return best_of(axes.grid(), measure) if strategy == "grid" else _coordinate(axes, start, measure)
 
 
-def best_of(points: list[Point], measure: Measure) -> Point | None:
+def best_of(points: list[SamplingSetting], measure: Measure) -> SamplingSetting | None:
     """Return the point with the lowest number, the first of equals; every point is measured."""
     numbers = [(math.inf if (number := measure(point)) is None else number, i) for i, point in enumerate(points)]
     lowest, place = min(numbers, default=(math.inf, 0))
     return points[place] if lowest < math.inf else None
 
 
-def _coordinate(axes: Axes, start: Point, measure: Measure) -> Point | None:
+def _coordinate(axes: SearchSpace, start: SamplingSetting, measure: Measure) -> SamplingSetting | None:
     best, found = start, measure(start)
     while True:
         before = best
@@ -52,17 +54,17 @@ def _coordinate(axes: Axes, start: Point, measure: Measure) -> Point | None:
 
 
 def try_all(
-    bench: Bench, axes: Axes, strategy: str, n: int, evaluator: Evaluator
+    bench: PointEvaluator, axes: SearchSpace, strategy: str, n: int, evaluator: Evaluator
 ) -> tuple[Record | None, list[Record]]:
     """Measure points of ``n`` images by the strategy: the best record, and all of them in the order of the grid.
 
     There is no best one where no point has finite images. All ranks call it together.
     """
-    few = evaluator.of_moments()
-    seen: dict[Point, Record] = {}
+    few = evaluator.without_features()
+    seen: dict[SamplingSetting, Record] = {}
     bar = tqdm(total=len(axes), desc="points", unit="point", disable=rank_and_world()[0] > 0)
 
-    def number(point: Point) -> float | None:
+    def number(point: SamplingSetting) -> float | None:
         if point not in seen:
             seen[point] = bench.measure(point, n, few, "distance")
             bar.update()
@@ -76,7 +78,7 @@ def try_all(
     return best and seen[best], [seen[point] for point in axes.grid() if point in seen]
 
 
-def measure_last(bench: Bench, best: Point, n: int, evaluator: Evaluator) -> dict[str, Record]:
+def measure_last(bench: PointEvaluator, best: SamplingSetting, n: int, evaluator: Evaluator) -> dict[str, Record]:
     """Measure the best point with ``n`` images and all scores ("final"), and the same "unguided"."""
     points, what = {"final": best, "unguided": replace(best, omega=1)}, _all_scores(evaluator.reference)
     return {name: bench.measure(point, n, evaluator, what) for name, point in points.items()}

@@ -18,7 +18,7 @@ Interval = tuple[Number, Number]  # t_min, t_max
 
 
 @dataclass(frozen=True)
-class Point:
+class SamplingSetting:
     """One way to sample: the average of the weights, guidance ``omega`` within ``interval``, steps, and the method."""
 
     ema: str
@@ -44,7 +44,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Axes:
+class SearchSpace:
     """The values that are tried; field ``name`` of a Point takes those of the field ``name`` here."""
 
     ema: tuple[str, ...]
@@ -53,19 +53,19 @@ class Axes:
     steps: tuple[int, ...]
     method: tuple[str, ...]
 
-    def grid(self) -> list[Point]:
+    def grid(self) -> list[SamplingSetting]:
         """Return every point; the averages change slowest, since each must be put in place."""
         points = product(self.ema, self.method, self.steps, self.interval, self.omega)
-        return [Point(ema, omega, interval, steps, method) for ema, method, steps, interval, omega in points]
+        return [SamplingSetting(ema, omega, interval, steps, method) for ema, method, steps, interval, omega in points]
 
-    def along(self, name: str, point: Point) -> list[Point]:
+    def along(self, name: str, point: SamplingSetting) -> list[SamplingSetting]:
         """Return the points that differ from ``point`` in the field ``name`` alone, and ``point`` where it is on it."""
         return [replace(point, **{name: value}) for value in getattr(self, name)]
 
-    def nearest(self, point: Point) -> Point:
+    def nearest(self, point: SamplingSetting) -> SamplingSetting:
         """Return the point of the grid that is nearest to ``point``, each field by itself."""
         chosen = {field.name: _nearest(getattr(self, field.name), getattr(point, field.name)) for field in fields(self)}
-        return Point(**chosen)
+        return SamplingSetting(**chosen)
 
     def __len__(self) -> int:
         count = 1
@@ -101,7 +101,7 @@ _PRESETS = {  # whose recipe it is, by objective; those of pMF and iMF share one
 }
 
 
-def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> Axes:
+def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> SearchSpace:
     """Return what is tried: what ``cfg`` sets, else what the model's recipe says, else as the model is judged.
 
     ``averages`` are the names of the sets of weights that the checkpoint has: where nothing else is said, all of them
@@ -117,8 +117,8 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
         )
     judged = module.config["sampling"]
     named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
-    usual = judged.get("method") or module.objective.methods[0]
-    axes = Axes(
+    usual = judged.get("method") or module.objective.samplers[0]
+    axes = SearchSpace(
         ema=tuple(find_average(name, averages, module.config) for name in _each("ema", named, str)),
         omega=_each("omega", given["omega"], float),
         interval=tuple(_interval(pair) for pair in _pairs(given["intervals"])),
@@ -142,23 +142,23 @@ def recipe(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _plain(compose([f"model={preset}"]).get("search")) if preset else {}
 
 
-def judged_point(module: GenerativeModule, axes: Axes) -> Point:
+def judged_point(module: GenerativeModule, axes: SearchSpace) -> SamplingSetting:
     """Return the point of the grid that is nearest to how the model is judged."""
     judged = module.config["sampling"]
-    method = judged.get("method") or module.objective.methods[0]
+    method = judged.get("method") or module.objective.samplers[0]
     interval = (judged["t_min"], judged["t_max"])
-    return axes.nearest(Point(judged["ema"], judged["omega"], interval, judged["steps"], method))
+    return axes.nearest(SamplingSetting(judged["ema"], judged["omega"], interval, judged["steps"], method))
 
 
-def _check(axes: Axes, module: GenerativeModule) -> None:
+def _check(axes: SearchSpace, module: GenerativeModule) -> None:
     for point in axes.grid():
         validate.guidance(**{name: value for name, value in point.options.items() if name != "method"})
-        validate.method(point.method, module.objective.methods, point.steps)
+        validate.method(point.method, module.objective.samplers, point.steps)
     if len(set(axes.grid())) != len(axes):
         raise UserError(f"{_doubled(axes)}: a value stands there twice; give each once")
 
 
-def _doubled(axes: Axes) -> str:
+def _doubled(axes: SearchSpace) -> str:
     for key, values in (("omega", axes.omega), ("intervals", axes.interval), ("ema", axes.ema), ("steps", axes.steps)):
         if len(set(values)) != len(values):
             return f"{key}=[{','.join(map(_text, values))}]"

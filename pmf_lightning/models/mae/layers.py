@@ -27,7 +27,7 @@ def _lecun_(weight: Tensor, generator: torch.Generator) -> None:
     nn.init.trunc_normal_(weight, std=std / _CUT_STD, a=-bound, b=bound, generator=generator)
 
 
-class Conv(nn.Conv2d):
+class LecunConv(nn.Conv2d):
     """A convolution that keeps the size of its input (of odd kernels), or halves it with ``stride`` 2."""
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
@@ -45,7 +45,7 @@ class Conv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
-class Dense(nn.Linear):
+class LecunLinear(nn.Linear):
     """A linear map with a bias."""
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
@@ -88,7 +88,7 @@ class ConvNormReLU(nn.Sequential):
     """A 3x3 convolution, a group norm and a ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int):
-        super().__init__(Conv(fan_in, fan_out, 3), GroupNorm(fan_out), nn.ReLU())
+        super().__init__(LecunConv(fan_in, fan_out, 3), GroupNorm(fan_out), nn.ReLU())
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Map:

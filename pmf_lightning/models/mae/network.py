@@ -8,7 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.mae.encoder import MAEEncoder
-from pmf_lightning.models.mae.layers import MOST_GROUPS, Conv, ConvNormReLU, Dense, GroupNorm, Map, unpatchify
+from pmf_lightning.models.mae.layers import (
+    MOST_GROUPS,
+    ConvNormReLU,
+    GroupNorm,
+    LecunConv,
+    LecunLinear,
+    Map,
+    unpatchify,
+)
 
 SKIPS = ("layer3", "layer2", "layer1", "conv1")
 
@@ -48,7 +56,7 @@ class UNetDecoder(nn.Module):
         self.bridge = ConvNormReLU(8 * b, 8 * b)
         sizes = [(8 * b, 4 * b, 4 * b), (4 * b, 2 * b, 2 * b), (2 * b, b, b), (b, b, b)]
         self.ups = nn.ModuleList(UpBlock(*size) for size in sizes)
-        self.head = Conv(b, channels, 1, bias=True)
+        self.head = LecunConv(b, channels, 1, bias=True)
 
     def forward(self, maps: Mapping[str, Map]) -> Map:
         """Map the encoder's outputs to ``channels`` numbers for every patch."""
@@ -81,7 +89,7 @@ class MAE(nn.Module):
         )
         self.grid = self.encoder.grid
         self.decoder = UNetDecoder(base_channels, channels * patch**2)
-        self.head = Dense(8 * base_channels, classes)
+        self.head = LecunLinear(8 * base_channels, classes)
 
     def forward(
         self, image: Float[Tensor, "b c h w"], heads: Collection[str] = HEADS

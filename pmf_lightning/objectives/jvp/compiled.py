@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pmf_lightning.objectives.jvp import forward_mode
 
 
-class Compiled:
+class CompiledNetwork:
     """A network whose passes are compiled at their first use; the number of images in a pass may change.
 
     Args:

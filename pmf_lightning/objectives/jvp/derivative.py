@@ -25,7 +25,7 @@ Form = Literal["one_pass", "two_pass"]
 
 
 @runtime_checkable
-class Velocities(Protocol):
+class VelocityFunction(Protocol):
     """(u, v) of the rows selected by an index, as a function of z, t, r; v is None where it was not asked for."""
 
     def __call__(
@@ -36,7 +36,7 @@ class Velocities(Protocol):
 
 
 def velocities_and_derivative(
-    velocities: Velocities,
+    velocities: VelocityFunction,
     z: Image,
     t: Time,
     r: Time,
@@ -45,7 +45,7 @@ def velocities_and_derivative(
     form: Form,
     derive: Callable = forward_mode.derivative,
 ) -> tuple[Image, Image, Image]:
-    """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
+    """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``r_ne_t`` is False and has no gradient.
 
     ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is what the form one_pass calls, to be
     replaced by its compiled twin.

@@ -17,8 +17,8 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from pmf_lightning.data.dataset import Source
-from pmf_lightning.data.loader import WholeBatches, as_it_is
+from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.data.loader import BatchFetcher, identity_collate
 from pmf_lightning.data.shards.images import ShardImages
 from pmf_lightning.data.shards.source import MAKE, Shards
 from pmf_lightning.data.transforms import centre_crop
@@ -92,7 +92,7 @@ class Stopwatch:
         return timed
 
 
-def benchmark_reader(source: Source, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
+def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
     """Time the shards of ``source`` against an ImageFolder that crops by the same rule, taking turns in one process.
 
     Both deliver batches of uint8 [B, C, H, W] in random order through a DataLoader. Returns for each number of loading
@@ -158,7 +158,7 @@ def _race(
     shards: ShardImages, files: ImageFolder, settings: ReaderSettings, workers: int, repeats: int
 ) -> dict[str, float]:
     """Let the two read in turns, after one turn each that only fills the system's cache."""
-    rivals = {"shards": (WholeBatches(shards), as_it_is), "files": (files, None)}
+    rivals = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in tqdm(range(-1, repeats), f"{workers} loading processes", leave=False):
         for name in list(rivals) if turn % 2 else reversed(rivals):
@@ -194,7 +194,10 @@ def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, s
     timed_shards = ShardImages(shards.records, shards.rows, payload, shards.tally)
     timed_files = ImageFolder(files.root, cropping.around(Cropped(size)), loader=decoding_files.around(pil_loader))
     whole = {}
-    for name, images, collate in (("shards", WholeBatches(timed_shards), as_it_is), ("files", timed_files, None)):
+    for name, images, collate in (
+        ("shards", BatchFetcher(timed_shards), identity_collate),
+        ("files", timed_files, None),
+    ):
         batches = _batches(len(images), settings.batch, max(1, settings.images // settings.batch))
         begun = time.perf_counter()
         for _ in DataLoader(images, batch_sampler=batches, collate_fn=collate):

@@ -9,7 +9,7 @@ import torch
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling import model_cost
 from pmf_lightning.profiling.benchmarks.step import HALF, casting
-from pmf_lightning.profiling.benchmarks.timing import matmul_flops, race
+from pmf_lightning.profiling.benchmarks.timing import matmul_flops, time_interleaved
 from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations
 
 
@@ -30,8 +30,8 @@ def benchmark_sampling(
         noise = (module.objective.noise_scale * image_noise(0, 0, size, shape)).to(device)
         labels = torch.arange(size, device=device) % network.classes
         more = {}
-        if hasattr(module.objective, "image_conditions"):
-            more["conditions"] = module.objective.image_conditions(0, 0, size)
+        if hasattr(module.objective, "sampling_conditions"):
+            more["conditions"] = module.objective.sampling_conditions(0, 0, size)
 
         def sample() -> None:
             with torch.inference_mode(), casting(device, precision):
@@ -40,7 +40,7 @@ def benchmark_sampling(
         return sample
 
     # One size after the other, as when many images are made: in turns, each would find the memory of the other.
-    times = {str(size): race({"ours": sampler(size)}, repeats)["ours"] for size in batches}
+    times = {str(size): time_interleaved({"ours": sampler(size)}, repeats)["ours"] for size in batches}
     peak = matmul_flops(device, HALF.get(precision, torch.float32))
     table = {}
     for size, each in times.items():

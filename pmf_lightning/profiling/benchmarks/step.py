@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from pmf_lightning.objectives.base import Batch
 from pmf_lightning.objectives.jit import JiT
-from pmf_lightning.objectives.jvp.compiled import Compiled
+from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling.benchmarks.textbook import textbook_loss
-from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds, race, ratios
+from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds, ratios, time_interleaved
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -38,7 +38,7 @@ class StepBench:
     """
 
     network: nn.Module
-    passes: Any
+    compiled_network: Any
     objective: Any
     optimizer: torch.optim.Optimizer
     batch: Batch
@@ -62,7 +62,7 @@ class StepBench:
     def loss(self, step: int = 0) -> Tensor:
         """Our loss."""
         with self.cast():
-            return self.objective(self.passes, self.batch, self.objective.draw(self.batch, 0, step)).total
+            return self.objective(self.compiled_network, self.batch, self.objective.draw(self.batch, 0, step)).total
 
     def textbook(self, step: int = 0) -> Tensor:
         """The textbook's loss, of the same draws."""
@@ -95,7 +95,7 @@ def make_bench(
     x = rng.uniform("benchmark", "x", count=math.prod(shape)).float().view(shape) * 2 - 1
     batch = Batch(x.to(device), torch.arange(images, device=device) % network.classes)
     optimizer = module.configure_optimizers()["optimizer"]
-    passes = Compiled(network) if compiled else network
+    passes = CompiledNetwork(network) if compiled else network
     return StepBench(network, passes, module.objective, optimizer, batch, precision, averages)
 
 
@@ -110,7 +110,7 @@ def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | No
     if against == "textbook":
         compared = _compared(bench)
         rivals["textbook"] = lambda: bench.gradients(bench.textbook)
-    times = race(rivals, repeats)
+    times = time_interleaved(rivals, repeats)
     ours = statistics.median(times["ours"])
     peak = matmul_flops(bench.device, bench.dtype)
     table = {
@@ -136,7 +136,7 @@ def _compared(bench: StepBench) -> dict[str, float]:
         raise UserError(f"against=textbook: {error}; take a pMF or iMF with a v-head, and perceptual=none") from error
     ours, drawn = bench.gradients(bench.loss).double(), bench.objective.draw(bench.batch, 0, 0)
     with bench.cast(), torch.no_grad():
-        sums = bench.objective(bench.passes, bench.batch, drawn).per_sample
+        sums = bench.objective(bench.compiled_network, bench.batch, drawn).per_sample
         plain = textbook_loss(bench.objective, bench.network, bench.batch, drawn)[1]
     apart = {f"{name}_difference": _relative(sums[name], plain[name]) for name in plain}
     return {"gradient_difference": _relative(ours, theirs), **apart}

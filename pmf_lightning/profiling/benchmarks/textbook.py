@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.objectives.base import Batch
-from pmf_lightning.objectives.fields import compound_velocity, noisy_image, spread, velocity_from_image
-from pmf_lightning.objectives.guidance import adaptive, guided_velocity, scale_in_interval
+from pmf_lightning.objectives.fields import compound_velocity, expand_like, noisy_image, velocity_from_image
+from pmf_lightning.objectives.guidance import adaptive_weight, guided_velocity, omega_in_interval
 from pmf_lightning.objectives.pixel_meanflow import MeanFlowDraws, PixelMeanFlow
 
 
@@ -32,11 +32,11 @@ def textbook_loss(
         with torch.no_grad():
             return _fields(objective, network, z, on.t, on.t, omega, start, end, y, ("v",))["v"]
 
-    omega = scale_in_interval(on.t, on.omega, on.t_min, on.t_max)
+    omega = omega_in_interval(on.t, on.omega, on.t_min, on.t_max)
     v_u = v_head(one, none)
     v_head(on.omega, batch.y)  # printed, and without any effect on the result
     v_c = v_head(omega, batch.y)
-    v_g = torch.where(spread(on.drop, z), v_t, guided_velocity(v_t, v_c, v_u, omega))
+    v_g = torch.where(expand_like(on.drop, z), v_t, guided_velocity(v_t, v_c, v_u, omega))
     y = torch.where(on.drop, none, batch.y)
 
     def both(z: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def textbook_loss(
     u, du_dt, v = torch.func.jvp(both, (z, on.t, on.r), (v_c, torch.ones_like(on.t), start), has_aux=True)
     V = compound_velocity(u, du_dt.detach(), on.t, on.r)
     sums = {"loss_u": (V - v_g).square().flatten(1).sum(1), "loss_v": (v - v_g).square().flatten(1).sum(1)}
-    terms = [adaptive(loss, objective.weight_power, objective.weight_eps) for loss in sums.values()]
+    terms = [adaptive_weight(loss, objective.weight_power, objective.weight_eps) for loss in sums.values()]
     return sum(terms).mean(), {name: value.detach() for name, value in sums.items()}
 
 

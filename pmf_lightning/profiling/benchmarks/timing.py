@@ -16,7 +16,7 @@ def milliseconds(step: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def race(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def time_interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Return ``repeats`` times of every rival in milliseconds, in turns of changing order, after one unmeasured each.
 
     Time i of one rival stands beside time i of the others.

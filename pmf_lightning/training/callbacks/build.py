@@ -10,34 +10,34 @@ import torch
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning.data.dataset import Source
-from pmf_lightning.evaluation.build import DATA, complete, open_evaluator
+from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.evaluation.build import DATA, complete_extractor, open_evaluator
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.small_data import QualityProbe, metric_name
+from pmf_lightning.evaluation.small_data import SmallDataEvaluator, metric_name
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.training.callbacks.checkpoint import LastCheckpoint
-from pmf_lightning.training.callbacks.ema import WeightAverages
-from pmf_lightning.training.callbacks.evaluation import SampleCheck
-from pmf_lightning.training.callbacks.fid import FidCheck, FidSettings
-from pmf_lightning.training.callbacks.loss_by_time import TimeBinLog
-from pmf_lightning.training.callbacks.rank_consistency import SyncCheck
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
+from pmf_lightning.training.callbacks.fid import FIDEvaluation, FidSettings
+from pmf_lightning.training.callbacks.loss_by_time import LossByTime
+from pmf_lightning.training.callbacks.rank_consistency import RankConsistencyCheck
 from pmf_lightning.training.callbacks.reconstructions import Reconstructions
 from pmf_lightning.training.callbacks.sample_grids import SampleGrids
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
-from pmf_lightning.training.callbacks.small_data import QualityCheck
+from pmf_lightning.training.callbacks.small_data import SmallDataEvaluation
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
-from pmf_lightning.training.callbacks.throughput import Progress
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
 from pmf_lightning.utils.errors import UserError
 
 
-def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> None:
+def check_metrics(cfg: DictConfig, source: DataSource, module: GenerativeModule) -> None:
     """See before a run that what is to be measured can be; raises UserError, which names the way without."""
-    if cfg.grid.enabled and not module.objective.methods:  # an autoencoder is measured where its pictures are drawn
+    if cfg.grid.enabled and not module.objective.samplers:  # an autoencoder is measured where its pictures are drawn
         _check_held_out(source, "grid.enabled=false")
     if not cfg.metrics.enabled:
         return
-    if not module.objective.methods:
+    if not module.objective.samplers:
         raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
     settings = make_part(cfg, "metrics")
     if not isinstance(settings, FidSettings):
@@ -50,7 +50,7 @@ def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> 
         if getattr(source, "latents", False):
             _check_latents(settings, extractor, source)
         if settings.reference == DATA:
-            complete(extractor, source, cfg.cache_dir)  # the data are measured when the run begins
+            complete_extractor(extractor, source, cfg.cache_dir)  # the data are measured when the run begins
         else:
             _opened(cfg, settings, source, module)(torch.device("cpu"))
     except UserError as error:
@@ -58,10 +58,10 @@ def check_metrics(cfg: DictConfig, source: Source, module: GenerativeModule) -> 
         raise UserError(f"{asked}: {error}; or measure nothing, metrics=none") from error
 
 
-def make_check(cfg: DictConfig, source: Source, module: GenerativeModule, **others: Any) -> SampleCheck | None:
+def make_check(cfg: DictConfig, source: DataSource, module: GenerativeModule, **others: Any) -> SampleEvaluation | None:
     """Build the callback that ``metrics=`` asks for; None where nothing is to be measured. Raises UserError.
 
-    ``others`` are arguments of ``SampleCheck``.
+    ``others`` are arguments of ``SampleEvaluation``.
     """
     if not cfg.metrics.enabled:
         return None
@@ -69,22 +69,22 @@ def make_check(cfg: DictConfig, source: Source, module: GenerativeModule, **othe
     others |= {"every_steps": max(1, settings.every_images // cfg.batch), "extra_steps": list(settings.extra_steps)}
     if isinstance(settings, FidSettings):
         opened = _opened(cfg, settings, source, module)
-        return FidCheck(settings.n, make_part(cfg, "protocol"), cfg.extractor.name, opened, **others)
-    return QualityCheck(QualityProbe(source, settings, cfg.cache_dir), metric_name(source), **others)
+        return FIDEvaluation(settings.n, make_part(cfg, "protocol"), cfg.extractor.name, opened, **others)
+    return SmallDataEvaluation(SmallDataEvaluator(source, settings, cfg.cache_dir), metric_name(source), **others)
 
 
 def _opened(
-    cfg: DictConfig, settings: FidSettings, source: Source, module: GenerativeModule
+    cfg: DictConfig, settings: FidSettings, source: DataSource, module: GenerativeModule
 ) -> Callable[[torch.device], Evaluator]:
     """Return what opens the evaluator of a configuration on a device."""
-    channels, side, _ = module.shown_shape
+    channels, side, _ = module.image_shape
     parts = (make_part(cfg, "protocol"), make_part(cfg, "extractor"), settings.reference)
     images = {"resolution": side, "channels": channels, "classes": cfg.data.classes}
     others = {"chunk": settings.chunk, "source": source, "cache_dir": cfg.cache_dir}
     return lambda device: open_evaluator(*parts, device=device, **images, **others)
 
 
-def _check_held_out(source: Source, without: str) -> None:
+def _check_held_out(source: DataSource, without: str) -> None:
     """Refuse what compares with held-out images where there are none; asking for them may have to decode all."""
     if getattr(source, "held_out_fraction", 1) == 0:
         raise UserError(
@@ -93,7 +93,7 @@ def _check_held_out(source: Source, without: str) -> None:
         )
 
 
-def _check_latents(settings: FidSettings, extractor: Any, source: Source) -> None:
+def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) -> None:
     """Refuse what would have to see pixels of data that are latents."""
     if isinstance(extractor, partial):
         raise UserError(f"{source.name} hands out latents, which no classifier judges; set extractor=inception")
@@ -102,17 +102,17 @@ def _check_latents(settings: FidSettings, extractor: Any, source: Source) -> Non
 
 
 @dataclass
-class Hands:
+class TrainingCallbacks:
     """The callbacks of a run, by what they do."""
 
-    averages: WeightAverages
-    by_time: TimeBinLog
+    averages: EMA
+    by_time: LossByTime
     finite: SkipNonFinite
-    progress: Progress
-    checkpoint: LastCheckpoint
+    progress: ThroughputBar
+    checkpoint: CheckpointWriter
     grids: SampleGrids | Reconstructions | None
-    quality: SampleCheck | None
-    sync: SyncCheck | None
+    quality: SampleEvaluation | None
+    sync: RankConsistencyCheck | None
 
     def listed(self) -> list[Callback]:
         """In the order in which they act after a step: average first, save last but for the clock."""
@@ -120,14 +120,14 @@ class Hands:
         return [callback for callback in [self.sync, *acting] if callback is not None]
 
 
-def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: Source, folder: Path) -> Hands:
+def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: DataSource, folder: Path) -> TrainingCallbacks:
     """Build what watches over the run; raises UserError where a measurement is asked for that makes no sense."""
     sampling = OmegaConf.to_container(cfg.sampling, resolve=True)
-    averages = WeightAverages(list(cfg.ema.half_lives_kimg), cfg.ema.ramp, cfg.batch)
-    by_time = TimeBinLog(cfg.diagnostics.t_bins, cfg.log_every_steps)
+    averages = EMA(list(cfg.ema.half_lives_kimg), cfg.ema.ramp, cfg.batch)
+    by_time = LossByTime(cfg.diagnostics.t_bins, cfg.log_every_steps)
     signals = StopSignals()
     finite = SkipNonFinite(cfg.non_finite.stop_after, folder, signals)
-    progress = Progress(cfg.batch, cfg.log_every_steps)
+    progress = ThroughputBar(cfg.batch, cfg.log_every_steps)
 
     def every(images: int) -> int:
         return max(1, images // cfg.batch)
@@ -135,13 +135,13 @@ def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: Source, fo
     grids = None
     if cfg.grid.enabled:
         every_steps, size = every(cfg.grid.every_images), (cfg.grid.rows, cfg.grid.columns)
-        if module.objective.methods:
+        if module.objective.samplers:
             grids = SampleGrids(folder / "grids", every_steps, *size, sampling, averages, progress)
         else:  # an autoencoder
             held_out, ema = source.held_out(), sampling["ema"]
             grids = Reconstructions(folder / "grids", every_steps, *size, held_out, ema, averages, progress)
     quality = make_check(cfg, source, module, sampling=sampling, averages=averages, progress=progress)
     saving = every(cfg.checkpoint.every_images), cfg.checkpoint.keep_last
-    checkpoint = LastCheckpoint(folder / "checkpoints", *saving, finite, signals, quality)
-    sync = None if cfg.sync_tolerance is None else SyncCheck(cfg.sync_tolerance)
-    return Hands(averages, by_time, finite, progress, checkpoint, grids, quality, sync)
+    checkpoint = CheckpointWriter(folder / "checkpoints", *saving, finite, signals, quality)
+    sync = None if cfg.sync_tolerance is None else RankConsistencyCheck(cfg.sync_tolerance)
+    return TrainingCallbacks(averages, by_time, finite, progress, checkpoint, grids, quality, sync)

@@ -11,14 +11,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm.auto import tqdm
 
 from pmf_lightning.pipeline import checkpoint_io
-from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
 from pmf_lightning.utils.errors import NotSaved
 from pmf_lightning.utils.pasted import path_argument
 
 
-class LastCheckpoint(Callback):
+class CheckpointWriter(Callback):
     """Keeps ``last.ckpt`` in a folder up to date: every so many steps, and when training ends or is stopped.
 
     The file is written beside itself, synchronised with the disk and renamed, so that the previous one stays whole
@@ -42,7 +42,7 @@ class LastCheckpoint(Callback):
         keep_last: int,
         finite: SkipNonFinite,
         signals: StopSignals,
-        quality: SampleCheck | None,
+        quality: SampleEvaluation | None,
     ):
         self.path = Path(folder) / checkpoint_io.LAST
         self.every_steps, self.keep_last = every_steps, keep_last
@@ -52,7 +52,7 @@ class LastCheckpoint(Callback):
         self.failed = self._failed_in_a_row = 0
         self._saved = self._seen = self._retry_at = -1  # steps
         self._due = False
-        self._disk = _Disk(keep_last)
+        self._disk = AtomicCheckpointIO(keep_last)
 
     @property
     def stopped(self) -> bool:
@@ -185,7 +185,7 @@ def _no_batch_begun(trainer: Trainer) -> Iterator[None]:
             counted.ready += begun
 
 
-class _Disk(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's way to files: writes a draft and gives it its ``names``, or keeps the ``reason`` why not.
 
     It does not raise, since other processes wait for this one at a barrier.

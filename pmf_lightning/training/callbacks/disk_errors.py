@@ -11,7 +11,7 @@ from pmf_lightning.utils.terminal import Unread
 
 
 @contextmanager
-def going_on(what: str, again: str, quiet: bool = False) -> Iterator[None]:
+def tolerate_disk_errors(what: str, again: str, quiet: bool = False) -> Iterator[None]:
     """Say (unless ``quiet``) that the disk refused ``what``, and what happens ``again``; then go on."""
     try:
         yield
@@ -21,13 +21,13 @@ def going_on(what: str, again: str, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def patient_output() -> Iterator[None]:
+def tolerate_output_errors() -> Iterator[None]:
     """Let messages be lost where nobody takes them any more, as when they go to a file on a full disk."""
-    with redirect_stdout(_Patient(sys.stdout)), redirect_stderr(_Patient(sys.stderr)):
+    with redirect_stdout(_IgnoreWriteErrors(sys.stdout)), redirect_stderr(_IgnoreWriteErrors(sys.stderr)):
         yield
 
 
-class _Patient:
+class _IgnoreWriteErrors:
     """A stream whose errors pass unnoticed."""
 
     def __init__(self, stream: Any):

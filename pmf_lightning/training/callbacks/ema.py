@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pmf_lightning.config.validate import ema_names
-from pmf_lightning.distributed.dtensor import fetch_whole, forget_whole, local, spread_like, to_cpu
+from pmf_lightning.distributed.dtensor import local_tensor, reshard, spread_like, to_cpu, unshard
 from pmf_lightning.optim.schedules import ema_beta
 from pmf_lightning.utils.precision import Number
 
 
-class WeightAverages(Callback):
+class EMA(Callback):
     """Averages the trainable weights of ``module.network`` after every optimiser step.
 
     They live in float32 (or wider) beside the network, travel in the checkpoint under "ema" by name ("500k" is a
@@ -49,10 +49,10 @@ class WeightAverages(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        weights = [local(value.detach()) for value in _trainable(pl_module).values()]
+        weights = [local_tensor(value.detach()) for value in _trainable(pl_module).values()]
         for name, half_life in self.half_lives.items():
             beta = ema_beta(self._step * self.batch, self.batch, half_life, self.ramp)
-            averages = [local(value) for value in self.averages[name].values()]
+            averages = [local_tensor(value) for value in self.averages[name].values()]
             torch._foreach_lerp_(averages, [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)], 1 - beta)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
@@ -85,7 +85,7 @@ class WeightAverages(Callback):
             with _whole_inside(module.network):
                 yield
             return
-        forget_whole(module.network)
+        reshard(module.network)
         weights = _trainable(module)
         raw = {key: value.detach().clone() for key, value in weights.items()}
         try:
@@ -109,12 +109,12 @@ def _average(start: Tensor, weight: Tensor) -> Tensor:
 @contextmanager
 def _whole_inside(network: nn.Module) -> Iterator[None]:
     """Gather weights that are spread over devices, anew, since they have changed; forget them in the end."""
-    forget_whole(network)
-    fetch_whole(network)
+    reshard(network)
+    unshard(network)
     try:
         yield
     finally:
-        forget_whole(network)
+        reshard(network)
 
 
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations, numbered_images
-from pmf_lightning.training.callbacks.ema import WeightAverages
-from pmf_lightning.training.callbacks.throughput import Progress
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
 
 
-class SampleCheck(Callback):
+class SampleEvaluation(Callback):
     """Measures samples of the averaged weights every so many steps and at the end of training.
 
     Image i comes from noise i of the run's seed, so running a check changes nothing in the training that follows.
@@ -33,8 +33,8 @@ class SampleCheck(Callback):
         every_steps: int,
         sampling: dict,
         extra_steps: Sequence[int],
-        averages: WeightAverages,
-        progress: Progress,
+        averages: EMA,
+        progress: ThroughputBar,
     ):
         self.every_steps, self.sampling, self.extra_steps = every_steps, sampling, extra_steps
         self.averages, self.progress = averages, progress

@@ -11,7 +11,7 @@ from torch import Tensor
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.scores import Scores
-from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.utils.errors import UserError
 
 
@@ -38,7 +38,7 @@ class FidSettings:
             raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
 
 
-class FidCheck(SampleCheck):
+class FIDEvaluation(SampleEvaluation):
     """Generates on all ranks and compares features with the reference's; logs FID and inception score.
 
     Args:
@@ -46,7 +46,7 @@ class FidCheck(SampleCheck):
         protocol: the rules.
         extractor: the name of the features.
         opened: from a device to the evaluator; all ranks call it together, before the first step.
-        others: see ``SampleCheck``.
+        others: see ``SampleEvaluation``.
     """
 
     alone = False
@@ -65,7 +65,7 @@ class FidCheck(SampleCheck):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open extractor and reference before the run, on every rank, not in the middle of it."""
-        self.evaluator = self.opened(pl_module.device).of_moments()
+        self.evaluator = self.opened(pl_module.device).without_features()
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
         """Measure what ``generate(labels, first)`` makes, dealt over the ranks."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from pmf_lightning.utils.errors import Diverged
 
 
-class TimeBins:
+class BinnedMeans:
     """Means of one number per row over equal bins of t in [0, 1], gathered over any number of batches.
 
     Bin i holds lower <= t < upper; the last one also holds t = 1. The sums stay on the device of the numbers, so that
@@ -62,7 +62,7 @@ class TimeBins:
         return found
 
 
-class TimeBinLog(Callback):
+class LossByTime(Callback):
     """Logs "loss_u/t0.2-0.4" and the like: means over all rows since the last log whose t lies in the bin.
 
     One step has few rows in a bin; all of a window, over micro-batches and devices, say more. The values come with what
@@ -75,7 +75,7 @@ class TimeBinLog(Callback):
     """
 
     def __init__(self, bins: int, every_steps: int):
-        self.bins, self.every_steps = TimeBins(bins, roots=["du_dt"]), every_steps
+        self.bins, self.every_steps = BinnedMeans(bins, roots=["du_dt"]), every_steps
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

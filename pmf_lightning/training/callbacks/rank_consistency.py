@@ -9,7 +9,7 @@ from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
 
-class SyncCheck(Callback):
+class RankConsistencyCheck(Callback):
     """Compares, over devices, the norm of each gradient and the norm and the sum of each weight, once.
 
     Gradients that were never averaged, or weights that started apart, make every device train a network of its own,

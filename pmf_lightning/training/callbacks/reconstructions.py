@@ -6,13 +6,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from pmf_lightning.data.dataset import Images
+from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.objectives.base import Batch
-from pmf_lightning.training.callbacks.disk_errors import going_on
-from pmf_lightning.training.callbacks.ema import WeightAverages
-from pmf_lightning.training.callbacks.throughput import Progress
-from pmf_lightning.training.loggers.wandb import WandbRun
+from pmf_lightning.training.callbacks.disk_errors import tolerate_disk_errors
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
+from pmf_lightning.training.loggers.wandb import WandbLogger
 from pmf_lightning.training.plots import save_grid
 
 MOST_MEASURED, CHUNK = 1000, 50  # images, and at a time
@@ -40,10 +40,10 @@ class Reconstructions(Callback):
         every_steps: int,
         rows: int,
         columns: int,
-        held_out: Images,
+        held_out: ImageDataset,
         ema: str,
-        averages: WeightAverages,
-        progress: Progress,
+        averages: EMA,
+        progress: ThroughputBar,
     ):
         self.folder, self.every_steps, self.rows, self.columns = folder, every_steps, rows, columns
         self.held_out, self.count, self.ema = held_out, min(MOST_MEASURED, len(held_out)), ema
@@ -62,7 +62,7 @@ class Reconstructions(Callback):
         if step != self._step and due and takes_part(trainer):
             with self.progress.paused():
                 images = step * self.progress.batch
-                with going_on(f"the picture of step {step}", "the next one is tried as ever"):
+                with tolerate_disk_errors(f"the picture of step {step}", "the next one is tried as ever"):
                     self._draw_all(trainer, pl_module, images)
                 self.latest = self.measure(pl_module)
             for logger in trainer.loggers:
@@ -73,7 +73,7 @@ class Reconstructions(Callback):
         for weights in dict.fromkeys(("raw", self.ema)):
             path = self.draw(module, weights, f"{images:010d}-{weights}.png")
             for logger in trainer.loggers:
-                if isinstance(logger, WandbRun):
+                if isinstance(logger, WandbLogger):
                     logger.log_picture(f"reconstructions/{weights}", path, images)
 
     def draw(self, module: LightningModule, weights: str, name: str) -> Path:

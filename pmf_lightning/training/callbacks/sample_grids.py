@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.sampling.generate import OPTIONS, numbered_images
-from pmf_lightning.training.callbacks.disk_errors import going_on
-from pmf_lightning.training.callbacks.ema import WeightAverages
-from pmf_lightning.training.callbacks.throughput import Progress
-from pmf_lightning.training.loggers.wandb import WandbRun
+from pmf_lightning.training.callbacks.disk_errors import tolerate_disk_errors
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
+from pmf_lightning.training.loggers.wandb import WandbLogger
 from pmf_lightning.training.plots import save_grid
 
 
@@ -34,8 +34,8 @@ class SampleGrids(Callback):
         rows: int,
         columns: int,
         sampling: dict,
-        averages: WeightAverages,
-        progress: Progress,
+        averages: EMA,
+        progress: ThroughputBar,
     ):
         self.folder, self.every_steps, self.rows, self.columns = folder, every_steps, rows, columns
         self.sampling, self.averages, self.progress = sampling, averages, progress
@@ -49,12 +49,15 @@ class SampleGrids(Callback):
         """Draw when it is time."""
         step = trainer.global_step
         if step != self._step and step % self.every_steps == 0 and takes_part(trainer):
-            with self.progress.paused(), going_on(f"the grid of step {step}", "the next grid is tried as ever"):
+            with (
+                self.progress.paused(),
+                tolerate_disk_errors(f"the grid of step {step}", "the next grid is tried as ever"),
+            ):
                 images = step * self.progress.batch
                 for weights in dict.fromkeys(("raw", self.sampling["ema"])):
                     path = self.draw(pl_module, weights, f"{images:010d}-{weights}.png")
                     for logger in trainer.loggers:
-                        if isinstance(logger, WandbRun):
+                        if isinstance(logger, WandbLogger):
                             logger.log_picture(f"samples/{weights}", path, images)
         self._step = step
 

@@ -44,10 +44,10 @@ class SkipNonFinite(Callback):
         """Look at the gradients of the whole batch; take them away from the optimiser if they are no good."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
-        mine, self._loss = torch.cat((self._loss[None], self.signals.votes(self._loss))), None
+        mine, self._loss = torch.cat((self._loss[None], self.signals.requests(self._loss))), None
         loss, *votes = trainer.strategy.reduce(mine, reduce_op="sum")
         finite_loss, finite_norm, *votes = torch.stack((loss.isfinite(), norm.isfinite(), *votes)).tolist()
-        self.signals.agree(trainer, *votes)
+        self.signals.decide(trainer, *votes)
         if finite_loss and finite_norm:
             self.in_a_row = 0
         else:

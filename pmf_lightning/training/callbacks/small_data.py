@@ -6,22 +6,22 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from pmf_lightning.evaluation.small_data import Quality, QualityProbe
-from pmf_lightning.training.callbacks.evaluation import SampleCheck
+from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataScores
+from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 
 
-class QualityCheck(SampleCheck):
+class SmallDataEvaluation(SampleEvaluation):
     """Compares samples with the held-out images; rank 0 measures by itself.
 
     Args:
         probe: the metric.
         name: what the Frechet distance is called in the log.
-        others: see ``SampleCheck``.
+        others: see ``SampleEvaluation``.
     """
 
     alone = True
 
-    def __init__(self, probe: QualityProbe, name: str, **others: Any):
+    def __init__(self, probe: SmallDataEvaluator, name: str, **others: Any):
         super().__init__(**others)
         self.probe, self._name = probe, name
 
@@ -35,20 +35,20 @@ class QualityCheck(SampleCheck):
         if trainer.is_global_zero:
             _ = self.probe.judge
 
-    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Quality:
+    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
         """Measure what ``generate(labels, first)`` makes."""
         return self.probe(lambda labels, first: generate(labels, first).cpu())
 
-    def logged(self, result: Quality) -> dict[str, float]:
+    def logged(self, result: SmallDataScores) -> dict[str, float]:
         """Return the distance and the accuracy."""
         return {self.name: result.fd, "class_accuracy": result.class_accuracy}
 
-    def summary(self, result: Quality | None) -> dict[str, Any]:
+    def summary(self, result: SmallDataScores | None) -> dict[str, Any]:
         """Return all numbers but those of single classes."""
         names = ("fd", "fd_floor", "n", "class_accuracy", "real_accuracy")
         return {name: result and getattr(result, name) for name in names}
 
-    def brief(self, result: Quality) -> dict[str, Any]:
+    def brief(self, result: SmallDataScores) -> dict[str, Any]:
         """Return the distance and the accuracy."""
         return {"fd": result.fd, "class_accuracy": result.class_accuracy}
 

@@ -8,7 +8,7 @@ from types import FrameType
 from lightning import Trainer
 from torch import Tensor
 
-from pmf_lightning.utils.signals import HEARD, SIGNALS
+from pmf_lightning.utils.signals import RECEIVED, SIGNALS
 
 # SIGUSR1 and SIGUSR2: SLURM's, before the time limit; submitit sends the second
 REQUEUE = tuple(set(SIGNALS) - {signal.SIGINT, signal.SIGTERM})
@@ -19,7 +19,7 @@ class StopSignals:
 
     A signal may reach one process or all of them, each within another step. A handler only takes it down; once per
     step the processes add up their ``votes`` and ``agree``. A second SIGINT ends the process at once. A multirun ends
-    with the run, by what is noted in ``HEARD``.
+    with the run, by what is noted in ``RECEIVED``.
 
     Attributes:
         stopped: the run ends before its last step.
@@ -34,7 +34,7 @@ class StopSignals:
     def listen(self) -> None:
         """Take signals down from now on."""
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._take_down)
+            self._handlers[number] = signal.signal(number, self._record)
 
     def release(self) -> None:
         """Give the signals back to whom they belonged to before."""
@@ -42,19 +42,19 @@ class StopSignals:
             number, handler = self._handlers.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
-    def _take_down(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
-        HEARD.append(self._asked)
+        RECEIVED.append(self._asked)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         with suppress(OSError):
             os.write(1, f"\n{self._asked.name}: stopping after this step{again}\n".encode())  # print may be under way
 
-    def votes(self, like: Tensor) -> Tensor:
+    def requests(self, like: Tensor) -> Tensor:
         """Return [2] numbers on the device of ``like``: whether this process was asked to stop, and to requeue."""
         return like.new_tensor([self._asked is not None, self._asked in REQUEUE])
 
-    def agree(self, trainer: Trainer, stop: float, requeue: float) -> None:
+    def decide(self, trainer: Trainer, stop: float, requeue: float) -> None:
         """End the run after the running step if any process was asked to; the arguments are sums over all."""
         if stop and trainer.global_step + 1 < trainer.max_steps:
             self.stopped, self.requeue = True, requeue > 0

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 _REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines than a screen
 
 
-class Progress(Callback):
+class ThroughputBar(Callback):
     """A bar over optimiser steps, and the speed of training.
 
     The clock starts after the first step (which warms up) and stands still while pictures and metrics are made, which

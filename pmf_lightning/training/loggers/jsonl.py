@@ -9,12 +9,12 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from pmf_lightning.training.callbacks.disk_errors import going_on
+from pmf_lightning.training.callbacks.disk_errors import tolerate_disk_errors
 from pmf_lightning.utils.bounded_files import read_rows
 from pmf_lightning.utils.cache import atomic_write
 
 
-class Ledger(Logger):
+class JSONLLogger(Logger):
     """Writes one JSON object per logged step, with the images seen; the CSV follows at the end.
 
     Log calls of the same step share a row; the numbers of the last call, Lightning's own with the losses, stand first.
@@ -62,7 +62,10 @@ class Ledger(Logger):
     def _write(self) -> None:
         refused, self._written = not self._written, False
         text = "".join(json.dumps(row) + "\n" for row in self._tail)
-        with going_on(str(self.path), "rows are kept for later", quiet=refused), self.path.open("r+") as file:
+        with (
+            tolerate_disk_errors(str(self.path), "rows are kept for later", quiet=refused),
+            self.path.open("r+") as file,
+        ):
             file.seek(self._start)
             file.write(text)  # over the shorter line: at no moment is there none
             file.truncate()
@@ -77,7 +80,7 @@ class Ledger(Logger):
         rows = self.rows()
         names = list(dict.fromkeys(name for row in rows for name in row))
         path = self.path.with_suffix(".csv")
-        with going_on(str(path), f"{self.path.name} has it all"), path.open("w", newline="") as file:
+        with tolerate_disk_errors(str(path), f"{self.path.name} has it all"), path.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)

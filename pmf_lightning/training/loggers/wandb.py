@@ -15,8 +15,8 @@ from pmf_lightning.utils.cache import atomic_write
 KEPT = "wandb_run.json"  # in the run directory: which run is at home there
 
 
-class WandbRun(Logger):
-    """One W&B run per training run, opened by ``RememberRun`` when training begins, on the first device alone.
+class WandbLogger(Logger):
+    """One W&B run per training run, opened by ``WandbResume`` when training begins, on the first device alone.
 
     The run's id lies in the checkpoint and in the run directory, so that a resumed run goes on in the same place, and
     one that goes on elsewhere from the same checkpoint gets a place of its own. Steps are never passed to W&B, which
@@ -102,7 +102,7 @@ class WandbRun(Logger):
             print(f"W&B has nothing of this run yet; send it: {wandb_runs.sync_command(self.folder, self._id)}")
 
 
-class RememberRun(Callback):
+class WandbResume(Callback):
     """Opens the W&B run when training begins, and puts its id into every checkpoint, as "wandb_run"."""
 
     def __init__(self, run_id: str):
@@ -111,7 +111,7 @@ class RememberRun(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open it now: from here on Lightning closes its loggers whatever happens, and devices know their number."""
         for logger in trainer.loggers:
-            if isinstance(logger, WandbRun):
+            if isinstance(logger, WandbLogger):
                 logger.open()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:

@@ -58,7 +58,7 @@ class Unreadable:
     shard: str = ""
 
 
-class Piece(NamedTuple):  # a million of them are made and sent to other processes: the lightest there is
+class SourceImage(NamedTuple):  # a million of them are made and sent to other processes: the lightest there is
     """Where one image lies: a file, or ``size`` bytes at ``start`` of a file."""
 
     key: str
@@ -108,10 +108,10 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def piece(self, index: int) -> Piece:
+    def piece(self, index: int) -> SourceImage:
         """Say where image ``index`` lies."""
         size = int(self.sizes[index])
-        return Piece(
+        return SourceImage(
             key=self.keys[index],
             label=int(self.labels[index]),
             file=self.unpacked.get(name := self.names[self.files[index]]) or os.path.join(self.root, name),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.data.shards.payloads import Latents, encode
 from pmf_lightning.data.shards.tar import Record, write_shard
-from pmf_lightning.data.shards.writing.inputs import Piece, Unreadable
+from pmf_lightning.data.shards.writing.inputs import SourceImage, Unreadable
 from pmf_lightning.data.shards.writing.pixels import missing, read_piece
 from pmf_lightning.data.shards.writing.processes import Tick
 from pmf_lightning.data.shards.writing.progress import Finished, note
@@ -72,7 +72,7 @@ class LatentMaker:
         for task in tasks:
             yield self(task, tick)
 
-    def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[Piece], list[Square | str]]]:
+    def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[SourceImage], list[Square | str]]]:
         """Yield the batches of a shard, decoded; the next is read while one is encoded."""
         batches = [task.pieces[first : first + self.batch] for first in range(0, len(task.pieces), self.batch)]
         with ThreadPoolExecutor(self.threads) as pool:
@@ -98,5 +98,5 @@ def weights_digest(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _result(pieces: list[Piece], futures: list) -> tuple[list[Piece], list[Square | str]]:
+def _result(pieces: list[SourceImage], futures: list) -> tuple[list[SourceImage], list[Square | str]]:
     return pieces, [future.result() for future in futures]

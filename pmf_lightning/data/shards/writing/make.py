@@ -79,7 +79,7 @@ Maker = Callable[[Iterable[ShardTask], Callable[[int], None]], Iterator[Finished
 
 
 @dataclass(frozen=True)
-class Made:
+class ShardingResult:
     """A finished folder: its manifest, what was unreadable, shards ``kept`` of earlier runs, ``images`` of this one.
 
     ``unpacked`` compressed tars were read from plain copies.
@@ -94,7 +94,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardingJob:
     """What to make and where: ``latent_shape`` is [2, C, h, w] for latents, ``origin`` what the user called inputs.
 
     More than a fraction ``max_unreadable`` of inputs without a record is an error.
@@ -108,7 +108,7 @@ class Job:
     latent_shape: tuple[int, ...] | None = None
 
 
-def make_shards(job: Job, maker: Maker) -> Made:
+def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
     """Make what is missing in ``job.out``, then the manifest.
 
     Raises UserError where the disk is too small, another run is at work or was another one, or too much is unreadable;
@@ -127,10 +127,10 @@ def make_shards(job: Job, maker: Maker) -> Made:
         made = _finish(job, finished)
     seconds = time.perf_counter() - start
     unreadable, unpacked = _unreadable(job, finished), len(job.inputs.unpacked)
-    return Made(made, unreadable, recipe.shards - len(missing), made.count - kept, seconds, unpacked)
+    return ShardingResult(made, unreadable, recipe.shards - len(missing), made.count - kept, seconds, unpacked)
 
 
-def _announce(job: Job, kept: dict[int, Finished]) -> int:
+def _announce(job: ShardingJob, kept: dict[int, Finished]) -> int:
     """Say what will be made and return how many images are waiting."""
     if kept:
         print(f"{len(kept):,} of {job.recipe.shards:,} shards are finished and kept", flush=True)
@@ -141,7 +141,7 @@ def _announce(job: Job, kept: dict[int, Finished]) -> int:
     return waiting
 
 
-def _make(job: Job, maker: Maker, missing: list[int], finished: dict[int, Finished], images: int) -> None:
+def _make(job: ShardingJob, maker: Maker, missing: list[int], finished: dict[int, Finished], images: int) -> None:
     """Make the shards ``missing`` and add them to ``finished``."""
     tasks = shard_tasks(job.inputs, job.recipe, job.out, missing)
     with tqdm(total=images, desc="sharding", unit="image", mininterval=0.5) as bar:
@@ -156,13 +156,13 @@ def _number(found: Finished) -> int:
     return int(found.entry.file.removeprefix("shard-").removesuffix(".tar"))
 
 
-def _unreadable(job: Job, finished: dict[int, Finished]) -> list[Unreadable]:
+def _unreadable(job: ShardingJob, finished: dict[int, Finished]) -> list[Unreadable]:
     """List what gave no record, by the listing and then by the shards, in order."""
     found = (one for number in sorted(finished) for one in finished[number].unreadable)
     return [*job.inputs.broken, *(replace(one, file=job.inputs.original(one.file)) for one in found)]
 
 
-def _left_out(job: Job) -> list[Unreadable]:
+def _left_out(job: ShardingJob) -> list[Unreadable]:
     """List what is not meant to be an image, each with how many files it stands for where these are several."""
     root = job.inputs.root
     return [
@@ -171,7 +171,7 @@ def _left_out(job: Job) -> list[Unreadable]:
     ]
 
 
-def _judge(job: Job, finished: dict[int, Finished]) -> None:
+def _judge(job: ShardingJob, finished: dict[int, Finished]) -> None:
     """Raise UserError as soon as too much is unreadable, leaving the list of what was found."""
     found = _unreadable(job, finished)
     total = len(job.inputs) + len(job.inputs.broken)
@@ -183,7 +183,7 @@ def _judge(job: Job, finished: dict[int, Finished]) -> None:
         )
 
 
-def _finish(job: Job, finished: dict[int, Finished]) -> Manifest:
+def _finish(job: ShardingJob, finished: dict[int, Finished]) -> Manifest:
     """Write the list of what is unreadable, then the manifest."""
     _judge(job, finished)
     unreadable = _unreadable(job, finished)

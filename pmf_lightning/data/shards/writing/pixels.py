@@ -7,7 +7,7 @@ from PIL import UnidentifiedImageError
 
 from pmf_lightning.data.shards.payloads import Pixels, encode
 from pmf_lightning.data.shards.tar import Record, write_shard
-from pmf_lightning.data.shards.writing.inputs import Piece, Unreadable
+from pmf_lightning.data.shards.writing.inputs import SourceImage, Unreadable
 from pmf_lightning.data.shards.writing.processes import Tick
 from pmf_lightning.data.shards.writing.progress import Finished, note
 from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask
@@ -34,7 +34,7 @@ def make_pixels(task: ShardTask, tick: Tick) -> Finished:
     return finished
 
 
-def read_piece(piece: Piece, recipe: Recipe) -> Square | str:
+def read_piece(piece: SourceImage, recipe: Recipe) -> Square | str:
     """Return the square of one input, or the reason why there is none."""
     try:
         return read_square(piece.read(), recipe.size, recipe.channels, recipe.background)
@@ -46,7 +46,7 @@ def read_piece(piece: Piece, recipe: Recipe) -> Square | str:
         return f"{type(reason).__name__}: {reason}"
 
 
-def missing(piece: Piece, reason: str, task: ShardTask) -> Unreadable:
+def missing(piece: SourceImage, reason: str, task: ShardTask) -> Unreadable:
     """Say which input gave no record of which shard."""
     return Unreadable(piece.key, reason, piece.file, task.tar.name)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmf_lightning.data.shards.writing.inputs import Inputs, Piece
+from pmf_lightning.data.shards.writing.inputs import Inputs, SourceImage
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import permutation
 
@@ -49,7 +49,7 @@ class ShardTask:
 
     number: int
     tar: Path
-    pieces: list[Piece]
+    pieces: list[SourceImage]
     recipe: Recipe
 
 

@@ -22,7 +22,7 @@ MOST_NAMED = 5  # bad records of a shard
 
 
 @dataclass(frozen=True)
-class Checked:
+class VerifiedShard:
     """One shard: its problems in words, and its records of every class."""
 
     problems: list[str]
@@ -63,26 +63,26 @@ def _check_list(folder: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def check_shard(entry: ShardEntry, tick: Tick, folder: Path, manifest: Manifest) -> Checked:
+def check_shard(entry: ShardEntry, tick: Tick, folder: Path, manifest: Manifest) -> VerifiedShard:
     """Read one shard: size, digest, index beside members, and every record as an image or latents."""
     tar = folder / entry.file
     none = [0] * len(manifest.class_names)
     if not tar.is_file():
-        return Checked([f"{tar}: missing; run the command that made the shards again"], none)
+        return VerifiedShard([f"{tar}: missing; run the command that made the shards again"], none)
     if tar.stat().st_size != entry.bytes:
-        return Checked([f"{tar}: {tar.stat().st_size:,} bytes instead of {entry.bytes:,}; {REMEDY}"], none)
+        return VerifiedShard([f"{tar}: {tar.stat().st_size:,} bytes instead of {entry.bytes:,}; {REMEDY}"], none)
     problems = [] if digest_of(tar) == entry.digest else [f"{tar}: its digest is not the manifest's; {REMEDY}"]
     try:
         index = read_index(tar)
         labels = _check_records(tar, index, entry, manifest, tick, problems)
     except UserError:
         problems.append(f"{index_path(tar)}: cannot be read; {REMEDY}")
-        return Checked(problems, none)
+        return VerifiedShard(problems, none)
     except (tarfile.TarError, OSError, ValueError) as error:
         problems.append(f"{tar}: cannot be read ({error}); {REMEDY}")
-        return Checked(problems, none)
+        return VerifiedShard(problems, none)
     inside = [label for label in labels if 0 <= label < len(none)]
-    return Checked(problems, np.bincount(np.array(inside, np.int64), minlength=len(none)).tolist())
+    return VerifiedShard(problems, np.bincount(np.array(inside, np.int64), minlength=len(none)).tolist())
 
 
 def _check_records(

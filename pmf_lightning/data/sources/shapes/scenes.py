@@ -54,7 +54,7 @@ def intrinsic_dimension(label: int) -> int:
     return len(NUMBERS) - (OUTLINES[label].symmetry == 0)
 
 
-def drawn(name: str, split: str, indices: Sequence[int], classes: int) -> Scenes:
+def sample_scenes(name: str, split: str, indices: Sequence[int], classes: int) -> Scenes:
     """Draw the scenes number ``indices`` of a split; scene i is of class i % classes and depends on the names and i."""
     labels = torch.tensor([i % classes for i in indices], dtype=torch.int64)
     unit = [rng.hashed_uniform(name, split, i, count=len(NUMBERS)) for i in indices]

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from pmf_lightning.data.dataset import Batched
+from pmf_lightning.data.dataset import BatchDataset
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES
 from pmf_lightning.data.sources.shapes.painting import paint
-from pmf_lightning.data.sources.shapes.scenes import Scenes, drawn
+from pmf_lightning.data.sources.shapes.scenes import Scenes, sample_scenes
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
 
@@ -60,7 +60,7 @@ class Shapes:
 
     def scenes(self, split: str, indices: Sequence[int]) -> Scenes:
         """Return what images of "train" or "held_out" show, as latent numbers (see Scenes)."""
-        return drawn(self.name, split, indices, self.classes)
+        return sample_scenes(self.name, split, indices, self.classes)
 
     def fingerprint(self) -> str:
         """Return hex digits of what determines images and split."""
@@ -72,7 +72,7 @@ class Shapes:
         return PaintedShapes(self, split, self.images if split == "train" else self.held_out_images)
 
 
-class PaintedShapes(Batched):
+class PaintedShapes(BatchDataset):
     """The images of one split of ``source``; none is kept."""
 
     def __init__(self, source: Shapes, split: str, count: int) -> None:
