@@ -37,11 +37,11 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: rng.generator(cfg.seed, "init", name))
-    if cfg.get("recompute"):  # older checkpoints know nothing of it
+    if cfg.recompute:
         objective = _recomputed(cfg, network, objective)
-    if cfg.get("compile") and not objective.samplers:
+    if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
-    decoder = make_part(cfg, "decoder") if "decoder" in cfg else None  # older checkpoints know of none
+    decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
     start = cfg.schedule.get("start", 0.0)  # older checkpoints set none

@@ -17,6 +17,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.averages import find_average
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoint_io import whole_beside
+from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
 from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
@@ -28,11 +29,6 @@ from pmf_lightning.weights.drifting import generator_preset, generator_tensors
 from pmf_lightning.weights.flax import read_msgpack
 
 RELEASED = "official"  # what the weights of a release are called
-
-# Options that older checkpoints do not set, with the values that these were made by.
-NEWER_OPTIONS = {
-    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
-}
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -122,7 +118,7 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
     config = check_stored(config, source, trust)
     try:
         with at_most_weights(stored):
-            return build(completed(config), empty=True)
+            return build(OmegaConf.create(migrate_config(config)), empty=True)
     except UserError as error:
         raise UserError(shorten(str(error), 500, placeholder=" ...")) from error
     except Exception as error:  # values of the wrong kind fail in many places
@@ -130,14 +126,6 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
         raise UserError(
             f"{source}: no module can be built from its configuration ({type(error).__name__}: {said})"
         ) from error
-
-
-def completed(config: Mapping) -> DictConfig:
-    """Return a stored configuration with the options of its objective that are newer than it."""
-    config = OmegaConf.create(config)
-    older = NEWER_OPTIONS.get(config.objective["_target_"], {})
-    config.objective = {**older, **config.objective}
-    return config
 
 
 def holds_one_set(path: str | Path) -> bool:

@@ -50,8 +50,7 @@ class GenerativeModule(LightningModule):
         self.decoder = decoder
         self.average: str | None = None  # which of a checkpoint's averages the weights are, once it is loaded
         self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
-        # Older checkpoints know nothing of it.
-        self._compiled = CompiledNetwork(network) if config.get("compile", False) else None
+        self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -110,7 +109,7 @@ class GenerativeModule(LightningModule):
     def _seen(self, batch: Sequence[Tensor], shard: BatchRows) -> Batch | DriftingBatch:
         """Turn what the loader hands out into what the objective takes."""
         images, labels, *negatives = batch
-        rows, flip = shard.rows(len(labels)), self.config.get("flip", False)  # older checkpoints know of no flip
+        rows, flip = shard.rows(len(labels)), self.config["flip"]
         if not negatives:
             return Batch(self.inputs(images, rows, self.global_step, flip=flip), labels)
         roles = {"positives": images, "negatives": negatives[0]}

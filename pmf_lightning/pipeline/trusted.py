@@ -11,6 +11,7 @@ from importlib import import_module
 from textwrap import shorten
 from typing import Any
 
+from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.utils.errors import UserError
 
 _OURS = "pmf_lightning"
@@ -55,11 +56,6 @@ _PARTS = {
         ),
         *("encoders.drifting.train_mae.MAESettings", "encoders.drifting.convnext.ConvNeXtMaps"),
     ),
-}
-# Names of older checkpoints -> what they are called today.
-MOVED = {
-    f"{_OURS}.data.imagenet.ImageNet": f"{_OURS}.data.shards.Shards",
-    f"{_OURS}.data.imagenet.ImageNetLatents": f"{_OURS}.data.shards.LatentShards",
 }
 _HYDRAS = re.compile(r"_\w*_")  # keys that Hydra obeys
 _MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # the longest of ours: about 500 values, 6 deep
@@ -131,8 +127,8 @@ def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[st
     if "_target_" not in node:
         return ""
     target, partial = node["_target_"], node.get("_partial_", False)
-    if isinstance(target, str) and target in MOVED:
-        node["_target_"] = target = MOVED[target]
+    if isinstance(target, str) and target in MOVED_TARGETS:
+        node["_target_"] = target = MOVED_TARGETS[target]
     said = _said(target)
     if others := sorted(key for key in node if _HYDRAS.fullmatch(str(key)) and key not in ("_target_", "_partial_")):
         return f"{said} with {others[0]}"

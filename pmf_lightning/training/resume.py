@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.pipeline.checkpoint_io import whole_beside
-from pmf_lightning.pipeline.checkpoints import completed, read_checkpoint
+from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.trusted import plain
 from pmf_lightning.training import run_dir
 from pmf_lightning.training.same_run import WITHOUT_EFFECT, Change, Comparison, compare, listed
@@ -112,7 +113,7 @@ def _compared(stored: Any, cfg: DictConfig, where: Path) -> Comparison:
     requested = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
     stored = plain(stored, str(where))
     try:
-        stored = OmegaConf.to_container(completed(stored))
+        stored = migrate_config(stored)
     except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{where}: its configuration cannot be read ({reason})") from error

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
+from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
+
 # What a resumed run may change: its length, rate, machine, log, pictures, and how it is judged. Anything else would
 # make another run of it, and is refused, new options included.
 CHANGEABLE = (
@@ -28,7 +30,7 @@ WITHOUT_EFFECT = (
     *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options that are newer than some checkpoints, with the values that these were trained with.
-WHEN_ABSENT = {"flip": False, "decoder": None, "recompute": False, "compile": False, "data.draw": "every_time"}
+WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time"}
 # Mappings whose keys are part of what is described; in others a key that one side lacks is a newer or older option.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "objective.perceptual")
 PATHS = ("root", "path", "weights", "folder")  # options that may be written in several ways

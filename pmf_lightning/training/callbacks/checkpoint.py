@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm.auto import tqdm
 
 from pmf_lightning.pipeline import checkpoint_io
+from pmf_lightning.pipeline.migrate import migrate_callbacks
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
@@ -208,3 +209,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with suppress(OSError):
                 checkpoint_io.clear_drafts(Path(path).parent)
             self.reason = f"{error.strerror or error}; {checkpoint_io.room(checkpoint, Path(path).parent)}"
+
+    def load_checkpoint(self, path: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint to resume from, also one of an earlier version."""
+        return migrate_callbacks(super().load_checkpoint(path, *arguments, **options))

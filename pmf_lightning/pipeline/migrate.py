@@ -1,0 +1,77 @@
+"""Checkpoints and configurations of earlier versions: moved classes, renamed callbacks, and options added since."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Classes and functions that configurations of earlier versions name elsewhere.
+MOVED_TARGETS = {
+    "pmf_lightning.data.imagenet.ImageNet": "pmf_lightning.data.shards.source.Shards",
+    "pmf_lightning.data.imagenet.ImageNetLatents": "pmf_lightning.data.shards.source.LatentShards",
+    "pmf_lightning.callbacks.fid.FidSettings": "pmf_lightning.training.callbacks.fid.FidSettings",
+    "pmf_lightning.data.digits.Digits": "pmf_lightning.data.sources.digits.Digits",
+    "pmf_lightning.data.folder.Folder": "pmf_lightning.data.sources.folder.Folder",
+    "pmf_lightning.data.shapes.Shapes": "pmf_lightning.data.sources.shapes.source.Shapes",
+    "pmf_lightning.data.shards.LatentShards": "pmf_lightning.data.shards.source.LatentShards",
+    "pmf_lightning.data.shards.Shards": "pmf_lightning.data.shards.source.Shards",
+    "pmf_lightning.drift_features.cached_mae.MAESettings": "pmf_lightning.encoders.drifting.train_mae.MAESettings",
+    "pmf_lightning.drift_features.convnext.ConvNeXtMaps": "pmf_lightning.encoders.drifting.convnext.ConvNeXtMaps",
+    "pmf_lightning.drift_features.make.pixels_alone": "pmf_lightning.encoders.drifting.build.pixels_alone",
+    "pmf_lightning.drift_features.make.released": "pmf_lightning.encoders.drifting.build.released",
+    "pmf_lightning.drift_features.make.trained_by_run": "pmf_lightning.encoders.drifting.build.trained_by_run",
+    "pmf_lightning.drift_features.make.trained_on_data": "pmf_lightning.encoders.drifting.build.trained_on_data",
+    "pmf_lightning.evaluation.dinov2.DinoV2": "pmf_lightning.encoders.dinov2.DinoV2",
+    "pmf_lightning.evaluation.inception.Inception": "pmf_lightning.encoders.inception.Inception",
+    "pmf_lightning.evaluation.other_features.ClassifierFeatures": (
+        "pmf_lightning.encoders.extractors.ClassifierFeatures"
+    ),
+    "pmf_lightning.evaluation.other_features.ModuleFeatures": "pmf_lightning.encoders.extractors.ModuleFeatures",
+    "pmf_lightning.metrics.quality.QualitySettings": "pmf_lightning.evaluation.small_data.SmallDataSettings",
+    "pmf_lightning.metrics.train_classifier.ClassifierSettings": (
+        "pmf_lightning.encoders.classifier.train.ClassifierSettings"
+    ),
+    "pmf_lightning.optim.adam.adam": "pmf_lightning.optim.optimizers.adam",
+    "pmf_lightning.optim.adamw.adamw": "pmf_lightning.optim.optimizers.adamw",
+    "pmf_lightning.perceptual.classifier.classifier_features": (
+        "pmf_lightning.encoders.perceptual.classifier.classifier_features"
+    ),
+    "pmf_lightning.perceptual.convnext.ConvNeXtFeatures": (
+        "pmf_lightning.encoders.perceptual.convnext.ConvNeXtFeatures"
+    ),
+    "pmf_lightning.perceptual.lpips_vgg.LpipsVgg": "pmf_lightning.encoders.perceptual.lpips.LPIPS",
+    "pmf_lightning.strategies.ddp": "pmf_lightning.distributed.strategies.ddp",
+    "pmf_lightning.strategies.fsdp": "pmf_lightning.distributed.strategies.fsdp",
+}
+# Callbacks whose state earlier checkpoints store under another class name.
+RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
+# Options that earlier configurations do not have, with the values that their runs were made by.
+ADDED_OPTIONS = {"flip": False, "decoder": None, "recompute": False, "compile": False}
+ADDED_OBJECTIVE_OPTIONS = {
+    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
+}
+
+
+def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration (plain data) with the names and options of this version."""
+    config = {**ADDED_OPTIONS, **_with_moved_targets(config)}
+    objective = config["objective"]
+    config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
+    return config
+
+
+def migrate_callbacks(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose callbacks find their state under the class names of this version."""
+    callbacks = checkpoint.get("callbacks", {})
+    return {**checkpoint, "callbacks": {RENAMED_CALLBACKS.get(name, name): callbacks[name] for name in callbacks}}
+
+
+def _with_moved_targets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: MOVED_TARGETS.get(inner, inner)
+            if key == "_target_" and isinstance(inner, str)
+            else _with_moved_targets(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_moved_targets(inner) for inner in value]
+    return value

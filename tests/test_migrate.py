@@ -1,0 +1,64 @@
+"""A checkpoint that was written before classes moved and were renamed samples, evaluates and resumes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from kept import weights
+
+from pmf_lightning import compose, load_checkpoint
+from pmf_lightning.pipeline.migrate import MOVED_TARGETS, migrate_callbacks, migrate_config
+from pmf_lightning.pipeline.trusted import buildable, resolve
+from pmf_lightning.train import train
+
+OLD = Path(__file__).parent / "reference" / "before_the_moves.ckpt"  # pmf_tiny, three steps of four images
+SAME = [
+    *("model=pmf_tiny", "backbone.width=8", "backbone.attention_heads=1", "backbone.trunk=1", "backbone.mlp_hidden=16"),
+    *("backbone.bottleneck=8", "batch=4", "metrics=none", "grid.enabled=false"),
+]
+
+
+def test_every_moved_target_is_where_the_table_says():
+    for target in MOVED_TARGETS.values():
+        resolve(target)
+    assert not MOVED_TARGETS.keys() & MOVED_TARGETS.values()
+    known = {name for part in buildable().values() for name in part}
+    assert set(MOVED_TARGETS.values()) <= known
+
+
+def test_options_that_are_newer_get_the_values_that_the_run_had():
+    objective = {"_target_": "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow", "omega_min": 2.0}
+    config = migrate_config({"objective": objective, "data": {"_target_": "pmf_lightning.data.digits.Digits"}})
+    assert config["objective"] == {**objective, "tangent": "network", "interval": True}
+    assert config["data"]["_target_"] == "pmf_lightning.data.sources.digits.Digits"
+    assert (config["flip"], config["compile"], config["decoder"]) == (False, False, None)
+    assert migrate_config(config) == config
+
+
+def test_callbacks_find_their_state():
+    assert migrate_callbacks({"callbacks": {"LastCheckpoint": 1, "SkipNonFinite": 2}, "epoch": 0}) == {
+        "callbacks": {"CheckpointWriter": 1, "SkipNonFinite": 2},
+        "epoch": 0,
+    }
+
+
+def test_an_old_checkpoint_loads():
+    module = load_checkpoint(OLD)
+    stored = torch.load(OLD, weights_only=True)
+    assert stored["config"]["data"]["_target_"] in MOVED_TARGETS
+    assert all(torch.equal(module.network.state_dict()[name], value) for name, value in stored["ema"]["2k"].items())
+
+
+@pytest.mark.slow
+def test_an_old_checkpoint_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(OLD, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    summary = train(compose([*SAME, "steps=5", "run_dir=run", "ckpt=last"]))
+    assert summary["steps"] == 5
+    new = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert new["images"] == 20
+    assert "CheckpointWriter" in new["callbacks"]
+    assert new["config"]["data"]["_target_"] == "pmf_lightning.data.sources.digits.Digits"
+    assert weights("run").keys() == weights(OLD).keys()
