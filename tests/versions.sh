@@ -3,7 +3,7 @@
 #
 #   bash tests/versions.sh FOLDER                     the fast tests
 #   bash tests/versions.sh FOLDER -m slow             the slow ones; any arguments of pytest go on to it
-#   ONLY=1.4 bash tests/versions.sh FOLDER tests/test_shapes.py
+#   ONLY=1.4 bash tests/versions.sh FOLDER tests/data/test_shapes.py
 #                                                     environments whose name has 1.4 in it
 #
 # FOLDER holds the environments (about 6 GB each), which are made once, and a log of each. pip's own variables are

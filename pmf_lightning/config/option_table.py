@@ -1,7 +1,7 @@
 """The one table of options: every key of every command's configuration (conf/), and the kind of value that it takes.
 
-A star stands for any one name, two stars at the end for everything below. tests/test_options.py fails where a key of
-conf/ is missing here. What an option means, and which numbers fit together, is checked where it is used.
+A star stands for any one name, two stars at the end for everything below. tests/config/test_options.py fails where a
+key of conf/ is missing here. What an option means, and which numbers fit together, is checked where it is used.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ What is counted: tensors in the dtype of the weights, as a step of one device ma
 time (they are there while micro-batches accumulate; with one micro-batch they grow while activations go). What is not:
 perceptual networks, drifting's encoders (the pixels are its one feature here), what the allocator and kernels take
 beyond the tensors, that FSDP keeps a part of everything on each device, and savings of another ``trainer.precision``.
-On a CPU the count is the allocator's own, to 1 % (tests/test_info.py).
+On a CPU the count is the allocator's own, to 1 % (tests/profiling/test_info.py).
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 from pmf_lightning.optim.schedules import ema_beta
 from pmf_lightning.utils.errors import UserError
 
-GOLDEN = Path(__file__).parent / "reference" / "ema.npz"
+GOLDEN = Path(__file__).parents[1] / "reference" / "ema.npz"
 
 
 def test_equals_the_official_schedule():

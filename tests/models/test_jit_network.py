@@ -371,7 +371,7 @@ def test_sizes_that_do_not_fit(changes, message):
         empty_network(**changes)
 
 
-# omega of each preset; parameters and costs are in tests/test_official_jit.py
+# omega of each preset; parameters and costs are in tests/weights/test_official_jit.py
 PRESETS = {
     **{"jit_b16": 3.0, "jit_b32": 3.0, "jit_b64": 3.0, "jit_l16": 2.4, "jit_l32": 2.5},
     **{"jit_h16": 2.2, "jit_h32": 2.3, "jit_g16": 2.2, "jit_g32": 2.3},

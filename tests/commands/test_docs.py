@@ -20,7 +20,7 @@ from pmf_lightning.config.compose import CONF, check_choices, scaled
 from pmf_lightning.config.presets import published
 from pmf_lightning.objectives.drifting import DriftingBatch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("pmf", "imf", "jit", "drifting")}
 JAX = ROOT / "docs" / "from_jax.md"

@@ -28,7 +28,7 @@ from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.rng import generator, normal_images
 
-CONF = Path(__file__).parents[1] / "conf" / "metrics"
+CONF = Path(__file__).parents[2] / "conf" / "metrics"
 QUICK = ClassifierSettings(
     side=32, seed=0, features=16, steps=12, batch=24, lr=5e-3, warm_up=2, weight_decay=0.0, shift=0.1
 )  # far from converged, but enough for the easy images below

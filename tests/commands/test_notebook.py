@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-NOTEBOOK = Path(__file__).parent.parent / "experiments" / "quickstart.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "experiments" / "quickstart.ipynb"
 
 
 @pytest.mark.slow

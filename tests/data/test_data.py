@@ -15,7 +15,7 @@ from pmf_lightning.data.transforms import centre_crop, to_float, to_uint8
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate, register_resolver
 
-CONF = Path(__file__).parents[1] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
 def entry(name, **overrides):

@@ -17,7 +17,7 @@ from pmf_lightning.sample import sample
 from pmf_lightning.train import train
 from pmf_lightning.weights.drifting import generator_arrays
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 IMF = ["backbone.bottleneck=null"]  # as in its official files

@@ -12,7 +12,7 @@ from pmf_lightning.pipeline.migrate import MOVED_TARGETS, migrate_callbacks, mig
 from pmf_lightning.pipeline.trusted import buildable, resolve
 from pmf_lightning.train import train
 
-OLD = Path(__file__).parent / "reference" / "before_the_moves.ckpt"  # pmf_tiny, three steps of four images
+OLD = Path(__file__).parents[1] / "reference" / "before_the_moves.ckpt"  # pmf_tiny, three steps of four images
 SAME = [
     *("model=pmf_tiny", "backbone.width=8", "backbone.attention_heads=1", "backbone.trunk=1", "backbone.mlp_hidden=16"),
     *("backbone.bottleneck=8", "batch=4", "metrics=none", "grid.enabled=false"),

@@ -5,19 +5,19 @@ interpreter of their own, without the checks.
 """
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
 
 
 def run(*arguments):
     """Run this file as a program and return the numbers that it prints."""
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], capture_output=True, text=True, cwd=HERE, timeout=550, check=False
+        [sys.executable, __file__, *arguments],
+        **{"capture_output": True, "text": True, "timeout": 550, "check": False},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

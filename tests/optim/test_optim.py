@@ -17,7 +17,7 @@ from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
-GOLDEN = Path(__file__).parent / "reference" / "muon.npz"
+GOLDEN = Path(__file__).parents[1] / "reference" / "muon.npz"
 MATRICES, REST = ("A", "B", "C", "D"), ("vec", "tok", "emb", "conv")
 SHAPES = ((6, 6), (9, 4), (6, 6), (4, 9), (6, 6), (5,), (1, 3, 4))
 

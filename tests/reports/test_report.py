@@ -28,7 +28,7 @@ from pmf_lightning.reports.sweeps import read_sweeps
 from pmf_lightning.reports.table import runs_table, table_of
 from pmf_lightning.sweeps import sweep_file
 
-COMMITTED = sorted((Path(__file__).parents[1] / "experiments").glob("*/runs"))
+COMMITTED = sorted((Path(__file__).parents[2] / "experiments").glob("*/runs"))
 
 
 def only(*roots):

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from pmf_lightning import UserError, load_checkpoint
 from pmf_lightning.config.compose import CONF
 from pmf_lightning.pipeline.checkpoints import build_stored
-from pmf_lightning.pipeline.trusted import MOVED, buildable, check_stored, resolve
+from pmf_lightning.pipeline.migrate import MOVED_TARGETS
+from pmf_lightning.pipeline.trusted import buildable, check_stored, resolve
 
 HUB = {"repo_or_dir": "{folder}", "model": "boom", "source": "local"}
 TOUCH = {"_args_": ["touch {mark}"]}
@@ -280,7 +281,7 @@ def test_older_names_are_todays():
     config = stored.config()
     config["data"]["_target_"] = "pmf_lightning.data.imagenet.ImageNet"
     assert check_stored(config, "ckpt=x")["data"]["_target_"] == "pmf_lightning.data.shards.source.Shards"
-    assert set(MOVED.values()) <= {name for part in buildable().values() for name in part}
+    assert set(MOVED_TARGETS.values()) <= {name for part in buildable().values() for name in part}
 
 
 def test_packages_of_the_user_may_be_trusted(filled, tmp_path):
