@@ -88,13 +88,13 @@ class PixelMeanFlow:
     divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
 
     Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x; ``velocity`` v from a "head" of its own or
-    at the "boundary", v = u(z, t, t), without one (iMF, step 2); ``time_order`` of tying and sorting (time_laws.py);
-    ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b); ``preconditioner`` of an x-prediction;
-    ``tangent`` the direction of du/dt, the "network"'s own v (iMF, eq. 12) or the "target" v_g, e - x where nothing
-    guides it, which makes the gradient that of the original MeanFlow's loss (iMF, eq. 9 and 10); ``interval`` whether
-    the times [t_min, t_max] of guidance are drawn, or are [0, 1] in all rows (iMF before its last condition);
-    ``perceptual`` the weight of each perceptual distance, which counts where t < ``t_thr`` and compares in boxes of the
-    law ``crop``.
+    at the "boundary", v = u(z, t, t), without one (iMF, step 2); ``time_order`` of tying and sorting
+    (time_sampling.py); ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b); ``preconditioner`` of
+    an x-prediction; ``tangent`` the direction of du/dt, the "network"'s own v (iMF, eq. 12) or the "target" v_g, e - x
+    where nothing guides it, which makes the gradient that of the original MeanFlow's loss (iMF, eq. 9 and 10);
+    ``interval`` whether the times [t_min, t_max] of guidance are drawn, or are [0, 1] in all rows (iMF before its last
+    condition); ``perceptual`` the weight of each perceptual distance, which counts where t < ``t_thr`` and compares in
+    boxes of the law ``crop``.
 
     Raises ValueError for a choice that does not exist or does not go with another.
     """

@@ -1,9 +1,9 @@
-"""Orthogonalising matrices on several devices: each matrix is the work of one of them, and all get what they need.
+"""Distribute Muon's Newton-Schulz over ranks: each matrix is orthogonalised on one rank and the result is gathered.
 
-A crew says who works and how results travel. ``LocalMuon`` does all itself. In a ``ReplicatedMuon`` crew (DDP) every
-device has every matrix; each orthogonalises its share and all gather the results, so that they are the same to the last
-bit. In a ``ShardedMuon`` crew (FSDP) each device has some rows of every matrix; the rows travel to the matrix's worker
-and come back orthogonalised. Nothing but the order of work depends on the number of devices.
+``LocalMuon`` does everything on one device. With ``ReplicatedMuon`` (DDP) every device has every matrix: each
+orthogonalises its share and all gather the results, which are therefore the same to the last bit. With ``ShardedMuon``
+(FSDP) each device has some rows of every matrix: the rows are sent to the rank of the matrix and come back
+orthogonalised. Nothing but the order of work depends on the number of devices.
 """
 
 from collections import defaultdict
@@ -82,9 +82,7 @@ class ShardedMuon(_Several):
         order = [i for share in shares for i in share]
         flat = torch.cat([matrices[i].flatten() for i in order])
         received = self._exchange(flat, own, theirs)
-        pieces = [
-            part.split(sizes) for part, sizes in zip(received.split(_sum_of_squares(theirs)), theirs, strict=True)
-        ]
+        pieces = [part.split(sizes) for part, sizes in zip(received.split(_totals(theirs)), theirs, strict=True)]
         mine = [
             torch.cat([pieces[rank][k] for rank in range(self.size)]).view(shapes[i]) for k, i in enumerate(shares[me])
         ]
@@ -98,12 +96,14 @@ class ShardedMuon(_Several):
 
     def _exchange(self, flat: Tensor, sent: list[list[int]], received: list[list[int]]) -> Tensor:
         """Send each device its numbers, and return those of all devices for this one."""
-        out = flat.new_empty(sum(_sum_of_squares(received)))
-        dist.all_to_all_single(out, flat, _sum_of_squares(received), _sum_of_squares(sent), group=self.group)
+        out = flat.new_empty(sum(_totals(received)))
+        dist.all_to_all_single(out, flat, _totals(received), _totals(sent), group=self.group)
         return out
 
 
-def crew_of(parameters: Sequence[Tensor], split: bool, exact: torch.dtype) -> LocalMuon | ReplicatedMuon | ShardedMuon:
+def distribution_of(
+    parameters: Sequence[Tensor], split: bool, exact: torch.dtype
+) -> LocalMuon | ReplicatedMuon | ShardedMuon:
     """Return who orthogonalises ``parameters``: with ``split``, all devices together that train them."""
     first = parameters[0]
     if isinstance(first, DTensor):
@@ -169,5 +169,5 @@ def _numel(shape: Shape) -> int:
     return shape[0] * shape[1]
 
 
-def _sum_of_squares(sizes: list[list[int]]) -> list[int]:
+def _totals(sizes: list[list[int]]) -> list[int]:
     return [sum(part) for part in sizes]

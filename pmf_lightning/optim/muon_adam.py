@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.distributed.dtensor import local_tensor
-from pmf_lightning.optim.distributed_muon import chunks, crew_of
+from pmf_lightning.optim.distributed_muon import chunks, distribution_of
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("muon", "adam")
 STACK_ELEMENTS = 2**26  # numbers in one stack of matrices: bounds the extra memory of a step, never changes its result
-MOST_STACKS = 8  # a crew takes so many stacks in one turn, at most
+MOST_STACKS = 8  # stacks that are orthogonalised together, at most
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -30,8 +30,8 @@ class MuonAdam(torch.optim.Optimizer):
     alone in that step. Momenta have the dtype of their parameter.
 
     Where several devices train together, each orthogonalises a share of the matrices and all exchange the results
-    (crew.py). ``split`` False: each device that has all weights does everything by itself. Parameters may be DTensors
-    cut along their rows, as FSDP2 makes them; these are always shared out.
+    (distributed_muon.py). ``split`` False: each device that has all weights does everything by itself. Parameters may
+    be DTensors cut along their rows, as FSDP2 makes them; these are always shared out.
 
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
@@ -96,7 +96,7 @@ class MuonAdam(torch.optim.Optimizer):
             muon = group["kind"] == "muon"
             for parameter in parameters:
                 self._advance(parameter, ("momentum",) if muon else ("momentum", "variance"))
-            by_shape = muon and bool(parameters) and self._crew(parameters).size == 1
+            by_shape = muon and bool(parameters) and self._distribution(parameters).size == 1
             for bucket in self._buckets(parameters, by_shape):
                 (self._muon if muon else self._adam)(bucket, group)
         return loss
@@ -118,8 +118,8 @@ class MuonAdam(torch.optim.Optimizer):
         return buckets.values()
 
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Update matrices: alone those of one shape, in a crew any."""
-        crew = self._crew(parameters)
+        """Update matrices: on one device those of one shape, on several any."""
+        distribution = self._distribution(parameters)
         momenta, looks_ahead = self._momentum(parameters, group["momentum"])
         _decay(parameters, group)
 
@@ -127,17 +127,17 @@ class MuonAdam(torch.optim.Optimizer):
             return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
 
         shapes = [tuple(p.shape) for p in parameters]
-        for part in chunks(shapes, STACK_ELEMENTS * min(crew.size, MOST_STACKS)):
+        for part in chunks(shapes, STACK_ELEMENTS * min(distribution.size, MOST_STACKS)):
             combined = _combine(momenta[part], parameters[part], looks_ahead)
-            updates = crew.orthogonalised(combined, shapes[part], work)
+            updates = distribution.orthogonalised(combined, shapes[part], work)
             for shape in dict.fromkeys(shapes[part]):
                 places = [i for i, other in enumerate(shapes[part]) if other == shape]
                 rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 weights = _parts(parameters[part.start + i] for i in places)
                 torch._foreach_add_(weights, [updates[i] for i in places], alpha=-rate)
 
-    def _crew(self, parameters: list[nn.Parameter]):
-        return crew_of(parameters, self.split, working_dtype(parameters[0]))
+    def _distribution(self, parameters: list[nn.Parameter]):
+        return distribution_of(parameters, self.split, working_dtype(parameters[0]))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
         """Update parameters of any shapes."""

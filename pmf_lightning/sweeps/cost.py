@@ -1,8 +1,9 @@
 """What the training of a sweep will cost, said before it starts: arithmetic counted on paper, or speed measured before.
 
 The arithmetic of a run is images x block-forwards per image (block_forwards.py) x what a block costs on one image, by
-the multiply-adds of one evaluation (profiling/model_cost.py). That is the count of every operation (step_flops.py) to 1
-%, in a second or two instead of a minute. Perceptual networks, encoders, the optimiser and measurements are left out.
+the multiply-adds of one evaluation (profiling/model_cost.py). That is the count of every operation
+(profiling/step_memory.py) to 1 %, in a second or two instead of a minute. Perceptual networks, encoders, the optimiser
+and measurements are left out.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The jobs of a multirun, one after the other: a failing one does not end the others, a signal ends all of them.
 
 Hydra calls each job and keeps nothing but what it returns. What became of it is written down here, in this process;
-callback.py carries it over from the processes of a launcher. ``run_multirun`` is the whole command around them.
+hydra_callback.py carries it over from the processes of a launcher. ``run_multirun`` is the whole command around them.
 """
 
 import os
