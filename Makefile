@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 PY := .venv/bin/python
 ARGS ?=
+# Shapes and types are checked everywhere in the slow tests; in the fast ones, where most numbers are.
+CHECKED := pmf_lightning.objectives,pmf_lightning.models,pmf_lightning.optim,pmf_lightning.sampling,pmf_lightning.data
 
 .PHONY: help train test test-slow format lint clean
 .DEFAULT_GOAL := help
@@ -13,9 +15,10 @@ train: .venv/ready  ## train pMF on the bundled digits (ARGS="seed=1 steps=300" 
 	$(PY) -m pmf_lightning.train $(ARGS)
 
 test: .venv/ready  ## run the tests, in parallel on all cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m "not slow" \
+		--jaxtyping-packages=$(CHECKED),beartype.beartype $(ARGS)
 
-test-slow: .venv/ready  ## run those that take more than ten seconds each: kills, several processes, whole pipelines
+test-slow: .venv/ready  ## run those above 2 processor seconds: kills, several processes, whole pipelines
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 format: .venv/ready  ## format the code and mend what ruff can mend

@@ -44,6 +44,7 @@ def test_help_names_choices_and_examples(call, name):
         assert "imagenet512" in output
 
 
+@pytest.mark.slow
 def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
     wanted = ["classes=[3,7]", "n=7", "omega=2", "steps=2", "chunk=4", "out=pictures"]
     status, output, _ = call("sample", f"ckpt={trained}", *wanted)
@@ -208,6 +209,7 @@ def test_unknown_benchmark(call):
     assert "what=lunch" in errors
 
 
+@pytest.mark.slow
 def test_multirun_gives_each_job_its_own_folder(call, tmp_path):
     status, _, errors = call("train", *RUN, "steps=1", "seed=0,1", "-m")
     assert status == 0, errors

@@ -46,6 +46,7 @@ KINDS = (
 OTHERS = [(model, published()[model].data) for model in choices("model") if model not in KINDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [*product(KINDS, choices("data")), *OTHERS], ids="-".join)
 def test_model_on_data_composes_or_is_refused(names, tmp_path):
     model, data = names
@@ -116,6 +117,7 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "rec
 LEFT_OUT = {("data", "folder"), ("data", "shards"), *(("backbone", name) for name in ("vit", "drifting", "mae"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", sorted(GROUPS))
 def test_every_choice_composes(group):
     extra = {"backbone": ["backbone.patch=8"], "drift_features": ["model=drifting_tiny"]}.get(group, [])

@@ -87,6 +87,7 @@ def test_drifting_mirrors_positives_and_negatives(monkeypatch):
         assert turned(found, images).any()
 
 
+@pytest.mark.slow
 def test_who_mirrors():
     """As the official codes do: JiT, and Drifting on pixels; digits, latents, pMF, iMF and the autoencoder do not."""
     mirroring = {model for model in choices("model") if compose([f"model={model}"]).flip}
@@ -124,6 +125,7 @@ def test_what_goes_together_is_not_refused():
     check_inputs(compose(["model=pmf_tiny", "flip=true"]), PIXELS)
 
 
+@pytest.mark.slow
 def test_a_run_mirrors_and_resumes(tmp_path):
     """A run stopped half-way goes on as if it had not been; and mirroring makes a difference."""
     data = ["data=shapes", "data.resolution=16", "data.images=40"]

@@ -281,6 +281,7 @@ def test_the_first_of_them():
     assert len(Head(shapes(images=9).train(), 25)) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["pmf_shapes", "jit_tiny", "drifting_tiny", "mae_tiny"])
 def test_every_objective_trains_on_them(model, tmp_path):
     quick = ["images=96", "batch=32", "log_every_steps=1", "checkpoint.every_images=96", "grid.every_images=96"]

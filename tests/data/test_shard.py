@@ -138,6 +138,7 @@ def made(gallery, tmp_path_factory):
     return out, run(gallery, out, "records_per_shard=50")
 
 
+@pytest.mark.slow
 def test_two_thousand_images_give_the_right_pixels(gallery, made):
     out, summary = made
     found = records_of(out)

@@ -492,6 +492,7 @@ def test_few_files_are_open_at_once(tmp_path):
         files.read(5, 0, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of memory")
 def test_memory_is_flat_over_20_000_records(tmp_path):
     def resident():

@@ -56,6 +56,7 @@ def judge(cache, tmp_path):
 # What comes out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_judged_and_everything_is_written_down(judge, trained, tmp_path):
     asked = ["reference=data", "n=24", "seed=5", "omega=2", "t_max=0.9", "ema=1k", "chunk=10"]
     report = judge(f"ckpt={trained}", *asked)
@@ -125,6 +126,7 @@ def test_a_folder_of_weights_is_judged_as_the_checkpoint_it_comes_from(judge, tr
     assert of_folder["checkpoint_sha256"] == file_sha256(tmp_path / "weights" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_latents_are_decoded(judge, checkpoint, folder, tmp_path):  # noqa: F811
     images = write_pngs(tmp_path / "real", noise_levels("latent", 9, (3, 64, 64)))
     stats = tmp_path / "real.npz"
@@ -139,6 +141,7 @@ def test_latents_are_decoded(judge, checkpoint, folder, tmp_path):  # noqa: F811
     assert load_checkpoint(checkpoint).network.resolution == 8
 
 
+@pytest.mark.slow
 def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_path):
     shared = [*CLASSIFIER[:2], f"cache_dir={cache}"]
     status, output, _ = call_command(make_stats_main, "data=digits", "out=stats.npz", "n=40", *shared)

@@ -190,6 +190,7 @@ def found(trained, cache, tmp_path_factory):
     return out, search(trained, cache, out)
 
 
+@pytest.mark.slow
 def test_what_a_search_writes(found, capsys):
     out, result = found
     assert {path.name for path in out.iterdir()} == {
@@ -233,6 +234,7 @@ def test_a_point_is_what_evaluating_it_gives(found, trained, cache):
     assert len({tried.fid for tried in found[1]["tried"]}) >= 4  # averages and scales do matter
 
 
+@pytest.mark.slow
 def test_a_repeated_search_measures_what_is_missing_alone(found, trained, cache, tmp_path, monkeypatch):
     out, result = shutil.copytree(found[0], tmp_path / "out"), found[1]
     measured, generator = [], PointEvaluator.generator

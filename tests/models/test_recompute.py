@@ -31,6 +31,7 @@ def test_nothing_changes_in_the_numbers(form):
         assert torch.equal(value, gradients_again[name]), name
 
 
+@pytest.mark.slow
 def test_memory_is_saved():
     def peak(saving):
         network = tiny_network(trunk=8, width=64, mlp_hidden=128, attention="fused", dtype=torch.float32).to("meta")

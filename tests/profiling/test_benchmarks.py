@@ -62,6 +62,7 @@ def test_flops_on_the_meta_device_are_those_of_a_real_step():
     assert step_flops(network.to("meta"), goal, len(batch.y), BatchRows()) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_step_command(tmp_path):
     out = tmp_path / "step.json"
     result = benchmark(compose(["what=step", "against=textbook", f"out={out}", *SMALL], "benchmark"))
@@ -72,12 +73,14 @@ def test_step_command(tmp_path):
     assert 0 < result["share_of_matmul_peak"] < 1
 
 
+@pytest.mark.slow
 def test_step_without_a_derivative():
     result = benchmark(compose(["what=step", "model=jit_tiny", "repeats=1", "images_at_once=2", *RUN[:6]], "benchmark"))
     assert "textbook" not in result
     assert "derivative" not in result["parts_ms"]
 
 
+@pytest.mark.slow
 def test_sampling_command():
     result = benchmark(compose(["what=sampling", *SMALL, "sampling_batches=[1,3]"], "benchmark"))
     assert result["nfe"] == 1

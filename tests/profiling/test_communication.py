@@ -45,6 +45,7 @@ def weights():
     return sum(sizes.values()), sizes["muon"]
 
 
+@pytest.mark.slow
 def test_bytes_that_are_exchanged(found, weights):
     """All-reduce: reduce-scatter and gather, (n-1)/n of the numbers each; Muon's updates travel in half precision."""
     everything, matrices = weights
@@ -97,6 +98,7 @@ def test_operations_of_newton_schulz_are_counted():
         assert newton_schulz_flops(shape) == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_no_number_of_the_table_is_cut_off(call_command):
     """A pipe, or a narrow terminal, is no wider than 80 or 100 characters."""
     status, output, errors = call_command(main, "model=pmf_tiny", "data=digits", "batch=1024", "gpus=[1,8,1024]")

@@ -157,6 +157,7 @@ def test_spaces_of_jit_in_letters(given, wanted, conversion, target):
     assert "label drop alone" in told.velocity
 
 
+@pytest.mark.slow
 def test_objectives_without_spaces_are_left_out_of_all(presets, monkeypatch, capsys):
     with pytest.raises(
         spaces.NoFlowError, match="objective object: info describes PixelMeanFlow, JiT, Drifting; choose"
@@ -381,6 +382,7 @@ def test_memory_of_large_blocks():
     assert 3 * kept < memory.per_image < 6 * kept
 
 
+@pytest.mark.slow
 def test_micro_batch_follows_the_run():
     def memory(*overrides):
         return find_facts(compose([*TINY, *BACKBONE, *overrides])).memory
@@ -482,6 +484,7 @@ def test_micro_batches_of_drifting_are_refused_as_in_training():
 # The command
 
 
+@pytest.mark.slow
 def test_table_of_one_model(call):
     status, output, errors = call("model=pmf_tiny", "batch=8", *BACKBONE)
     assert (status, errors) == (0, "")
@@ -507,6 +510,7 @@ def test_table_of_all_models(presets):
     assert max(map(len, output.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_model_all_is_every_preset(call, monkeypatch):
     some = ["pmf_h16", "pmf_tiny"]
     monkeypatch.setattr("pmf_lightning.info.choices", lambda group: some if group == "model" else ["?"])
@@ -574,6 +578,7 @@ def test_differences_as_text(value, text):
     assert percent(value) == text
 
 
+@pytest.mark.slow
 def test_largest_micro_batch_fits_and_the_next_does_not():
     facts = find_facts(compose(["model=pmf_tiny", "data=digits", "batch=8", "gpu_gb=0.05"], "info"))
     memory, images = facts.memory, facts.largest_micro_batch

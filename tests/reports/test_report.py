@@ -380,6 +380,7 @@ def kept(tmp_path, *, grey=True, numbers=None):
     return folder
 
 
+@pytest.mark.slow
 def test_what_is_kept_makes_the_same_page_again(tmp_path, monkeypatch):
     folder = kept(tmp_path, numbers={**FD, "u-large": (120.0, None)})
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

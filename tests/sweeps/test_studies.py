@@ -168,6 +168,7 @@ def step(cfg: DictConfig) -> None:
     assert any(not torch.equal(before[key], after[key]) for key in after)
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_arm_takes_a_step(name, scale):
     """The last one, which is another than the default's."""
@@ -259,6 +260,7 @@ def test_optimisers_of_figure_3a():
         assert rates[f"{optimizer}-long"] == (rate, 320 * 1_281_167)
 
 
+@pytest.mark.slow
 def test_steps_of_imf_end_at_imf():
     *earlier, last = arms("imf_steps", "paper")
     other = plain(compose(["model=imf_b2", "data=imagenet256_latents"]))

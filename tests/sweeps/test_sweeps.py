@@ -64,6 +64,7 @@ def said(errors):
 # --- the whole command
 
 
+@pytest.mark.slow
 def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path):
     status, output, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,7,0.5")
     assert status == 2
@@ -86,6 +87,7 @@ def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path)
     assert not list(folder.glob(".jobs*"))
 
 
+@pytest.mark.slow
 def test_runs_that_choose_their_directory_are_listed_with_it(call_command, tmp_path):
     status, output, _ = call_command(main, "-m", *TINY, "seed=0,1")
     assert status == 0
@@ -119,6 +121,7 @@ def test_two_runs_do_not_share_a_directory(call_command, tmp_path):
     assert not (tmp_path / "runs" / "one").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in training", "before it"])
 def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, where):
     signals = [signal.SIGINT]  # a second one would end the run at once
@@ -210,6 +213,7 @@ def test_runs_on_several_devices_have_processes_of_their_own(tmp_path):
 # --- jobs: what fails, and how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("errors", "code"),
     [
@@ -255,6 +259,7 @@ def test_no_two_jobs_write_to_one_folder(call_command):
     assert done == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_same_error_is_said_once(call_command):
     def job(cfg):
         raise UserError(f"bad {min(cfg.seed, 1)}")

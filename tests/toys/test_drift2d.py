@@ -80,6 +80,7 @@ def test_the_film_runs_from_the_start_and_is_closest_there():
 # Training
 
 
+@pytest.mark.slow
 def test_a_collapsed_start_covers_both_modes_and_norms_say_so():
     """A quarter of the default run."""
     cfg = config("steps=300", "problems=2")
@@ -100,6 +101,7 @@ def test_a_collapsed_start_covers_both_modes_and_norms_say_so():
 # Runs
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_arms_are_kept(tmp_path):
     paths = toy(config(*TINY, f"out={tmp_path}"))
     assert set(paths) == {"figure.png", "drift2d.gif", "table.md", "results.json"}

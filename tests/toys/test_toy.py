@@ -254,6 +254,7 @@ def numbers(folder):
     return [{k: v for k, v in arm.items() if k != "train_seconds"} for arm in content["arms"]]
 
 
+@pytest.mark.slow
 def test_manifold_writes_everything_and_keeps_finished_arms(call, tmp_path):
     status, output, errors = call("experiment=manifold", *TINY, "out=first")
     assert status == 0, errors
@@ -348,6 +349,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_fields_draws_and_measures(call, trained, tmp_path):
     small = ["n=3", "shown=1", "path_times=[0,0.5,1]", "heun_steps=2"]
     status, output, errors = call("experiment=fields", f"ckpt={trained}", *small, "out=here")

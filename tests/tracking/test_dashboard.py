@@ -68,6 +68,7 @@ RECORDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_panel_finds_what_training_logs(trained, logged):
     files = [CONF / "perceptual" / f"{name}.yaml" for name in ("lpips", "convnext")]  # which need weights of others
     elsewhere = {name for file in files for name in OmegaConf.load(file).objective.perceptual}

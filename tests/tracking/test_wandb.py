@@ -107,6 +107,7 @@ def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path, monke
         assert {row["images"] for row in one.rows} == {16}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_its_place_and_elsewhere_in_another(tmp_path, capsys):
     run(tmp_path / "run", "steps=1")
     first = read_checkpoint(tmp_path / "run")["wandb_run"]

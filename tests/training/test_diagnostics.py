@@ -89,6 +89,7 @@ def straight(tmp_path_factory):
     return folder, run(folder, "steps=4", "log_every_steps=2", pictures=True)
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_the_objective_says(straight, tmp_path):
     """The row of step 5, from the weights of step 4: squared errors of all rows, du/dt of those with t != r."""
     folder = shutil.copytree(straight[0], tmp_path / "run")
@@ -141,6 +142,7 @@ def test_the_bar_stays_short_and_time_counts_from_the_beginning_of_the_run(tmp_p
     assert "grad_norm" not in error
 
 
+@pytest.mark.slow
 def test_a_row_is_a_mean_over_the_window_and_its_micro_batches(tmp_path):
     """At a learning rate of 0 steps and micro-batches are parts of one large batch."""
     still = ["optimizer.lr=0", "steps=2"]

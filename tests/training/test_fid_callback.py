@@ -48,6 +48,7 @@ def measured(tmp_path_factory, cache):
     return folder, run(folder, cache, *FID, "metrics.every_images=48", "metrics.extra_steps=[2]")
 
 
+@pytest.mark.slow
 def test_training_does_not_notice(measured, cache, tmp_path):
     run(tmp_path / "plain", cache, "metrics=none")
     assert_same(state(measured[0]), state(tmp_path / "plain"))
@@ -102,6 +103,7 @@ class Modes(Callback):
         self.seen.append([part.training for part in pl_module.network.modules()])
 
 
+@pytest.mark.slow
 def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
     modes, asked, measure = Modes(), [], FIDEvaluation.judge
     original = command.make_trainer
@@ -123,6 +125,7 @@ def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
     assert all(seen == modes.seen[0] and seen.count(False) == 1 for seen in modes.seen)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measured, cache, tmp_path):
     class Killed(Exception):
         pass

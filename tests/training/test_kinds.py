@@ -28,6 +28,7 @@ def straight(request, tmp_path_factory):
     return request.param, folder, run(request.param, folder, "steps=5")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_straight_one(straight, tmp_path):
     model, folder, _ = straight
     stopped = _stop_after(3, model, tmp_path / "stopped")  # not by steps=3, which would change the schedules

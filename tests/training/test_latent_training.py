@@ -141,6 +141,7 @@ def test_the_training_step_draws_them(overrides, monkeypatch):
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_on_latents_shows_pixels_and_resumes(overrides, tmp_path):
     run = [*RUN, *overrides, "backbone.patch=2", "batch=8", "micro_batch=4", "grid.rows=1"]
 
@@ -174,6 +175,7 @@ DRIFTING = [
 ]
 
 
+@pytest.mark.slow
 def test_drifting_on_latents_resumes(overrides, tmp_path, capsys):
     run = [*DRIFTING, *BACKBONE, *overrides, "grid.rows=1"]
 

@@ -92,6 +92,7 @@ def two_steps(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "how"), [("muon", "the loss alone"), ("adam", "the gradient alone")])
 def test_a_skipped_step_changes_neither_weights_nor_moments(two_steps, tmp_path, spoil, capsys, optimizer, how):
     spoil([3], how)
@@ -126,6 +127,7 @@ def test_the_run_goes_on_with_other_images_and_draws(two_steps, tmp_path, spoil,
         assert value.isfinite().all(), name
 
 
+@pytest.mark.slow
 def test_one_bad_micro_batch_skips_the_whole_step(two_steps, tmp_path, spoil):
     run(tmp_path / "good", "steps=1", "micro_batch=4")
     spoil([2], parts=[1])
@@ -229,6 +231,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, part):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_going_on_takes_the_new_learning_rate(two_steps, tmp_path):
     """The remedy that the message names has an effect."""
     run(tmp_path, "steps=1")

@@ -55,6 +55,7 @@ def test_a_scale_that_is_not_there_is_refused(given, message, experiments):
     assert str(refused.value).startswith(message)
 
 
+@pytest.mark.slow
 def test_a_run_records_what_it_is_made_with():
     text = "import json; from pmf_lightning.utils.provenance import provenance; print(json.dumps(provenance('cpu')))"
     record = json.loads(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)

@@ -218,6 +218,7 @@ def test_the_directory_of_another_run_is_not_taken(tmp_path):
         run_dir.choose(cfg)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_by_the_same_configuration_alone(tmp_path):
     folder = stored(tmp_path, step=4)
     OmegaConf.save(OmegaConf.create(plain()), folder / "config.yaml")

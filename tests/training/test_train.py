@@ -35,6 +35,7 @@ def straight(tmp_path_factory):
     return folder, run(folder)
 
 
+@pytest.mark.slow
 def test_what_a_run_writes(straight):
     folder, summary = straight
     names = {"config.yaml", "metrics.jsonl", "metrics.csv", "summary.json", "curves.png", "checkpoints", "grids"}
@@ -79,6 +80,7 @@ def test_training_learns(straight):
     assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:5])
 
 
+@pytest.mark.slow
 def test_same_command_same_numbers_and_no_global_random_numbers(straight, tmp_path):
     torch.manual_seed(1)
     np.random.seed(1)
@@ -91,6 +93,7 @@ def test_same_command_same_numbers_and_no_global_random_numbers(straight, tmp_pa
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_repeated_command_leaves_a_finished_run_alone(straight, tmp_path, capsys):
     folder = tmp_path / "again"
     summary = run(folder, "steps=2", "ckpt=auto")
@@ -115,6 +118,7 @@ def test_another_seed_gives_other_numbers(straight, tmp_path):
     assert rows(tmp_path / "other")[0]["loss_u"] != rows(straight[0])[0]["loss_u"]
 
 
+@pytest.mark.slow
 def test_micro_batches_change_rounding_only(straight, tmp_path):
     run(tmp_path / "micro", "steps=5", "micro_batch=4")
     whole, micro = (read_checkpoint(path) for path in (_after_five(tmp_path), tmp_path / "micro"))
@@ -134,6 +138,7 @@ def command(folder, *overrides):
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     folder = tmp_path / "killed"
     killed = ("faults:signal_before", 8, signal.SIGKILL)
@@ -146,6 +151,7 @@ def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(straight, tmp_path):
     folder = tmp_path / "stopped"
     slow = "checkpoint.every_images=1000000"  # nothing but the stop itself saves
@@ -166,6 +172,7 @@ def test_finished_runs_are_not_overwritten(straight):
         run(folder, "ckpt=last")
 
 
+@pytest.mark.slow
 def test_last_without_run_dir_finds_the_newest(straight, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run with a checkpoint"):
@@ -196,6 +203,7 @@ def test_checkpoint_that_names_foreign_code_is_refused(straight, tmp_path):
         load_checkpoint(tmp_path / "bad.ckpt")
 
 
+@pytest.mark.slow
 def test_quality_is_measured_and_changes_nothing_in_training(tmp_path, monkeypatch):
     monkeypatch.setenv("PMF_CACHE", str(tmp_path / "cache"))
     quick = ["metrics=small", "metrics.every_images=48", "metrics.classifier.steps=5", "steps=6"]
@@ -221,6 +229,7 @@ def test_averages_follow_the_formula(tmp_path):
         torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     options = ["logger=wandb", "logger.wandb.mode=offline"]
@@ -232,6 +241,7 @@ def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "second")["wandb_run"] != first
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     shared = ["steps=3", "checkpoint.every_images=16"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

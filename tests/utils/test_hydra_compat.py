@@ -33,6 +33,7 @@ def test_other_parts_too():
         instantiate(OmegaConf.create({"_target_": "builtins.int", "_args_": ["a"]}))
 
 
+@pytest.mark.slow
 def test_nothing_is_deprecated(call_command, recwarn):
     register_resolver("nothing", lambda: None)
     register_resolver("nothing", lambda: 3)

@@ -112,6 +112,7 @@ def test_without_locks_of_the_file_system_a_warning_is_all(tmp_path, monkeypatch
     assert capsys.readouterr().out.count("no locks in this file system (No locks available)") == 1
 
 
+@pytest.mark.slow
 def test_a_run_keeps_others_out_of_its_directory(call_command, tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -129,6 +130,7 @@ def test_a_run_keeps_others_out_of_its_directory(call_command, tmp_path, monkeyp
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_path):
     mine = tmp_path / "runs" / "mine"
     mine.mkdir(parents=True)

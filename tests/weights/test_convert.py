@@ -115,6 +115,7 @@ def test_head_v_that_the_file_has_stays(full, family, tmp_path):
     assert (lean.keys() & V_LAYER) == (V_LAYER if family == "iMF" else set())
 
 
+@pytest.mark.slow
 def test_the_dtype_of_the_file_stays(tmp_path):
     half = {name: value.bfloat16() for name, value in small("pMF").items()}
     torch.save(half, tmp_path / "half.pt")
@@ -139,6 +140,7 @@ def test_a_loaded_folder_is_whole(official, released, family, tmp_path):
     assert same(official_weights(load_checkpoint(tmp_path / "folder").network), loaded)
 
 
+@pytest.mark.slow
 def test_the_preset_is_found_by_its_shapes(tmp_path):
     torch.save(small("pMF"), tmp_path / "mine.pt")
     assert run(tmp_path / "mine.pt", tmp_path / "folder").about.config["name"] == "pmf_tiny"
@@ -165,6 +167,7 @@ def test_data_and_changes_may_be_given(tmp_path):
     assert module.config["sampling"]["omega"] == 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, "raw"])
 def test_samples_equal_those_of_the_checkpoint(trained, tmp_path, ema):
     change = [f"ema={ema}"] if ema else []
