@@ -1,4 +1,4 @@
-"""The names of the classes of a run: printed before it trains, stored in its directory, the same when it is resumed."""
+"""Class names of a run: print and store them at the start, and require the same ones when the run resumes."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ NAME = "classes.json"
 
 @rank_zero_only
 def announce_classes(source: DataSource, folder: Path) -> None:
-    """Print how many classes the data have and their names; store all names, and the files that are not used."""
+    """Print the number and names of the classes; write all names and the unused files to classes.json."""
     names = getattr(source, "class_names", None)
     if names is None:
         return
@@ -28,7 +28,7 @@ def announce_classes(source: DataSource, folder: Path) -> None:
 
 
 def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:
-    """Raise NotResumed where a label of the data is another class than in the run of the checkpoint, None for none."""
+    """Raise NotResumed if a label means another class than in the checkpoint's run; None as checkpoint: no check."""
     names = None if checkpoint is None else getattr(source, "class_names", None)
     if names is None:
         return
@@ -44,7 +44,7 @@ def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:
 
 
 def _known(source: DataSource, path: Path) -> list[str] | None:
-    """Return the class names of a run; earlier versions stored none and sorted folders by their letters."""
+    """Return the class names of a run. Earlier versions stored none and sorted the class folders alphabetically."""
     try:
         names = read_json(path)["class_names"]
     except FileNotFoundError:

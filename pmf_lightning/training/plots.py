@@ -16,7 +16,7 @@ from pmf_lightning.utils.bounded_files import read_rows
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import subplots
 
-SMALLEST = 64  # pixels an image has on a grid, at least: digits of 32 pixels are hard to see
+SMALLEST = 64  # minimum image width on a grid, in pixels: digits of 32 pixels are hard to see
 
 
 def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Path:
@@ -32,7 +32,7 @@ def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Pat
 
 
 def save_curves(log: Path, path: Path) -> Path:
-    """Draw the logged squared errors, and quality where it was measured, over images seen; return the path."""
+    """Plot the logged squared errors and quality metrics over images seen; return the path."""
     rows = read_rows(Path(log))
     known = sorted({name for row in rows for name in row if "/" not in name})
     titles = {
@@ -56,7 +56,7 @@ def save_curves(log: Path, path: Path) -> Path:
 
 
 def save_time_bins(log: Path, path: Path) -> Path | None:
-    """Draw what was logged by time, a line per bin, and the gradient norm; return the path, None without such a log."""
+    """Plot the metrics by bin of t and the gradient norm; return the path, None without binned metrics."""
     rows = read_rows(Path(log))
     names = sorted({tuple(name.split("/t", 1)) for row in rows for name in row if "/t" in name})
     if not names:
@@ -86,7 +86,7 @@ def save_time_bins(log: Path, path: Path) -> Path | None:
 
 
 def _plot(axis, rows: list[dict], name: str, **style) -> None:
-    """Draw one logged number over images seen; a gap where it was not finite, or 0, which a log scale lacks."""
+    """Plot one logged number over images seen, with gaps where it is not finite or 0 (a log scale has no 0)."""
     points = [(row["images"], row[name] or math.nan) for row in rows if name in row]
     if points:
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, **style)

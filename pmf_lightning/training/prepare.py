@@ -1,4 +1,4 @@
-"""What a run is fed with: its stream of data, and the frozen networks that its loss and its pictures need."""
+"""Check the inputs of a run; build its datamodule and the frozen networks that its loss and image grids need."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from pmf_lightning.utils.errors import UserError
 
 
 def check_inputs(cfg: DictConfig, source: DataSource) -> None:
-    """See before a run that what the data hand out can be turned into what the network sees; raises UserError."""
-    augments = "mirror" in cfg.objective  # of all objectives, the autoencoder alone
+    """Check that flips, crops and the decoder fit the data (pixels or latents); raises UserError."""
+    augments = "mirror" in cfg.objective  # only the autoencoder's objective has it
     if cfg.flip and augments and cfg.objective.mirror:
         raise UserError("flip=true objective.mirror=true: images would be mirrored twice; set flip=false")
     if not getattr(source, "latents", False):
@@ -35,7 +35,7 @@ def check_inputs(cfg: DictConfig, source: DataSource) -> None:
 
 
 def make_data(cfg: DictConfig, source: DataSource) -> ImageData | DriftingData:
-    """Build the stream of training data: single images, or what drifting compares; raises UserError."""
+    """Build the datamodule: single images, or positives and negatives per class for Drifting; raises UserError."""
     if "queues" not in cfg:
         return ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
     if cfg.micro_batch is not None:
@@ -53,9 +53,9 @@ def make_data(cfg: DictConfig, source: DataSource) -> ImageData | DriftingData:
 
 
 def make_training_features(cfg: DictConfig, source: DataSource) -> Any:
-    """Build the frozen networks that the loss looks through: drifting's features, or perceptual distances by name.
+    """Build the frozen feature networks of the loss: Drifting's features, or perceptual distances by name.
 
-    Raises UserError where their weights are missing or they do not fit the data.
+    Raises UserError if their weights are missing or they do not fit the data.
     """
     if "drift_features" in cfg:
         return make_part(cfg, "drift_features")(source=source, cache_dir=cfg.cache_dir)
@@ -63,7 +63,7 @@ def make_training_features(cfg: DictConfig, source: DataSource) -> Any:
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
-    """See before a run of a latent model that its pictures can be drawn; raises UserError."""
+    """Load the decoder of a latent model if grids or metrics need it; raises UserError."""
     if module.decoder is None:
         return
     if cfg.metrics.enabled and "classifier" in cfg.metrics:

@@ -1,4 +1,4 @@
-"""From which checkpoint a run resumes, and that it stays the same run; all before anything is written."""
+"""Find the checkpoint that a run resumes, and check that it is the same run, before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,16 @@ from pmf_lightning.utils.bounded_files import read_json, read_yaml
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.hydra_compat import yaml_loader
 
-_STATE = ("global_step", "optimizer_states", "lr_schedulers", "loops")  # what training needs besides the weights
+_STATE = ("global_step", "optimizer_states", "lr_schedulers", "loops")  # training state besides the weights
 _ANOTHER = "or start another run (another run_dir=, without ckpt=), which begins with new weights"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where training starts: at step 0, or at the ``step`` of ``checkpoint``, after ``images`` images.
+    """The start of training: step 0, or the ``step`` of ``checkpoint``, after ``images`` images.
 
-    ``wandb_run`` is the id of the W&B run in the checkpoint; ``changes`` says in one line what is other than in it;
-    ``stamp`` identifies the contents of the file.
+    ``wandb_run`` is the id of the W&B run in the checkpoint. ``changes`` lists in one line the options that differ from
+    the checkpoint's. ``stamp`` identifies the version of the file.
     """
 
     checkpoint: Path | None = None
@@ -39,15 +39,15 @@ class Start:
 
     @property
     def line(self) -> str:
-        """What is printed of a resumed run."""
+        """The line printed when a run resumes."""
         return f"resumes {self.checkpoint} after {self.step:,} steps ({self.images:,} images); {self.changes}"
 
 
 def find(cfg: DictConfig, folder: Path | None) -> Start:
-    """Return where the run of ``cfg`` starts, whose directory is ``folder``, None for a new one.
+    """Return the start of the run of ``cfg``. ``folder`` is its run directory, None for a new one.
 
-    Raises NotResumed where the checkpoint is of another run, or has all steps already; UserError where it is missing,
-    damaged, or no checkpoint of training.
+    Raises NotResumed if the checkpoint is of another run or already has all steps. Raises UserError if it is missing,
+    damaged, or has no training state.
     """
     path = run_dir.checkpoint_to_resume(cfg, folder)
     if path is None:
@@ -69,16 +69,16 @@ def find(cfg: DictConfig, folder: Path | None) -> Start:
 
 
 def find_again(start: Start, cfg: DictConfig, folder: Path) -> Start:
-    """Return ``start``, or a new one where another process has written to the run since; the run is locked by now."""
+    """Return ``start``, or find it anew if the checkpoint has changed. Call it once the run directory is locked."""
     if start.checkpoint is not None and _stamp(start.checkpoint) == start.stamp:
         return start
     return find(cfg, folder)
 
 
 def finished(cfg: DictConfig) -> dict | None:
-    """Return the summary of ``run_dir`` where ckpt=auto finds this very run complete, else None.
+    """With ckpt=auto, return the summary of ``run_dir`` if this run is complete there; else None.
 
-    Raises NotResumed where the directory holds a run of another configuration.
+    Raises NotResumed if the directory has a run of another configuration.
     """
     if cfg.ckpt != "auto":
         return None
@@ -99,7 +99,7 @@ def finished(cfg: DictConfig) -> dict | None:
 
 
 def _read(path: Path, folder: Path) -> Any:
-    """Return what a file of a run directory holds, JSON or YAML; UserError where it cannot be read."""
+    """Parse a JSON or YAML file of a run directory; raises UserError if it cannot be read."""
     try:
         if path.suffix == ".json":
             return read_json(path)
@@ -128,7 +128,7 @@ def _another_run(changes: list[Change], which: str) -> str:
 
 
 def _said(compared: Comparison) -> str:
-    """Say in one line what changes, and what only one of the two versions of the program knows."""
+    """Describe in one line the changed options, and the options that only one version of the program knows."""
     changed = listed([one.text for one in compared.allowed], ", ")
     unknown = listed([one.text for one in compared.unknown], ", ")
     parts = [f"changed: {changed}" if changed else "nothing is changed"]

@@ -1,4 +1,4 @@
-"""Where a run writes, and which checkpoint it resumes."""
+"""Choose and lock a run directory, record errors in it, and choose the checkpoint to resume."""
 
 import os
 import zipfile
@@ -21,10 +21,10 @@ ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
 
 
 def known(cfg: DictConfig) -> Path | None:
-    """Return the run directory that a configuration names, None for a new one; makes nothing.
+    """Return the run directory that a configuration names, None for a new one. Creates nothing.
 
-    ``run_dir`` when set; else with ``ckpt=last`` the newest run of this model and data that has a checkpoint, and with
-    ``ckpt=<run directory>`` that one. Raises UserError.
+    It is ``run_dir`` if set. Else it is the newest run of this model and data that has a checkpoint (``ckpt=last``), or
+    the given one (``ckpt=<run directory>``). Raises UserError.
     """
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
@@ -38,10 +38,10 @@ def known(cfg: DictConfig) -> Path | None:
 
 
 def choose(cfg: DictConfig, folder: Path | None = None) -> Path:
-    """Return the run directory of a configuration: made, and known to be writable.
+    """Create the run directory of a configuration, check that it is writable, and return it.
 
     It is ``folder``, or the ``known`` one, or a new one under runs/, named after model, data and the time. Raises
-    UserError, also where it holds a run that the configuration does not resume.
+    UserError, also if it has a run that the configuration does not resume.
     """
     folder = folder or known(cfg) or _fresh(_parent(cfg))
     if not _resumes(cfg.ckpt, folder) and any((folder / "checkpoints").glob("*.ckpt")):
@@ -55,16 +55,16 @@ def choose(cfg: DictConfig, folder: Path | None = None) -> Path:
 
 
 def _resumes(ckpt: str | None, folder: Path) -> bool:
-    """Tell whether ``ckpt`` is of the run in ``folder``."""
+    """Return whether ``ckpt`` belongs to the run in ``folder``."""
     if ckpt in (None, "last", "auto"):
         return ckpt is not None
     return folder.resolve() in (Path(ckpt).resolve(), *Path(ckpt).resolve().parents)
 
 
 def _run_of(ckpt: str | None) -> Path | None:
-    """Return the run directory that ``ckpt`` names, by itself or by its folder of checkpoints; None for anything else.
+    """Return the run directory if ``ckpt`` is one or is its folder of checkpoints, else None.
 
-    A file is not one: a run that starts from it is a new run.
+    A checkpoint file gives None: a run that starts from it is a new run.
     """
     if ckpt in (None, "last", "auto") or not Path(ckpt).is_dir():
         return None
@@ -75,9 +75,9 @@ def _run_of(ckpt: str | None) -> Path | None:
 
 
 def lock_run_dir(folder: Path) -> AbstractContextManager[None]:
-    """Keep other runs out of ``folder`` while the block runs; raises Held where one is at work there.
+    """Context manager that locks ``folder`` against other runs; raises LockHeld if another run has the lock.
 
-    Of several processes of a run the first keeps it for all of them.
+    Only the first process of a run takes the lock.
     """
     if not first_process():
         return nullcontext()
@@ -85,23 +85,23 @@ def lock_run_dir(folder: Path) -> AbstractContextManager[None]:
 
 
 def first_process() -> bool:
-    """Tell whether this process is the only one of its run, or of all its nodes the first."""
+    """Return whether this is the first process of its run, over all nodes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 @contextmanager
 def record_errors(cfg: DictConfig) -> Iterator[None]:
-    """Keep what ends a run as error.txt of its directory, one line, until an attempt ends well.
+    """Write an exception that ends the run to error.txt of its directory, as one line; a later success deletes it.
 
-    Bad input that is refused before there is a directory leaves none, but for ckpt=auto, as runs of a sweep have: its
-    report says why an arm is missing.
+    If there is no directory yet, one is created only for ckpt=auto (runs of a sweep): the report shows why an arm is
+    missing.
     """
     if _is_first():
-        os.environ.pop(RUN_DIR, None)  # of the last job of a multirun
+        os.environ.pop(RUN_DIR, None)  # set by the previous job of a multirun
     try:
         yield
     except (LockHeld, NotResumed):
-        raise  # what is there belongs to the other run
+        raise  # the files there belong to the other run
     except Exception as error:
         folder = _own(cfg)
         if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):
@@ -119,16 +119,16 @@ def _is_first() -> bool:
 
 
 def _own(cfg: DictConfig) -> Path | None:
-    """Return the directory of this run, where this process is the one that writes there and knows it."""
+    """Return the directory of this run if it is known and this is the process that writes there, else None."""
     folder = cfg.run_dir or os.environ.get(RUN_DIR)
     return Path(folder) if folder and _is_first() else None
 
 
 def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
-    """Return the checkpoint that ``ckpt`` names, or None for a fresh start; raises UserError where it is missing.
+    """Return the checkpoint that ``ckpt`` names, or None to start from step 0; raises UserError if it is missing.
 
-    It is a file, or for ckpt=last, ckpt=auto (of ``folder``) and ckpt=<run directory> the last one of a run. Where
-    last.ckpt is damaged or missing, the newest complete checkpoint next to it is taken, which is stated.
+    ``ckpt`` is a file, a run directory, or last or auto (both of ``folder``); the last three take the run's last.ckpt.
+    If last.ckpt is damaged or missing, the newest complete checkpoint next to it is used, with a warning.
     """
     if cfg.ckpt is None:
         return None
@@ -154,7 +154,7 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
 
 
 def _undamaged(path: Path) -> Path:
-    if zipfile.is_zipfile(path) and not is_whole(path):  # another kind of file is refused when it is read
+    if zipfile.is_zipfile(path) and not is_whole(path):  # a file of another format is rejected when it is read
         raise UserError(f"ckpt={path}: damaged; {whole_beside(path)}")
     return path
 
@@ -182,7 +182,7 @@ def _fresh(parent: Path) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue  # another job of the same second
+            continue  # created by another job in the same second
         except OSError as error:
             raise UserError(f"run_dir={folder}: cannot be made ({error.strerror}); set another run_dir") from error
         return folder

@@ -1,4 +1,4 @@
-"""Compare the configuration of a stored run with the requested one: is it the same run, and what changes in it?"""
+"""Compare the stored configuration of a run with the requested one: is it the same run, and which options change?"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from typing import Any
 
 from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 
-# What a resumed run may change: its length, rate, machine, log, pictures, and how it is judged. Anything else would
-# make another run of it, and is refused, new options included.
+# Options that a resumed run may change: length, learning rate, hardware, logging, image grids and evaluation. Any other
+# change makes it another run and is refused, including changes of new options.
 CHANGEABLE = (
     *("steps", "images", "objective.steps", "schedule.*"),
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.split"),
@@ -18,23 +18,23 @@ CHANGEABLE = (
     *("objective.derivative", "backbone.attention"),  # ways to compute the same numbers
     *("log_every_steps", "diagnostics.*", "non_finite.*", "grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
-    *("decoder.weights", "features.*.weights", "queues.folder"),  # where a file is
+    *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
 )
-# What says nothing of the run itself: where it is, and who is told.
+# Options that are not compared: locations, loggers and the study.
 UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logger.*")
-# Of these, a finished run that is left alone may have had others: they do not change its results.
+# A finished run with other values of these options is not repeated: they do not change its results.
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
     *("micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
     *("objective.derivative", "backbone.attention", "log_every_steps", "diagnostics.*", "non_finite.*"),
     *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
-# Options that are newer than some checkpoints, with the values that these were trained with.
+# Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time"}
-# Mappings whose keys are part of what is described; in others a key that one side lacks is a newer or older option.
+# Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "objective.perceptual")
-PATHS = ("root", "path", "weights", "folder")  # options that may be written in several ways
-_MOST = 6  # differences in one message
+PATHS = ("root", "path", "weights", "folder")  # options that are compared as resolved paths
+_MOST = 6  # maximum differences in one message
 _ABSENT = object()
 
 
@@ -48,17 +48,17 @@ class Change:
 
     @property
     def before(self) -> str:
-        """The option as it was, in the form of the command line."""
+        """The option with its stored value, in command-line syntax."""
         return f"{self._option}={shown(self.old)}"
 
     @property
     def after(self) -> str:
-        """The option as it is requested."""
+        """The option with its requested value, in command-line syntax."""
         return f"{self._option}={shown(self.new)}"
 
     @property
     def text(self) -> str:
-        """Both values."""
+        """The option with both values."""
         return f"{self._option} {shown(self.old)} -> {shown(self.new)}"
 
     @property
@@ -68,12 +68,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between a stored configuration and the requested one.
+    """The differences between a stored configuration and the requested one.
 
     Args:
-        refused: options that would make another run of it.
-        allowed: options that a resumed run may change.
-        unknown: options that only one of the two configurations has: it was written by another version.
+        refused: changes that make it another run.
+        allowed: changes that a resumed run may make.
+        unknown: options that only one of the two configurations has, because another version wrote it.
     """
 
     refused: list[Change] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Comparison:
     unknown: list[Change] = field(default_factory=list)
 
     def others_than(self, keys: tuple[str, ...]) -> list[Change]:
-        """Return all known differences whose key matches none of ``keys``."""
+        """Return the refused and allowed changes whose key matches none of ``keys``."""
         return [change for change in (*self.refused, *self.allowed) if not _matches(change.key, keys)]
 
 
@@ -105,13 +105,13 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
 
 
 def listed(texts: list[str], separator: str = " ") -> str:
-    """Join the first few ``texts``, and say how many more there are."""
+    """Join the first few ``texts`` and append the number of the others."""
     more = f"{separator}and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
     return separator.join(texts[:_MOST]) + more
 
 
 def shown(value: Any) -> str:
-    """Return a value as the command line writes it; a part of a configuration by its name, or its class."""
+    """Format a value in command-line syntax; a mapping is shown by its name or its class."""
     if value is _ABSENT:
         return "(not set)"
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def shown(value: Any) -> str:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
-    """Yield what differs; two parts of different classes, or of different data, are one difference."""
+    """Yield the differences; two mappings with different ``_target_`` are one difference."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         if not _same(old, new, key):
             yield Change(key, old, new)

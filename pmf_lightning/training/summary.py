@@ -1,4 +1,4 @@
-"""The end of a run: pictures, a table, and summary.json."""
+"""Finish a run: final grid, curves, printed table and summary.json."""
 
 import json
 import shlex
@@ -24,17 +24,17 @@ NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_acc
 def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
     """Draw the final grid and the curves, write summary.json, print the table; return the summary.
 
-    ``started`` is the reading of time.perf_counter() when the run began.
+    ``hands`` are the TrainingCallbacks. ``started`` is time.perf_counter() at the start of the run.
     """
     if not trainer.is_global_zero:
         return {}
-    module.to(trainer.strategy.root_device)  # where it was trained; Lightning has taken it to the CPU
+    module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
     for steps in hands.quality.by_steps if grid and hands.quality else ():
         hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
     module.cpu()
     curves, time_bins = pictures(folder)
-    measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has older numbers
+    measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has old numbers
     summary = {
         **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
         "ema": cfg.sampling.ema,
@@ -62,7 +62,7 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
 
 
 def _sampling(cfg: DictConfig, module: GenerativeModule, hands) -> dict:
-    """Return how the model is judged, with the network evaluations per image (NFE), and other numbers of steps."""
+    """Return the sampling options of the evaluation, its network evaluations per image (NFE), and by_steps."""
     return {
         "omega": cfg.sampling.omega,
         "sampling_steps": cfg.sampling.steps,
@@ -78,7 +78,7 @@ def _evaluations(cfg: DictConfig, module: GenerativeModule, steps: int) -> int:
 
 
 def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dict]:
-    """Return what was measured at other numbers of sampling steps, with the network evaluations (NFE) of each."""
+    """Return the results at other numbers of sampling steps, each with its network evaluations (NFE)."""
     measured = hands.quality.by_steps if hands.quality else {}
     return {
         str(steps): {"nfe": _evaluations(cfg, module, steps), **hands.quality.brief(result)}
@@ -88,7 +88,7 @@ def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dic
 
 @rank_zero_only
 def pictures(folder: Path) -> tuple[Path, Path | None]:
-    """Draw the log of a run; return the paths of curves.png and time_bins.png (None where nothing was logged)."""
+    """Plot the log of a run; return the paths of curves.png and time_bins.png (None without binned rows)."""
     log = folder / "metrics.jsonl"
     return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
 

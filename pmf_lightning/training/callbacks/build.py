@@ -1,4 +1,4 @@
-"""Build the callbacks of a run: averages, logs, sample grids, evaluation and checkpoints."""
+"""Build the callbacks of a run: EMA, logs, sample grids, evaluation and checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ from pmf_lightning.utils.errors import UserError
 
 
 def check_metrics(cfg: DictConfig, source: DataSource, module: GenerativeModule) -> None:
-    """See before a run that what is to be measured can be; raises UserError, which names the way without."""
-    if cfg.grid.enabled and not module.objective.samplers:  # an autoencoder is measured where its pictures are drawn
+    """Check before a run that its metrics can be computed; raises UserError naming the option that disables them."""
+    if cfg.grid.enabled and not module.objective.samplers:  # an autoencoder's metrics come with its image grids
         _check_held_out(source, "grid.enabled=false")
     if not cfg.metrics.enabled:
         return
@@ -50,7 +50,7 @@ def check_metrics(cfg: DictConfig, source: DataSource, module: GenerativeModule)
         if getattr(source, "latents", False):
             _check_latents(settings, extractor, source)
         if settings.reference == DATA:
-            complete_extractor(extractor, source, cfg.cache_dir)  # the data are measured when the run begins
+            complete_extractor(extractor, source, cfg.cache_dir)  # the statistics are computed when the run begins
         else:
             _opened(cfg, settings, source, module)(torch.device("cpu"))
     except UserError as error:
@@ -59,7 +59,7 @@ def check_metrics(cfg: DictConfig, source: DataSource, module: GenerativeModule)
 
 
 def make_check(cfg: DictConfig, source: DataSource, module: GenerativeModule, **others: Any) -> SampleEvaluation | None:
-    """Build the callback that ``metrics=`` asks for; None where nothing is to be measured. Raises UserError.
+    """Build the evaluation callback of ``metrics=``, None if metrics are disabled. Raises UserError.
 
     ``others`` are arguments of ``SampleEvaluation``.
     """
@@ -76,7 +76,7 @@ def make_check(cfg: DictConfig, source: DataSource, module: GenerativeModule, **
 def _opened(
     cfg: DictConfig, settings: FidSettings, source: DataSource, module: GenerativeModule
 ) -> Callable[[torch.device], Evaluator]:
-    """Return what opens the evaluator of a configuration on a device."""
+    """Return a function that opens the evaluator of a configuration on a device."""
     channels, side, _ = module.image_shape
     parts = (make_part(cfg, "protocol"), make_part(cfg, "extractor"), settings.reference)
     images = {"resolution": side, "channels": channels, "classes": cfg.data.classes}
@@ -85,7 +85,7 @@ def _opened(
 
 
 def _check_held_out(source: DataSource, without: str) -> None:
-    """Refuse what compares with held-out images where there are none; asking for them may have to decode all."""
+    """Raise UserError if no images are held out. Reads only the option: opening the split may decode all images."""
     if getattr(source, "held_out_fraction", 1) == 0:
         raise UserError(
             f"data.held_out_fraction=0: nothing of data={source.name} is held out to compare with; set it, for example "
@@ -94,7 +94,7 @@ def _check_held_out(source: DataSource, without: str) -> None:
 
 
 def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) -> None:
-    """Refuse what would have to see pixels of data that are latents."""
+    """Raise UserError for metrics that need the pixels of latent data."""
     if isinstance(extractor, partial):
         raise UserError(f"{source.name} hands out latents, which no classifier judges; set extractor=inception")
     if settings.reference == DATA:
@@ -103,7 +103,7 @@ def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) ->
 
 @dataclass
 class TrainingCallbacks:
-    """The callbacks of a run, by what they do."""
+    """The callbacks of a run, by role."""
 
     averages: EMA
     by_time: LossByTime
@@ -115,13 +115,13 @@ class TrainingCallbacks:
     sync: RankConsistencyCheck | None
 
     def listed(self) -> list[Callback]:
-        """In the order in which they act after a step: average first, save last but for the clock."""
+        """Return the callbacks in hook order: EMA before evaluation; checkpoint, then throughput, last."""
         acting = [self.averages, self.by_time, self.finite, self.grids, self.quality, self.checkpoint, self.progress]
         return [callback for callback in [self.sync, *acting] if callback is not None]
 
 
 def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: DataSource, folder: Path) -> TrainingCallbacks:
-    """Build what watches over the run; raises UserError where a measurement is asked for that makes no sense."""
+    """Build the callbacks of a run; raises UserError if its metrics cannot be computed."""
     sampling = OmegaConf.to_container(cfg.sampling, resolve=True)
     averages = EMA(list(cfg.ema.half_lives_kimg), cfg.ema.ramp, cfg.batch)
     by_time = LossByTime(cfg.diagnostics.t_bins, cfg.log_every_steps)

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment or a full disk cannot spoil, and a stop that loses nothing."""
+"""Write checkpoints atomically, so that neither a kill nor a full disk damages them, and save when a run stops."""
 
 import math
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ from pmf_lightning.utils.pasted import path_argument
 
 
 class CheckpointWriter(Callback):
-    """Keeps ``last.ckpt`` in a folder up to date: every so many steps, and when training ends or is stopped.
+    """Saves ``last.ckpt`` every ``every_steps`` steps, and when training ends or is stopped.
 
-    The file is written beside itself, synchronised with the disk and renamed, so that the previous one stays whole
-    until the new one is. While steps are skipped the weights may be past help, so that a save which falls due then
-    waits for the next good step. A save that the disk refuses is reported, counted in ``failed``, and tried again
-    after a tenth of the interval; only at the end of training is it an error, NotSaved.
+    The file is written to a draft, synced to disk and renamed, so that the previous one stays intact until the new one
+    is complete. While steps are skipped the weights may be unusable, so a save that is due waits for the next good
+    step. A save that fails with OSError is reported, counted in ``failed``, and retried after a tenth of the interval.
+    At the end of training such a failure raises NotSaved.
 
     Args:
-        folder: where the files are.
-        every_steps: how often, besides the end.
-        keep_last: above 1, the newest so many are kept under the names of their steps too; they share the room.
-        finite, signals: the callback that skips steps, and the wish to stop.
-        quality: each time that its distance is the lowest so far, the checkpoint is saved and called ``best.ckpt``
-            too; metric, value and step are in it, under "best".
+        folder: the folder of the files.
+        every_steps: optimiser steps between saves.
+        keep_last: above 1, this many of the newest checkpoints also get names with their steps, as links to the file.
+        finite, signals: the callback that skips steps, and the requests to stop.
+        quality: each time that its distance is the lowest so far, the checkpoint is saved and also named ``best.ckpt``;
+            it stores metric, value and step under "best".
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class CheckpointWriter(Callback):
 
     @property
     def stopped(self) -> bool:
-        """Whether the run was asked to stop and did so before its last step."""
+        """Whether the run was stopped before its last step."""
         return self.signals.stopped
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the writing of checkpoints."""
+        """Install the atomic checkpoint IO."""
         trainer.strategy.checkpoint_io = self._disk
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals."""
+        """Remove old drafts and install the signal handlers."""
         self._saved = self._seen = trainer.global_step
         if trainer.is_global_zero:
             checkpoint_io.clear_drafts(self.path.parent)
         self.signals.listen()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Save when it is time: before the next step, since by then the log has its row of the last one."""
+        """Save if due. This runs before the next step because only then the log has the row of the last one."""
         step = trainer.global_step
         if step == self._seen:
             return
@@ -83,19 +83,19 @@ class CheckpointWriter(Callback):
             self.save(trainer)
 
     def _improved(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Return metric, value and step if the quality measured after this very step is the best so far."""
+        """Return metric, value and step if the quality measured after this step is the best so far, else None."""
         step, quality = trainer.global_step, self.quality
         if quality is None or (step % quality.every_steps and step != trainer.max_steps):
             return None
         found = None
-        if quality.measured_at == step:  # on some processes only, it may be
+        if quality.measured_at == step:  # may hold on some ranks only
             value = quality.logged(quality.latest)[quality.name]
             if value < (self.best["value"] if self.best else math.inf):
                 found = {"metric": quality.name, "value": float(value), "step": step}
         return trainer.strategy.broadcast(found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is not saved yet, and listen no more; raises NotSaved where that is not to be."""
+        """Save if the last step is not saved yet, and restore the signal handlers; raises NotSaved if saving fails."""
         if trainer.global_step != self._saved:
             self._new_best = self._improved(trainer)
             self.save(trainer)
@@ -108,11 +108,11 @@ class CheckpointWriter(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self.signals.release()
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of this moment, a moment between two steps."""
+        """Write a checkpoint; call it between two steps."""
         step, before = trainer.global_step, self.best
         self.best = self._new_best or before
         others = [checkpoint_io.BEST] if self._new_best else []
@@ -135,7 +135,7 @@ class CheckpointWriter(Callback):
         self._failed_in_a_row = 0
 
     def _put_off(self, trainer: Trainer) -> None:
-        """Count a save that failed, say so for the first in a row, and try again soon."""
+        """Count a failed save, report the first in a row, and schedule a retry."""
         self.failed, self._failed_in_a_row = self.failed + 1, self._failed_in_a_row + 1
         self._retry_at = trainer.global_step + max(1, self.every_steps // 10)
         if self._failed_in_a_row == 1 and trainer.is_global_zero:
@@ -148,20 +148,20 @@ class CheckpointWriter(Callback):
         return "the previous one stays" if self.path.is_file() else "there is no checkpoint yet"
 
     def state_dict(self) -> dict[str, int]:
-        """Return the count, for the checkpoint."""
+        """Return the number of failed saves, for the checkpoint."""
         return {"failed": self.failed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on counting."""
+        """Restore the number of failed saves."""
         self.failed = state["failed"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Let the best value so far travel along."""
+        """Save the best value so far."""
         if self.best:
             checkpoint["best"] = self.best
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Take up the best value so far, if it is of the same metric and its checkpoint is in this folder."""
+        """Restore the best value so far, if it is of the same metric and best.ckpt is in this folder."""
         best = checkpoint.get("best")
         if (
             best
@@ -174,7 +174,7 @@ class CheckpointWriter(Callback):
 
 @contextmanager
 def _no_batch_begun(trainer: Trainer) -> Iterator[None]:
-    """Let Lightning's count say so: it counts a batch before the step, and going on would log that at another step."""
+    """Undo Lightning's count of the batch that has begun; saved, it would shift the logged step of the resumed run."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     begun = progress.current.ready - progress.current.completed
     for counted in (progress.current, progress.total):
@@ -187,9 +187,9 @@ def _no_batch_begun(trainer: Trainer) -> Iterator[None]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to files: writes a draft and gives it its ``names``, or keeps the ``reason`` why not.
+    """CheckpointIO that writes a draft and renames it to its ``names``; after an OSError, ``reason`` is the message.
 
-    It does not raise, since other processes wait for this one at a barrier.
+    It does not raise, since the other ranks wait at a barrier.
     """
 
     def __init__(self, keep_last: int):
@@ -198,7 +198,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.reason: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
-        """Write, synchronise, rename."""
+        """Write, sync, rename."""
         self.reason = None
         try:
             checkpoint_io.write(checkpoint, Path(path))
@@ -211,5 +211,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.reason = f"{error.strerror or error}; {checkpoint_io.room(checkpoint, Path(path).parent)}"
 
     def load_checkpoint(self, path: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Read a checkpoint to resume from, also one of an earlier version."""
+        """Read a checkpoint to resume, also one of an earlier version."""
         return migrate_callbacks(super().load_checkpoint(path, *arguments, **options))

@@ -1,4 +1,4 @@
-"""Pictures, logs and messages are no reason to end a run."""
+"""Keep training when writing logs, images or console output fails."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pmf_lightning.utils.terminal import Unread
 
 @contextmanager
 def tolerate_disk_errors(what: str, again: str, quiet: bool = False) -> Iterator[None]:
-    """Say (unless ``quiet``) that the disk refused ``what``, and what happens ``again``; then go on."""
+    """Catch OSError in the block; print (unless ``quiet``) that ``what`` is not written, followed by ``again``."""
     try:
         yield
     except OSError as error:
@@ -22,13 +22,13 @@ def tolerate_disk_errors(what: str, again: str, quiet: bool = False) -> Iterator
 
 @contextmanager
 def tolerate_output_errors() -> Iterator[None]:
-    """Let messages be lost where nobody takes them any more, as when they go to a file on a full disk."""
+    """Ignore failures to write to stdout and stderr, for example to a file on a full disk."""
     with redirect_stdout(_IgnoreWriteErrors(sys.stdout)), redirect_stderr(_IgnoreWriteErrors(sys.stderr)):
         yield
 
 
 class _IgnoreWriteErrors:
-    """A stream whose errors pass unnoticed."""
+    """A stream that ignores OSError and Unread."""
 
     def __init__(self, stream: Any):
         self._stream = stream

@@ -17,13 +17,13 @@ from pmf_lightning.utils.precision import Number
 class EMA(Callback):
     """Averages the trainable weights of ``module.network`` after every optimiser step.
 
-    They live in float32 (or wider) beside the network, travel in the checkpoint under "ema" by name ("500k" is a
-    half-life of 500,000 images), and are swapped in with ``swapped(module, name)``. Where the weights are spread over
-    devices (trainer=fsdp) so are they, while training lasts; the checkpoint has them whole.
+    The averages are float32 or wider, on the device of the weights. The checkpoint stores them under "ema" by name
+    ("500k" is a half-life of 500,000 images). ``swapped(module, name)`` puts one in place of the weights. Sharded
+    weights (trainer=fsdp) have sharded averages during training; the checkpoint has full tensors.
 
     Args:
         half_lives_kimg: half-lives in thousands of images.
-        ramp: a half-life is at most this share of the images seen so far; None: no such bound.
+        ramp: upper bound of a half-life as a fraction of the images seen so far; None: no bound.
         batch: images per optimiser step, over all devices.
     """
 
@@ -34,18 +34,18 @@ class EMA(Callback):
         self._step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the weights at hand, or go on with those of the checkpoint."""
+        """Initialise each average with the checkpoint's, or else with the current weights."""
         weights = _trainable(pl_module)
         for name in self.half_lives:
             known = self.averages.get(name, weights)
             self.averages[name] = {key: _average(known[key], value) for key, value in weights.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Move every average towards the weights, once per optimiser step."""
+        """Update every average, once per optimiser step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -56,15 +56,15 @@ class EMA(Callback):
             torch._foreach_lerp_(averages, [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)], 1 - beta)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Put the averages beside the weights; where they are spread over devices, rank 0 has them whole."""
+        """Save the averages; sharded ones are gathered to full tensors on rank 0."""
         checkpoint["ema"] = self._whole(trainer.is_global_zero) if self._spread else self.averages
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Take the averages of a checkpoint; one that it lacks starts from its weights."""
+        """Load the averages of a checkpoint; one that it lacks starts from its weights."""
         self.averages = {name: value for name, value in checkpoint["ema"].items() if name in self.half_lives}
 
     def gather(self) -> None:
-        """Make the averages whole, on the CPU of every device: training is over. All devices must ask."""
+        """Gather the averages to full tensors on the CPU, after training. A collective: all ranks must call it."""
         if self._spread:
             self.averages = self._whole(True)
 
@@ -77,9 +77,9 @@ class EMA(Callback):
 
     @contextmanager
     def swapped(self, module: LightningModule, name: str) -> Iterator[None]:
-        """Put the average ``name`` in the place of the weights for a while; "raw" changes nothing.
+        """Context manager that replaces the weights by the average ``name``; "raw" keeps them.
 
-        Where the weights are spread over devices, all devices must enter, and each has them whole inside.
+        If the weights are sharded, all ranks must enter, and each has the full tensors inside.
         """
         if name == "raw":
             with _whole_inside(module.network):
@@ -101,14 +101,14 @@ def _trainable(module: LightningModule) -> dict[str, Tensor]:
 
 
 def _average(start: Tensor, weight: Tensor) -> Tensor:
-    """Return a copy of ``start``, in float32 at least, where and as ``weight`` lies."""
+    """Return a copy of ``start`` in float32 or wider, with the device and sharding of ``weight``."""
     like = weight.detach()
     return spread_like(start.detach(), like).to(torch.promote_types(like.dtype, torch.float32), copy=True)
 
 
 @contextmanager
 def _whole_inside(network: nn.Module) -> Iterator[None]:
-    """Gather weights that are spread over devices, anew, since they have changed; forget them in the end."""
+    """Gather sharded weights inside the block and free them after it. They are resharded first, since they changed."""
     reshard(network)
     unshard(network)
     try:

@@ -1,4 +1,4 @@
-"""When samples are judged during training, with which weights, and where the numbers go; not what is measured."""
+"""Base class of callbacks that evaluate samples during training: schedule, weights and logging, but no metric."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ from pmf_lightning.training.callbacks.throughput import ThroughputBar
 
 
 class SampleEvaluation(Callback):
-    """Measures samples of the averaged weights every so many steps and at the end of training.
+    """Evaluates samples of the averaged weights every ``every_steps`` steps and at the end of training.
 
-    Image i comes from noise i of the run's seed, so running a check changes nothing in the training that follows.
+    Image i comes from noise i of the run's seed, so an evaluation does not change the training that follows.
 
     Args:
-        every_steps: how often, besides the end.
-        sampling: the options of sampling and the name of the average.
-        extra_steps: other numbers of steps, measured once at the end, to ``by_steps``.
-        averages, progress: the callbacks that hold the averages and the clock.
+        every_steps: optimiser steps between evaluations.
+        sampling: the sampling options and the name of the average.
+        extra_steps: other numbers of sampling steps, evaluated once at the end; the results are in ``by_steps``.
+        averages, progress: the callbacks of the averages and of the throughput.
     """
 
-    alone: ClassVar[bool]  # whether rank 0 measures by itself; else all ranks do, together
+    alone: ClassVar[bool]  # True: only rank 0 evaluates; False: all ranks together
 
     def __init__(
         self,
@@ -45,34 +45,34 @@ class SampleEvaluation(Callback):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the distance is called in logs."""
+        """The name of the distance in logs."""
 
     @abstractmethod
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Any:
-        """Measure what ``generate(labels, first)`` makes."""
+        """Evaluate the images of ``generate(labels, first)``."""
 
     @abstractmethod
     def logged(self, result: Any) -> dict[str, float]:
-        """Return the numbers of a result that the log takes, by name."""
+        """Return the numbers of a result to log, by name."""
 
     @abstractmethod
     def summary(self, result: Any | None) -> dict[str, Any]:
-        """Return what summary.json says of a result; None: there is none."""
+        """Return the entries of summary.json for a result; None: there is no result."""
 
     @abstractmethod
     def brief(self, result: Any) -> dict[str, Any]:
-        """Return what summary.json says of a result in another number of steps."""
+        """Return the entries of summary.json for a result at another number of sampling steps."""
 
     @abstractmethod
     def titles(self) -> Mapping[str, str]:
-        """Return the words for entries of ``summary`` in the printed table, in front of all others."""
+        """Return titles for entries of ``summary``; the printed table lists these entries first."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Measure when it is time."""
+        """Evaluate if due."""
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
         if step != self._step and due and (takes_part(trainer) or not self.alone):
@@ -80,16 +80,16 @@ class SampleEvaluation(Callback):
         self._step = step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure now where a run was killed between its last step and its last measurement, and then gone on with."""
+        """Evaluate if the final evaluation is missing: the run was killed after its last step and then resumed."""
         missing = trainer.global_step == trainer.max_steps != self.measured_at
         if missing and (trainer.is_global_zero or not self.alone):
-            home = pl_module.device  # Lightning has taken it from the accelerator
+            home = pl_module.device  # Lightning has moved it off the accelerator
             pl_module.to(trainer.strategy.root_device)
             self.take(trainer, pl_module)
             pl_module.to(home)
 
     def take(self, trainer: Trainer, module: LightningModule) -> None:
-        """Measure now, at the end also in other numbers of steps, and log it."""
+        """Evaluate and log now; after the last step also at the extra numbers of sampling steps."""
         step = trainer.global_step
         with self.progress.paused():
             self.latest, self.measured_at = self.measure(module), step
@@ -100,7 +100,7 @@ class SampleEvaluation(Callback):
             logger.log_metrics({**self.logged(self.latest), "nfe": evaluations}, step - 1)
 
     def measure(self, module: LightningModule, **changes: Any) -> Any:
-        """Generate with the averaged weights and judge; ``changes`` of the options of sampling."""
+        """Generate with the averaged weights and evaluate; ``changes`` overrides sampling options."""
         options = {key: self.sampling[key] for key in OPTIONS} | changes
 
         def images(labels: Tensor, first: int) -> Tensor:
@@ -112,7 +112,7 @@ class SampleEvaluation(Callback):
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode for a while; every part of it goes back to its own mode."""
+    """Context manager for evaluation mode; afterwards every submodule gets its own mode back."""
     modes = [(part, part.training) for part in network.modules()]
     network.eval()
     try:

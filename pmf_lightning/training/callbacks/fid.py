@@ -1,4 +1,4 @@
-"""FID of samples during and after training, by all ranks together, in the protocol of the papers."""
+"""FID of samples during and after training, on all ranks, with the protocol of a paper."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from pmf_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class FidSettings:
-    """When and how to measure: ``n`` images every ``every_images`` training images, ``chunk`` of them at a time.
+    """Settings of metrics=fid: ``n`` images every ``every_images`` training images, in batches of ``chunk``.
 
-    ``reference`` is a file of statistics of real images, or "data": those of the training split at hand.
-    ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end.
+    ``reference`` is a file of statistics of real images, or "data" for those of the training split. ``extra_steps`` are
+    additional numbers of sampling steps, evaluated once at the end.
     """
 
     enabled: bool
@@ -39,13 +39,13 @@ class FidSettings:
 
 
 class FIDEvaluation(SampleEvaluation):
-    """Generates on all ranks and compares features with the reference's; logs FID and inception score.
+    """Generates on all ranks and compares the features with the reference; logs FID and inception score.
 
     Args:
-        n: images of a measurement; their number is part of the name, since the distance depends on it.
-        protocol: the rules.
-        extractor: the name of the features.
-        opened: from a device to the evaluator; all ranks call it together, before the first step.
+        n: images per evaluation; part of the metric's name, since the distance depends on it.
+        protocol: the evaluation protocol.
+        extractor: the name of the feature extractor.
+        opened: function from a device to the evaluator; all ranks call it, before the first step.
         others: see ``SampleEvaluation``.
     """
 
@@ -60,15 +60,15 @@ class FIDEvaluation(SampleEvaluation):
 
     @property
     def name(self) -> str:
-        """What the distance is called in logs: "fid50k_jit"."""
+        """The name of the distance in logs, such as "fid50k_jit"."""
         return score_name("fid", self.protocol, self.extractor, self.n)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open extractor and reference before the run, on every rank, not in the middle of it."""
+        """Open extractor and reference on every rank, before the first step."""
         self.evaluator = self.opened(pl_module.device).without_features()
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
-        """Measure what ``generate(labels, first)`` makes, dealt over the ranks."""
+        """Evaluate the images of ``generate(labels, first)``, split over the ranks."""
         return self.evaluator(generate, self.n, module.network.classes)
 
     def logged(self, result: Scores) -> dict[str, float]:
@@ -76,19 +76,19 @@ class FIDEvaluation(SampleEvaluation):
         return result.named(self.protocol, self.extractor)
 
     def summary(self, result: Scores | None) -> dict[str, Any]:
-        """Return the scores, "fid" (in other features than Inception's "fd") and "is", and by which rules they came."""
+        """Return the scores "fid" ("fd" for features other than Inception's) and "is", protocol and reference."""
         scores = {self._short: result and result.fid, "is": result and result.inception_score, "n": result and result.n}
         rules = {"metric": self.name, "protocol": self.protocol.name, "extractor": self.extractor}
         reference = self.evaluator and self.evaluator.reference.file.get("path")
         return {**scores, **rules, "reference": reference, "flags": result and ", ".join(result.flags)}
 
     def brief(self, result: Scores) -> dict[str, Any]:
-        """Return the scores that were had."""
+        """Return the scores that exist."""
         scores = {self._short: result.fid, "is": result.inception_score}
         return {name: value for name, value in scores.items() if value is not None}
 
     def titles(self) -> Mapping[str, str]:
-        """Return the words for the distance and the score."""
+        """Return the titles of the distance and the score."""
         score = score_name("is", self.protocol, self.extractor, self.n)
         return {self._short: f"{self.name} (lower is better)", "is": f"{score} (higher is better)"}
 

@@ -1,4 +1,4 @@
-"""The first step asks whether all devices have the same gradients and weights, and stops the run where they do not."""
+"""Check before the first step that all devices have the same gradients and weights; stop the run if not."""
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -12,12 +12,12 @@ from pmf_lightning.utils.precision import Number
 class RankConsistencyCheck(Callback):
     """Compares, over devices, the norm of each gradient and the norm and the sum of each weight, once.
 
-    Gradients that were never averaged, or weights that started apart, make every device train a network of its own,
-    with no other sign than worse images. Weights and gradients that are spread over devices (FSDP) exist once and are
-    left out. One device alone compares nothing.
+    If gradients are not averaged, or initial weights differ, every device trains a network of its own, with no other
+    sign than worse images. Sharded weights and gradients (FSDP) exist once and are skipped. With one device nothing is
+    compared.
 
     Args:
-        tolerance: how far apart two devices may be, in relation to the norm over all weights or gradients.
+        tolerance: maximum difference between devices, relative to the norm over all weights or gradients.
     """
 
     def __init__(self, tolerance: Number):
@@ -25,7 +25,7 @@ class RankConsistencyCheck(Callback):
         self._done = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Compare before the first step of this session; raise UserError, on all devices, where they differ."""
+        """Compare before the first step of this session; raise UserError on all devices if they differ."""
         if self._done or trainer.world_size == 1:
             return
         self._done = True

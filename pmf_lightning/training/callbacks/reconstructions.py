@@ -1,4 +1,4 @@
-"""What an autoencoder makes of held-out images, during and after training: pictures and numbers."""
+"""Reconstructions of held-out images by an autoencoder, during and after training: image grids and metrics."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ from pmf_lightning.training.callbacks.throughput import ThroughputBar
 from pmf_lightning.training.loggers.wandb import WandbLogger
 from pmf_lightning.training.plots import save_grid
 
-MOST_MEASURED, CHUNK = 1000, 50  # images, and at a time
+MOST_MEASURED, CHUNK = 1000, 50  # images evaluated at most, and per batch
 
 
 class Reconstructions(Callback):
-    """Writes ``grids/<images seen>-<weights>.png``: rows of what the network sees, its answer in the holes, the truth.
+    """Writes ``grids/<images seen>-<weights>.png``: rows of masked inputs, inputs with inpainted masks, and originals.
 
-    Logs, of the averaged weights, "held_out_error", the mean squared error of hidden pixels of held-out images, and
-    "held_out_accuracy", of the classes of whole ones. Holes and images are the same every time, and nothing of the
-    training that follows changes.
+    Logs two metrics of the averaged weights: "held_out_error", the mean squared error of masked pixels of held-out
+    images, and "held_out_accuracy", the class accuracy on unmasked ones. Masks and images are the same every time. The
+    training that follows does not change.
 
     Args:
-        folder: where the pictures go.
-        every_steps: how often, besides the end.
-        rows, columns: of images on a picture (each with its three versions), at most.
-        held_out: the images; the first 1,000 of them are measured.
-        ema: the average to judge, shown beside the raw weights.
-        averages, progress: the callbacks that hold the averages and the clock.
+        folder: the folder of the grids.
+        every_steps: optimiser steps between grids; one more at the end.
+        rows, columns: maximum numbers of images on a grid (each in its three versions).
+        held_out: the images; the first 1,000 of them are evaluated.
+        ema: the average to evaluate and to show next to the raw weights.
+        averages, progress: the callbacks of the averages and of the throughput.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Reconstructions(Callback):
         self._step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Draw and measure when it is time."""
+        """Draw and evaluate if due."""
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
         if step != self._step and due and takes_part(trainer):
@@ -77,7 +77,7 @@ class Reconstructions(Callback):
                     logger.log_picture(f"reconstructions/{weights}", path, images)
 
     def draw(self, module: LightningModule, weights: str, name: str) -> Path:
-        """Write one picture and return its path."""
+        """Write one grid and return its path."""
         columns = min(self.columns, len(self.held_out))
         versions = []
         with self.averages.swapped(module, weights):
@@ -90,7 +90,7 @@ class Reconstructions(Callback):
 
     @torch.no_grad()
     def measure(self, module: LightningModule) -> dict[str, float]:
-        """Return the error of hidden pixels and the accuracy on whole images, of the averaged weights."""
+        """Return the error of masked pixels and the accuracy on unmasked images, for the averaged weights."""
         error, right = 0.0, 0
         with self.averages.swapped(module, self.ema):
             for start in range(0, self.count, CHUNK):

@@ -1,4 +1,4 @@
-"""Pictures of the same noise again and again while training, with raw and with averaged weights."""
+"""Grids of samples from the same noise during training, with raw and with averaged weights."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ class SampleGrids(Callback):
     """Writes ``grids/<images seen>-<weights>.png``: a column per class, each image in ``sampling.steps`` steps.
 
     Args:
-        folder: where the pictures go.
-        every_steps: how often.
-        rows, columns: images per class, and classes at most.
-        sampling: the options of sampling and the name of the average to show beside the raw weights.
-        averages, progress: the callbacks that hold the averages and the clock.
+        folder: the folder of the grids.
+        every_steps: optimiser steps between grids.
+        rows, columns: images per class, and maximum number of classes.
+        sampling: the sampling options and the name of the average to show next to the raw weights.
+        averages, progress: the callbacks of the averages and of the throughput.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class SampleGrids(Callback):
         self._step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the step of the checkpoint, if any: the first micro-batch makes no new one."""
+        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Draw when it is time."""
+        """Draw if due."""
         step = trainer.global_step
         if step != self._step and step % self.every_steps == 0 and takes_part(trainer):
             with (
@@ -62,7 +62,7 @@ class SampleGrids(Callback):
         self._step = step
 
     def draw(self, module: LightningModule, weights: str, name: str, **changes: Any) -> Path:
-        """Write one grid and return its path; ``changes`` of the options of sampling, such as its steps."""
+        """Write one grid and return its path; ``changes`` overrides sampling options, such as steps."""
         network, options = module.network, {key: self.sampling[key] for key in OPTIONS} | changes
         columns = min(self.columns, network.classes)
         labels = torch.arange(columns).repeat(self.rows)

@@ -1,4 +1,4 @@
-"""What happens to a step whose loss or gradient is not a finite number: it is skipped, counted, and not for ever."""
+"""Skip steps whose loss or gradient is not finite, count them, and end the run after too many in a row."""
 
 from pathlib import Path
 
@@ -16,18 +16,17 @@ from pmf_lightning.utils.errors import Diverged
 
 
 class SkipNonFinite(Callback):
-    """Logs the gradient norm ("grad_norm", before any clipping), and skips steps that would spoil the weights.
+    """Logs the gradient norm ("grad_norm", before any clipping), and skips steps with a non-finite loss or gradient.
 
-    A skipped step leaves weights and moments as they are, and the averages move on towards the weights. It counts as a
-    step all the same, so that the next one has other images and other draws. The norm covers every device and
-    micro-batch, and the loss is added up over them, so all devices decide alike. The price is that each step waits once
-    for the device before the optimiser begins. ``skipped`` counts over the whole run (the log has it as
-    "skipped_steps"), ``in_a_row`` since the last good step.
+    A skipped step leaves weights and moments unchanged; the EMA is still updated. It counts as a step, so that the next
+    one has other images and other random numbers. The norm covers all devices and micro-batches, and the loss is summed
+    over them, so all devices decide alike. The cost is one device synchronisation per step, before the optimiser.
+    ``skipped`` counts over the complete run (logged as "skipped_steps"), ``in_a_row`` since the last good step.
 
     Args:
-        stop_after: so many skipped steps in a row end the run with Diverged.
-        folder: the run directory, to name what to look at and where to go on.
-        signals: the wish to stop, which all devices agree upon here: they add up the loss anyway.
+        stop_after: number of skipped steps in a row that ends the run with Diverged.
+        folder: the run directory, named in messages.
+        signals: the requests to stop, which are summed over the devices together with the loss.
     """
 
     def __init__(self, stop_after: int, folder: Path, signals: StopSignals):
@@ -36,12 +35,12 @@ class SkipNonFinite(Callback):
         self._loss: Tensor | None = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the loss of a micro-batch, on the device."""
+        """Add up the losses of the micro-batches, on the device."""
         loss = loss.detach().clone()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Look at the gradients of the whole batch; take them away from the optimiser if they are no good."""
+        """Check loss and gradients of the full batch; remove the gradients if either is not finite."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
         mine, self._loss = torch.cat((self._loss[None], self.signals.requests(self._loss))), None
@@ -70,19 +69,19 @@ class SkipNonFinite(Callback):
             _say(f"step {step}: {what} is not finite; skipped, weights unchanged ({self.skipped} skipped so far)")
 
     def state_dict(self) -> dict[str, int]:
-        """Return the counts, for the checkpoint."""
+        """Return the counters, for the checkpoint."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on counting."""
+        """Restore the counters."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Refuse to write weights, averages or moments that are not finite, by raising Diverged."""
+        """Raise Diverged instead of saving weights, averages or moments that are not finite."""
         for part, words in (("state_dict", "weights"), ("ema", "averages"), ("optimizer_states", "moments")):
             found = [n for n in tensors(checkpoint.get(part)) if n.is_floating_point() and n.numel()]
             good = not found or bool(get_total_norm(found, torch.inf).isfinite())
-            if not trainer.strategy.broadcast(good):  # rank 0 writes, and may be the only one that has them whole
+            if not trainer.strategy.broadcast(good):  # rank 0 writes, and may be the only one with full tensors
                 raise Diverged(
                     f"step {trainer.global_step}: the {words} are not finite and are not saved; "
                     f"{self._last_good()}. {self._remedy()}"

@@ -1,4 +1,4 @@
-"""Quality of samples during and after training on small data, by a classifier of the real images."""
+"""Quality of samples during and after training on small data, measured with a classifier of the real images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 
 
 class SmallDataEvaluation(SampleEvaluation):
-    """Compares samples with the held-out images; rank 0 measures by itself.
+    """Compares samples with the held-out images, on rank 0 only.
 
     Args:
-        probe: the metric.
-        name: what the Frechet distance is called in the log.
+        probe: the evaluator.
+        name: the name of the Frechet distance in the log.
         others: see ``SampleEvaluation``.
     """
 
@@ -27,16 +27,16 @@ class SmallDataEvaluation(SampleEvaluation):
 
     @property
     def name(self) -> str:
-        """What the distance is called in logs."""
+        """The name of the distance in logs."""
         return self._name
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train or load the classifier before the run, not in the middle of it."""
+        """Train or load the classifier before the first step."""
         if trainer.is_global_zero:
             _ = self.probe.judge
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
-        """Measure what ``generate(labels, first)`` makes."""
+        """Evaluate the images of ``generate(labels, first)``."""
         return self.probe(lambda labels, first: generate(labels, first).cpu())
 
     def logged(self, result: SmallDataScores) -> dict[str, float]:
@@ -44,7 +44,7 @@ class SmallDataEvaluation(SampleEvaluation):
         return {self.name: result.fd, "class_accuracy": result.class_accuracy}
 
     def summary(self, result: SmallDataScores | None) -> dict[str, Any]:
-        """Return all numbers but those of single classes."""
+        """Return all numbers except those per class."""
         names = ("fd", "fd_floor", "n", "class_accuracy", "real_accuracy")
         return {name: result and getattr(result, name) for name in names}
 
@@ -53,5 +53,5 @@ class SmallDataEvaluation(SampleEvaluation):
         return {"fd": result.fd, "class_accuracy": result.class_accuracy}
 
     def titles(self) -> Mapping[str, str]:
-        """Return the words for the two distances."""
+        """Return the titles of the two distances."""
         return {"fd": f"{self.name} (lower is better)", "fd_floor": f"{self.name} of held-out images"}

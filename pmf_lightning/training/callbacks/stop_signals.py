@@ -1,4 +1,4 @@
-"""Signals that end a run after a step, the same step in all processes."""
+"""Stop a run on a signal, after the same step in all processes."""
 
 import os
 import signal
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from pmf_lightning.utils.signals import RECEIVED, SIGNALS
 
-# SIGUSR1 and SIGUSR2: SLURM's, before the time limit; submitit sends the second
+# SIGUSR1 and SIGUSR2: sent by SLURM before the time limit; submitit uses SIGUSR2
 REQUEUE = tuple(set(SIGNALS) - {signal.SIGINT, signal.SIGTERM})
 
 
 class StopSignals:
-    """What signals ask of a run: SIGINT (Ctrl-C) and SIGTERM to stop, SIGUSR1 and SIGUSR2 to stop and be queued again.
+    """Stop requests by signals: SIGINT (Ctrl-C) and SIGTERM stop a run, SIGUSR1 and SIGUSR2 stop and requeue it.
 
-    A signal may reach one process or all of them, each within another step. A handler only takes it down; once per
-    step the processes add up their ``votes`` and ``agree``. A second SIGINT ends the process at once. A multirun ends
-    with the run, by what is noted in ``RECEIVED``.
+    A signal may reach one process or all of them, each within another step. The handler only records it; once per step
+    the ranks sum their ``requests`` and ``decide`` together. A second SIGINT ends the process at once. The signal is
+    also recorded in ``RECEIVED``, which ends a multirun.
 
     Attributes:
         stopped: the run ends before its last step.
-        requeue: ... and is to be queued again.
+        requeue: the stopped run is to be queued again.
     """
 
     def __init__(self):
@@ -32,15 +32,15 @@ class StopSignals:
         self._handlers: dict[int, object] = {}
 
     def listen(self) -> None:
-        """Take signals down from now on."""
+        """Install the signal handlers."""
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._record)
 
     def release(self) -> None:
-        """Give the signals back to whom they belonged to before."""
+        """Restore the previous signal handlers."""
         while self._handlers:
             number, handler = self._handlers.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self._asked = signal.Signals(number)
@@ -48,14 +48,14 @@ class StopSignals:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         with suppress(OSError):
-            os.write(1, f"\n{self._asked.name}: stopping after this step{again}\n".encode())  # print may be under way
+            os.write(1, f"\n{self._asked.name}: stopping after this step{again}\n".encode())  # print is not reentrant
 
     def requests(self, like: Tensor) -> Tensor:
-        """Return [2] numbers on the device of ``like``: whether this process was asked to stop, and to requeue."""
+        """Return [2] numbers on the device of ``like``: whether this process received a stop, and a requeue request."""
         return like.new_tensor([self._asked is not None, self._asked in REQUEUE])
 
     def decide(self, trainer: Trainer, stop: float, requeue: float) -> None:
-        """End the run after the running step if any process was asked to; the arguments are sums over all."""
+        """Stop the run after the current step if any process requests it; the arguments are sums over all processes."""
         if stop and trainer.global_step + 1 < trainer.max_steps:
             self.stopped, self.requeue = True, requeue > 0
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""What a person watches while it trains: one bar with the squared errors and the images per second."""
+"""Progress bar of training with the squared errors and the images per second."""
 
 import sys
 import time
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from lightning import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
-_REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines than a screen
+_REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log file than on a terminal
 
 
 class ThroughputBar(Callback):
-    """A bar over optimiser steps, and the speed of training.
+    """Progress bar over optimiser steps, and training speed.
 
-    The clock starts after the first step (which warms up) and stands still while pictures and metrics are made, which
-    wrap their work in ``with progress.paused()``.
+    The clock starts after the first step (warm-up). Callbacks that draw or evaluate pause it with
+    ``with progress.paused()``.
 
     Args:
         batch: images per optimiser step, over all devices.
-        every_steps: how often the numbers beside the bar are refreshed and the speed is logged.
+        every_steps: optimiser steps between updates of the bar's numbers and logs of the speed.
     """
 
     def __init__(self, batch: int, every_steps: int):
@@ -29,13 +29,13 @@ class ThroughputBar(Callback):
 
     @property
     def images_per_second(self) -> float:
-        """Training speed of this session; 0 until two steps are done."""
+        """Training speed of this session; 0 before the second step."""
         steps = self._step - self._first
         return steps * self.batch / (self._now - self._begun - self._idle) if steps > 0 and self._begun else 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside out of the speed."""
+        """Exclude the time of the block from the speed."""
         begun = time.perf_counter()
         yield
         self._idle += time.perf_counter() - begun

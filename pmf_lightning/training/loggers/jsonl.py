@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl and metrics.csv always, Weights & Biases beside them when asked for."""
+"""Logger that writes metrics.jsonl, and metrics.csv at the end of the run."""
 
 import csv
 import json
@@ -15,40 +15,40 @@ from pmf_lightning.utils.cache import atomic_write
 
 
 class JSONLLogger(Logger):
-    """Writes one JSON object per logged step, with the images seen; the CSV follows at the end.
+    """Writes one JSON object per logged step, with the images seen, and a CSV file at the end.
 
-    Log calls of the same step share a row; the numbers of the last call, Lightning's own with the losses, stand first.
+    Log calls of the same step share a row. The numbers of the last call (Lightning's, with the losses) come first.
 
     Args:
         folder: the run directory.
         batch: images per optimiser step, over all devices.
-        first_step: step of the checkpoint that the run goes on from; later rows of an earlier session are dropped,
-            since training will write them again.
+        first_step: step of the checkpoint that the run resumes. Later rows of an earlier session are dropped, since
+            training writes them again.
     """
 
     def __init__(self, folder: Path, batch: int, first_step: int):
         super().__init__()
         self.path, self.batch = Path(folder) / "metrics.jsonl", batch
-        self._tail: list[dict[str, Any]] = []  # the last row, after those before it that the disk refused
-        self._start, self._written = 0, True  # where they begin in the file; whether they are in it
+        self._tail: list[dict[str, Any]] = []  # the last row, after earlier rows that could not be written
+        self._start, self._written = 0, True  # their offset in the file; whether they are written
         self._keep_until(first_step)
 
     @property
     def name(self) -> str:
-        """Nothing: the files lie in the run directory itself."""
+        """Empty: the files are in the run directory itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: a run directory is one version."""
+        """Empty: a run directory is one version."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml lies beside the log."""
+        """Do nothing: config.yaml is next to the log."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row. Lightning counts steps from 0: row n describes the step that made the count n."""
+        """Append a row. Lightning counts steps from 0; row n describes the n-th step."""
         row = {"step": step + 1, "images": (step + 1) * self.batch}
         row |= {name: _plain(value) for name, value in metrics.items() if name != "epoch"}
         if self._tail and self._tail[-1]["step"] == row["step"]:
@@ -67,14 +67,14 @@ class JSONLLogger(Logger):
             self.path.open("r+") as file,
         ):
             file.seek(self._start)
-            file.write(text)  # over the shorter line: at no moment is there none
+            file.write(text)  # overwrites the shorter line, so that the file never lacks it
             file.truncate()
             file.flush()
             self._written = True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the CSV with every column that occurs."""
+        """Write the CSV with all columns of the log."""
         if not self._written:
             self._write()
         rows = self.rows()
@@ -86,7 +86,7 @@ class JSONLLogger(Logger):
             writer.writerows(rows)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read the log; a last line cut short by a kill is left out."""
+        """Read the log without a last line that a kill truncated."""
         if not self.path.exists():
             return []
         return [row for row in read_rows(self.path) if type(row.get("step")) is int]
@@ -99,6 +99,6 @@ class JSONLLogger(Logger):
 
 
 def _plain(value: Any) -> float | None:
-    """Return a number that JSON can hold; NaN and infinities become null."""
+    """Return a float for JSON; NaN and infinities become None (null)."""
     number = float(value)
     return number if math.isfinite(number) else None

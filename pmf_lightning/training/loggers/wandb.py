@@ -1,4 +1,4 @@
-"""Weights & Biases, with images seen as the x-axis and a run that goes on after a resume."""
+"""Weights & Biases logger with images seen as the x-axis; a resumed run continues its W&B run."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,24 @@ from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 
-KEPT = "wandb_run.json"  # in the run directory: which run is at home there
+KEPT = "wandb_run.json"  # in the run directory: the W&B run of this directory
 
 
 class WandbLogger(Logger):
-    """One W&B run per training run, opened by ``WandbResume`` when training begins, on the first device alone.
+    """One W&B run per training run. ``WandbResume`` opens it when training begins, on rank 0 only.
 
-    The run's id lies in the checkpoint and in the run directory, so that a resumed run goes on in the same place, and
-    one that goes on elsewhere from the same checkpoint gets a place of its own. Steps are never passed to W&B, which
-    drops points whose step went back; "images" is the axis instead.
+    The run's id is stored in the checkpoint and in the run directory. A run resumed in its directory continues the W&B
+    run; a run in another directory from the same checkpoint gets a new one. Steps are not passed to W&B, which drops
+    points whose step decreases; the axis is "images".
 
     Args:
-        options: project, entity, group, name and mode, as in conf/logger/wandb.yaml; None where W&B or we choose.
+        options: project, entity, group, name and mode, as in conf/logger/wandb.yaml; None for a default.
         folder: the run directory.
         batch: images per optimiser step, over all devices.
         config: the resolved configuration.
-        run_id: the id in the checkpoint that training goes on from, if any.
+        run_id: the id in the checkpoint that training resumes, if any.
 
-    Raises UserError where no run could be opened: an unknown mode, no login.
+    Raises UserError if no run can be opened: an unknown mode, or no login.
     """
 
     def __init__(self, options: dict, folder: Path, batch: int, config: dict, run_id: str | None):
@@ -44,12 +44,12 @@ class WandbLogger(Logger):
 
     @property
     def name(self) -> str | None:
-        """The project."""
+        """The W&B project."""
         return self.options["project"]
 
     @property
     def version(self) -> str:
-        """The id of the run; it travels in the checkpoint."""
+        """The id of the run, which is saved in the checkpoint."""
         return self._id
 
     def _at_home(self) -> str | None:
@@ -60,7 +60,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def open(self) -> None:
-        """Open the run; raises UserError where W&B refuses."""
+        """Open the run; raises UserError if W&B refuses."""
         self._run = wandb_runs.open_run(self.options, self.labels, self.folder, self.config, self._id)
         self._run.define_metric("*", step_metric="images")
         page = wandb_runs.address(self._run)
@@ -70,19 +70,19 @@ class WandbLogger(Logger):
             print(f"  W&B: {page}")
 
     def log_hyperparams(self, *args, **kwargs) -> None:
-        """Do nothing: the configuration went in at the start."""
+        """Do nothing: the configuration is sent when the run opens."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Send a row."""
+        """Send a row of metrics."""
         row = {name: value for name, value in metrics.items() if name != "epoch"}
         self._run.log({**row, "images": (step + 1) * self.batch})
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path, images: int) -> None:
-        """Send a picture called "<what>/<weights>".
+        """Send an image called "<what>/<weights>".
 
-        All averages go by the name "<what>/averaged", so that runs with other half-lives stand beside each other.
+        All averages are logged as "<what>/averaged", so that runs with other half-lives appear in one panel.
         """
         import wandb
 
@@ -93,7 +93,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the run, so that it is whole whatever comes next; Lightning says "failed" where an error ended it."""
+        """Close the run, so that it is complete on W&B. Lightning passes "failed" after an error."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -103,17 +103,17 @@ class WandbLogger(Logger):
 
 
 class WandbResume(Callback):
-    """Opens the W&B run when training begins, and puts its id into every checkpoint, as "wandb_run"."""
+    """Opens the W&B run when training begins, and saves its id in every checkpoint, as "wandb_run"."""
 
     def __init__(self, run_id: str):
         self.run_id = run_id
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open it now: from here on Lightning closes its loggers whatever happens, and devices know their number."""
+        """Open the run. From here on Lightning finalizes its loggers after any error, and the rank is known."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.open()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        """Write the id."""
+        """Save the id."""
         checkpoint["wandb_run"] = self.run_id
