@@ -1,4 +1,4 @@
-"""Measure the speed of a part: python -m pmf_lightning.benchmark what=optimizer model=pmf_digits"""
+"""Benchmark one component: python -m pmf_lightning.benchmark what=optimizer model=pmf_digits"""
 
 import json
 import platform
@@ -69,7 +69,7 @@ def _circumstances(cfg: DictConfig, device: torch.device) -> dict:
     return {"device": name, "precision": str(cfg.trainer.precision), "compile": cfg.compile}
 
 
-# What is measured, and how the result is put in words.
+# name -> (function that measures, function that formats the result as text)
 BENCHMARKS = {
     "optimizer": (_optimizer, _optimizer_in_words),
     "data": (_reader, reader.describe),
@@ -79,7 +79,7 @@ BENCHMARKS = {
 
 
 def benchmark(cfg: DictConfig) -> dict:
-    """Run the benchmark ``cfg.what`` and return its numbers with those of the machine; raises UserError."""
+    """Run the benchmark ``cfg.what`` and return its numbers with the facts of the machine; raises UserError."""
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: there is no such benchmark; {suggestions(cfg.what, BENCHMARKS)}")
     if cfg.out is not None:
@@ -95,7 +95,7 @@ def benchmark(cfg: DictConfig) -> dict:
 
 @command("benchmark")
 def main(cfg: DictConfig) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its result."""
     result = benchmark(cfg)
     print(json.dumps(result, indent=2))
     _, in_words = BENCHMARKS[result["what"]]

@@ -1,4 +1,4 @@
-"""What all commands share: Hydra underneath, bad input as one line instead of a traceback."""
+"""Command-line entry points on top of Hydra; bad input prints one line instead of a traceback."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from pmf_lightning.utils.terminal import plain_ending
 
 _MULTIRUN = {"--multirun", "-m"}
 _SHOWING = {"--cfg", "-c", "--info", "-i"}
-# With these flags Hydra looks at no option.
+# With these flags Hydra ignores all overrides.
 _HELP = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
 # Flags whose value is the next argument.
 _TAKES_VALUE = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     "--experimental-rerun",
 }
-# Choices that need a plugin of Hydra: its module, and the extra that installs it.
+# Overrides that need a Hydra plugin -> (its module, the extra that installs it)
 _PLUGINS = {
     "launcher=slurm": ("hydra_submitit_launcher", "slurm"),
     "launcher=joblib": ("hydra_joblib_launcher", "joblib"),
@@ -38,9 +38,9 @@ _PLUGINS = {
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Turn a function of a configuration into a command-line program: ``main()`` exits with 2 on bad input.
+    """Decorator: turn a function of a configuration into a command-line ``main()`` that exits with 2 on bad input.
 
-    A multirun goes on when one of its jobs fails, and exits with the highest code in the end (sweeps/jobs.py).
+    A multirun continues when one of its jobs fails, and exits with the highest code at the end (sweeps/jobs.py).
     """
 
     def wrap(job: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -67,7 +67,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
 
 def _settle() -> None:
-    """See how this process was started, before anything else looks."""
+    """Detect how this process was launched, before anything else reads the environment."""
     warnings = launched.settle()
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -78,7 +78,7 @@ def _settle() -> None:
 
 
 def _check_arguments(config_name: str) -> None:
-    """Compose once before Hydra does, whose own errors span many lines; rewrite sys.argv as Hydra is to read it."""
+    """Compose once before Hydra, whose errors span many lines, and rewrite sys.argv for Hydra."""
     several = not _MULTIRUN.isdisjoint(sys.argv[1:])
     at, given = _overrides_among(sys.argv[1:])
     overrides = prepared(given, config_name, several)
@@ -94,7 +94,7 @@ def _check_arguments(config_name: str) -> None:
 
 
 def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:
-    """Return which of the arguments are overrides, by place and as they are: neither flags nor the values of flags."""
+    """Return the positions and the texts of the overrides: arguments that are neither flags nor values of flags."""
     at: set[int] = set()
     for place, argument in enumerate(arguments):
         is_value = place > 0 and arguments[place - 1] in _TAKES_VALUE
@@ -104,7 +104,7 @@ def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:
 
 
 def _check_jobs(overrides: Sequence[str], config_name: str) -> None:
-    """Check what the jobs of a multirun share, and each value that differs between them; raises UserError."""
+    """Check the overrides that all jobs of a multirun share, and each swept value; raises UserError."""
     compose([one for one in overrides if one.startswith(("hydra.", "launcher=", "sweeper="))], config_name)
     of_each = [one for one in job_arguments.strip_launcher(overrides) if not one.startswith("hydra.")]
     first, further = [], []
@@ -120,7 +120,7 @@ def _check_jobs(overrides: Sequence[str], config_name: str) -> None:
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:
-    """Raise UserError where the jobs cannot be chosen, or go, as they are meant to."""
+    """Raise UserError if the launcher or sweeper is unusable: under torchrun, without -m, or without its plugin."""
     several = not _MULTIRUN.isdisjoint(arguments)
     if several and "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError("-m: under torchrun every process would go through the whole sweep; leave torchrun out")
@@ -135,7 +135,7 @@ def _check_launcher(arguments: Sequence[str]) -> None:
 
 
 def with_one_line_errors(work: Callable[[], Any]) -> Any:
-    """Run ``work`` and return what it returns; print bad input as one line and exit with the code of its kind."""
+    """Call ``work`` and return its result; print a known error as one line and exit with its code."""
     try:
         return work()
     except Exception as raised:

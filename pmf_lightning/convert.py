@@ -1,7 +1,7 @@
-"""Weights between formats: python -m pmf_lightning.convert in=pMF-B-16.pt out=pmf_b16
+"""Convert weights between formats: python -m pmf_lightning.convert in=pMF-B-16.pt out=pmf_b16
 
-Three kinds of source (official files of pMF, iMF, JiT and Drifting, checkpoints of our training, folders that this
-command wrote) go to two kinds of target: a folder that ``sample`` takes as ``ckpt``, or a file under official names.
+Sources are official files of pMF, iMF, JiT and Drifting, checkpoints of our training, and folders that this command
+wrote. The target is a folder that ``sample`` accepts as ``ckpt``, or a file with official parameter names.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
 
 
 def convert(cfg: DictConfig) -> StoredWeights:
-    """Convert as ``cfg`` (conf/convert.yaml) says and return what was written.
+    """Convert the weights that ``cfg`` (conf/convert.yaml) names and return what was written.
 
     Raises UserError for bad input, before anything is written.
     """
@@ -35,7 +35,7 @@ def convert(cfg: DictConfig) -> StoredWeights:
         raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
     try:
         stored = _read(source, out, cfg)
-    except UserError as error:  # of code that knows the source as ckpt
+    except UserError as error:  # raised by code that names the source ckpt
         raise UserError(str(error).replace(f"ckpt={source}", f"in={source}")) from error
     _write(out, stored, cfg)
     return stored
@@ -79,7 +79,7 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
         return from_checkpoint(find_checkpoint(source), cfg.ema)
     if not to_file:
         raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
-    load_checkpoint(source, cfg.ema)  # refuses what does not fit together
+    load_checkpoint(source, cfg.ema)  # raises UserError if weights and configuration do not match
     return weights_folder.read(source)
 
 
@@ -91,7 +91,7 @@ def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
         else:
             with atomic_write(out) as draft:
                 torch.save(weights, draft)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
         raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
 
 
@@ -101,7 +101,7 @@ def _is_checkpoint(contents: object) -> bool:
 
 @command("convert")
 def main(cfg: DictConfig) -> None:
-    """Convert what the command line names and say what lies where."""
+    """Convert the weights that the command line names and print a summary."""
     stored = convert(cfg)
     about, heads = stored.about, heads_of(stored.network)
     count = sum(value.numel() for value in stored.network.values())

@@ -1,4 +1,4 @@
-"""One page for all runs of a project on Weights & Biases: python -m pmf_lightning.dashboard entity=me"""
+"""Create a workspace for all runs of a Weights & Biases project: python -m pmf_lightning.dashboard entity=me"""
 
 import json
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def describe(cfg: DictConfig) -> Layout:
 
 
 def make(layout: Layout) -> str:
-    """Make the workspace on W&B and return its address; raises UserError without package, login or project."""
+    """Create the workspace on W&B and return its URL; raises UserError without package, login or project."""
     try:
         from pmf_lightning.tracking.workspace import to_workspace
     except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ def _saved(workspace: Any, place: str) -> str:
 
 @command("dashboard")
 def main(cfg: DictConfig) -> None:
-    """Print the workspace, and make it unless dry_run is set."""
+    """Create the workspace, or only print it with dry_run=true."""
     layout = describe(cfg)
     if cfg.dry_run:
         print(json.dumps(asdict(layout), indent=2) if cfg.format == "json" else tree(layout))

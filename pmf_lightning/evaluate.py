@@ -1,4 +1,4 @@
-"""Judge a checkpoint or images: python -m pmf_lightning.evaluate ckpt=runs/... protocol=jit reference=stats.npz"""
+"""Evaluate a checkpoint or images: python -m pmf_lightning.evaluate ckpt=runs/... protocol=jit reference=stats.npz"""
 
 import json
 import time
@@ -25,12 +25,12 @@ from pmf_lightning.utils.cache import atomic_write, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.provenance import versions
 
-SHOWN, COLUMNS = 100, 10  # images on the grid at most: those of the first chunk
+SHOWN, COLUMNS = 100, 10  # maximum number of images on the grid (from the first chunk), and its columns
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Judge what ``cfg`` (conf/evaluate.yaml) names; return what evaluation.json holds, the same on all ranks.
+    """Evaluate the images that ``cfg`` (conf/evaluate.yaml) names; return the contents of evaluation.json on all ranks.
 
     Raises UserError for bad input, before long work.
     """
@@ -46,7 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         kept = ImageSaver(cfg.save, out, n, SHOWN)
         _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
         started = time.perf_counter()
-        scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # of existing images no class is known
+        scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # classes of existing images are unknown
         kept.finish()
         print_on_main(subject.said_done())
         report = {
@@ -66,7 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check what needs no file; raises UserError."""
+    """Check the options that need no file; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         raise UserError(f"ckpt={cfg.ckpt} images={cfg.images}: give one of the two, what is to be judged")
     if cfg.save not in KINDS:
@@ -77,7 +77,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
-    """Return how many images are judged; UserError where there are fewer."""
+    """Return the number of images to evaluate; raises UserError if there are fewer."""
     if subject.n is None:
         return cfg.n or cfg.protocol.n
     n = cfg.n or subject.n
@@ -87,7 +87,7 @@ def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
 
 
 def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str, Any]:
-    """Return scores, how they were made, and on what."""
+    """Return the scores, the evaluation settings, the hardware and the versions."""
     extractor, protocol, reference = evaluator.extractor, evaluator.protocol, evaluator.reference
     return {
         "scores": scores.named(protocol, extractor.name),
@@ -109,7 +109,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print scores, what they are of, and where the files lie."""
+    """Print the scores, the settings and the paths of the files."""
     table = Table(title=f"{report['metric']}: {report['judged']}", show_header=False)
     for name, value in report["scores"].items():
         table.add_row(name, f"{value:.4f}")
@@ -127,7 +127,7 @@ def show(report: dict[str, Any]) -> None:
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Judge what the command line names and say what came out."""
+    """Evaluate what the command line names and print the scores."""
     report = evaluate(cfg)
     if is_rank_zero():
         show(report)

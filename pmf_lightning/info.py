@@ -1,4 +1,4 @@
-"""What a model is and what it costs, beside its paper's numbers: python -m pmf_lightning.info model=pmf_b16"""
+"""Show a model and its costs next to its paper's numbers: python -m pmf_lightning.info model=pmf_b16"""
 
 import json
 import sys
@@ -25,7 +25,7 @@ FORMATS = ("table", "json")
 def info(overrides: Sequence[str] = ()) -> list[Facts]:
     """Return the facts of the model that ``overrides`` describe, or of every preset with "every_model=true".
 
-    Without a choice of data, or of an experiment, a preset stands on the data that it is made for. Raises UserError.
+    Without an override of data or experiment, a preset uses its default data. Raises UserError.
     """
     cfg = compose(_on_its_data(overrides), "info")
     if cfg.format not in FORMATS:
@@ -39,7 +39,7 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
 
 
 def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
-    """Return the estimates of a training step on each of ``gpus=``, none without; raises UserError."""
+    """Return the estimates of a training step for each of ``gpus=``, an empty list without; raises UserError."""
     cfg = compose(_on_its_data(overrides), "info")
     if cfg.gpus is None:
         return []
@@ -49,7 +49,7 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
 
 
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
-    """Return the facts of a preset; None, said on stderr, where its objective is of a kind without them."""
+    """Return the facts of a preset; None, with a line on stderr, if its objective has no description."""
     try:
         return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
     except NoFlowError as error:
@@ -60,7 +60,7 @@ def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
 
 
 def _on_its_data(overrides: Sequence[str]) -> list[str]:
-    """Add the data that the model is made for, unless the overrides say which."""
+    """Add the default data of the model, unless the overrides choose data."""
     models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
     said = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
     if said or not models or models[-1] not in published():
@@ -80,14 +80,14 @@ def _main(cfg: DictConfig) -> None:
         return
     width = max(100, Console().width)
     Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
-    if steps:  # a table of many columns, which a narrow console would cut to nothing
+    if steps:  # a narrow console would truncate the many columns
         Console(width=max(communication.WIDTH, width)).print(
             "", communication.table(compose(_on_its_data(overrides), "info"), steps)
         )
 
 
 def main() -> None:
-    """Print what the command line asks for; model=all is every preset, although no file of that name exists."""
+    """Print the requested facts; model=all means every preset (there is no such file)."""
     sys.argv[1:] = ["every_model=true" if argument == "model=all" else argument for argument in sys.argv[1:]]
     _main()
 

@@ -1,4 +1,4 @@
-"""Measure real images, to compare with: python -m pmf_lightning.make_stats data=folder data.root=... out=stats.npz"""
+"""Make reference statistics of images: python -m pmf_lightning.make_stats data=folder data.root=... out=stats.npz"""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from pmf_lightning.utils.errors import UserError
 
 
 def make_stats(cfg: DictConfig) -> dict[str, Any]:
-    """Measure what ``cfg`` (conf/make_stats.yaml) names, write three files, and return their "paths" and "about".
+    """Compute the statistics of the images that ``cfg`` (conf/make_stats.yaml) names, and write three files.
 
-    Raises UserError for bad input, before long work.
+    Returns their "paths", "about" and the number of "features". Raises UserError for bad input, before long work.
     """
     out, source = check(cfg)
     with torchrun_group(cfg.device) as device:
@@ -41,7 +41,7 @@ def make_stats(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
-    """Check what needs no weights; return where to write, and the data where some are named; raises UserError."""
+    """Check the options that need no weights; return the output path and the data source, if any. Raises UserError."""
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; name a file to make, such as out=stats.npz")
     out = Path(cfg.out).expanduser()
@@ -62,7 +62,7 @@ def _of_data(cfg: DictConfig, source: DataSource, extractor: Extractor, device: 
 
 
 def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor, device: torch.device) -> Reference:
-    """Measure existing images, with the channels of the data that a classifier was trained on where there are some."""
+    """Compute the statistics of existing images, with the channels of ``source`` (a classifier's data) or else 3."""
     channels = 3 if source is None else source.channels
     images = on_all_ranks(lambda: open_images(cfg.images, channels, cfg.background))
     print_on_main(images.said())
@@ -77,7 +77,7 @@ def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor,
 
 @command("make_stats")
 def main(cfg: DictConfig) -> None:
-    """Measure what the command line names and say where it lies."""
+    """Compute the statistics that the command line names and print their paths."""
     made = make_stats(cfg)
     if is_rank_zero():
         about = made["about"]

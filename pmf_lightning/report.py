@@ -1,4 +1,4 @@
-"""Turn runs into a page: python -m pmf_lightning.report runs/pmf_table2/small"""
+"""Write a report of runs: python -m pmf_lightning.report runs/pmf_table2/small"""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ CLOSING = (
 
 
 def work(folders: Sequence[Path], out: Path | None, keep: Path | None, index: Path | None) -> Iterator[str]:
-    """Write reports, keep runs, rewrite the index; yields what to print. Raises UserError."""
+    """Run the report command and yield its output lines. Raises UserError."""
     if keep is not None:
         yield from _said(_kept(folders, keep))
     elif len(folders) == 1 and out is None and is_kept(folders[0]):
@@ -31,7 +31,7 @@ def work(folders: Sequence[Path], out: Path | None, keep: Path | None, index: Pa
 
 
 def write_kept(folder: Path) -> WrittenReport:
-    """Write README.md, results.csv and pictures of a kept sweep, from what was kept of it. Raises UserError."""
+    """Write README.md, results.csv and plots of a sweep saved with --keep, from its saved files. Raises UserError."""
     return write_report(read_sweeps([folder]), folder, README, page=False, closing=CLOSING)
 
 
@@ -47,7 +47,7 @@ def _kept(folders: Sequence[Path], keep: Path) -> WrittenReport:
 
 
 def _said(written: WrittenReport) -> Iterator[str]:
-    """Yield verdicts and paths."""
+    """Yield lines with the verdicts and the paths."""
     for section in written.sections:
         yield section.title
         yield f"  {section.answer}. {section.verdict.words}"
@@ -67,7 +67,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, write what it asks for, and say what came out; exits with 2 on bad input."""
+    """Parse the command line, run it and print its output; exits with 2 on bad input."""
     with plain_ending():
         _work(arguments)
 
@@ -89,7 +89,7 @@ def _work(arguments: Sequence[str] | None) -> None:
 
 
 def _dir(text: str) -> Path:
-    """Return a folder of the command line, where an empty name is not this folder."""
+    """Return an argument as a path; an empty one is an error, since Path("") would be this folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty (a shell variable that is not set leaves it so)")
     return Path(text)

@@ -1,4 +1,4 @@
-"""Draw images from a checkpoint: python -m pmf_lightning.sample ckpt=runs/... classes=[3,7] n=64 omega=2 out=samples"""
+"""Sample from a checkpoint: python -m pmf_lightning.sample ckpt=runs/... classes=[3,7] n=64 omega=2 out=samples"""
 
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ MOST_ON_GRID = 400
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Draw the images that ``cfg`` (conf/sample.yaml) asks for; return the paths "grid" and "images" and their "nfe".
+    """Sample the images that ``cfg`` (conf/sample.yaml) requests; return the paths "grid" and "images", and "nfe".
 
-    Image i has label ``classes[i % len(classes)]`` and depends on (seed, i) besides. Raises UserError for bad input.
+    Image i has label ``classes[i % len(classes)]`` and otherwise depends only on (seed, i). Raises UserError for bad
+    input.
     """
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
@@ -42,14 +43,14 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _columns(classes: int, images: int) -> int:
-    """Return a width of the grid, about 10, at which every column holds one class where that is possible."""
+    """Return the number of grid columns: about 10, and one class per column if possible."""
     fitting = classes * (10 // classes) if classes <= 10 else classes
     return min(fitting if classes <= 20 else 10, images)
 
 
 @command("sample")
 def main(cfg: DictConfig) -> None:
-    """Draw what the command line describes and say where it lies."""
+    """Sample what the command line requests and print the paths."""
     paths = sample(cfg)
     print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
     print(f"{paths['nfe']} network evaluations for each")

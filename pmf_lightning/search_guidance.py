@@ -1,7 +1,7 @@
-"""The best way to sample a checkpoint: python -m pmf_lightning.search_guidance ckpt=runs/... reference=stats.npz
+"""Search for the best sampling settings: python -m pmf_lightning.search_guidance ckpt=runs/... reference=stats.npz
 
-Averages x guidance scales x intervals x steps (x methods) with few images each and the same noise, then the best with
-many, and the same without guidance beside it.
+The search evaluates averages x guidance scales x intervals x steps (x methods) with few images each, from the same
+noise. It then evaluates the best setting with many images, with and without guidance.
 """
 
 import shlex
@@ -38,13 +38,19 @@ from pmf_lightning.utils.cache import digest, writable
 from pmf_lightning.utils.errors import UserError, suggestions
 
 COLUMNS = 10  # of the grid of samples
-PASSED_ON = ("protocol.", "extractor.", "data=", "data.", "cache_dir=")  # arguments that the commands of best.json need
+PASSED_ON = (
+    "protocol.",
+    "extractor.",
+    "data=",
+    "data.",
+    "cache_dir=",
+)  # overrides repeated in the commands of best.json
 
 
 def search(cfg: DictConfig) -> dict[str, Any]:
-    """Search as ``cfg`` (conf/search_guidance.yaml) says.
+    """Run the search that ``cfg`` (conf/search_guidance.yaml) describes.
 
-    Returns records ("best" and "tried" of n images; "final" and "unguided" of n_final), paths ("results", "maps",
+    Returns records ("best" and "tried" with n images; "final" and "unguided" with n_final), paths ("results", "maps",
     "lines", "samples", "best_json"), and "edges" and "names", which ``show_result`` prints. All ranks call it and
     return the same; rank 0 writes. Raises UserError for bad input, before long work.
     """
@@ -74,7 +80,7 @@ def search(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check what needs no file; raises UserError."""
+    """Check the options that need no file; raises UserError."""
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
     if cfg.strategy not in STRATEGIES:
@@ -87,7 +93,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
-    """Return what every number of the search depends on besides the point, n and seed."""
+    """Return everything that a score depends on besides the sampling setting, n and seed."""
     reference = evaluator.reference
     return {
         "checkpoint": file_sha256(weights_file(cfg.ckpt)),
@@ -120,7 +126,7 @@ def _write(
     name: str,
     bench: PointEvaluator,
 ) -> dict[str, Path]:
-    """Write table, pictures of the distance ``name``, samples at the best point and best.json; return their paths."""
+    """Write the table, plots of the distance ``name``, samples at the best point and best.json; return their paths."""
     commands = _command_lines(cfg, found.point)
     return {
         "results": report.write_csv([*tried, *last.values()], out / "results.csv"),
@@ -132,7 +138,7 @@ def _write(
 
 
 def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
-    """Return how to measure the best point again, and how to draw from it."""
+    """Return the commands that evaluate the best point again and sample from it."""
     base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
     rules = [f"protocol={cfg.protocol.name}", f"extractor={cfg.extractor.name}", f"reference={cfg.reference}"]
@@ -147,7 +153,7 @@ def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
 
 
 def show_result(found: dict[str, Any]) -> None:
-    """Print the table, where the grid may have been too small, and where everything lies."""
+    """Print the table, notes where the best point is at an edge of the grid, and the paths."""
     last = [("best", found["final"]), ("without guidance", found["unguided"])] if "final" in found else []
     report.print_table(found["tried"], last, found["names"])
     for edge in found["edges"]:
@@ -160,7 +166,7 @@ def show_result(found: dict[str, Any]) -> None:
 
 @command("search_guidance")
 def main(cfg: DictConfig) -> None:
-    """Search as the command line says and print what was found."""
+    """Run the search that the command line describes and print the result."""
     found = search(cfg)
     if is_rank_zero():
         show_result(found)

@@ -1,8 +1,8 @@
-"""Training shards from images: python -m pmf_lightning.shard in=/data/imagenet/train out=/data/shards size=256
+"""Make training shards from images: python -m pmf_lightning.shard in=/data/imagenet/train out=/data/shards size=256
 
-The rule of pixels: a file is decoded by Pillow, turned by its EXIF orientation and converted to RGB (transparent pixels
-show ``background``; CMYK goes through Pillow's plain conversion; of 16 bits the high byte; colour profiles are not
-applied), then shrunk and cropped to the central square as in ADM. Every file that is not used is listed in
+Pillow decodes each file. The image is rotated by its EXIF orientation and converted to RGB: transparent pixels become
+``background``, CMYK uses Pillow's plain conversion, 16 bits are reduced to the high byte, and colour profiles are not
+applied. It is then resized and cropped to the central square as in ADM. Every file that is not used is listed in
 unreadable.tsv with the reason.
 """
 
@@ -39,9 +39,9 @@ from pmf_lightning.utils.pasted import path_argument
 
 
 def shard(cfg: DictConfig) -> ShardingResult:
-    """Make the shards that ``cfg`` (conf/shard.yaml) asks for, or what is missing of them.
+    """Make the shards that ``cfg`` (conf/shard.yaml) describes; finished ones are reused.
 
-    Raises UserError for bad input before any image is read, and where too much of it is unreadable.
+    Raises UserError for bad input, before any image is read, and if too many inputs are unreadable.
     """
     _check(cfg)
     out = writable(_out(cfg), "out")
@@ -90,7 +90,7 @@ def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
 
 
 def _check(cfg: DictConfig) -> None:
-    """Check every option by itself."""
+    """Check every option on its own; raises UserError."""
     for key in ("in", "out", "size"):
         if OmegaConf.is_missing(cfg, key):
             raise UserError(f"{key} is not set; --help shows what it may be")
@@ -107,7 +107,7 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _out(cfg: DictConfig) -> Path:
-    """Return where shards go; UserError where that is among the images or no folder, or where there are no images."""
+    """Return the output folder; raises UserError if it is inside the input or no folder, or if the input is missing."""
     source, out = (Path(cfg[key]) for key in ("in", "out"))
     if not source.exists() and not set("{*?[") & set(str(source)):
         raise UserError(f"in={source}: no such file or folder; give class folders, or WebDataset tars")
@@ -119,7 +119,7 @@ def _out(cfg: DictConfig) -> Path:
 
 
 def _autoencoder(cfg: DictConfig) -> SDVAE:
-    """Return the autoencoder of latents, loaded; its numbers are those of the latent data."""
+    """Return the loaded autoencoder for latents, with the normalisation of data=imagenet256_latents."""
     validate.torch_device(cfg.device)
     numbers = compose(["data=imagenet256_latents"]).decoder
     vae = replace(instantiate(numbers), weights=cfg.decoder.weights, chunk=cfg.batch)
@@ -130,7 +130,7 @@ def _autoencoder(cfg: DictConfig) -> SDVAE:
 
 
 def _verify(cfg: DictConfig) -> None:
-    """Read everything again; print every problem and exit with 1 where there is one."""
+    """Verify all shards; print every problem and exit with 1 if there is any."""
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; give the folder of shards to verify")
     out = Path(cfg.out)
@@ -152,7 +152,7 @@ def _contents(manifest: Manifest) -> str:
 
 
 def _report(out: str, made: ShardingResult) -> None:
-    """Say what lies where."""
+    """Print what was made and where it is."""
     kept = f", {made.kept:,} shards kept" if made.kept else ""
     speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
     speed = speed if made.images else "nothing was missing"
@@ -186,13 +186,13 @@ def _main(cfg: DictConfig) -> None:
 
 
 def _refuse_several_inputs() -> None:
-    """See that the shell left ``in`` one word."""
+    """Raise UserError if the shell has expanded ``in`` into several arguments."""
     if sum(argument.startswith("in=") for argument in sys.argv[1:]) > 1:
         raise UserError("in is given more than once: put quotes around a pattern with braces or stars, in='...'")
 
 
 def main() -> None:
-    """Make or verify the shards that the command line describes and say where they lie."""
+    """Make or verify the shards that the command line describes and print the result."""
     with_one_line_errors(_refuse_several_inputs)
     _main()
 

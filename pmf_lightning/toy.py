@@ -1,4 +1,4 @@
-"""Small studies that show one idea each: python -m pmf_lightning.toy experiment=manifold"""
+"""Run a toy experiment that shows one idea: python -m pmf_lightning.toy experiment=manifold"""
 
 import sys
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from pmf_lightning.toys.fields import fields
 from pmf_lightning.toys.manifold import manifold
 from pmf_lightning.utils.errors import UserError, suggestions
 
-# The name of a file in conf/toys -> what it configures: a function that returns the paths of what it wrote.
+# name of a file in conf/toys -> the function that it configures, which returns the paths that it wrote
 TOYS: dict[str, Callable[[DictConfig], dict[str, Path]]] = {
     "manifold": manifold,
     "manifold_jit": manifold,
     "fields": fields,
     "drift2d": drift2d,
 }
-GROUP = "toys"  # conf/experiment is the train command's
+GROUP = "toys"  # conf/experiment belongs to the train command
 
 
 def toy(cfg: DictConfig) -> dict[str, Path]:
-    """Run the experiment that ``cfg`` (conf/toy.yaml) describes; return the paths of what it wrote."""
+    """Run the experiment that ``cfg`` (conf/toy.yaml) describes; return the paths that it wrote."""
     return TOYS[cfg.experiment](cfg)
 
 
@@ -37,7 +37,7 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run what the command line describes and say where it lies; ``experiment=`` picks a file of conf/toys."""
+    """Run the experiment of the command line and print its paths; ``experiment=`` chooses a file of conf/toys."""
     with_one_line_errors(lambda: _check_names(sys.argv[1:]))
     sys.argv[1:] = [_as_group(argument) for argument in sys.argv[1:]]
     _main()

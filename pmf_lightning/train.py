@@ -45,7 +45,7 @@ from pmf_lightning.utils.provenance import provenance
 
 
 def train(cfg: DictConfig) -> dict:
-    """Run the training that ``cfg`` describes and return the summary that is also written to ``summary.json``.
+    """Run the training that ``cfg`` describes and return its summary, which is also written to ``summary.json``.
 
     Raises UserError for bad input before any long work starts.
     """
@@ -96,8 +96,8 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
     except Diverged:
-        pictures(folder)  # the message tells to look at them
-        trainer.strategy.barrier()  # the end of another process would end the first one, which draws
+        pictures(folder)  # the error message refers to them
+        trainer.strategy.barrier()  # rank 0 draws; a launcher would kill it when another rank exits
         raise
     except RuntimeError as error:
         if trainer.world_size > 1 and _of_the_network(error):
@@ -107,19 +107,19 @@ def _fit(
             ) from error
         raise
     if hands.checkpoint.signals.requeue:
-        slurm.requeue(cfg)  # before the pictures: time is short
+        slurm.requeue(cfg)  # before drawing: time is short
     with _room(folder):
         return finish(cfg, module, trainer, hands, folder, started)
 
 
 def _of_the_network(error: RuntimeError) -> bool:
-    """Tell whether an error is one of the processes' connections; gloo gives these no type of their own."""
+    """Return whether an error is a connection error between ranks; gloo's have no type of their own."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 @contextmanager
 def _room(folder: Path) -> Iterator[None]:
-    """Turn a full disk at the very end into one line."""
+    """Turn an OSError while the summary is written, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -131,7 +131,7 @@ def _room(folder: Path) -> Iterator[None]:
 
 @rank_zero_only
 def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> None:
-    """Print what is about to happen and what it costs; keep the configuration, and what the run is made with."""
+    """Print the run's setup and costs; write config.yaml and run.json (versions and hardware)."""
     with atomic_write(folder / "config.yaml") as draft:
         OmegaConf.save(OmegaConf.create(module.config), draft)
     with atomic_write(folder / "run.json") as draft:
@@ -155,7 +155,7 @@ def announce(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Sta
 
 
 def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start: Start) -> list[Logger]:
-    """Build the files, and W&B beside them where it is asked for."""
+    """Build the file logger, and the W&B logger if configured."""
     loggers: list[Logger] = [JSONLLogger(folder, cfg.batch, start.step)]
     if cfg.logger.wandb is not None:
         loggers.append(WandbLogger(dict(cfg.logger.wandb), folder, cfg.batch, module.config, start.wandb_run))
@@ -165,9 +165,9 @@ def make_loggers(cfg: DictConfig, module: GenerativeModule, folder: Path, start:
 def make_trainer(
     cfg: DictConfig, data: ImageData | DriftingData, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
-    """Build Lightning's trainer; the micro-batches follow from batch and devices."""
+    """Build Lightning's Trainer; the number of micro-batches follows from batch and devices."""
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints and hardware lists say nothing new
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hides its hints and hardware lists
     options = trainer_options(cfg)
     trainer = Trainer(
         **options,
@@ -189,7 +189,7 @@ def make_trainer(
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
-    """Train what the command line describes; return the number that sweeps compare runs by."""
+    """Train what the command line describes; return the metric that sweeps optimise."""
     return measured(
         cfg, subprocess_run.train_in_subprocess(cfg) if subprocess_run.needs_subprocess(cfg) else train(cfg)
     )
