@@ -1,9 +1,9 @@
-"""What the training of a sweep will cost, said before it starts: arithmetic counted on paper, or speed measured before.
+"""Estimate the training cost of a sweep before it starts, from counted FLOPs or from measured speeds.
 
-The arithmetic of a run is images x block-forwards per image (block_forwards.py) x what a block costs on one image, by
-the multiply-adds of one evaluation (profiling/model_cost.py). That is the count of every operation
+The FLOPs of a run are images x block-forwards per image (profiling/block_forwards.py) x FLOPs of a block on one image,
+from the multiply-adds of one evaluation (profiling/model_cost.py). They agree with the count of every operation
 (profiling/step_memory.py) to 1 %, in a second or two instead of a minute. Perceptual networks, encoders, the optimiser
-and measurements are left out.
+and evaluations are left out.
 """
 
 import json
@@ -21,29 +21,29 @@ from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
 
 EXA, DAY = 1e18, 86400
-PARTS = ("backbone", "objective", "queues")  # with the shape of the images, what the arithmetic follows from
-# So few numbers seen in a whole run, and its arithmetic is not worth a second of counting: an hour of a CPU at most.
+PARTS = ("backbone", "objective", "queues")  # with the image shape, these determine the FLOPs
+# A run that sees fewer numbers (images x channels x pixels) takes at most an hour on a CPU: no FLOPs are counted.
 FEW = 1e10
 
 
 def images_of(cfg: DictConfig) -> int:
-    """Return the images that a run trains on; of drifting, those that it makes."""
+    """Return the number of images that a run trains on; for Drifting, the generated ones."""
     return cfg.steps * cfg.batch
 
 
 def is_small(cfg: DictConfig) -> bool:
-    """Tell whether nobody would ask for the cost of a run on paper."""
+    """Return whether a run is too small to count its FLOPs."""
     numbers = images_of(cfg) * cfg.data.channels * cfg.data.resolution**2
     return not is_paper(cfg) and numbers < FEW
 
 
 def is_paper(cfg: DictConfig) -> bool:
-    """Tell whether a run is an arm of an experiment at the scale of its paper."""
+    """Return whether a run is an arm of a study at the scale of its paper."""
     return bool(cfg.get("study")) and cfg.study.get("scale") == "paper"
 
 
 class Arithmetic:
-    """Counts the training of runs; what they have in common, network and objective, is counted once."""
+    """Counts the training FLOPs of runs; runs with the same network and objective are counted once."""
 
     def __init__(self):
         self._known: dict[str, float] = {}
@@ -51,7 +51,7 @@ class Arithmetic:
     def __call__(self, cfg: DictConfig) -> float:
         """Return the floating-point operations (2 per multiply-add) of a run; raises UserError for a bad one.
 
-        Raises NoFlowError where block-forwards are not known: for autoencoders.
+        Raises NoFlowError if block-forwards are unknown, as for autoencoders.
         """
         parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if name in cfg}
         shape = [cfg.data.channels, cfg.data.resolution, cfg.data.classes]
@@ -62,12 +62,12 @@ class Arithmetic:
 
     @property
     def counted(self) -> int:
-        """How many different ones there were."""
+        """The number of different configurations counted."""
         return len(self._known)
 
 
 def flops_per_image(cfg: DictConfig) -> float:
-    """Return the operations of a training step per image, of the blocks alone and as if these were all; see above."""
+    """Return the FLOPs of training per image, with an evaluation's FLOPs divided evenly over its blocks."""
     module = build(cfg, empty=True)
     network = module.network
     if not hasattr(network, "trunk"):
@@ -79,12 +79,12 @@ def flops_per_image(cfg: DictConfig) -> float:
 
 
 def load_cluster(name: str) -> Cluster:
-    """Return what conf/cluster assumes of a GPU."""
+    """Return the GPU assumptions of a file in conf/cluster."""
     return instantiate(OmegaConf.load(CONF / "cluster" / f"{name}.yaml"))
 
 
 def analytic_estimate(flops: Sequence[float], cluster: Cluster, counted: int) -> str:
-    """Say what runs of so many operations come to, and the time of one GPU at the share of its peak assumed."""
+    """Describe the total of ``flops`` (one number per run) and its time on one GPU at the assumed share of peak."""
     total = sum(flops)
     seconds = total / (cluster.peak_tflops * 1e12 * cluster.share_of_peak)
     gpu = cluster.name.rpartition(" ")[2]
@@ -104,9 +104,9 @@ def _exa(flops: Number) -> str:
 
 
 def measured_estimate(left: Sequence[tuple[SweepRun, int]], finished: Sequence[SweepRun]) -> str | None:
-    """Say how long runs of so many images take at the speeds that finished ones measured; None without any.
+    """Describe the time of the remaining runs at the measured speeds of finished ones; None without any.
 
-    A run whose arm has finished with another seed takes that speed, others the mean of all.
+    A run uses the speed of its arm's finished seeds if there are any, else the mean of all runs.
     """
     speeds = [(arm.arm, arm.images_per_second) for arm in finished if arm.images_per_second > 0]
     if not speeds or not left:

@@ -1,4 +1,4 @@
-"""What a multirun says before its first run and after its last, and what it writes down: a callback of Hydra."""
+"""Hydra callback that prints a multirun's plan, cost and results, and writes sweep.json."""
 
 import json
 import os
@@ -30,14 +30,14 @@ from pmf_lightning.utils.provenance import SWEEP, command_line
 
 
 class Sweep(Callback):
-    """Announces a multirun and what it costs, keeps sweep.json, and says in the end what is done and what is left.
+    """Prints the plan and cost of a multirun, writes sweep.json, and prints at the end which runs are finished or left.
 
-    A single run is only told its cost, where it is a large one. Jobs that a launcher runs elsewhere leave what became
-    of them in a folder beside sweep.json until the end.
+    For a single run it prints the cost only, if the run is large. Jobs that a launcher runs in other processes write
+    their outcomes to a folder next to sweep.json until the end.
 
     Args:
-        cluster: the file of conf/cluster whose GPU estimates are made for.
-        from_exaflop: runs of more are told their cost; those at the scale of a paper always.
+        cluster: the file of conf/cluster with the GPU of the estimates.
+        from_exaflop: the cost is printed from this size on; for runs at the scale of a paper always.
     """
 
     def __init__(self, cluster: str, from_exaflop: float):
@@ -45,16 +45,16 @@ class Sweep(Callback):
         self.folder: Path | None = None
         self.arms: list[SweepRun] = []
         self.about: dict[str, Any] = {}
-        self.known = True  # whether the runs were known before the first
-        self.same: set[str] = {"seed"}  # keys that are no part of a run's name
+        self.known = True  # whether the runs are known before the first one starts
+        self.same: set[str] = {"seed"}  # keys that are not part of a run's name
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what a large run costs."""
+        """Print the cost of a large run."""
         if first_process() and (line := self._on_paper([config])):
             print(line, flush=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what is about to happen; end here with exit code 2 where no run could start."""
+        """Print the plan and the cost; exit with code 2 if no run can start."""
         try:
             plan = planned(config)
         except UserError as error:
@@ -88,14 +88,14 @@ class Sweep(Callback):
             jobs.defer_first_interrupt()
 
     def _cost(self, left: Sequence[PlannedRun]) -> str | None:
-        """Say what the runs that are left cost: on paper where they are large, else by the speed of finished ones."""
+        """Describe the cost of the remaining runs: by FLOPs if any is large, else by the speed of finished runs."""
         cfgs = [one.cfg for one in left]
         try:
             if any(not cost.is_small(cfg) for cfg in cfgs):
                 return self._on_paper(cfgs)
             finished = [arm for arm in self.arms if arm.state == "finished"]
             return cost.measured_estimate([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
-        except (UserError, OmegaConfBaseException) as error:  # a shape that follows from data which are not there
+        except (UserError, OmegaConfBaseException) as error:  # a shape that depends on missing data
             return f"no estimate of its cost: {one_line(error)}"
 
     def _on_paper(self, cfgs: Sequence[DictConfig]) -> str | None:
@@ -111,7 +111,7 @@ class Sweep(Callback):
         return cost.analytic_estimate(flops, cost.load_cluster(self.cluster), arithmetic.counted)
 
     def _refuse_hopeless(self, left: Sequence[PlannedRun]) -> None:
-        """End here where every run that is left would be refused; one that would not ends the search."""
+        """Abort the sweep if every remaining run would be rejected; stop checking at the first that would not."""
         inputs, reasons = Preflight(), []
         for one in left:
             reason = one.arm.error or inputs.refusal(one.cfg)
@@ -125,7 +125,7 @@ class Sweep(Callback):
             _end(f"{runs} refused: {reasons[0]}{more}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Leave word of a job that ran in another process than the multirun's."""
+        """Write the outcome of a job that ran outside the multirun's process."""
         if config.hydra.mode == RunMode.MULTIRUN and self.folder and not jobs.in_main_process() and jobs.outcomes():
             self._notes.mkdir(parents=True, exist_ok=True)
             outcome = jobs.outcomes()[-1]
@@ -137,7 +137,7 @@ class Sweep(Callback):
         return self.folder / f".jobs-{self.about['started'].replace(':', '')}"
 
     def _finish(self) -> None:
-        """Gather what became of the jobs, write it down, and say it."""
+        """Collect the outcomes of the jobs, write sweep.json and print the result."""
         for note in sorted(self._notes.glob("*.json")):
             jobs.outcomes().append(jobs.Outcome(**read_json(note)))
             note.unlink()
@@ -154,7 +154,7 @@ class Sweep(Callback):
             arm = self.arms[outcome.number]
             self.arms[outcome.number] = replace(arm, run_dir=arm.run_dir or folder, error=outcome.error)
             return
-        self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # tried twice
+        self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # an earlier attempt
         of_job = dict(override.split("=", 1) for override in outcome.overrides)
         named = " ".join(f"{key}={value}" for key, value in of_job.items() if key not in self.same)
         self.arms.append(SweepRun(named, int(of_job.get("seed", 0)), folder, list(outcome.overrides), outcome.error))
@@ -164,7 +164,7 @@ class Sweep(Callback):
 
 
 def _keep_others_out(folders: Sequence[Path]) -> None:
-    """Keep these run directories for this sweep until it is over; end here where another one has one of them."""
+    """Lock these run directories until the sweep is over; exit if another sweep has locked one of them."""
     mine = ExitStack()
     jobs.at_the_end(mine.close)
     for folder in folders:
@@ -175,7 +175,7 @@ def _keep_others_out(folders: Sequence[Path]) -> None:
         except LockHeld as error:
             _end(str(error))
         except OSError:
-            continue  # the run itself will say that nothing can be written there
+            continue  # the run itself will report that its directory is not writable
 
 
 def _end(line: str) -> None:

@@ -1,7 +1,7 @@
-"""The jobs of a multirun, one after the other: a failing one does not end the others, a signal ends all of them.
+"""Run the jobs of a multirun: a failed job does not stop the others, a signal stops all of them.
 
-Hydra calls each job and keeps nothing but what it returns. What became of it is written down here, in this process;
-hydra_callback.py carries it over from the processes of a launcher. ``run_multirun`` is the whole command around them.
+Hydra keeps only the return value of each job, so this module records the outcomes of its process. hydra_callback.py
+collects those of a launcher's processes. ``run_multirun`` runs the complete command.
 """
 
 import os
@@ -32,7 +32,7 @@ _CODES = {OutOfResources: 1, Diverged: 3, NotSaved: 4, ProcessLost: 5}
 
 
 class SubprocessFailed(UserError):
-    """A job ran in a process of its own, which said why it ended; ``code`` is its exit code."""
+    """A job in its own process failed; the message is its error, ``code`` its exit code."""
 
     def __init__(self, code: int, line: str):
         super().__init__(line)
@@ -40,12 +40,12 @@ class SubprocessFailed(UserError):
 
 
 class Stopped(BaseException):
-    """A signal ends the multirun; no Exception, so that it passes through Hydra."""
+    """A signal ends the multirun. A BaseException, so that Hydra does not catch it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of job ``number``: its exit code, one line where it failed, and its directory where it has one."""
+    """The outcome of job ``number``: exit code, one-line error if it failed, and run directory if it has one."""
 
     number: int
     overrides: Sequence[str] = ()
@@ -55,12 +55,12 @@ class Outcome:
 
 
 class _Multirun:
-    """What this process knows of the multirun under way."""
+    """The state of the current multirun in this process."""
 
     def __init__(self):
         self.here = False  # whether the multirun was started in this process
         self.outcomes: list[Outcome] = []
-        self.folders: set[str] = set()  # what its jobs have written to
+        self.folders: set[str] = set()  # the ``out`` folders of its jobs
         self.at_end: list[Callable[[], Any]] = []
 
 
@@ -77,27 +77,27 @@ def exit_code(error: BaseException) -> int:
 
 
 def outcomes() -> list[Outcome]:
-    """Return what became of the jobs, as far as this process knows; the list may be added to."""
+    """Return the outcomes that this process knows; callers may append to the list."""
     return _now.outcomes
 
 
 def in_main_process() -> bool:
-    """Tell whether the multirun was started in this process, rather than one that a launcher made."""
+    """Return whether the multirun was started in this process, and not in one of a launcher."""
     return _now.here
 
 
 def at_the_end(action: Callable[[], Any]) -> None:
-    """Call ``action`` when the multirun of this process is over, also when a signal ended it."""
+    """Register ``action`` to be called when the multirun of this process ends, also by a signal."""
     _now.at_end.append(action)
 
 
 def in_multirun() -> bool:
-    """Tell whether the running job is one of several."""
+    """Return whether the current job is part of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def defer_first_interrupt() -> None:
-    """Let the first Ctrl-C go to the processes of the runs alone, so that they can save; the second ends this one."""
+    """Ignore the first Ctrl-C in this process, so that the processes of the runs can save; the second one ends it."""
 
     def take_down(number: int, frame: FrameType | None) -> None:
         RECEIVED.append(signal.Signals(number))
@@ -109,10 +109,10 @@ def defer_first_interrupt() -> None:
 
 
 def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Run a job of a multirun and note what became of it; return what it returns, None where it failed.
+    """Run a job of a multirun and record its outcome; return its result, None if it failed.
 
-    Errors are printed: what the user can mend as one line, anything else with its traceback. After a signal the job is
-    not started, and in the process of the multirun ``Stopped`` ends them all.
+    Known errors are printed as one line, others with their traceback. After a signal the job is not started; in the
+    process of the multirun ``Stopped`` is raised, which ends all jobs.
     """
     about, value, code, line = HydraConfig.get(), None, 0, None
     os.environ.pop(RUN_DIR, None)
@@ -129,12 +129,12 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     if RECEIVED and _now.here:
         raise Stopped
     if code and not _now.here and srun_tasks() > 1:
-        sys.exit(code)  # one of several processes of this job: the others must not wait for it
+        sys.exit(code)  # one of several processes of this job: exiting keeps the others from waiting for it
     return value
 
 
 def _own_folder(cfg: DictConfig) -> None:
-    """Raise UserError where an earlier job of this process has written to the same ``out``."""
+    """Raise UserError if an earlier job of this process has written to the same ``out``."""
     out = cfg.get("out")
     if out is None:
         return
@@ -146,7 +146,7 @@ def _own_folder(cfg: DictConfig) -> None:
 
 
 def _said(error: Exception) -> str:
-    """Print an error, in short where the job before had the same; return it as one line."""
+    """Print an error, abbreviated if the previous job had the same one; return it as one line."""
     if not isinstance(error, KNOWN):
         traceback.print_exception(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -158,7 +158,7 @@ def _said(error: Exception) -> str:
 
 
 def run_multirun(multirun: Callable[[], None]) -> None:
-    """Run the command ``multirun``; exit with the highest code of its jobs, 0 where only a signal ended it."""
+    """Run the command ``multirun``; exit with the highest code of its jobs, 0 if only a signal ended it."""
     _now.__init__()
     _now.here = True
     RECEIVED.clear()
@@ -177,9 +177,9 @@ def run_multirun(multirun: Callable[[], None]) -> None:
 
 
 def measured(cfg: DictConfig, summary: Mapping[str, Any]) -> float | None:
-    """Return ``study.measure`` of a summary; without a study its Frechet distance, of whatever features.
+    """Return ``study.measure`` of a summary; without a study its Frechet distance, of any features.
 
-    None where the run has no such number: it was stopped, or measures nothing.
+    None if the run has no such number: it was stopped, or has no metrics.
     """
     if cfg.get("study"):
         value = summary.get(cfg.study.measure)

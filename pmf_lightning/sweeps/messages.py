@@ -1,4 +1,4 @@
-"""What a sweep says of its runs, in lines."""
+"""Messages of a sweep about its runs, as lists of lines."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pmf_lightning.utils.cache import ERROR
 
 
 def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Path) -> list[str]:
-    """Say what is about to happen: arms and seeds, which are finished, and which are left."""
+    """Return the plan: arms and seeds, which runs are finished, and which are left."""
     names, seeds = list(dict.fromkeys(arm.arm for arm in arms)), sorted({arm.seed for arm in arms})
     counts = Counter(arm.state for arm in arms)
     lines = [f"{about['study']}: {about['title']}"] if about["study"] else []
@@ -26,12 +26,12 @@ def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Pa
 
 
 def unknown_plan(folder: Path) -> str:
-    """Say so where a sweeper chooses the runs on the way."""
+    """Return the message for a sweeper that chooses its runs while it goes."""
     return f"a sweep whose runs are chosen on the way; {folder / 'sweep.json'} will list them"
 
 
 def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
-    """Say what became of the runs: done, failed with the reason, left; and how to see them side by side."""
+    """Return the result: finished runs, failed ones with the reason, remaining ones, and the report command."""
     counts = Counter(arm.state for arm in arms)
     left = counts["missing"] + counts["stopped"]
     lines = [
@@ -50,7 +50,7 @@ def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
 
 
 def listed(title: str, arms: Sequence[SweepRun]) -> list[str]:
-    """List runs by arm, their seeds behind."""
+    """Return a line per arm with its seeds."""
     seeds: dict[str, list[str]] = {}
     for arm in arms:
         seeds.setdefault(arm.arm, []).append(f"{arm.seed}{' (begun)' if arm.state == 'stopped' else ''}")
@@ -62,7 +62,7 @@ def _called(arm: SweepRun) -> str:
 
 
 def _kept(arm: SweepRun) -> str:
-    """Return the reason in the run directory."""
+    """Return the error stored in the run directory."""
     return (arm.run_dir / ERROR).read_text().strip()
 
 

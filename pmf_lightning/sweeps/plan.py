@@ -1,4 +1,4 @@
-"""The runs that a multirun is made of, found before Hydra starts the first."""
+"""Find the runs of a multirun before Hydra starts the first one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run before it starts: what it is called and where it lies, and its configuration."""
+    """A run before it starts: its entry in the sweep and its configuration."""
 
     arm: SweepRun
     cfg: DictConfig
 
     @property
     def finished(self) -> bool:
-        """Whether it would be left alone."""
+        """Whether the run is complete and would not be repeated."""
         return self.arm.state == "finished" and self.cfg.ckpt == "auto"
 
 
 def planned(config: DictConfig) -> list[PlannedRun] | None:
-    """Return the runs of a multirun in Hydra's order; None where its sweeper chooses them on the way.
+    """Return the runs of a multirun in Hydra's order; None if its sweeper chooses them while it goes.
 
-    ``config`` is that of the multirun, with its "hydra". Raises UserError for what cannot be composed, and where two
-    runs would write to one directory.
+    ``config`` is the multirun's, including "hydra". Raises UserError if a run cannot be composed, or if two runs would
+    write to one directory.
     """
     if config.hydra.sweeper["_target_"] != BASIC:
         return None
@@ -52,15 +52,15 @@ def planned(config: DictConfig) -> list[PlannedRun] | None:
 
 
 def fixed_keys(config: DictConfig) -> set[str]:
-    """Return the keys that a multirun sets alike for all its runs; what comes last of a key wins."""
+    """Return the keys that have the same value in all runs of a multirun; the last override of a key counts."""
     last = {override.get_key_element(): override.is_sweep_override() for override in _overrides(config)}
     return {key for key, several in last.items() if not several}
 
 
 def _overrides(config: DictConfig) -> list[Override]:
-    """Parse what Hydra's sweeper will: its own params, then the command line, which wins."""
+    """Parse the overrides like Hydra's sweeper: its own params first, then the command line, which takes precedence."""
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # references are the jobs' to resolve
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # each job resolves its own references
     try:
         return OverridesParser.create().parse_overrides([*params, *given])
     except HydraException as error:
@@ -73,16 +73,16 @@ def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
     named = " ".join(f"{key}={of_job[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
     if not study and "SLURM_" in str(OmegaConf.to_container(cfg, resolve=False)["run_dir"]):
-        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)  # known when the job runs
+        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)  # run_dir is known only when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
         return PlannedRun(SweepRun(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(cfg)), cfg)
-    except OmegaConfBaseException:  # it follows from the number of the job
+    except OmegaConfBaseException:  # run_dir depends on the number of the job
         return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)
 
 
 def _in_the_way(cfg: DictConfig) -> str | None:
-    """Return why a run would not take up what lies in its directory, None where it would."""
+    """Return why a run would not resume the run in its directory, None if it would."""
     try:
         resume.finished(cfg)
     except UserError as error:
@@ -102,7 +102,7 @@ def _refuse_shared_folders(arms: Sequence[SweepRun]) -> None:
 
 
 def common_parent(arms: Sequence[SweepRun], otherwise: Path) -> Path:
-    """Return the folder of a sweep: the parent that all its run directories have, ``otherwise`` without one."""
+    """Return the folder of a sweep: the common parent of its run directories, else ``otherwise``."""
     parents = {None if arm.run_dir is None else arm.run_dir.parent for arm in arms}
     only = parents.pop() if len(parents) == 1 else None
     return otherwise if only is None else only

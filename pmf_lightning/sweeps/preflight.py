@@ -1,4 +1,4 @@
-"""Data and weights that a run needs and does not find, looked for before a sweep starts."""
+"""Check before a sweep starts that its runs have the data and weights that they need."""
 
 import json
 
@@ -17,23 +17,23 @@ PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "tra
 
 
 class Preflight:
-    """Looks for what runs need; data and weights that several need alike are looked for once."""
+    """Checks the requirements of runs; equal requirements are checked once."""
 
     def __init__(self):
         self._known: dict[str, str | None] = {}
 
     def refusal(self, cfg: DictConfig) -> str | None:
-        """Return why ``train`` would refuse this run at once, None where nothing is seen that speaks against it.
+        """Return why ``train`` would reject this run at once, None if no reason is found.
 
-        Looks for the device, the data, what metrics=fid needs, and published weights that a loss looks through. Nothing
-        is trained or measured for it.
+        Checks the device, the data, the requirements of metrics=fid, and the published weights of perceptual losses.
+        Nothing is trained or measured.
         """
         try:
             validate.training(cfg)
             module = build(cfg, empty=True)
             perceptual = list(cfg.objective.get("perceptual") or {})
             parts = [OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if cfg.get(name)]
-        except (UserError, OmegaConfBaseException) as error:  # data.root may be asked for a number already
+        except (UserError, OmegaConfBaseException) as error:  # the configuration may already need data.root
             return one_line(error)
         key = json.dumps([cfg.objective["_target_"], perceptual, parts], sort_keys=True, default=str)
         if key not in self._known:
@@ -55,5 +55,5 @@ def _look(cfg: DictConfig, module: GenerativeModule) -> None:
     check_metrics(cfg, source, module)
     for name in cfg.objective.get("perceptual") or {}:
         settings = cfg.features.get(name)
-        if settings is not None and not settings.get("_partial_"):  # else it is made here where it is missing
+        if settings is not None and not settings.get("_partial_"):  # partial ones are trained by us if they are missing
             make_part(cfg.features, name)

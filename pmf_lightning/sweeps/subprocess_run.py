@@ -1,7 +1,7 @@
-"""A run of a multirun on several devices, in a process of its own.
+"""Run a multi-device job of a multirun in its own process.
 
-Lightning starts the other processes of such a run with the command line of this one, so that each of them would begin
-the whole multirun by itself.
+Lightning starts the other ranks of a run with the command line of this process, so each of them would start the
+complete multirun.
 """
 
 import json
@@ -26,7 +26,7 @@ from pmf_lightning.utils.signals import RECEIVED, SIGNALS
 
 
 def needs_subprocess(cfg: DictConfig) -> bool:
-    """Tell whether the running job is one of several, and Lightning would start further processes for it."""
+    """Return whether the current job is part of a multirun and Lightning would start further processes for it."""
     started_already = srun_tasks() > 1
     return in_multirun() and not started_already and validate.world_size(cfg.trainer) > 1
 
@@ -34,13 +34,13 @@ def needs_subprocess(cfg: DictConfig) -> bool:
 def train_in_subprocess(cfg: DictConfig) -> dict:
     """Run the train command with the overrides of this job; return its summary. Raises SubprocessFailed, UserError.
 
-    Signals go on to that process, which is given its time to save.
+    Signals are forwarded to that process, and it may take its time to save.
     """
     overrides = job_overrides()
     folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
     if cfg.run_dir is None:
         overrides.append(f"run_dir={folder}")
-    os.environ[RUN_DIR] = str(folder)  # where this job of the multirun is looked for
+    os.environ[RUN_DIR] = str(folder)  # jobs.run reads the directory of this job from here
     process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])
     with _passing_on(process):
         code = process.wait()
@@ -53,7 +53,7 @@ def train_in_subprocess(cfg: DictConfig) -> dict:
 
 @contextmanager
 def _passing_on(process: subprocess.Popen) -> Iterator[None]:
-    """Take signals down and pass them on. Ctrl-C comes as SIGTERM: the terminal has sent SIGINT to both already."""
+    """Record signals and forward them. SIGINT is forwarded as SIGTERM, since the terminal sends SIGINT to both."""
 
     def take_down(number: int, frame: FrameType | None) -> None:
         RECEIVED.append(signal.Signals(number))

@@ -1,4 +1,4 @@
-"""sweep.json: which runs a multirun is made of and where they lie, for reports and for the next sweep."""
+"""Read and write sweep.json: the runs of a multirun and their directories, for reports and for the next sweep."""
 
 import json
 import os
@@ -17,8 +17,8 @@ FORMAT = 1
 class SweepRun:
     """One run of a sweep.
 
-    ``arm`` is its id within a study, or the swept overrides without the seed; ``run_dir`` is None where a run chooses
-    by itself and has not yet; ``error`` is why the last attempt failed.
+    ``arm`` is its id within a study, or the swept overrides without the seed. ``run_dir`` is None if the run chooses it
+    itself and has not done so yet. ``error`` is the reason why the last attempt failed.
     """
 
     arm: str
@@ -29,7 +29,7 @@ class SweepRun:
 
     @property
     def state(self) -> str:
-        """finished, failed, stopped or missing, by what lies in the run directory."""
+        """The state by the files in the run directory: "finished", "failed", "stopped" or "missing"."""
         folder = self.run_dir
         if self.error:
             return "failed"
@@ -43,7 +43,7 @@ class SweepRun:
 
     @property
     def images_per_second(self) -> float:
-        """The speed of training that a finished run measured; 0 where there is none."""
+        """The measured training speed of a finished run, else 0."""
         speed = _summary(self.run_dir).get("images_per_second") if self.state == "finished" else None
         return float(speed) if type(speed) in (int, float) else 0.0
 
@@ -57,7 +57,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return what sweep.json of ``folder`` says, None where there is none that can be read."""
+    """Return the contents of sweep.json in ``folder``, None if there is no readable one."""
     try:
         found = read_json(folder / SWEEP)
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def _is_folder(name: Any) -> bool:
 
 
 def write(folder: Path, arms: Sequence[SweepRun], about: dict[str, Any]) -> None:
-    """Write sweep.json; runs of an earlier sweep stay in it while their directories exist.
+    """Write sweep.json. Runs of an earlier sweep stay listed while their directories exist.
 
     ``about`` has title, study, scale, command and started. Paths are relative to ``folder``.
     """
