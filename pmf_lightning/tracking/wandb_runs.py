@@ -1,4 +1,4 @@
-"""Runs of Weights & Biases: what they are called and stand beside, and how one is opened that no other job shares."""
+"""Open runs of Weights & Biases, each of its own job, and derive their names, groups and tags."""
 
 import os
 import shlex
@@ -18,15 +18,15 @@ from pmf_lightning.utils.provenance import SWEEP
 
 MODES = ("online", "offline", "disabled")
 _KEEP = "or keep it here for later, logger.wandb.mode=offline"
-# Arguments that say nothing of what is trained; an experiment is the group.
+# Arguments that do not describe what is trained. The experiment becomes the group.
 _UNSAID = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale"}
 _UNSAID |= {"sweeper", "workers"}
-_NAME, _JOB_TYPE = 128, 64  # characters that W&B takes of a name or a group, of a job type or a tag
+_NAME, _JOB_TYPE = 128, 64  # W&B's maximum length of a name or group, and of a job type or tag
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line says: the ``overrides`` of this job, and those of the ``sweep`` that it belongs to."""
+    """A Hydra job: its ``overrides``, and those of the ``sweep`` that it belongs to."""
 
     overrides: tuple[str, ...] = ()
     sweep: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Labels:
-    """How a run is found: its ``name``; its ``group`` of runs, and in it the ``job_type``, an arm; and ``tags``."""
+    """Labels of a W&B run: ``name``, ``group``, ``job_type`` (an arm of the group) and ``tags``."""
 
     name: str
     group: str | None
@@ -43,7 +43,7 @@ class Labels:
 
 
 def hydra_job() -> Job:
-    """Return the running job of Hydra, an empty one outside of Hydra."""
+    """Return the current Hydra job, an empty one outside of Hydra."""
     if not HydraConfig.initialized():
         return Job()
     hydra = HydraConfig.get()
@@ -55,9 +55,9 @@ def hydra_job() -> Job:
 def labels(config: Mapping[str, Any], folder: Path, job: Job, kind: str = "train") -> Labels:
     """Return the labels of a run of ``config`` (a resolved training configuration) that writes to ``folder``.
 
-    The group is a study at its scale, else the experiment, else the arguments of the multirun, else none. The job type
-    is the arm of the study, else all overrides but the seed of a multirun's job, else ``kind``. The name is made of the
-    overrides, else it is the folder's.
+    The group is the study with its scale, else the experiment, else the arguments of the multirun, else none. The job
+    type is the arm of the study, else the overrides of a multirun's job without the seed, else ``kind``. The name is
+    the overrides, else the folder's name.
     """
     said, study = _saying(job.overrides), config.get("study")
     chosen = [o.partition("=")[2].rpartition("/")[2] for o in job.overrides if o.startswith("experiment=")]
@@ -86,17 +86,17 @@ def _key(override: str) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """Return a text of at most so many characters; what is cut off still makes a difference."""
+    """Shorten a text to at most ``most`` characters; a digest keeps shortened texts distinct."""
     return text if len(text) <= most else f"{text[: most - 9]}-{digest(text)[:8]}"
 
 
 def new_id() -> str:
-    """Return an id that no other run has."""
+    """Return a unique run id."""
     return uuid.uuid4().hex[:12]
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """See before long work that a run can be opened: its mode is known, and there is a login. Raises UserError."""
+    """Check before long work that a run can be opened: valid mode, and a login. Raises UserError."""
     if options["mode"] not in (None, *MODES):
         raise UserError(
             f"logger.wandb.mode={options['mode']}: there is no such mode; {suggestions(str(options['mode']), MODES)}"
@@ -106,16 +106,16 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def _mode(options: Mapping[str, Any]) -> str | None:
-    """Return the mode that is asked for now: W&B itself hears the environment once in the life of a process."""
+    """Return the requested mode. W&B itself reads the environment only once per process."""
     return options["mode"] or os.environ.get("WANDB_MODE")
 
 
 def log_in(asked: str, otherwise: str) -> bool:
-    """See that there is a login, or ask for one at a terminal; False where WANDB_MODE keeps W&B from looking.
+    """Check that there is a login, or prompt for one at a terminal; False if WANDB_MODE disables the check.
 
-    A UserError begins and ends with the arguments.
+    Raises UserError; its message begins with ``asked`` and ends with ``otherwise``.
     """
-    import wandb  # a second of import time that other runs need not spend
+    import wandb  # takes a second to import, which other runs need not spend
 
     try:
         return wandb.login(verify=False)
@@ -124,9 +124,9 @@ def log_in(asked: str, otherwise: str) -> bool:
 
 
 def open_run(options: Mapping[str, Any], labels: Labels, folder: Path, config: Mapping[str, Any], run_id: str) -> Any:
-    """Open the run ``run_id`` and return it; what WANDB_RUN_ID and its kin say of another is not heard.
+    """Open the run ``run_id`` and return it; WANDB_RUN_ID and similar variables are ignored.
 
-    It goes on where W&B knows that id. Raises UserError where W&B refuses.
+    If W&B knows the id, the run is resumed. Raises UserError if W&B refuses.
     """
     import wandb
 
@@ -141,8 +141,8 @@ def open_run(options: Mapping[str, Any], labels: Labels, folder: Path, config: M
             mode=_mode(options),
             id=run_id,
             resume="allow",
-            reinit="create_new",  # never a run that an earlier job of this process left open
-            dir=str(Path(folder).resolve()),  # W&B writes from a process that may have begun in another folder
+            reinit="create_new",  # do not reuse a run that an earlier job of this process left open
+            dir=str(Path(folder).resolve()),  # absolute: W&B's process may have another working directory
             config=dict(config),
             settings=wandb.Settings(silent=True),
         )
@@ -155,15 +155,15 @@ def _refused(asked: str, error: Exception, otherwise: str) -> str:
 
 
 def is_offline(run: Any) -> bool:
-    """Tell whether a run is kept on disk alone."""
+    """Return whether a run is stored only on disk."""
     return run.settings.mode in ("offline", "dryrun")
 
 
 def address(run: Any) -> str | None:
-    """Return the page of a run, None where it has none."""
+    """Return the URL of a run, None if it has none."""
     return run.url if run.settings.mode == "online" else None
 
 
 def sync_command(folder: Path, run_id: str) -> str:
-    """Return what sends an offline run that was opened in ``folder`` to W&B, all its sessions in their order."""
+    """Return the command that sends an offline run opened in ``folder`` to W&B, with all its sessions in order."""
     return shlex.join(["wandb", "sync", *map(str, sorted((Path(folder) / "wandb").glob(f"offline-run-*-{run_id}")))])

@@ -1,4 +1,4 @@
-"""From a layout to a workspace of W&B, through the package wandb-workspaces, which only this file needs."""
+"""Convert a layout to a W&B workspace with the package wandb-workspaces, which only this file needs."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from pmf_lightning.tracking.workspace_layout import (
     Pictures,
 )
 
-GROUPED_BY = ("Group", "JobType")  # the study, and in it the arm
-_TIME = "RelativeTime(Process)"  # what the package calls W&B's own clock of a run
+GROUPED_BY = ("Group", "JobType")  # the study, then its arm
+_TIME = "RelativeTime(Process)"  # the package's name of W&B's clock of a run
 
 
 def to_workspace(layout: Layout) -> workspaces.Workspace:
-    """Return the workspace of a layout, which nobody has seen yet; its ``save`` sends it."""
+    """Return the workspace of a layout; its ``save`` creates it on W&B."""
     shown = workspaces.And(workspaces.Metric("Group") == layout.group) if layout.group else ""
     return workspaces.Workspace(
         entity=layout.entity,

@@ -7,14 +7,14 @@ from typing import Any
 
 from pmf_lightning.utils.errors import UserError, suggestions
 
-TIME = "time"  # as an axis: seconds since the run began, which W&B counts by itself
+TIME = "time"  # as an axis: seconds since the run began, logged by W&B
 
-CONFIG = "config:"  # begins the name of a number of the configuration
+CONFIG = "config:"  # prefix of a number from the configuration
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves of the metrics ``keys``, or of all that ``match`` a regular expression, against the metric ``x``."""
+    """Curves of the metrics ``keys``, or of all that match the regular expression ``match``, over the metric ``x``."""
 
     title: str
     keys: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures logged as ``keys``: a row per run, a column per moment."""
+    """The images logged as ``keys``: a row per run, a column per step."""
 
     title: str
     keys: tuple[str, ...]
@@ -67,7 +67,7 @@ KINDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under one name; ``open`` tells whether they are seen at once."""
+    """A named group of panels; ``open`` says whether it is expanded initially."""
 
     name: str
     panels: tuple[Panel, ...]
@@ -76,7 +76,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Layout:
-    """A workspace: its ``name``, where it belongs, which ``group`` of runs it shows (None: all), and its sections."""
+    """A workspace: ``name``, ``entity`` and ``project``, the ``group`` of runs it shows (None: all), and sections."""
 
     name: str
     entity: str | None
@@ -86,7 +86,7 @@ class Layout:
 
 
 def read_layout(options: Mapping[str, Any]) -> Layout:
-    """Return the layout of ``options``, conf/dashboard.yaml as plain data; a UserError names what is wrong."""
+    """Return the layout of ``options``, conf/dashboard.yaml as plain data; raises UserError."""
     group = options["group"]
     name = options["name"] or f"pmf_lightning: {group or 'all runs'}"
     sections = tuple(_section(entry) for entry in options["sections"])
@@ -94,7 +94,7 @@ def read_layout(options: Mapping[str, Any]) -> Layout:
 
 
 def asked_for(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Yield what the panels look for in runs: ("metric" | "match" | "picture" | "config", name)."""
+    """Yield the keys that the panels read from runs: ("metric" | "match" | "picture" | "config", name)."""
     for section in layout.sections:
         for panel in section.panels:
             if isinstance(panel, Lines) and panel.match:
@@ -153,7 +153,7 @@ WIDTH = 110
 
 
 def tree(layout: Layout) -> str:
-    """Return sections and panels as an indented list, with the metrics that each panel shows."""
+    """Format sections and panels as an indented list, with the metrics of each panel."""
     place = f"{layout.entity or '<entity>'}/{layout.project}"
     runs = f"runs of the group {layout.group}" if layout.group else "all runs"
     lines = [f"{layout.name} ({place}): {runs}, by group and arm"]
