@@ -1,17 +1,17 @@
-"""Claims: what a table of a paper says, in a form that can be checked on anybody's numbers.
+"""Claims: statements of a paper's table in a form that can be checked on any numbers.
 
 A claim is a mapping with ``says`` (the sentence) and exactly one of
 
-    lower: a, than: [b, ...], by: 2    a is better than each of them, by a factor (1 where ``by`` is left out)
+    lower: a, than: [b, ...], by: 2    a is better than each of them, by a factor (default 1)
     ordered: [a, b, c]                 each is better than the next
     best: a                            a is better than every other arm
-    alike: [a, b, ...], within: 1.5    the largest is at most so many times the smallest
+    alike: [a, b, ...], within: 1.5    the largest is at most this factor times the smallest
 
-a, b, c are arms. Every claim may say ``of: class_accuracy``, another key of summary.json than the study's measure.
-Better is lower, or higher for the few keys of which more is good (numbers.HIGHER_IS_BETTER).
+a, b, c are arms. Every claim may set ``of: class_accuracy``, a key of summary.json other than the study's measure.
+Better means lower, or higher for the keys in formatting.HIGHER_IS_BETTER.
 
-A claim holds or not by the means over seeds. It stays open where that hangs on an arm without a number. ``meets`` says
-whether ranges of seeds that it sets apart share a point, and ``always`` whether it holds for every choice of seeds.
+A claim holds or not by the means over seeds. It stays open if the result depends on an arm without a number. ``meets``
+lists compared arms whose ranges of seeds overlap. ``always`` says whether the claim holds for every choice of seeds.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ _COMMON = ("says", "of")
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim; ``arms`` in its own order (of ``best`` first the best), ``factor`` is ``by`` or ``within``."""
+    """One claim; ``arms`` are in its order (for ``best`` the best first), ``factor`` is ``by`` or ``within``."""
 
     says: str
     kind: str
@@ -40,7 +40,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim beside the numbers: ``holds`` is None while it is open, for lack of the arms in ``lacking``."""
+    """The result of checking a claim; ``holds`` is None while it is open: arms in ``lacking`` have no number."""
 
     claim: Claim
     key: str
@@ -52,7 +52,7 @@ class Finding:
 
     @property
     def ratio(self) -> float | None:
-        """The least factor between the better and another, of "alike" the largest over the least; of "ordered" None."""
+        """The smallest factor between the first arm and another; "alike": largest over smallest; "ordered": None."""
         means = [self.spreads[arm].mean for arm in self.claim.arms if arm in self.spreads]
         if len(means) < 2 or min(means) <= 0 or self.claim.kind == "ordered":
             return None
@@ -65,7 +65,7 @@ class Finding:
 
 
 def read_claims(raw: Any, arms: Collection[str], where: str) -> list[Claim]:
-    """Return the claims of a study. Raises UserError, beginning with ``where``, for what the grammar does not know."""
+    """Parse the claims of a study. Raises UserError, with ``where`` as prefix, for anything outside the grammar."""
     if not isinstance(raw, (list, tuple)):
         raise UserError(f"{where}: claims={raw!r}; give a list of them")
     return [_read(item, list(arms), f"{where}: claim {number}") for number, item in enumerate(raw, 1)]
@@ -90,7 +90,7 @@ def check(claim: Claim, numbers: Mapping[str, Sequence[Any]], measure: str) -> F
 
 
 def _pairs(claim: Claim, known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield (better, worse) for each comparison that can be made."""
+    """Yield (better, worse) for each comparison whose arms both have numbers."""
     arms = [arm for arm in claim.arms if arm in known]
     if claim.kind == "ordered":
         yield from pairwise(arms)
@@ -103,7 +103,7 @@ def _better(a: float, b: float, factor: float, sign: float) -> bool:
 
 
 def _surely(a: Spread, b: Spread, factor: float, sign: float) -> bool:
-    """Tell whether a is better for every pair of seeds."""
+    """Return whether a is better for every pair of seeds."""
     return _better(a.high, b.low, factor, sign) if sign > 0 else _better(a.low, b.high, factor, sign)
 
 
@@ -159,14 +159,14 @@ def _factor(item: Mapping[str, Any], key: str | None, needed: bool, where: str) 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``answer`` is yes, no, partly or open (and for sweeps without a paper "best: ..."); ``words`` explain it."""
+    """A verdict: ``answer`` is yes, no, partly or open ("best: ..." without a paper); ``words`` explain it."""
 
     answer: str
     words: str
 
 
 def judge(findings: Sequence[Finding]) -> Verdict:
-    """Return yes where all claims hold, no where none does, open where none can be checked, and else partly."""
+    """Return the verdict: yes if all claims hold, no if none does, open if none can be checked, else partly."""
     held = sum(finding.holds is True for finding in findings)
     failed = sum(finding.holds is False for finding in findings)
     unknown = len(findings) - held - failed
@@ -193,7 +193,7 @@ def _count(held: int, failed: int, unknown: int, total: int) -> str:
 
 
 def _caution(findings: Sequence[Finding]) -> list[str]:
-    """Say on how many seeds this rests, and which ranges of seeds overlap."""
+    """Return sentences on the number of seeds and on overlapping ranges of seeds."""
     seeds = seeds_of([s for finding in findings for s in finding.spreads.values()])
     said = [f"{seeds[:1].upper()}{seeds[1:]}."] if seeds else []
     pairs = list(dict.fromkeys(pair for finding in findings for pair in finding.meets))
@@ -204,7 +204,7 @@ def _caution(findings: Sequence[Finding]) -> list[str]:
 
 
 def seeds_of(spreads: Sequence[Spread]) -> str:
-    """Say how many seeds numbers come from: "one seed per arm", "3 seeds per arm", "1 to 3 seeds per arm"."""
+    """Format the number of seeds: "one seed per arm", "3 seeds per arm", "1 to 3 seeds per arm"."""
     counts = sorted({value.seeds for value in spreads})
     if not counts:
         return ""
@@ -214,7 +214,7 @@ def seeds_of(spreads: Sequence[Spread]) -> str:
 
 
 def sentence(finding: Finding, paper: Mapping[str, float | int | None]) -> str:
-    """Write what a claim met: our numbers, the paper's beside them, and how sure the seeds make it."""
+    """Describe a finding: our numbers, the paper's, and how far the seeds support it."""
     ours = ", ".join(f"{arm} {value}" for arm, value in finding.spreads.items())
     said = [f"ours ({finding.key.replace('_', ' ')}): {ours}{_ratio(finding)}" if ours else ""]
     if finding.claim.of is None:
@@ -235,12 +235,12 @@ def sentence(finding: Finding, paper: Mapping[str, float | int | None]) -> str:
 
 
 def _ratio(finding: Finding) -> str:
-    """Say by which factor, where the claim asks for one."""
+    """Format the ratio if the claim has a factor."""
     return "" if finding.ratio is None or finding.claim.factor == 1 else f", {show(finding.ratio)} times"
 
 
 def compare_arms(spreads: Mapping[str, Spread], key: str) -> Verdict:
-    """Return the verdict of a sweep that checks no claims: the best arm, and whether its seeds meet the next one's."""
+    """Return the verdict of a sweep without claims: the best arm, and whether its seeds overlap with the next one's."""
     ranked = sorted(spreads, key=lambda arm: spreads[arm].mean, reverse=higher_is_better(key))
     if len(ranked) < 2:
         only = f" {ranked[0]} alone has {key} {spreads[ranked[0]]}." if ranked else ""

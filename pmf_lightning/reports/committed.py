@@ -1,4 +1,4 @@
-"""Finished sweeps in a form small enough to commit, and their table in experiments/README.md."""
+"""Save finished sweeps in a form small enough to commit, and list them in experiments/README.md."""
 
 import json
 import platform
@@ -21,25 +21,25 @@ from pmf_lightning.utils.errors import UserError
 
 README = "README.md"
 
-MOST_ROWS = 60  # of a log
+MOST_ROWS = 60  # maximum rows of a log
 
 _LOGGED = re.compile(r"(step$|images$|loss_|force_norm_|fd|fid|is\d|class_accuracy)[^/]*$")
 
-_FILES = ("checkpoint", "best", "grid", "curves", "time_bins", "reference")  # of summary.json: where things lay
+_FILES = ("checkpoint", "best", "grid", "curves", "time_bins", "reference")  # entries of summary.json that are paths
 
 _PATH = re.compile(r"(?<![\w.:/~])/[\w.+@=-]+(?:/[\w.+@=-]*)*")
 
 
 def is_kept(folder: Path) -> bool:
-    """Tell whether a folder holds a kept sweep: its README.md says that it was made by this program."""
+    """Return whether a folder contains a saved sweep: its README.md has the mark of this program."""
     readme = folder / README
     return readme.is_file() and readme.read_text().startswith(MADE)
 
 
 def keep_runs(sweep: Sweep, folder: Path) -> None:
-    """Copy into ``folder``/runs what the page of a sweep needs, in place of what was kept there before.
+    """Copy the files that the page of a sweep needs to ``folder``/runs, replacing earlier ones.
 
-    Raises UserError where that would overwrite what this program has not written, or the runs themselves.
+    Raises UserError if that would overwrite files of another origin, or the runs themselves.
     """
     if (folder / README).is_file() and not is_kept(folder):
         raise UserError(f"--keep {folder}: it has a {README} written by hand; name another folder")
@@ -61,7 +61,7 @@ def keep_runs(sweep: Sweep, folder: Path) -> None:
 
 
 def _keep_run(run: Run, place: Path, rows: int | None) -> None:
-    """Keep one run, and of its samples so many rows, None of them where they are not shown."""
+    """Save one run with ``rows`` rows of its samples; None: without samples."""
     place.mkdir(parents=True)
     config = yaml.safe_dump(without_paths(dict(run.config)), sort_keys=False, allow_unicode=True, width=120)
     (place / "config.yaml").write_text(config)
@@ -78,7 +78,7 @@ def _keep_run(run: Run, place: Path, rows: int | None) -> None:
 
 
 def thinned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return few rows of a log, evenly spread, besides the last and those that hold a measurement; in four digits."""
+    """Return a subset of the rows of a log: evenly spaced ones, those with a metric, and the last; in four digits."""
     every = -(-len(rows) // MOST_ROWS) if len(rows) > 2 * MOST_ROWS else 1  # a thinned log stays as it is
     measured = {number for number, row in enumerate(rows) if any(re.match(r"fd|fid|class_accuracy", n) for n in row)}
     if len(measured) > MOST_ROWS:
@@ -88,7 +88,7 @@ def thinned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def without_paths(value: Any) -> Any:
-    """Return a value, of any depth, in whose texts absolute paths end in their last name, and the host has no name."""
+    """Return a nested value in whose strings absolute paths are cut to their last name and the host name is removed."""
     if isinstance(value, Mapping):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -112,9 +112,9 @@ MARK = re.compile(r"<!-- /?studies -->")
 
 
 def write_index(folder: Path) -> tuple[Path, int]:
-    """Rewrite what stands between the two marks of ``folder``/README.md; return its path and the number of sweeps.
+    """Rewrite the table between the two marks of ``folder``/README.md; return its path and the number of sweeps.
 
-    Raises UserError where there is no such file, or not two marks in it.
+    Raises UserError if there is no such file, or if it does not have two marks.
     """
     path = folder / README
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What tells configurations apart: the few keys that say it all, of the many that differ with them."""
+"""Find a few keys that distinguish configurations, among the many that differ."""
 
 import json
 import re
@@ -7,15 +7,16 @@ from typing import Any
 
 _NOT_SETTINGS = ("seed", "run_dir", "ckpt", "cache_dir", "study", "logger", "workers", "hydra")
 _PATH = re.compile(r"(^|\.)(path|root|folder|weights|reference)$")
-_LENGTH = re.compile(r"(^|\.)(steps|images|every_images|batch)$")  # which often follow from something else
+_LENGTH = re.compile(r"(^|\.)(steps|images|every_images|batch)$")  # often derived from other keys
 ABSENT = "-"
 
 
 def distinguishing_keys(configs: Sequence[Mapping[str, Any]], hints: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return for each configuration the values of the keys that tell it from the others; seeds and paths tell nothing.
+    """Return for each configuration the values of the keys that distinguish it; seeds and paths are ignored.
 
-    Of keys that differ in the same way one is taken, and none that adds no distinction: a sweep of ``model`` gives
-    ``name``, one of patch and prediction these two and not what follows from them. ``hints`` are keys to prefer.
+    Of keys that differ in the same way only one is used, and keys that add no distinction are dropped. A sweep of
+    ``model`` gives ``name``; a sweep of patch and prediction gives these two and no derived keys. ``hints`` are
+    preferred keys.
     """
     flat = [dict(_leaves(config)) for config in configs]
     keys = list(dict.fromkeys(key for leaves in flat for key in leaves))
@@ -30,7 +31,7 @@ def distinguishing_keys(configs: Sequence[Mapping[str, Any]], hints: Sequence[st
 
 
 def _fewest(ways: Mapping[tuple[int, ...], str], hints: Sequence[str]) -> list[str]:
-    """Choose keys, hints and the coarsest first, until they distinguish all that any key distinguishes."""
+    """Choose keys, hints and coarse partitions first, until they distinguish as much as all keys together."""
     whole = _joint(list(ways))
     if ways.get(whole) == "name":
         return ["name"]
@@ -38,7 +39,7 @@ def _fewest(ways: Mapping[tuple[int, ...], str], hints: Sequence[str]) -> list[s
     for way in sorted(ways, key=lambda way: (ways[way] not in hints, max(way), _plainness(ways[way]))):
         if not chosen or _joint([*chosen, way]) != _joint(chosen):
             chosen.append(way)
-    for way in list(chosen):  # a later, finer one may say what an earlier one says
+    for way in list(chosen):  # a later, finer partition may imply an earlier one
         others = [other for other in chosen if other is not way]
         if others and _joint(others) == whole:
             chosen = others
@@ -46,7 +47,7 @@ def _fewest(ways: Mapping[tuple[int, ...], str], hints: Sequence[str]) -> list[s
 
 
 def _joint(ways: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the partition into those that no way tells apart."""
+    """Return the common refinement of the partitions."""
     return _partition(list(zip(*ways, strict=True)))
 
 
@@ -57,7 +58,7 @@ def _partition(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _in_all(key: str, way: tuple[int, ...], configs: Sequence[Mapping[str, Any]]) -> str:
-    """Return ``key``, or the mapping above it where only some configurations have it and the mapping says as much."""
+    """Return ``key``, or its parent if only some configurations have ``key`` and the parent distinguishes as much."""
     above = key
     while ABSENT in (shown := [_shown(config, above) for config in configs]) and "." in above:
         above = above.rpartition(".")[0]
@@ -65,7 +66,7 @@ def _in_all(key: str, way: tuple[int, ...], configs: Sequence[Mapping[str, Any]]
 
 
 def _shown(config: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key; of a mapping the names in it, "none" where it is empty."""
+    """Return the value at a dotted key; for a mapping its keys, "none" if it is empty."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -79,12 +80,12 @@ def _frozen(value: Any) -> str:
 
 
 def _plainness(key: str) -> tuple[bool, bool, bool, int, str]:
-    """Sort keys so that the one which says most comes first: the model's name, then what stands high up."""
+    """Sort key that puts the most informative keys first: the model's name, then keys with few dots."""
     return key != "name", key.endswith("_target_"), _LENGTH.search(key) is not None, key.count("."), key
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in a configuration that is a setting."""
+    """Yield (dotted key, value) of all settings of a configuration."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             if key or name not in _NOT_SETTINGS:

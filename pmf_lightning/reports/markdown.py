@@ -1,4 +1,4 @@
-"""A report in markdown."""
+"""Format a report as Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ MADE = "<!-- made by python -m pmf_lightning.report; what is written here by han
 
 
 def to_markdown(sections: Sequence[SweepPage], heading: str, closing: str = "") -> str:
-    """Return the text of report.md: a comparison of the sweeps where there are several, then a section for each."""
+    """Return the text of report.md: a comparison if there are several sweeps, then a section for each."""
     if len(sections) == 1:
         blocks = [f"# {plain(sections[0].title)}", *_body(sections[0])]
     else:
@@ -22,7 +22,7 @@ def to_markdown(sections: Sequence[SweepPage], heading: str, closing: str = "") 
 
 
 def headlines(lines: Sequence[IndexRow], links: Sequence[str] = ()) -> str:
-    """Return a table with a line per sweep; ``links`` are the folders that the findings link to."""
+    """Return a table with a row per sweep; ``links`` are the folders that the findings link to."""
     rows = []
     for number, line in enumerate(lines):
         finding = plain(line.finding) + (f" ({plain(line.source)})" if line.source else "")
@@ -32,13 +32,13 @@ def headlines(lines: Sequence[IndexRow], links: Sequence[str] = ()) -> str:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells that are markdown already."""
+    """Return a table of cells that are already Markdown."""
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def plain(text: str) -> str:
-    """Return text that markdown shows as it is."""
+    """Escape text for Markdown."""
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", text)
 
 

@@ -17,13 +17,13 @@ from pmf_lightning.reports.table import title
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import new_figure, subplots
 
-WIDE = 8  # largest over smallest number from which on an axis is logarithmic
+WIDE = 8  # ratio of largest to smallest number above which an axis is logarithmic
 
 LOSSES = ("loss_", "force_norm_")  # drifting's loss is constant by construction
 
 MOST_LOSSES = 2
 
-FEW = 20  # points of a curve that are marked one by one
+FEW = 20  # curves with fewer points get a marker per point
 
 PAPER = "0.6"  # grey
 
@@ -37,7 +37,7 @@ def colours_of(arms: Sequence[ReportArm]) -> dict[str, Any]:
 
 
 def save_measure(sweep: Sweep, path: Path) -> Path | None:
-    """Draw a bar per arm with the range of its seeds, and the paper's beside it; None where nothing was measured."""
+    """Draw a bar per arm with the range of its seeds, next to the paper's bars; None if no arm has a number."""
     ours = {arm.name: value for arm in sweep.arms if sweep.measure and (value := arm.spread(sweep.measure))}
     theirs = {arm.name: float(arm.paper) for arm in sweep.arms if arm.paper is not None}
     if not ours:
@@ -78,7 +78,7 @@ def _bars(
     if is_wide:
         axis.set_xscale("log")
         low, high = min(known), max([*known, *(high for _, high in reach.values())])
-        axis.set_xlim(low / 2, high * (high / low) ** 0.25)  # the numbers beside the bars take a part of the width
+        axis.set_xlim(low / 2, high * (high / low) ** 0.25)  # leaves room for the numbers next to the bars
         _plain_ticks(axis.xaxis)
     else:
         axis.margins(x=0.15)
@@ -87,7 +87,7 @@ def _bars(
 
 
 def save_curves(sweep: Sweep, path: Path) -> Path | None:
-    """Draw the measure and the losses over images seen, a line per run; None where nothing was logged."""
+    """Draw the measure and the losses over images seen, a line per run; None if nothing was logged."""
     panels = _panels(sweep)
     if not panels:
         return None
@@ -102,7 +102,7 @@ def save_curves(sweep: Sweep, path: Path) -> Path | None:
 
 
 def _panels(sweep: Sweep) -> dict[str, list[tuple[str, list]]]:
-    """Return title -> (arm, points) of each run that logged it, the measure first."""
+    """Return title -> [(arm, points) of each run that logged it], the measure first."""
     panels: dict[str, list] = {}
     names = {name for run in sweep.runs for row in run.log for name in row if "/" not in name}
     losses = next((found for start in LOSSES if (found := sorted(n for n in names if n.startswith(start)))), [])
@@ -136,7 +136,7 @@ def _lines(axis, lines: Sequence[tuple[str, list]], colours: Mapping[str, Any]) 
 
 
 def _plain_ticks(axis) -> None:
-    """Write the ticks of a logarithmic axis as numbers."""
+    """Label the ticks of a logarithmic axis with plain numbers."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 3) if high > 30 * low else (1, 2, 5)))
     axis.set_major_formatter("{x:g}")
@@ -146,21 +146,21 @@ def _plain_ticks(axis) -> None:
 def _save(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    with Image.open(path) as drawn:  # a palette takes a quarter of the room
+    with Image.open(path) as drawn:  # a palette needs a quarter of the bytes
         small = drawn.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     small.save(path, format="PNG", optimize=True)
     return path
 
 
-ROWS = 2  # of a grid: samples that are all alike look so in a column ...
+ROWS = 2  # rows of a sample grid: mode collapse shows within a column ...
 
-MANY = 8  # ... but one where a sweep has more arms than these
+MANY = 8  # ... but one row if a sweep has more arms than this
 
-GREYS, COLOURS = 16, 64  # of what is kept
+GREYS, COLOURS = 16, 64  # levels of saved pictures
 
 GAP = 2  # pixels between the images of a grid, and around it
 
-WIDTH = 662  # pixels of a strip, at most: ten images of 64
+WIDTH = 662  # maximum width of a strip in pixels: ten images of 64
 
 LABEL = 24  # pixels for the name above a strip
 
@@ -168,7 +168,7 @@ DPI = 100
 
 
 def save_strips(sweep: Sweep, path: Path) -> Path | None:
-    """Draw the strips of all arms below each other, pixel for pixel; None where no run has a grid."""
+    """Draw the sample strips of all arms below each other, without rescaling; None if no run has a grid."""
     found = [(arm, run) for arm in sweep.arms if (run := run_of_samples(arm)) is not None]
     if not found:
         return None
@@ -189,18 +189,18 @@ def save_strips(sweep: Sweep, path: Path) -> Path | None:
 
 
 def rows_of(sweep: Sweep) -> int:
-    """Return how many rows of each grid a picture of the sweep has."""
+    """Return the number of rows that are shown of each sample grid."""
     return ROWS if len(sweep.arms) <= MANY else 1
 
 
 def run_of_samples(arm: ReportArm) -> Run | None:
-    """Return the run whose samples stand for an arm: the first finished one with a grid, else any with one."""
+    """Return the run whose samples represent an arm: the first finished one with a grid, else any with one."""
     runs = [run for run in [*arm.finished, *arm.runs] if run.samples]
     return runs[0] if runs else None
 
 
 def strip_of(run: Run, rows: int) -> Image.Image:
-    """Return the first rows of a run's last grid, no wider than ``WIDTH``; a strip gives itself."""
+    """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a saved strip is returned unchanged."""
     with Image.open(run.samples) as opened:
         image = opened.convert("RGB")
     columns = _columns(run.config)
@@ -212,7 +212,7 @@ def strip_of(run: Run, rows: int) -> Image.Image:
 
 
 def save_small(image: Image.Image, path: Path, coarse: bool) -> Path:
-    """Write a PNG, of one channel where that is all there is; ``coarse``: in few greys or colours, half as large."""
+    """Write a PNG, with one channel if the image is grey; ``coarse``: with few greys or colours, half the size."""
     image, options = image.convert("L") if _is_grey(image) else image, {}
     if coarse and image.mode == "L":
         image, options = _in_greys(image), {"bits": 4}
@@ -224,7 +224,7 @@ def save_small(image: Image.Image, path: Path, coarse: bool) -> Path:
 
 
 def _in_greys(image: Image.Image) -> Image.Image:
-    """Return a picture in evenly spaced greys, black and white among them."""
+    """Quantise a picture to evenly spaced greys, including black and white."""
     step = 255 // (GREYS - 1)
     levels = (np.asarray(image).astype(int) + step // 2) // step
     coarse = Image.frombytes("P", image.size, levels.astype(np.uint8).tobytes())
@@ -233,7 +233,7 @@ def _in_greys(image: Image.Image) -> Image.Image:
 
 
 def _columns(config: Mapping[str, Any]) -> int:
-    """Return how many images a row of the grid has: the classes, up to a limit."""
+    """Return the number of grid columns: the number of classes, up to a limit."""
     limit = (config.get("grid") or {}).get("columns", 10)
     return max(1, min(limit, (config.get("data") or {}).get("classes", limit)))
 

@@ -1,4 +1,4 @@
-"""What lies in a run directory: configuration, numbers, log, and whether it came to its end."""
+"""Read run directories: configuration, results, log, and whether the run is finished."""
 
 import math
 import os
@@ -15,15 +15,15 @@ from pmf_lightning.utils.bounded_files import read_json, read_rows, read_yaml
 from pmf_lightning.utils.cache import ERROR, SWEEP
 from pmf_lightning.utils.errors import UserError
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 STATES = ("finished", "failed", "stopped", "missing")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; ``name`` is its folder, seen from the folder that was asked for.
+    """One run; ``name`` is its folder relative to the requested root.
 
-    ``summary`` and ``record`` (run.json) are empty where there is no such file, ``error`` (error.txt) is None.
+    ``summary`` and ``record`` (run.json) are empty if the file is missing; ``error`` (error.txt) is None then.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed of its configuration; raises UserError for what is none."""
+        """The seed in the configuration; raises UserError if it is no integer."""
         seed = self.config.get("seed")
         if seed is not None and not isinstance(seed, int):
             raise UserError(f"{self.folder / 'config.yaml'}: seed={seed!r} is no whole number; move this run away")
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Return "finished", "failed" or "stopped", which is also what a run is that still goes on."""
+        """The state: "finished", "failed" or "stopped"; a run that is still training counts as "stopped"."""
         if self.summary and not self.summary.get("stopped_early"):
             return "finished"
         return "failed" if self.error else "stopped"
 
     @property
     def reason(self) -> str:
-        """Why there is no result; empty for finished runs."""
+        """The reason why there is no result; empty for finished runs."""
         if self.state == "finished":
             return ""
         return self.error or f"at {self._progress()}, if it is not still running"
@@ -62,31 +62,31 @@ class Run:
 
     @property
     def started(self) -> str:
-        """When it began, as run.json has it; empty where that is unknown."""
+        """The start time in run.json; empty if unknown."""
         return str(self.record.get("started") or "")
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a row that a kill cut short is left out."""
+        """The rows of metrics.jsonl, without a row that a kill truncated."""
         path = self.folder / "metrics.jsonl"
         rows = read_rows(path) if path.is_file() else []
         return [row for row in rows if _finite(row.get("images"))]
 
     @property
     def samples(self) -> Path | None:
-        """The last grid of samples: of a run in grids/, of a kept one beside its numbers."""
+        """The last sample grid: in grids/, or for a saved run next to its summary.json."""
         places = (self.folder / "grids" / "final.png", self.folder / "final.png")
         return next((path for path in places if path.is_file()), None)
 
     @property
     def is_kept(self) -> bool:
-        """Tell whether these are the small files that --keep leaves, not the run itself."""
+        """Whether this folder has the small files of --keep, and not the run itself."""
         return self.samples is not None and self.samples.parent == self.folder
 
     def number(self, key: str) -> Any:
-        """Return what summary.json holds under ``key``, "by_steps.4.fd" for what lies deeper; None where it has none.
+        """Return the value of ``key`` in summary.json ("by_steps.4.fd" for nested ones), None if it is missing.
 
-        The full name of a distance ("fid50k_jit") means the one that goes by the short name there.
+        The full name of a distance ("fid50k_jit") stands for the short one in summary.json ("fid" or "fd").
         """
         if key == self.summary.get("metric"):
             return next((self.summary[short] for short in ("fid", "fd") if short in self.summary), None)
@@ -97,16 +97,15 @@ class Run:
 
 
 def read_runs(root: Path) -> list[Run]:
-    """Return all runs below ``root``, in the order of their folders; those that failed before they began, too.
+    """Return all runs below ``root``, in the order of their folders, including those that failed before they began.
 
-    And those that lie elsewhere, as sweep.json of ``root`` says.
-
-    Raises UserError where there is no such folder, no run in it, or a file that cannot be read.
+    Runs elsewhere that sweep.json of ``root`` lists are included. Raises UserError if there is no such folder, no run
+    in it, or a file that cannot be read.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
     found = [path.relative_to(root).parent for name in ("config.yaml", ERROR) for path in root.rglob(name)]
-    folders = {root / place for place in found if "wandb" not in place.parts}  # there W&B has a config.yaml of its own
+    folders = {root / place for place in found if "wandb" not in place.parts}  # W&B has its own config.yaml there
     below = {folder.resolve() for folder in folders}
     folders |= {folder for folder in _listed(root) if folder.resolve() not in below}
     if not any((folder / "config.yaml").is_file() for folder in folders):
@@ -115,7 +114,7 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def _listed(root: Path) -> list[Path]:
-    """Return the run directories that a sweep left in ``root`` to be found."""
+    """Return the existing run directories that sweep.json in ``root`` lists."""
     arms = _mapping(root / SWEEP, read_json).get("arms", [])
     if not isinstance(arms, list) or not all(_is_arm(one) for one in arms):
         raise UserError(f"{root / SWEEP}: its arms are no runs with a run_dir; move the file away")
@@ -124,7 +123,7 @@ def _listed(root: Path) -> list[Path]:
 
 
 def _is_arm(one: Any) -> bool:
-    """Tell whether an arm of sweep.json has a directory, or none yet."""
+    """Return whether an entry of sweep.json is valid: its run_dir is a path or null."""
     folder = one.get("run_dir") if isinstance(one, Mapping) else 0
     return folder is None or (isinstance(folder, str) and "\0" not in folder)
 
@@ -144,7 +143,7 @@ def read_run(folder: Path, root: Path) -> Run:
 
 
 def log_name(rows: Sequence[Mapping[str, Any]], key: str, summary: Mapping[str, Any]) -> str | None:
-    """Return under which name a log has what summary.json calls ``key``: "fd" is fd_digits, "fid" fid50k_jit."""
+    """Return the log's name of a key of summary.json: "fd" is fd_digits, "fid" is fid50k_jit."""
     names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
     wanted = (key, summary.get("metric") if key in ("fd", "fid") else None)
     if (name := next((name for name in wanted if name in names), None)) is not None:
@@ -153,7 +152,7 @@ def log_name(rows: Sequence[Mapping[str, Any]], key: str, summary: Mapping[str, 
 
 
 def _natural(path: Path) -> list[Any]:
-    """Sort seed10 behind seed9."""
+    """Sort key that puts seed10 after seed9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
@@ -162,7 +161,7 @@ def _finite(value: Any) -> bool:
 
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
-    """Return what a file holds, nothing where it is missing; UserError where it is no mapping."""
+    """Parse a file; returns an empty mapping if it is missing, raises UserError if it is no mapping."""
     if not path.is_file():
         return {}
     try:

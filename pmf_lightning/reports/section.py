@@ -1,4 +1,4 @@
-"""What a page says about a sweep, in plain text; markdown.py and page.py give it a form."""
+"""The contents of a report about a sweep, as plain text; markdown.py and writing.py format it."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MARKS = {True: "yes", False: "no", None: "open"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file of the page's folder; ``kind`` is "drawn", or "pixels" for what may be shown small."""
+    """A PNG file in the page's folder; ``kind`` is "drawn", or "pixels" for pictures that may be shown small."""
 
     title: str
     file: str
@@ -23,7 +23,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class IndexRow:
-    """A sweep on one line: of the first claim the paper's numbers and ours, and what it all took."""
+    """A sweep as one table row: the paper's numbers and ours for the first claim, and the cost of the sweep."""
 
     finding: str
     source: str
@@ -36,7 +36,7 @@ class IndexRow:
 
 @dataclass
 class SweepPage:
-    """Everything about a sweep. ``claims`` are (yes, no or open; what is claimed; what was found)."""
+    """The report of a sweep. ``claims`` are (yes, no or open; the claim; the finding)."""
 
     name: str
     title: str
@@ -55,7 +55,7 @@ class SweepPage:
 
 
 def section_of(sweep: Sweep) -> SweepPage:
-    """Return what there is to say about a sweep."""
+    """Return the report of a sweep."""
     study = sweep.study
     paper = {arm.name: arm.paper for arm in sweep.arms if arm.paper is not None}
     findings = _findings(sweep)
@@ -93,7 +93,7 @@ def _findings(sweep: Sweep) -> list[Finding]:
 
 
 def _troubles(sweep: Sweep) -> list[str]:
-    """Return a line for each run that counts for nothing, and each arm that has none."""
+    """Return a line for each run without a result, and for each arm without a run."""
     lines = []
     for arm in sweep.arms:
         if not arm.runs:
@@ -106,7 +106,7 @@ def _troubles(sweep: Sweep) -> list[str]:
 
 
 def _notes(sweep: Sweep) -> list[str]:
-    """Return what one must know to read the table."""
+    """Return notes on how to read the table."""
     notes = []
     if sweep.study:
         notes += [sweep.study.note] if sweep.study.note else []
@@ -127,7 +127,7 @@ def _notes(sweep: Sweep) -> list[str]:
 
 
 def _facts(sweep: Sweep) -> list[tuple[str, str]]:
-    """Return commit, date, machine and time, as far as run.json and summary.json know them."""
+    """Return commit, date, machine, software and time, if run.json and summary.json have them."""
     records = [run.record for run in sweep.runs if run.record]
     commits = {
         f"{r['commit']}{' and uncommitted changes' if r.get('uncommitted') else ''}" for r in records if r.get("commit")
@@ -187,7 +187,7 @@ def _headline(sweep: Sweep, findings: Sequence[Finding], verdict: Verdict) -> In
 
 
 def _headline_arms(sweep: Sweep, findings: Sequence[Finding]) -> list[str]:
-    """Return the arms of the first claim about the measure, four at most; without claims the best and the worst."""
+    """Return the arms of the first claim about the measure, at most four; without claims the best and the worst."""
     for finding in findings:
         if finding.claim.of is None:
             return list(finding.claim.arms[:4])

@@ -1,4 +1,4 @@
-"""The study block of a configuration: what an experiment compares, and what its paper says."""
+"""The study block of a configuration: the arms that an experiment compares, and the paper's numbers and claims."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NEEDED = ("name", "scale", "source", "title", "arm", "measure", "arms")
 
 @dataclass(frozen=True)
 class Study:
-    """A study; ``paper`` holds the paper's number of each arm, in the order of its table, None where it has none."""
+    """A study; ``paper`` has the paper's number of each arm, in the order of its table, None if it has none."""
 
     name: str
     scale: str
@@ -33,17 +33,17 @@ class Study:
 
     @property
     def link(self) -> str | None:
-        """The address of the paper."""
+        """The URL of the paper."""
         return PAPERS.get(self.source.split(",")[0].strip())
 
     @property
     def paper_short(self) -> str:
-        """The name of the paper's measure alone: "FID-50K" of "FID-50K of latent B/2 at 256 pixels"."""
+        """The short name of the paper's measure: "FID-50K" of "FID-50K of latent B/2 at 256 pixels"."""
         return self.paper_measure.split(" ")[0].rstrip(",:") or "the number"
 
 
 def read_study(block: Mapping[str, Any], where: str) -> Study:
-    """Return the study that ``block`` describes. Raises UserError, which begins with ``where``, for what is wrong."""
+    """Return the study that ``block`` describes. Raises UserError, with ``where`` as prefix, for bad input."""
     if missing := [key for key in _NEEDED if block.get(key) is None]:
         raise UserError(f"{where}: the study lacks {', '.join(missing)}; see conf/study for whole ones")
     arms = block["arms"]

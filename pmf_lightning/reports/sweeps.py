@@ -1,4 +1,4 @@
-"""Runs that belong together, and their arms: by the study they are of, or by what their configurations differ in."""
+"""Group runs into sweeps and arms: by their study, or by the differences of their configurations."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.study import Study, read_study
 
-MEASURES = ("fid", "fd", "class_accuracy")  # of sweeps without a study: the first that any run has
+MEASURES = ("fid", "fd", "class_accuracy")  # a sweep without a study uses the first that any run has
 
 
 @dataclass(frozen=True)
 class ReportArm:
-    """The runs of one setting, a run per seed; ``columns`` is what a table shows of the setting.
+    """The runs of one setting, one per seed; ``columns`` are the values that a table shows of the setting.
 
-    ``reason`` says why an arm without any run has none. ``paper`` is the paper's number, if any.
+    ``reason`` is the error of an arm without any run. ``paper`` is the paper's number, if any.
     """
 
     name: str
@@ -29,27 +29,27 @@ class ReportArm:
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that came to their end: those that count."""
+        """The finished runs; only they count."""
         return [run for run in self.runs if run.state == "finished"]
 
     @property
     def state(self) -> str:
-        """Of finished, failed, stopped and missing the best of its runs."""
+        """The best state of its runs, in the order finished, failed, stopped, missing."""
         states = [run.state for run in self.runs] or ["failed" if self.reason else "missing"]
         return next(state for state in STATES if state in states)
 
     def values(self, key: str) -> list[Any]:
-        """Return what the finished runs have under a key of summary.json."""
+        """Return the values of a key of summary.json in the finished runs."""
         return [run.number(key) for run in self.finished]
 
     def spread(self, key: str) -> Spread | None:
-        """Return mean and range of a number over the seeds; None where no finished run has it."""
+        """Return mean and range of a number over the seeds, None if no finished run has it."""
         return spread([value for value in self.values(key) if is_number(value)])
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms that are compared by ``measure``; ``study`` is None where no paper is; ``left_out``: what does not count."""
+    """Arms compared by ``measure``; ``study`` is None without a paper; ``left_out`` has a line per excluded run."""
 
     name: str
     arms: Sequence[ReportArm]
@@ -64,13 +64,13 @@ class Sweep:
 
 
 def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
-    """Return the studies below all ``roots``, and of each root the runs without a study as one more sweep.
+    """Return the studies below all ``roots``, and for each root its runs without a study as one more sweep.
 
-    Raises UserError as ``read_runs`` does, and for a study that cannot be understood.
+    Raises UserError as ``read_runs`` does, and for an invalid study.
     """
     studies: dict[tuple[str, str], list[Run]] = defaultdict(list)
     loose: dict[Path, list[Run]] = defaultdict(list)
-    lost: list[Run] = []  # failed before they had a configuration
+    lost: list[Run] = []  # runs that failed before they had a configuration
     seen: set[Path] = set()
     for root in roots:
         for run in read_runs(root):
@@ -104,9 +104,9 @@ def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
 
 
 def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
-    """Return what an arm died of that never got as far as a configuration, by the name of its directory."""
+    """Return the error of an arm that failed before it had a configuration, found by the name of its directory."""
     parents = {run.folder.parent for run in runs}
-    names = (f"{arm}-seed", f"{slug(arm)}-seed")  # of a run, of a kept one
+    names = (f"{arm}-seed", f"{slug(arm)}-seed")  # names of a run and of a saved one
     return next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(names)), "") or ""
 
 
@@ -128,14 +128,14 @@ def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Swe
 
 
 def _unique(arms: list[ReportArm]) -> list[ReportArm]:
-    """Give arms that are called alike, by the last parts of their keys, the whole keys."""
+    """Rename arms with equal names so that they show their full keys."""
     names = [arm.name for arm in arms]
     whole = [", ".join(f"{key} {value}" for key, value in arm.columns.items()) for arm in arms]
     return [replace(arm, name=w) if names.count(arm.name) > 1 else arm for arm, w in zip(arms, whole, strict=True)]
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return a run per seed, of several the newest that is finished, and a line about each of the others."""
+    """Return one run per seed (of several, the newest finished one), and a line about each of the others."""
     by_seed: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         by_seed[run.seed].append(run)
@@ -150,7 +150,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def text(value: Any) -> str:
-    """Write a value of a configuration as a table shows it."""
+    """Format a value of a configuration for a table."""
     if value is None:
         return "none"
     if isinstance(value, bool):

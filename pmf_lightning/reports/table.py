@@ -1,4 +1,4 @@
-"""The table of a sweep: a row per arm, our numbers beside the paper's. And one of all runs, for results.csv."""
+"""The table of a sweep (a row per arm, our numbers next to the paper's), and the table of runs for results.csv."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ TITLES = {
     "wall_seconds": "seconds",
     "nfe": "NFE",
 }
-_RUN = ("steps", "n", "fd_floor", "real_accuracy", "skipped_steps")  # what results.csv has besides
+_RUN = ("steps", "n", "fd_floor", "real_accuracy", "skipped_steps")  # additional columns of results.csv
 
 
 @dataclass(frozen=True)
 class Row:
-    """An arm's cells; ``best`` is the number of the cell that is the best of its column, if any."""
+    """An arm's cells; ``best`` is the index of the cell that is the best of its column, if any."""
 
     cells: Sequence[str]
     state: str
@@ -36,7 +36,7 @@ class Table:
 
 
 def table_of(sweep: Sweep) -> Table:
-    """Return the table of a sweep. Columns without any number are left out, and "state" where all arms are finished."""
+    """Return the table of a sweep. Columns without numbers are omitted, and "state" if all arms are finished."""
     arms = sweep.arms
     settings = list(dict.fromkeys(key for arm in arms for key in arm.columns))
     keys = [key for key in _keys(sweep) if any(arm.spread(key) for arm in arms)]
@@ -62,7 +62,7 @@ def table_of(sweep: Sweep) -> Table:
 
 
 def best_arm(sweep: Sweep) -> ReportArm | None:
-    """Return the arm of the best mean; None where fewer than two are measured."""
+    """Return the arm with the best mean, None if fewer than two have one."""
     known = [(value.mean, arm) for arm in sweep.arms if sweep.measure and (value := arm.spread(sweep.measure))]
     if len(known) < 2:
         return None
@@ -70,12 +70,12 @@ def best_arm(sweep: Sweep) -> ReportArm | None:
 
 
 def title(key: str) -> str:
-    """Return what a key of summary.json is called in tables."""
+    """Return the table title of a key of summary.json."""
     return TITLES.get(key, key.replace("_", " "))
 
 
 def _keys(sweep: Sweep) -> list[str]:
-    """Return the numbers to show, the measure first."""
+    """Return the keys to show, the measure first."""
     claimed = [claim.of for claim in sweep.study.claims if claim.of] if sweep.study else []
     measure = [sweep.measure] if sweep.measure else []
     return list(dict.fromkeys([*measure, *claimed, *TITLES]))
@@ -87,7 +87,7 @@ def _seeds(arm: ReportArm) -> str:
 
 
 def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of results.csv: a row per run, and one for an arm without any; unrounded numbers."""
+    """Return header and rows of results.csv: a row per run and per arm without runs, with unrounded numbers."""
     settings = list(dict.fromkeys(key for arm in sweep.arms for key in arm.columns))
     numbers = [
         key for key in dict.fromkeys([*_keys(sweep), *_RUN]) if any(is_number(r.number(key)) for r in sweep.runs)

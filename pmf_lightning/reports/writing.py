@@ -19,7 +19,7 @@ from pmf_lightning.utils.cache import atomic_write, writable
 
 
 def to_html(sections: Sequence[SweepPage], heading: str, folder: Path) -> str:
-    """Return the text of report.html; ``folder`` holds the sections' pictures."""
+    """Return the text of report.html; ``folder`` contains the sections' pictures."""
     files = {picture.file: _data(folder / picture.file) for section in sections for picture in section.pictures}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -35,7 +35,7 @@ def _data(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-# file -> who draws it, its title, and how the page shows it
+# file -> (function that draws it, its title, its kind)
 PICTURES = {
     "measure.png": (save_measure, "{measure} of each arm{paper}", "drawn"),
     "curves.png": (save_curves, "curves over images seen, a line per run", "drawn"),
@@ -45,7 +45,7 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report on disk: its sections, and its files in the order of interest."""
+    """A report on disk: its sections, and its files, the most important first."""
 
     sections: Sequence[SweepPage]
     files: Sequence[Path]
@@ -54,7 +54,7 @@ class WrittenReport:
 def write_report(
     sweeps: Sequence[Sweep], out: Path, text: str = "report.md", page: bool = True, closing: str = ""
 ) -> WrittenReport:
-    """Write the report of ``sweeps`` into ``out``; ``text`` names the markdown file, ``closing`` is its last line."""
+    """Write the report of ``sweeps`` to ``out``; ``text`` names the Markdown file, ``closing`` is its last line."""
     writable(out, "--out")
     sections = [section_of(sweep) for sweep in sweeps]
     starts = [f"{name}-" for name in slugs([section.name for section in sections])] if len(sweeps) > 1 else [""]
@@ -71,7 +71,7 @@ def write_report(
 
 
 def to_csv(sweeps: Sequence[Sweep]) -> str:
-    """Return the text of results.csv: a row per run, columns of all sweeps."""
+    """Return the text of results.csv: a row per run, with the columns of all sweeps."""
     tables = [runs_table(sweep) for sweep in sweeps]
     header = list(dict.fromkeys(name for names, _ in tables for name in names))
     stream = io.StringIO()
@@ -82,14 +82,14 @@ def to_csv(sweeps: Sequence[Sweep]) -> str:
 
 
 def _draw(section: SweepPage, sweep: Sweep, out: Path, start: str) -> None:
-    """Draw the pictures of a sweep, their names begin with ``start``, and hang them into its section."""
+    """Draw the pictures of a sweep, with ``start`` as prefix of their names, and add them to its section."""
     for name, (save, title, kind) in PICTURES.items():
         file = f"{start}{name}"
         if save(sweep, out / file) is not None:
             words = title.format(measure=sweep.measure, paper=" beside the paper's" if sweep.study else "")
             section.pictures.append(Picture(words, file, kind))
         else:
-            (out / file).unlink(missing_ok=True)  # of an earlier report
+            (out / file).unlink(missing_ok=True)  # left by an earlier report
 
 
 def _write(path: Path, content: str) -> Path:
