@@ -1,7 +1,7 @@
-"""How many transformer blocks a training step runs per image, counted by what the objective asks the network.
+"""Count the transformer blocks that a training step runs per image, from the objective's calls of the network.
 
-The unit is one block on one image, forwards. A tangent (the derivative beside the values) counts as one more, a
-backward pass as two. The objective runs on a stand-in that answers at once, so thousands of images cost nothing.
+The unit is the forward pass of one block on one image. A tangent (forward-mode derivative) counts as one more, a
+backward pass as two. The objective runs on a stub network without arithmetic, so thousands of images cost nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ from pmf_lightning.objectives.jvp.forward_mode import Dual
 from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments, images_of, without_perceptual
 from pmf_lightning.utils.precision import Number
 
-IMAGES = 2048  # over which shares such as that of guided rows are averaged: the total is right to 0.3 %
+IMAGES = 2048  # fractions such as that of guided rows are averaged over these images: the total is exact to 0.3 %
 
 
 @dataclass(frozen=True)
 class BlockForwards:
-    """Block-forwards per image: of the guided target, of the values (with a graph), of du/dt, of the backward pass."""
+    """Block-forwards per image of the guided target, the values (with a graph), du/dt, and the backward pass."""
 
     guidance: Number
     values: Number
@@ -30,12 +30,12 @@ class BlockForwards:
 
     @property
     def total(self) -> Number:
-        """Their sum."""
+        """Block-forwards of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 class CountingNetwork:
-    """Answers every head with its input and counts, over all images, the blocks that ``network`` would have run."""
+    """Stub network: every head returns the input; it counts, over all images, the blocks that ``network`` would run."""
 
     def __init__(self, network: nn.Module):
         self.classes = network.classes
@@ -50,12 +50,12 @@ class CountingNetwork:
         heads: Iterable[str] | None = None,
         attention: str | None = None,
     ) -> dict[str, Tensor]:
-        """Note the call."""
+        """Count the blocks of a call."""
         heads = tuple(heads or self.heads)
         rows = len(image)
         blocks = rows * (self.trunk + sum(self.heads[head] for head in heads))
         if _has_tangent(image):
-            self.tangent += rows * (self.trunk + self.heads["u"])  # du/dt is all that is asked of it
+            self.tangent += rows * (self.trunk + self.heads["u"])  # only du/dt has a tangent
         if torch.is_grad_enabled():
             self.values += blocks
             self.backward += 2 * blocks
@@ -69,8 +69,7 @@ class CountingNetwork:
 def count(network: nn.Module, objective: Any, seed: int = 0, images: int = IMAGES) -> BlockForwards:
     """Return the block-forwards per image of a training step, from one batch of about ``images``.
 
-    Drifting's images are those that it makes. Perceptual networks and encoders have blocks of their own, which are not
-    counted.
+    For Drifting, images are the generated ones. The blocks of perceptual networks and encoders are not counted.
     """
     stand_in = CountingNetwork(network)
     objective = without_perceptual(objective)
@@ -81,10 +80,10 @@ def count(network: nn.Module, objective: Any, seed: int = 0, images: int = IMAGE
 
 
 def official(network: nn.Module) -> BlockForwards | None:
-    """Return the block-forwards of the official JAX codes of pMF and iMF; None for a network without heads u and v.
+    """Return the block-forwards of the official JAX code of pMF and iMF; None for a network without heads u and v.
 
-    There trunk and v-head run three times for the guided target (v_c at the sampled scale, v_c at the scale inside the
-    interval, v_u), and every row has a tangent; the compiler drops what is not used. 136 for pMF-B.
+    That code runs trunk and v-head three times for the guided target (v_c at the sampled scale, v_c at the scale inside
+    the interval, v_u), and every row has a tangent. The compiler drops unused results. The total is 136 for pMF-B.
     """
     depth = {name: len(head.blocks) for name, head in network.heads.items()}
     if depth.keys() != {"u", "v"}:

@@ -1,9 +1,9 @@
 """Estimate step time and communication on many GPUs: exact counts over assumed speeds, as data and as a table.
 
-Exact are the operations of a training step and of Newton-Schulz, as this package runs and deals them, and the bytes
-that DDP or FSDP2 exchange for them. Assumed (conf/cluster) are the share of the peak that arithmetic reaches, and the
-links. Collectives go over nodes in two stages: each GPU of a node has its own adapter and carries its share of the
-numbers. Perceptual networks and encoders, the loading of data, checkpoints and pictures are left out.
+Exact: the operations of a training step and of Newton-Schulz, as this package distributes them, and the bytes that DDP
+or FSDP2 exchange. Assumed (conf/cluster): the share of peak FLOP/s, and the bandwidths. Collectives between nodes have
+two stages: each GPU of a node has its own adapter and sends its share of the numbers. Perceptual networks, encoders,
+data loading, checkpoints and image grids are left out.
 """
 
 import math
@@ -27,12 +27,12 @@ from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
-FLOAT, HALF = 4, 2  # bytes: of weights, gradients and averages, and of what Newton-Schulz computes in on a GPU
+FLOAT, HALF = 4, 2  # bytes per number: weights, gradients and averages; Newton-Schulz on a GPU
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines, as conf/cluster describes them: 10^12 operations, 10^9 bytes and 10^-6 seconds."""
+    """GPUs and links, as in conf/cluster; units: 10^12 operations, 10^9 bytes (``bucket_mb``: 10^6), 10^-6 seconds."""
 
     name: str
     gpus_per_node: int
@@ -49,7 +49,7 @@ class Cluster:
     overlapped: Number
 
     def gathering(self, total: Number, gpus: int, messages: int) -> float:
-        """Return the seconds in which all GPUs gather ``total`` bytes, a share from each; a reduce-scatter is alike."""
+        """Return the seconds of an all-gather of ``total`` bytes over all GPUs; a reduce-scatter takes the same."""
         here = min(gpus, self.gpus_per_node)
         nodes = gpus / here
         within = total * (1 - 1 / here) / self.within_node_gb_s
@@ -58,17 +58,17 @@ class Cluster:
         return (within + between) * 1e-9 / self.share_of_bandwidth + waiting
 
     def exchange(self, sent: Number, gpus: int) -> float:
-        """Return the seconds in which each GPU sends ``sent`` bytes, dealt out evenly over all."""
+        """Return the seconds of an all-to-all in which each GPU sends ``sent`` bytes, evenly to all."""
         link = self.within_node_gb_s if gpus <= self.gpus_per_node else self.between_nodes_gb_s
         return sent * 1e-9 / link / self.share_of_bandwidth + math.log2(gpus) * self.latency_us * 1e-6
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One step on ``gpus`` devices. Seconds of each part; ``exposed`` is the exchange that nothing hides.
+    """One step on ``gpus`` devices, in seconds per part; ``exposed`` is the communication that is not overlapped.
 
-    ``gradients``, ``weights`` and ``updates`` are the bytes that each GPU receives; ``state`` the bytes of weights,
-    gradients, moments and averages that each keeps.
+    ``gradients``, ``weights`` and ``updates`` are the bytes that each GPU receives. ``state`` is the bytes of weights,
+    gradients, moments and averages that each GPU stores.
     """
 
     strategy: str
@@ -87,18 +87,18 @@ class Estimate:
 
     @property
     def seconds(self) -> Number:
-        """The whole step."""
+        """Seconds of the complete step."""
         return self.network + self.newton_schulz + self.update + self.exposed
 
     @property
     def images_per_second(self) -> Number:
-        """Of all GPUs together."""
+        """Images per second of all GPUs together."""
         return self.gpus * self.images_per_gpu / self.seconds
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers of a network: all weights, and the matrices of Muon."""
+    """Sizes of a network: number of weights, shapes of Muon's matrices, number of averages."""
 
     weights: int
     matrices: list[tuple[int, int]]
@@ -120,9 +120,10 @@ def estimates(
     muon: bool,
     rivals: Rivals = (1, 0),
 ) -> list[Estimate]:
-    """Estimate a step of ``batch`` images over each number of ``gpus``, by DDP and by FSDP2.
+    """Estimate a step of ``batch`` images for each number of ``gpus``, with DDP and with FSDP2.
 
-    ``network`` must be on the meta device; ``muon`` says whether matrices are orthogonalised. ``batch`` must divide.
+    ``network`` must be on the meta device; ``muon`` says whether matrices are orthogonalised. Every number of ``gpus``
+    must divide ``batch``.
     """
     groups = {group["kind"]: group["params"] for group in parameter_groups(network)}
     matrices = [tuple(p.shape) for p in groups.get("muon", [])] if muon else []
@@ -137,7 +138,7 @@ def estimates(
 
 
 def _ddp(sizes: _Sizes, gpus: int, images: int, seconds: float, cluster: Cluster) -> Estimate:
-    gradients = 2 * FLOAT * sizes.weights * (1 - 1 / gpus)  # reduced, and gathered again
+    gradients = 2 * FLOAT * sizes.weights * (1 - 1 / gpus)  # reduce-scatter and all-gather
     updates = HALF * sizes.in_matrices * (1 - 1 / gpus)
     if gpus == 1:
         travel = shared = 0.0
@@ -163,11 +164,13 @@ def _ddp(sizes: _Sizes, gpus: int, images: int, seconds: float, cluster: Cluster
 
 def _fsdp(sizes: _Sizes, gpus: int, images: int, seconds: float, cluster: Cluster) -> Estimate:
     total, rest = FLOAT * sizes.weights, 1 - 1 / gpus
-    moved = (FLOAT + HALF) * sizes.in_matrices / gpus * rest  # rows to the matrix's worker, and back
+    moved = (
+        (FLOAT + HALF) * sizes.in_matrices / gpus * rest
+    )  # rows to the rank that orthogonalises the matrix, and back
     if gpus == 1:
         gather = shared = 0.0
     else:
-        gather = cluster.gathering(total, gpus, len(sizes.matrices) // 7 or 1)  # about seven matrices to a block
+        gather = cluster.gathering(total, gpus, len(sizes.matrices) // 7 or 1)  # about seven matrices per block
         shared = 2 * cluster.exchange(moved / 2, gpus) if sizes.matrices else 0.0
     before = min(gather, cluster.overlapped * (1 - cluster.backward_share) * seconds)
     after = min(gather, cluster.overlapped * cluster.backward_share * seconds)
@@ -182,16 +185,18 @@ def _fsdp(sizes: _Sizes, gpus: int, images: int, seconds: float, cluster: Cluste
         updates=moved,
         exchange=2 * gather + shared,
         exposed=2 * gather - before - after + shared,
-        state=_state(sizes) / gpus + total,  # the whole weights stay from the first forward pass to the backward pass
+        state=_state(sizes) / gpus + total,  # full weights stay between forward and backward
     )
 
 
 def _optimiser(sizes: _Sizes, gpus: int, parts: int, cluster: Cluster) -> dict[str, float]:
-    """Return the seconds of Newton-Schulz, shared and alone, and of what moves memory: moments, weights, averages."""
+    """Return the seconds of Newton-Schulz, distributed and on one GPU, and of the memory-bound updates."""
     rate = cluster.peak_tflops * 1e12 * cluster.newton_schulz_share
     each = [newton_schulz_flops(shape) for shape in sizes.matrices]
     longest = max((sum(each[i] for i in share) for share in assign(sizes.matrices, gpus)), default=0)
-    passes = 7 + 3 * sizes.averages  # gradient; weight, momentum and update twice; average twice, and the weight
+    passes = (
+        7 + 3 * sizes.averages
+    )  # read the gradient; read and write weight, momentum and update; per average: read and write it, read the weight
     moved = FLOAT * passes * sizes.weights / parts
     return {
         "newton_schulz": longest / rate,
@@ -201,7 +206,7 @@ def _optimiser(sizes: _Sizes, gpus: int, parts: int, cluster: Cluster) -> dict[s
 
 
 def newton_schulz_flops(shape: tuple[int, int], steps: int = STEPS) -> int:
-    """Return the operations (2 per multiply-add) of orthogonalising one matrix (newton_schulz.py)."""
+    """Return the operations (2 per multiply-add) to orthogonalise one matrix (optim/newton_schulz.py)."""
     small, large = sorted(shape)
     return steps * 2 * (small * small * large + small**3 + small * small * large)
 
@@ -211,7 +216,7 @@ def _state(sizes: _Sizes) -> Number:
     return FLOAT * (sizes.weights * (2 + sizes.averages) + moments)
 
 
-WIDTH = 130  # characters that the table needs
+WIDTH = 130  # width of the table in characters
 
 NOTE = (
     "An estimate on paper, not measured: exact counts over assumed speeds ({assumed}); see conf/cluster. Perceptual "
@@ -223,7 +228,7 @@ NOTE = (
 
 
 def estimate(cfg: DictConfig) -> list[Estimate]:
-    """Estimate the steps that ``cfg`` describes on each number of ``cfg.gpus``; UserError where they do not divide."""
+    """Estimate the step that ``cfg`` describes for each number of ``cfg.gpus``; UserError if one does not divide it."""
     module = build(cfg, empty=True)
     labels = getattr(module.objective, "generated", 1)
     for gpus in cfg.gpus:
@@ -243,12 +248,12 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
 
 
 def as_json(found: Sequence[Estimate]) -> list[dict[str, Any]]:
-    """Return the estimates as plain data; seconds and bytes."""
+    """Return the estimates as plain data, in seconds and bytes."""
     return [{**asdict(one), "seconds": one.seconds, "images_per_second": one.images_per_second} for one in found]
 
 
 def table(cfg: DictConfig, found: Sequence[Estimate]) -> Group:
-    """Return the estimates as a table, with what they assume."""
+    """Return the estimates as a table, with their assumptions."""
     cluster: Cluster = instantiate(cfg.cluster)
     rows = Table(title=f"{cfg.name} on {cluster.name}, {cfg.batch:,} images per step: an estimate", show_edge=False)
     for title in (

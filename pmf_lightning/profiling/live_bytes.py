@@ -1,7 +1,7 @@
-"""How many bytes of tensors live at once while some work runs, counted storage by storage.
+"""Measure the peak bytes of tensors that are alive at once while a function runs, storage by storage.
 
-The work may run on real tensors, or on the meta device, where it needs neither memory nor arithmetic and its bytes are
-those of a real run: only the allocator's rounding, and what kernels take for themselves, are not seen.
+The function may run on real tensors or on the meta device, where it needs neither memory nor arithmetic. The bytes are
+those of a real run, without the allocator's rounding and the kernels' workspaces.
 """
 
 import weakref
@@ -18,18 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class MemoryTracker(TorchDispatchMode):
-    """While on, ``now`` is the size of the storages made since the start and still alive, ``peak`` its maximum."""
+    """Context that tracks ``now``, the bytes of storages created inside and still alive, and ``peak``, its maximum."""
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}  # by address, until the storage dies
+        self._known: dict[int, weakref.ref] = {}  # by address, until the storage is freed
         self._results: dict[tuple, tuple] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = _leaves((*args, *(kwargs or {}).items()))
         self._note(given, made_here=False)
-        # What a step does in one block it does in all: on the meta device, a known result is made without the work.
+        # All blocks run the same operations: on the meta device, a cached result shape replaces the call.
         key = (func, *((x.shape, x.stride(), x.dtype, x.is_meta) if isinstance(x, Tensor) else x for x in given))
         if key in self._results and not any(isinstance(x, Tensor) and x._is_zerotensor() for x in given):
             shape, stride, dtype = self._results[key]
@@ -42,7 +42,7 @@ class MemoryTracker(TorchDispatchMode):
         return result
 
     def _is_plain(self, result) -> bool:
-        """Say whether a result is one new tensor on the meta device, and no symbolic zero of forward mode."""
+        """Return whether a result is one new tensor on the meta device, and no symbolic zero of forward mode."""
         if not isinstance(result, Tensor) or not result.is_meta or result._is_zerotensor():
             return False
         return result.untyped_storage()._cdata not in self._known
@@ -63,14 +63,14 @@ class MemoryTracker(TorchDispatchMode):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Let scaled_dot_product_attention keep on the meta device what it keeps on a CPU or GPU: no attention weights.
+    """Make scaled_dot_product_attention on the meta device save no attention weights, as on a CPU or GPU.
 
-    By replacing the function: a mode would not reach blocks that the backward pass computes again.
+    The function is replaced, since a mode would not be active in blocks that the backward pass recomputes.
     """
     original = F.scaled_dot_product_attention
 
     def attention(*args: Any, **kwargs: Any) -> Tensor:
-        if has_torch_function(args):  # a subclass has its own way, which comes back here with the tensors it holds
+        if has_torch_function(args):  # a subclass calls this again with its plain tensors
             return handle_torch_function(attention, args, *args, **kwargs)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
 
@@ -83,14 +83,14 @@ def fused_attention() -> Iterator[None]:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the largest number of bytes alive at once of what ``work()`` makes; its result is dropped."""
+    """Return the peak bytes of the tensors that ``work()`` creates; its result is dropped."""
     with fused_attention(), MemoryTracker() as live:
         work()
     return live.peak
 
 
 def _leaves(values) -> list:
-    """Flatten lists and tuples, each with its length in front, and numbers with their types."""
+    """Flatten lists and tuples, each preceded by its length; other values are preceded by their types."""
     leaves: list = []
     for value in values:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What a network costs, counted from the real graph."""
+"""Count the parameters, tokens and multiply-adds of a network from its real graph."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters to sample (one head) and to train (all heads), tokens, and multiply-adds of one forward of a head."""
+    """Parameters for sampling (one head) and training (all heads), tokens, and multiply-adds of one evaluation."""
 
     parameters: int
     training_parameters: int
@@ -31,7 +31,7 @@ def count(network: nn.Module, head: str = "u") -> Cost:
 
 
 def _blank(embed: nn.Module) -> Tensor:
-    """Return a condition without a value, as one sample gives it: codes, a label or a number."""
+    """Return a dummy condition of one sample: codes, a label or a number."""
     shape = (1, embed.codes) if hasattr(embed, "codes") else (1,)
     return torch.zeros(shape, dtype=torch.long if hasattr(embed, "table") else torch.float32, device="meta")
 

@@ -1,4 +1,4 @@
-"""What a configured model is and what it costs, beside what its paper says."""
+"""Facts and costs of a configured model, with the numbers of its paper."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,9 +22,9 @@ from pmf_lightning.utils.rng import BatchRows
 class Facts:
     """One model on one kind of data. ``bottleneck`` None: one patch convolution; ``paper`` None: an unknown name.
 
-    ``blocks`` are those of the trunk and of each head; ``prediction``, ``target``, ``compared`` and ``velocity`` are in
-    letters (spaces.py); ``perceptual`` the weights of perceptual distances, whose networks are in no number here;
-    ``official`` the block-forwards of the official code, None where there is none.
+    ``blocks`` are the numbers of blocks of the trunk and of each head. ``prediction``, ``target``, ``compared`` and
+    ``velocity`` are formulas (spaces.py). ``perceptual`` are the weights of perceptual distances; no number includes
+    their networks. ``official`` are the block-forwards of the official code, None if there is none.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Facts:
     paper: Published | None
 
     def differences(self) -> dict[str, float]:
-        """Return, in percent, how far each number is from the paper's (block-forwards: the official code's)."""
+        """Return the difference of each number from the paper's (block-forwards: the official code's), in percent."""
         paper = self.paper or Published("")
         pairs = {
             "parameters": (self.parameters, paper.parameters),
@@ -63,11 +63,11 @@ class Facts:
 
     @property
     def largest_micro_batch(self) -> int | None:
-        """How many images a GPU of ``gpu_gb`` takes at once; None where no size was named."""
+        """The largest micro-batch on a GPU of ``gpu_gb`` gigabytes; None without a size."""
         return None if self.gpu_gb is None else self.memory.largest_micro_batch(self.gpu_gb * 1e9)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain data, with sums and differences; bytes, counts and percent."""
+        """Return everything as plain data, with sums and differences, in bytes, counts and percent."""
         table = asdict(self)
         table["tokens"] = self.condition_tokens + self.patch_tokens
         table["block_forwards"]["total"] = self.block_forwards.total
@@ -79,9 +79,9 @@ class Facts:
 
 
 def find_facts(cfg: DictConfig) -> Facts:
-    """Find the facts of what ``train`` would train from ``cfg``; nothing is read or allocated, no data need exist.
+    """Return the facts of the model that ``train`` would build from ``cfg``, without reading data or allocating memory.
 
-    Raises UserError where the numbers do not fit each other.
+    Raises UserError if the sizes are inconsistent.
     """
     module = build(cfg, empty=True)
     network, objective = module.network, module.objective
@@ -114,7 +114,7 @@ def find_facts(cfg: DictConfig) -> Facts:
 
 
 def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
-    """Count a step as train would take it on each device."""
+    """Count the memory of a training step on each device."""
     devices = validate.world_size(cfg.trainer)
     shares = make_data(cfg, instantiate(cfg.data)).accumulation(devices) * devices
     queues = cfg.get("queues")
@@ -124,6 +124,6 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         lambda: module.configure_optimizers()["optimizer"],
         averages=len(cfg.ema.half_lives_kimg),
         micro_batch=cfg.batch // shares,
-        shard=BatchRows(shares - 1, shares),  # the last share has the most rows with t != r
+        shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
         rivals=(queues.positives, queues.negatives) if queues else (1, 0),
     )

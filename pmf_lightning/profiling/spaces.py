@@ -1,4 +1,4 @@
-"""In which space the network answers, how that becomes what the loss compares, and with what: in letters."""
+"""Prediction space, conversion and loss space of an objective, as text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pmf_lightning.objectives.jit import JiT
 from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
 from pmf_lightning.utils.errors import UserError
 
-# (answer, wanted) -> the conversion, see objectives/fields.py; {} is the floor of divisors.
+# (prediction, loss space) -> the conversion, see objectives/fields.py; {} is the lower bound of divisors.
 _CONVERSIONS = {
     ("x", "eps"): "eps = (z - (1 - t) x) / clip(t, {:g}, 1)",
     ("x", "v"): "v = (z - x) / clip(t, {:g}, 1)",
@@ -22,13 +22,13 @@ _CONVERSIONS = {
 
 @dataclass(frozen=True)
 class ObjectiveSpaces:
-    """What an objective does, in letters.
+    """The spaces of an objective, as formulas.
 
     Args:
-        conversion: from the network's answer to what is compared, as in "x -> u = (z - x) / clip(t, 0.05, 1) -> V".
-        target: the formula, of the data, that it is compared with.
-        compared: the same as half a sentence.
-        velocity: where v comes from, and guidance.
+        conversion: from the network's output to the loss space, as in "x -> u = (z - x) / clip(t, 0.05, 1) -> V".
+        target: formula of the regression target, from the data.
+        compared: the target in words.
+        velocity: the source of v, and guidance.
     """
 
     conversion: str
@@ -38,11 +38,11 @@ class ObjectiveSpaces:
 
 
 class NoFlowError(UserError):
-    """An objective that leads from noise to no images, so that it has no spaces."""
+    """The objective does not map noise to images, so it has no spaces."""
 
 
 def describe(objective: Any) -> ObjectiveSpaces:
-    """Return the spaces of an objective; NoFlowError for one of another kind than those in ``_KINDS``."""
+    """Return the spaces of an objective; raises NoFlowError for a type that is not in ``_KINDS``."""
     if type(objective) not in _KINDS:
         known = ", ".join(kind.__name__ for kind in _KINDS)
         raise NoFlowError(f"objective {type(objective).__name__}: info describes {known}; choose a model of these")

@@ -1,10 +1,10 @@
-"""Memory and arithmetic of a training step, counted on the meta device without allocating memory.
+"""Count the memory and FLOPs of a training step on the meta device, without allocating memory.
 
-What is counted: tensors in the dtype of the weights, as a step of one device makes them, gradients among them all the
-time (they are there while micro-batches accumulate; with one micro-batch they grow while activations go). What is not:
-perceptual networks, drifting's encoders (the pixels are its one feature here), what the allocator and kernels take
-beyond the tensors, that FSDP keeps a part of everything on each device, and savings of another ``trainer.precision``.
-On a CPU the count is the allocator's own, to 1 % (tests/profiling/test_info.py).
+Counted: the tensors of a step on one device, in the dtype of the weights. Gradients count all the time: they exist
+while micro-batches accumulate (with one micro-batch they grow while activations are freed). Not counted: perceptual
+networks, Drifting's encoders (pixels are its only feature here), overheads of allocator and kernels, the sharding of
+FSDP, and savings of another ``trainer.precision``. On a CPU the count agrees with the allocator's to 1 %
+(tests/profiling/test_info.py).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
-Rivals = tuple[int, int]  # real images of its class, and of any class, that each label of drifting meets
+Rivals = tuple[int, int]  # numbers of positives (of its class) and negatives (of any class) per label of Drifting
 
 
 def without_perceptual(objective: Any) -> Any:
@@ -31,12 +31,12 @@ def without_perceptual(objective: Any) -> Any:
 
 
 def further_arguments(objective: Any) -> dict[str, Any]:
-    """Return what the objective is called with beside network, batch and draws: for drifting the pixels as feature."""
+    """Return the objective's arguments besides network, batch and draws: for Drifting, pixels as the feature."""
     return {"features": DriftFeatures()} if isinstance(objective, Drifting) else {}
 
 
 def dummy_batch(objective: Any, images: int, rivals: Rivals = (1, 0)) -> Batch | DriftingBatch:
-    """Return a batch of zeros, one pixel each, that trains on ``images`` images; drifting has one label at least."""
+    """Return a batch of zeros, with one pixel per image, for ``images`` images; at least one label for Drifting."""
     if not isinstance(objective, Drifting):
         return Batch(torch.zeros(images, 1, 1, 1), torch.zeros(images, dtype=torch.long))
     labels, (positives, negatives) = max(1, images // objective.generated), rivals
@@ -45,14 +45,14 @@ def dummy_batch(objective: Any, images: int, rivals: Rivals = (1, 0)) -> Batch |
 
 
 def images_of(objective: Any, batch: Batch | DriftingBatch) -> int:
-    """Return how many images the network sees or makes of a batch."""
+    """Return the number of images of a batch that the network processes or generates."""
     return len(batch.y) * getattr(objective, "generated", 1)
 
 
 def meta_batch(network: nn.Module, objective: Any, images: int, shard: BatchRows, rivals: Rivals) -> tuple[Any, Any]:
-    """Return a batch on the meta device, as large as the network wants it, and draws to go with it.
+    """Return a batch on the meta device, with the network's image shape, and its draws.
 
-    The scalars among the draws of flows have values, since they decide what is computed.
+    The scalars among the draws of flows have values, since these decide what is computed.
     """
     small = dummy_batch(objective, images, rivals)
     draws = objective.draw(small, 0, 0, shard)
@@ -67,7 +67,7 @@ def meta_batch(network: nn.Module, objective: Any, images: int, shard: BatchRows
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device: what stays between steps, and the peaks of what comes and goes.
+    """Bytes on one device: persistent tensors, and the peaks of temporary ones.
 
     ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step.
     """
@@ -82,21 +82,21 @@ class StepMemory:
 
     @property
     def fixed(self) -> int:
-        """What does not depend on the micro-batch, without ``update``."""
+        """Bytes that do not depend on the micro-batch, without ``update``."""
         return self.weights + self.gradients + self.optimizer + self.averages
 
     @property
     def per_image(self) -> float:
-        """Activations of one image."""
+        """Bytes of activations per image."""
         return self.activations / self.micro_batch
 
     @property
     def peak(self) -> int:
-        """The largest sum of all that is there at once."""
+        """Peak bytes of a step."""
         return self.fixed + max(self.activations, self.update)
 
     def largest_micro_batch(self, available: Number) -> int:
-        """Return how many images fit into ``available`` bytes at once, 0 where not even the weights do."""
+        """Return the largest micro-batch that fits into ``available`` bytes, 0 if the weights do not fit."""
         if self.fixed + self.update > available:
             return 0
         return int((available - self.fixed) // self.per_image)
@@ -115,21 +115,21 @@ def step_memory(
     """Count the memory of a training step of ``network``, which must be on the meta device.
 
     Args:
-        make_optimizer: makes the optimiser of the network's weights.
-        averages: how many running averages of the weights are kept, in float32 at least.
+        make_optimizer: builds the optimiser of the network's weights.
+        averages: number of running averages of the weights, in float32 or wider.
         micro_batch: images per device and pass.
-        shard: the rows of the global batch that these images are, which decides how many of them have t != r.
-        rivals: for drifting, the real images that each label meets.
+        shard: the rows of the global batch of these images, which decide how many of them have t != r.
+        rivals: for Drifting, positives and negatives per label.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    objective = without_perceptual(objective)  # which would draw crops
+    objective = without_perceptual(objective)  # perceptual terms would draw crops
     batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
     more = further_arguments(objective)
     activations = peak_bytes(lambda: objective(network, batch, draws, **more).total.backward())
     optimizer = make_optimizer()
-    optimizer.step()  # the first step makes the moments
+    optimizer.step()  # the first step creates the moments
     update = peak_bytes(optimizer.step)
     moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return StepMemory(
@@ -150,8 +150,8 @@ def _bytes(tensors) -> int:
 def step_flops(network: nn.Module, objective: Any, micro_batch: int, shard: BatchRows, rivals: Rivals = (1, 0)) -> int:
     """Return the floating-point operations (2 per multiply-add) of loss and gradients of one micro-batch.
 
-    Products of matrices, convolutions and attention are counted, forwards, backwards and along tangents, as this
-    package runs them; ``network`` must be on the meta device. Perceptual networks and encoders are left out.
+    Counts matrix products, convolutions and attention in forward pass, backward pass and tangents, as this package runs
+    them. ``network`` must be on the meta device. Perceptual networks and encoders are left out.
     """
     objective = without_perceptual(objective)
     batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)

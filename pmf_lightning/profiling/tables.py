@@ -1,4 +1,4 @@
-"""The facts of models as tables for a terminal."""
+"""Format the facts of models as tables for a terminal."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ MEMORY_NOTE = (
 
 
 def one_model(facts: Facts) -> Group:
-    """Return what a model is, then its numbers beside the paper's."""
+    """Return the description of a model, then its numbers next to the paper's."""
     paper, apart, official = facts.paper or Published(""), facts.differences(), facts.official
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -108,7 +108,7 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
 
 
 def all_models(models: Sequence[Facts]) -> Group:
-    """Return a table of many models: what is found here, and under it the paper's value and the difference."""
+    """Return a table of many models: our number, and below it the paper's with the difference."""
     table = Table(show_lines=True, show_edge=False, pad_edge=False, collapse_padding=True)
     titles = (
         "patch\nwidth",
@@ -145,7 +145,7 @@ def _pair(ours: Number, theirs: Number | None, apart: Number | None = None) -> t
 
 
 def _beside(theirs: Number | None, apart: Number | None) -> str:
-    """Say the paper's number and the difference from it in one cell."""
+    """Format the paper's number and the difference from it as one cell."""
     if theirs is None or apart is None:
         return "-"
     return "the same" if apart == 0 else f"{number(theirs)} {percent(apart)}"
@@ -157,7 +157,7 @@ def number(value: Number) -> str:
 
 
 def percent(difference: Number | None) -> str:
-    """Format a difference in percent, to a tenth, or to one digit where it is smaller."""
+    """Format a difference in percent with one decimal, or with one significant digit if it is below 0.05 %."""
     if not difference:
         return "" if difference is None else "0%"
     return f"{difference:+.1f}%" if abs(difference) >= 0.05 else f"{difference:+.1g}%"

@@ -1,4 +1,4 @@
-"""How long an optimiser step takes, ours against torch's own, on the parameters of one network."""
+"""Benchmark our optimiser step against torch's, on the parameters of one network."""
 
 import statistics
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from pmf_lightning.profiling.benchmarks.timing import milliseconds, ratios, time
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
-RATE = 1e-3  # any rate takes the same time
+RATE = 1e-3  # the time does not depend on it
 
 
 def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[str, int | float]]:
     """Time MuonAdam against torch.optim.Muon on the matrices of ``module`` and torch.optim.NAdam on the rest.
 
-    Returns one table for each kind of parameter that ``module`` has, "muon" and "adam": ``count``, ``elements``, the
-    medians ``ours_ms`` and ``torch_ms`` in milliseconds per step, ``ratio`` (the median of torch's time over ours) and
-    its spread ``ratio_min``, ``ratio_max``; and "step" with ``ours_ms`` of the whole step. The two rivals alternate in
-    one process, each on its own copies with the same gradients; ``module`` itself is left alone. Fewer than one repeat,
-    or a module without trainable parameters, raises UserError.
+    Returns one table for each kind of parameter of ``module``, "muon" and "adam": ``count``, ``elements``, the medians
+    ``ours_ms`` and ``torch_ms`` in milliseconds per step, ``ratio`` (the median of torch's time over ours) and its
+    range ``ratio_min``, ``ratio_max``. "step" has ``ours_ms`` of the complete step. The two optimisers alternate in one
+    process, each on its own copies with the same gradients; ``module`` is not changed. Raises UserError for fewer than
+    one repeat, or a module without trainable parameters.
     """
     if repeats < 1:
         raise UserError(f"repeats is {repeats}; ask for at least 1")
@@ -46,7 +46,7 @@ def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[
 
 
 def _copies(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Clone the parameters and give each a gradient that depends on its position alone."""
+    """Clone the parameters and give each a gradient that depends only on its index."""
     copies = [nn.Parameter(p.detach().clone()) for p in parameters]
     for index, copy in enumerate(copies):
         gradient = rng.normal("benchmark", "gradient", index, count=copy.numel())

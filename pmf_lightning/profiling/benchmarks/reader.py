@@ -1,4 +1,4 @@
-"""Speed of reading shards, compared with image files that are decoded and cropped at every read."""
+"""Benchmark reading shards against image files that are decoded and cropped at every read."""
 
 import statistics
 import time
@@ -30,8 +30,8 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 95
 
 
 def make_originals(folder: Path, count: int) -> None:
-    """Write ``count`` JPEG files to ``folder``/<class>/, pieces of a photograph of a temple and one of a flower."""
-    from sklearn.datasets import load_sample_images  # a second of import that only this function needs
+    """Write ``count`` JPEG files to ``folder``/<class>/: crops of a photograph of a temple and of one of a flower."""
+    from sklearn.datasets import load_sample_images  # takes a second to import, only needed here
 
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     for i in range(count):
@@ -44,16 +44,16 @@ def make_originals(folder: Path, count: int) -> None:
         photograph.crop((left, top, left + WIDTH, top + HEIGHT)).save(path, quality=QUALITY)
 
 
-AHEAD = 2  # batches that a loading process makes ahead: DataLoader's own default
+AHEAD = 2  # batches that a loading process prefetches: DataLoader's default
 
-ON_THE_SPOT = 256  # originals made where none are given
+ON_THE_SPOT = 256  # number of originals to make if none are given
 
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """What is read: ``images`` in batches of ``batch``, by each number of loading processes in ``workers`` in turn.
+    """Settings of the benchmark: read ``images`` in batches of ``batch``, for each number of processes in ``workers``.
 
-    ``originals`` is a folder with a folder per class; None: photographs of 500 x 375 pixels are made for the time.
+    ``originals`` is a folder with a folder per class; None: temporary photographs of 500 x 375 pixels are made.
     """
 
     originals: str | None
@@ -74,13 +74,13 @@ class ReaderSettings:
 
 
 class Stopwatch:
-    """Seconds spent inside functions."""
+    """Accumulates the seconds spent inside functions."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def around(self, function: Callable) -> Callable:
-        """Return a function that does the same with the watch running."""
+        """Wrap a function so that its time is added."""
 
         def timed(*arguments: Any) -> Any:
             begun = time.perf_counter()
@@ -93,12 +93,12 @@ class Stopwatch:
 
 
 def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
-    """Time the shards of ``source`` against an ImageFolder that crops by the same rule, taking turns in one process.
+    """Time the shards of ``source`` against an ImageFolder with the same crop, in turns in one process.
 
-    Both deliver batches of uint8 [B, C, H, W] in random order through a DataLoader. Returns for each number of loading
-    processes the medians in images per second and the ratio with its extremes, in "by_workers"; and in
-    "share_of_time", without loading processes, what decoding takes of reading shards, and decoding and cropping of
-    reading files. Raises UserError unless ``source`` are shards of colour pixels.
+    Both deliver batches of uint8 [B, C, H, W] in random order through a DataLoader. "by_workers" has, for each number
+    of loading processes, the medians in images per second and the ratio with its extremes. "share_of_time" has,
+    without loading processes, the fraction of time for decoding shards, decoding files and cropping files. Raises
+    UserError unless ``source`` are shards of colour pixels.
     """
     if not isinstance(source, Shards) or source.latents or source.channels != 3:
         raise UserError(f"what=data reads shards of colour pixels: data=shards data.root=<folder>; {MAKE} makes them")
@@ -119,7 +119,7 @@ def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int)
 
 
 def describe(numbers: dict[str, Any]) -> str:
-    """Say it in a few lines."""
+    """Format the result as a few lines."""
     lines = [
         f"{workers} loading processes: {n['shards']:.0f} images/s, cropping files {n['files']:.0f}, "
         f"{n['ratio']:.1f}x ({n['ratio_min']:.1f} to {n['ratio_max']:.1f})"
@@ -157,7 +157,7 @@ def _originals(given: str | None) -> Iterator[Path]:
 def _race(
     shards: ShardImages, files: ImageFolder, settings: ReaderSettings, workers: int, repeats: int
 ) -> dict[str, float]:
-    """Let the two read in turns, after one turn each that only fills the system's cache."""
+    """Time both readers in turns, after one unmeasured turn each that fills the system's cache."""
     rivals = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in tqdm(range(-1, repeats), f"{workers} loading processes", leave=False):
@@ -170,7 +170,7 @@ def _race(
 
 
 def _seconds_per_image(images: Dataset, collate: Callable | None, settings: ReaderSettings, workers: int) -> float:
-    """Read until the end, the time running from when the processes are at work and nothing is ready."""
+    """Read all images; the time starts after the prefetched batches, when the processes are running."""
     ahead = workers * AHEAD
     batches = _batches(len(images), settings.batch, ahead + max(1, settings.images // settings.batch))
     stream = iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=workers))
@@ -182,13 +182,13 @@ def _seconds_per_image(images: Dataset, collate: Callable | None, settings: Read
 
 
 def _batches(count: int, batch: int, number: int) -> list[list[int]]:
-    """Return ``number`` batches of indices below ``count``, in a random order that is gone through over and over."""
+    """Return ``number`` batches of indices below ``count``, cycling through one random order."""
     order = rng.permutation("benchmark", "reader", count=count).tolist()
     return [[order[i % count] for i in range(k * batch, (k + 1) * batch)] for k in range(number)]
 
 
 def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, size: int) -> dict[str, float]:
-    """Return what fraction of the time of reading goes into decoding, and of files into cropping."""
+    """Return the fractions of the reading time for decoding, and for cropping files."""
     decoding, decoding_files, cropping = Stopwatch(), Stopwatch(), Stopwatch()
     payload = replace(shards.payload, decode=decoding.around(shards.payload.decode))
     timed_shards = ShardImages(shards.records, shards.rows, payload, shards.tally)

@@ -1,4 +1,4 @@
-"""How fast images are made: per second in batches, and how long one takes, as a share of the device's speed."""
+"""Benchmark sampling: time per batch, images per second, and the share of the device's matmul peak."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from pmf_lightning.sampling.generate import generate, image_noise, network_evalu
 def benchmark_sampling(
     module: GenerativeModule, batches: Sequence[int], repeats: int, precision: str, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Time ``generate`` with ``options`` for each size of batch; the noise is there already, nothing is decoded.
+    """Time ``generate`` with ``options`` for each batch size, without drawing noise and without decoding latents.
 
     Returns for each size "ms", "images_per_second" and "share_of_matmul_peak"; the peak is measured here, at the same
-    precision. One evaluation of the network is counted as many multiply-adds as ``cost.count`` says.
+    precision. The multiply-adds of one network evaluation come from ``model_cost.count``.
     """
     network, device = module.network, module.device
     shape = (network.channels, network.resolution, network.resolution)
@@ -39,7 +39,7 @@ def benchmark_sampling(
 
         return sample
 
-    # One size after the other, as when many images are made: in turns, each would find the memory of the other.
+    # One size after the other, as in real sampling: in turns, each size would find the allocator state of another.
     times = {str(size): time_interleaved({"ours": sampler(size)}, repeats)["ours"] for size in batches}
     peak = matmul_flops(device, HALF.get(precision, torch.float32))
     table = {}
@@ -54,7 +54,7 @@ def benchmark_sampling(
 
 
 def describe_sampling(result: dict[str, Any]) -> str:
-    """Put the result of ``benchmark_sampling`` in words."""
+    """Format the result of ``benchmark_sampling`` as text."""
     lines = [f"{result['model']} on {result['device']}, {result['nfe']} evaluation(s) of the network per image"]
     for size, found in result["batches"].items():
         lines.append(

@@ -1,4 +1,4 @@
-"""How long a training step takes, part by part, as a share of the device's speed, and beside the textbook's step."""
+"""Benchmark a training step: time of its parts, share of the matmul peak, and ratio to the textbook step."""
 
 import math
 import statistics
@@ -21,20 +21,20 @@ from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
-LABELS = ("guidance", "derivative")  # of record_function, inside the objective
+LABELS = ("guidance", "derivative")  # record_function labels inside the objective
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def casting(device: torch.device, precision: str) -> AbstractContextManager:
-    """Return the context of a precision of Lightning's: autocast for bf16-mixed and 16-mixed, nothing otherwise."""
+    """Return the context of a Lightning precision: autocast for bf16-mixed and 16-mixed, else nullcontext."""
     return torch.autocast(device.type, HALF[precision]) if precision in HALF else nullcontext()
 
 
 @dataclass(frozen=True)
 class StepBench:
-    """One micro-batch and what is done with it: loss and gradients, the textbook's too, optimiser and averages.
+    """One micro-batch with network, objective and optimiser: computes our loss, the textbook's, and gradients.
 
-    ``passes`` is the network, or its compiled twin.
+    ``compiled_network`` is the compiled network, or ``network`` itself without compilation.
     """
 
     network: nn.Module
@@ -47,30 +47,30 @@ class StepBench:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device of the images."""
         return self.batch.x.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which products are computed."""
+        """The dtype of matrix products."""
         return HALF.get(self.precision, torch.float32)
 
     def cast(self) -> AbstractContextManager:
-        """The precision of a training step."""
+        """Return the autocast context of a training step."""
         return casting(self.device, self.precision)
 
     def loss(self, step: int = 0) -> Tensor:
-        """Our loss."""
+        """Return our loss."""
         with self.cast():
             return self.objective(self.compiled_network, self.batch, self.objective.draw(self.batch, 0, step)).total
 
     def textbook(self, step: int = 0) -> Tensor:
-        """The textbook's loss, of the same draws."""
+        """Return the textbook's loss with the same draws."""
         with self.cast():
             return textbook_loss(self.objective, self.network, self.batch, self.objective.draw(self.batch, 0, step))[0]
 
     def gradients(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Compute the gradients of a loss anew and return them in one vector."""
+        """Compute the gradients of a loss from zero and return them as one vector."""
         self.network.zero_grad()
         loss().backward()
         found = [weight.grad.flatten() for weight in self.network.parameters() if weight.grad is not None]
@@ -80,9 +80,9 @@ class StepBench:
 def make_bench(
     module: GenerativeModule, images: int, device: torch.device, precision: str, compiled: bool, averages: int
 ) -> StepBench:
-    """Put a module and ``images`` random images on a device; UserError where the objective takes other batches.
+    """Build a StepBench with ``images`` random images on a device; raises UserError for other objectives.
 
-    Weights that start at zero, such as gates, are moved off it: a network of identities is too easy to agree on.
+    Weights initialised to zero, such as gates, are perturbed: identity blocks would agree trivially.
     """
     if not isinstance(module.objective, PixelMeanFlow | JiT):
         raise UserError("what=step: it knows pMF, iMF and JiT; choose another model")
@@ -100,10 +100,10 @@ def make_bench(
 
 
 def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | None) -> dict[str, Any]:
-    """Time loss and gradients, alone or against "textbook"; return milliseconds, images/s and shares of the peak.
+    """Time loss and gradients, alone or against "textbook"; return milliseconds, images/s and the share of the peak.
 
-    ``flops`` is the arithmetic of one step; the peak is the device's own, measured here. Raises UserError where the
-    textbook has no such step.
+    ``flops`` are the operations of one step; the peak of the device is measured here. Raises UserError if the textbook
+    does not have this variant of the step.
     """
     rivals = {"ours": lambda: bench.gradients(bench.loss)}
     compared = {}
@@ -129,7 +129,7 @@ def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | No
 
 
 def _compared(bench: StepBench) -> dict[str, float]:
-    """Return how far loss and gradients of the two lie apart, relative."""
+    """Return the relative differences between the two in losses and gradients."""
     try:
         theirs = bench.gradients(bench.textbook).double()
     except (ValueError, AttributeError) as error:
@@ -147,7 +147,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def _parts(bench: StepBench, repeats: int) -> dict[str, float]:
-    """Return medians of what a step is made of."""
+    """Return the median milliseconds of each part of a step."""
     watched = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
     with profile(activities=watched, acc_events=True) as seen:
         for _ in range(repeats):
@@ -171,7 +171,7 @@ def _parts(bench: StepBench, repeats: int) -> dict[str, float]:
 
 
 def _averaging(bench: StepBench) -> Callable[[], None]:
-    """Return one update of all running averages of the weights."""
+    """Return a function that updates all running averages of the weights once."""
     weights = [weight.detach() for weight in bench.network.parameters()]
     kept = [[weight.float().clone() for weight in weights] for _ in range(bench.averages)]
 
@@ -188,7 +188,7 @@ def _median(work: Callable[[], object], repeats: int) -> float:
 
 
 def _peak_memory(bench: StepBench) -> float | None:
-    """Return the gigabytes (10^9) that loss, gradients and optimiser take on a GPU at most; None on a CPU."""
+    """Return the peak gigabytes (10^9 bytes) of loss, gradients and optimiser step on a GPU; None on a CPU."""
     if bench.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
@@ -198,7 +198,7 @@ def _peak_memory(bench: StepBench) -> float | None:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Put the result of ``benchmark_step`` in words."""
+    """Format the result of ``benchmark_step`` as text."""
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in result["parts_ms"].items())
     lines = [
         f"{result['model']}, {result['images']} images at once on {result['device']} ({result['precision']}): loss and "

@@ -1,8 +1,8 @@
-"""The MeanFlow step as the algorithm is printed and the official code runs it: what our own is compared with.
+"""Textbook MeanFlow step: the algorithm as printed and as the official code runs it, the baseline for our own.
 
-pMF, algorithm 2 (arXiv 2601.22158): three passes of trunk and v-head for the guided target (v_u, v_c at the sampled
-scale, v_c at the scale inside the interval), torch.func.jvp over the whole batch with values and graph, attention
-written out because no fused kernel has a forward-mode derivative. Nothing is left out that could be.
+pMF, algorithm 2 (arXiv 2601.22158). The guided target takes three passes of trunk and v-head: v_u, v_c at the sampled
+scale, and v_c at the scale inside the interval. torch.func.jvp runs over the full batch with values and graph.
+Attention is written out, because no fused kernel has a forward-mode derivative. No redundant work is skipped.
 """
 
 import torch
@@ -17,9 +17,9 @@ from pmf_lightning.objectives.pixel_meanflow import MeanFlowDraws, PixelMeanFlow
 def textbook_loss(
     objective: PixelMeanFlow, network: nn.Module, batch: Batch, draws: MeanFlowDraws
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a batch, and the sums of squares "loss_u" and "loss_v" [B]; the numbers of ``objective`` hold.
+    """Return a batch's loss with the settings of ``objective``, and the sums of squares "loss_u" and "loss_v" [B].
 
-    ValueError for variants that the printed algorithm has not: perceptual terms, another target, v at the boundary.
+    Raises ValueError for variants not in the printed algorithm: perceptual terms, another target, v at the boundary.
     """
     if objective.perceptual or objective.target != "clipped" or objective.velocity != "head":
         raise ValueError("the textbook step knows target=clipped, velocity=head and no perceptual terms")
@@ -34,7 +34,7 @@ def textbook_loss(
 
     omega = omega_in_interval(on.t, on.omega, on.t_min, on.t_max)
     v_u = v_head(one, none)
-    v_head(on.omega, batch.y)  # printed, and without any effect on the result
+    v_head(on.omega, batch.y)  # part of the printed algorithm, without effect on the result
     v_c = v_head(omega, batch.y)
     v_g = torch.where(expand_like(on.drop, z), v_t, guided_velocity(v_t, v_c, v_u, omega))
     y = torch.where(on.drop, none, batch.y)

@@ -1,4 +1,4 @@
-"""Time functions in turns within one process, and the speed of large matrix products as the peak to compare with."""
+"""Time functions in turns within one process, and measure the matmul peak of a device."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 def milliseconds(step: Callable[[], object]) -> float:
-    """Time one call, waiting for an accelerator to finish before and after."""
+    """Time one call, with the accelerator synchronised before and after."""
     _wait()
     start = time.perf_counter()
     step()
@@ -17,9 +17,9 @@ def milliseconds(step: Callable[[], object]) -> float:
 
 
 def time_interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return ``repeats`` times of every rival in milliseconds, in turns of changing order, after one unmeasured each.
+    """Return ``repeats`` times of every function in milliseconds, in turns of alternating order, after one warm-up.
 
-    Time i of one rival stands beside time i of the others.
+    Time i of each function is from turn i.
     """
     for step in rivals.values():
         step()
@@ -31,7 +31,7 @@ def time_interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -
 
 
 def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Return how often ours fits into theirs, turn by turn: the median and the extremes."""
+    """Return the ratio of their time to ours, turn by turn: median, minimum and maximum."""
     each = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
     return {"ratio": statistics.median(each), "ratio_min": min(each), "ratio_max": max(each)}
 
@@ -47,7 +47,7 @@ PRODUCTS = 10
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return floating-point operations per second of square products, the best of several, in the dtype of the step."""
+    """Return the floating-point operations per second of square matrix products in ``dtype``, the best of several."""
     side = SIDES.get(device.type, 4096)
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = min(milliseconds(lambda: a @ a) for _ in range(PRODUCTS))
