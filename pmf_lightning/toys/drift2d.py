@@ -1,8 +1,8 @@
-"""The toy of the drifting paper: a generator of points drifts to data of two modes, from three starts.
+"""Toy experiment of the Drifting paper: a generator of 2-D points drifts to bimodal data, from three starts.
 
-The start is exact: a point is start + spread * noise + MLP(noise), and the last layer of the MLP begins at zero. The
-loss is ``drift_loss``, as for images. Its value hardly moves; what tells is the norm of the forces before they are
-normalised, and how many points lie at each mode.
+A point is start + spread * noise + MLP(noise). The last layer of the MLP is initialised to zero, so the start is exact.
+The loss is ``drift_loss``, as for images. Its value is nearly constant; progress shows in the norm of the forces before
+normalisation, and in the fraction of points near each mode.
 """
 
 import time
@@ -35,26 +35,26 @@ Points = Float[Tensor, "n 2"]
 
 
 class TwoModes:
-    """A mixture of two round Gaussians of width ``spread`` around ``centres``, equally likely."""
+    """Mixture of two isotropic Gaussians with standard deviation ``spread`` around ``centres``, equally likely."""
 
     def __init__(self, centres, spread):
         self.centres = torch.tensor([list(map(float, centre)) for centre in centres])
         self.spread = float(spread)
 
     def points(self, seed: int, name: str, step: int, count: int) -> Points:
-        """Draw ``count`` points, float32."""
+        """Sample ``count`` points, float32."""
         mode = (rng.uniform(seed, name, "mode", step, count=count) < 0.5).long()
         normal = rng.normal(seed, name, "normal", step, count=2 * count).view(count, 2)
         return (self.centres.double()[mode] + self.spread * normal).float()
 
 
 def shares(points: Points, modes: TwoModes, near: float | int) -> list[float]:
-    """Return the share of ``points`` that lie within ``near`` spreads of each centre."""
+    """Return the fraction of ``points`` within ``near`` spreads of each centre."""
     distance = (points[:, None] - modes.centres).norm(dim=2)
     return (distance < near * modes.spread).double().mean(0).tolist()
 
 
-# What determines the result of an arm, beside the arm itself.
+# The settings that determine the result of an arm, besides the arm itself.
 SETTINGS = ("modes", "network", "steps", "problems", "samples", "positives", "optimizer", "schedule")
 
 SETTINGS += ("loss", "evaluation", "film")
@@ -62,31 +62,31 @@ SETTINGS += ("loss", "evaluation", "film")
 
 @dataclass(frozen=True)
 class Drift2dRun:
-    """One training: from the start called ``start``, with draws of ``seed``."""
+    """One training from the start named ``start``, with random numbers of ``seed``."""
 
     start: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Name files and lines of progress."""
+        """The name of the run in files and progress bars."""
         return f"{self.start}-seed{self.seed}"
 
 
 class Generator(nn.Module):
-    """Points centre + spread * noise + MLP(noise), of ``noise`` [n,2]."""
+    """Generator of points: centre + spread * noise + MLP(noise), for ``noise`` [n,2]."""
 
     def __init__(self, mlp: nn.Module, centre: Points, spread: float):
         super().__init__()
         self.mlp, self.centre, self.spread = mlp, centre, spread
 
     def forward(self, noise: Points) -> Points:
-        """Return the points."""
+        """Return the points of a batch of noise."""
         return self.centre + self.spread * noise + self.mlp(noise[:, :, None, None], {})["x"][:, :, 0, 0]
 
 
 def drift2d(cfg: DictConfig) -> dict[str, Path]:
-    """Train and judge every arm of ``cfg`` (conf/toys/drift2d.yaml); return the paths of pictures and tables.
+    """Train and evaluate every arm of ``cfg`` (conf/toys/drift2d.yaml); return the paths of figures and tables.
 
     Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
     """
@@ -107,7 +107,7 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError unless the study can be run; builds an arm and takes its loss once."""
+    """Raise UserError unless the study can be run; builds one arm and computes its loss once."""
     for key in ("starts", "seeds"):
         if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
             raise UserError(f"{key}={list(cfg[key])}: name at least one, each once")
@@ -135,7 +135,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def build(cfg: DictConfig, arm: Drift2dRun) -> Generator:
-    """Return the generator of an arm: weights from the seed, the last layer zero."""
+    """Return the generator of an arm, with weights from the seed and a zero last layer."""
     sizes = {"network": {"channels": 2, "resolution": 1, "scalars": [], "heads": ["x"]}}
     mlp = make_part(OmegaConf.merge(OmegaConf.masked_copy(cfg, "network"), sizes), "network")
     init_weights(mlp, lambda name: rng.generator(arm.seed, "init", name))
@@ -145,13 +145,13 @@ def build(cfg: DictConfig, arm: Drift2dRun) -> Generator:
 
 
 def loss_of(cfg: DictConfig, gen: Points, pos: Float[Tensor, "m 2"]) -> tuple[Float[Tensor, " b"], dict[str, Tensor]]:
-    """Return the loss of the independent problems that the points are dealt out to, and what is logged of it."""
+    """Return the losses of ``cfg.problems`` independent problems, to which the points are split, and numbers to log."""
     gen, pos = (points.unflatten(0, (cfg.problems, -1)) for points in (gen, pos))
     return drift_loss(gen, pos, **OmegaConf.to_container(cfg.loss))
 
 
 def run(cfg: DictConfig, arm: Drift2dRun, advance: Callable[[int], Any]) -> dict[str, Any]:
-    """Train and judge one arm; ``advance`` is told of every step."""
+    """Train and evaluate one arm; ``advance(1)`` is called after every step."""
     started = time.perf_counter()
     network, frames = build(cfg, arm), set(snapshot_steps(cfg.steps, cfg.film.frames))
     optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
@@ -176,24 +176,24 @@ def run(cfg: DictConfig, arm: Drift2dRun, advance: Callable[[int], Any]) -> dict
 
 
 def noise(seed: int, name: str, step: int, count: int) -> Points:
-    """Draw standard normal points, float32."""
+    """Sample standard normal points, float32."""
     return rng.normal(seed, name, step, count=2 * count).view(count, 2).float()
 
 
 def snapshot_steps(steps: int, frames: int) -> list[int]:
-    """Return the steps before which points are kept, beside the end: step k of n lies at (k / n)^2 of the run."""
+    """Return the steps before which points are saved, without the end: frame k of n is at (k / n)^2 of the run."""
     return sorted({int(steps * (k / (frames - 1)) ** 2) for k in range(frames - 1)})
 
 
 @torch.no_grad()
 def snapshot(cfg: DictConfig, network: Generator, step: int) -> dict[str, Any]:
-    """Return the same points, those of the judge, as they lie before a step."""
+    """Return the generated points before a step, always from the same noise (that of the evaluation)."""
     points = network(noise(cfg.evaluation.seed, "noise", 0, cfg.evaluation.points)[: cfg.film.shown])
     return {"step": step, "points": [[round(value, 2) for value in point] for point in points.tolist()]}
 
 
 def logged(cfg: DictConfig, step: int, gen: Points, loss: Tensor, info: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the numbers of a step: its loss, the scale, a norm per temperature, the shares of its points."""
+    """Return the logged numbers of a step: loss, scale, a force norm per temperature, and shares of points per mode."""
     return {
         "step": step,
         "loss": loss.mean().item(),
@@ -205,14 +205,14 @@ def logged(cfg: DictConfig, step: int, gen: Points, loss: Tensor, info: dict[str
 
 @torch.no_grad()
 def judge(cfg: DictConfig, network: Generator) -> dict[str, Any]:
-    """Return where fresh points lie: shares at each mode, and the sliced Wasserstein distance to the data."""
+    """Evaluate new points: shares near each mode, and the sliced Wasserstein distance to the data."""
     known, data = cfg.evaluation, TwoModes(**cfg.modes)
     points = network(noise(known.seed, "noise", 0, known.points))
     return measured(cfg, points, data)
 
 
 def measured(cfg: DictConfig, points: Points, data: TwoModes) -> dict[str, Any]:
-    """Return the shares of ``points`` at each mode, the rest, and the distance to fresh data."""
+    """Return the shares of ``points`` near each mode and elsewhere, and the distance to new data."""
     known = cfg.evaluation
     truth = data.points(known.seed, "truth", 0, known.points)
     first, second = shares(points, data, known.near)
@@ -221,9 +221,9 @@ def measured(cfg: DictConfig, points: Points, data: TwoModes) -> dict[str, Any]:
 
 
 def reference(cfg: DictConfig) -> dict[str, Any]:
-    """Return what fresh points of the data give, and the numbers of a loss whose samples are data already.
+    """Return the metrics of new data points, and the loss numbers with data in place of samples.
 
-    Force norms do not fall to 0 where samples and data agree: two finite sets of the same law differ.
+    Force norms are not 0 even if samples and data have the same distribution: two finite sets differ.
     """
     data, known, log = TwoModes(**cfg.modes), cfg.evaluation, []
     counts = {"gen": cfg.problems * cfg.samples, "pos": cfg.problems * cfg.positives}

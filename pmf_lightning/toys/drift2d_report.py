@@ -1,4 +1,4 @@
-"""Tables, figure and film of the drifting toy."""
+"""Table, figure and animation of the Drifting toy experiment."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from pmf_lightning.utils.figures import subplots
 
 Row = Mapping[str, Any]
 
-SNAPSHOTS = (0, 0.15, 0.3, 0.5, 1)  # of the film's frames
+SNAPSHOTS = (0, 0.15, 0.3, 0.5, 1)  # positions in the film, as fractions of its frames
 
 GENERATED, DATA, MODES = "tab:orange", "tab:blue", ("tab:purple", "tab:green")
 
@@ -23,7 +23,7 @@ FRAME_MS, LAST_FRAME_MS, COLOURS = 80, 2500, 48
 
 
 def save_figure(rows: Sequence[Row], truth: Row, temperatures: Sequence[float], path: Path) -> None:
-    """Draw a row per start: points at five steps over the data, then loss, norms of the forces, shares."""
+    """Draw a row per start: points at five steps over the data, then loss, force norms and shares."""
     count = len(SNAPSHOTS) + 3
     widths = [1] * len(SNAPSHOTS) + [1.3] * 3
     figure, axes = subplots(
@@ -76,7 +76,7 @@ def _curves(axes, row: Row, truth: Row, temperatures: Sequence[float]) -> None:
 
 
 def save_film(rows: Sequence[Row], truth: Row, path: Path) -> None:
-    """Write an animated GIF with a panel per start; the last frame stays for a while."""
+    """Write an animated GIF with a panel per start; the last frame is shown longer."""
     figure, axes = subplots(1, len(rows), figsize=(3.2 * len(rows), 2.8), squeeze=False, layout="constrained")
     limits, frames = _limits(rows, truth), []
     for place in range(len(rows[0]["film"])):
@@ -94,7 +94,7 @@ def save_film(rows: Sequence[Row], truth: Row, path: Path) -> None:
 
 
 def _limits(rows: Sequence[Row], truth: Row) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the same limits for all panels: they hold the data, every start and every end."""
+    """Return common axis limits of all panels, which contain the data, every start and every end."""
     shown = [row["film"][place]["points"] for row in rows for place in (0, -1)] + [truth["points"]]
     points = np.concatenate([np.array(points) for points in shown])
     middle, sides = (points.max(0) + points.min(0)) / 2, 1.1 * np.ptp(points, axis=0) / 2 + 0.1
@@ -110,13 +110,13 @@ def _scatter(axis, frame: Row, truth: Row, limits, title: str) -> None:
 
 MEASURED = ("first", "second", "elsewhere", "distance")
 
-LAST = 0.1  # share of the log that stands for the end
+LAST = 0.1  # fraction of the log that is averaged as the end
 
 
 def write_report(out: Path, rows: Sequence[Row], truth: Row, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Write figure.png, drift2d.gif, table.md and results.json; return their paths.
 
-    ``rows`` are the arms with what was measured of them; ``truth`` is what points of the data give.
+    ``rows`` are the arms with their metrics; ``truth`` has the metrics of the data.
     """
     paths = {name: out / name for name in ("figure.png", "drift2d.gif", "table.md", "results.json")}
     temperatures = settings["loss"]["temperatures"]
@@ -135,7 +135,7 @@ def write_report(out: Path, rows: Sequence[Row], truth: Row, settings: Mapping[s
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, for each start, mean and spread (standard deviation) over the seeds, and numbers of the log.
 
-    ``loss`` and ``force_norm`` (one per temperature) are pairs: at the first step, and on average over the last tenth.
+    ``loss`` and ``force_norm`` (one per temperature) are pairs: the first step, and the mean of the last tenth.
     """
     summary = []
     for start in dict.fromkeys(row["start"] for row in rows):

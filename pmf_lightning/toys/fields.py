@@ -1,8 +1,8 @@
-"""The first figure of the articles: the average velocity u(z, r, t) beside the image x(z, r, t) = z - t u(z, r, t).
+"""First figure of the papers: the average velocity u(z, r, t) next to the image x(z, r, t) = z - t u(z, r, t).
 
-u is a noisy field: its target contains the noise; x looks like an image wherever r and t lie, which is why a network
-finds it easier to answer. Both are shown twice: as the network answers them in one evaluation, and as they follow from
-a path that is simulated in many small steps of the network's own instantaneous velocity v(z, t) = u(z, t, t).
+u is a noisy field, since its target contains the noise. x looks like an image for all r and t, so it is easier to
+predict. Both are shown twice: as predicted by the network in one evaluation, and computed from a path that is simulated
+in many small steps of the network's instantaneous velocity v(z, t) = u(z, t, t).
 """
 
 import json
@@ -28,11 +28,11 @@ from pmf_lightning.utils.errors import UserError
 
 
 def noise_content(fields: Image) -> Float[Tensor, " b"]:
-    """Return the share of fine structure in each field, in units of white noise: about 1 for noise, 0 for smoothness.
+    """Return the share of high frequencies in each field, relative to white noise: about 1 for noise, 0 for smoothness.
 
-    Fine means frequencies (fx, fy) with max(|fx|, |fy|) of at least a quarter of a cycle per pixel, half of what pixels
-    can carry; they hold three quarters of white noise. Energies are sums over channels; the mean of a channel is left
-    out, and a field that is constant has no fine structure.
+    High frequencies (fx, fy) have max(|fx|, |fy|) of at least a quarter of a cycle per pixel, half of the Nyquist
+    frequency. They have three quarters of the energy of white noise. Energies are summed over channels, without the
+    mean of each channel. The share of a constant field is 0.
     """
     height, width = fields.shape[2:]
     energy = torch.fft.fft2(fields.double()).abs().square().sum(1)
@@ -46,7 +46,7 @@ def noise_content(fields: Image) -> Float[Tensor, " b"]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Fields [n,C,H,W] for one (r, t), from the network and from the simulated path."""
+    """Fields [n,C,H,W] at one (r, t), from the network and from the simulated path."""
 
     r: float
     t: float
@@ -56,14 +56,14 @@ class Pair:
     x_path: Image
 
     def measured(self) -> dict[str, Any]:
-        """Return the mean noise content of each field, and how far the network is from the path, relatively (rms)."""
+        """Return the mean noise content of each field, and the relative rms error of the network's u."""
         content = {name: noise_content(getattr(self, name)).mean().item() for name in ("u", "u_path", "x", "x_path")}
         miss = ((self.u - self.u_path).square().sum() / self.u_path.square().sum()).sqrt().item()
         return {"r": self.r, "t": self.t, "noise_content": content, "u_error": miss}
 
 
 def fields(cfg: DictConfig) -> dict[str, Path]:
-    """Draw and measure the fields of the model that ``cfg`` (conf/toys/fields.yaml) names; return the paths written.
+    """Compute and plot the fields of the model that ``cfg`` (conf/toys/fields.yaml) names; return the written paths.
 
     Raises UserError for bad input.
     """
@@ -86,7 +86,7 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError unless the numbers of ``cfg`` make sense."""
+    """Raise UserError unless the options of ``cfg`` are valid."""
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file (make train makes one)")
     for key in ("n", "heun_steps"):
@@ -101,7 +101,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, float]:
-    """Return omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    """Return omega, t_min and t_max of ``cfg``, else of the model's own sampling options; raises UserError."""
     if module.decoder is not None:
         raise UserError(f"ckpt={cfg.ckpt}: a model of latents; its fields are no pictures, take one of pixels")
     if "average" not in module.objective.samplers:
@@ -116,7 +116,7 @@ def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, flo
 def follow(
     module: GenerativeModule, times: list[float], cfg: DictConfig, options: dict[str, float]
 ) -> tuple[list[Image], list[Pair]]:
-    """Return the simulated z at each of ``times`` (falling), and the fields of every pair r <= t with t > 0."""
+    """Return the simulated z at each of ``times`` (descending), and the fields of every pair r <= t with t > 0."""
     network, objective = module.network, module.objective
     labels = torch.arange(cfg.n, device=module.device) % network.classes
     noise = image_noise(cfg.seed, 0, cfg.n, (network.channels, network.resolution, network.resolution))

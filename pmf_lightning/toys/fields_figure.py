@@ -1,4 +1,4 @@
-"""The picture of the fields: u and x for every (r, t), from the network and from the simulated path."""
+"""Figure of the fields u and x for every (r, t), from the network and from the simulated path."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +27,11 @@ def save_fields(
     shown: int,
     file: Path,
 ) -> None:
-    """Draw image number ``shown``: z along the path on top, then a triangle of tiles (a column per t, a row per r) each
-    for u and x; above a tile stands the noise content that ``measured`` gives, a mean over all images.
+    """Draw the fields of image number ``shown``.
 
-    x is shown as images are, [-1, 1]; u is divided by its largest magnitude of all tiles, each z by its own.
+    On top is z along the path. Below is a triangle of tiles (a column per t, a row per r) each for u and x. The title
+    of a tile is its noise content in ``measured``, a mean over all images. x is shown in [-1, 1]; u is divided by its
+    largest magnitude on the path over all tiles, each z by its own.
     """
     count = len(times) - 1
     figure = new_figure(figsize=(2 * (1.1 * count + 0.6), 1.2 * (2 * (count + 1) + 1) + 1.2), layout="constrained")
@@ -60,7 +61,7 @@ def save_fields(
 
 
 def _tile(axis, field: Tensor, title: str) -> None:
-    """Show one field in [-1, 1]: grey for one channel, the first three as colours otherwise."""
+    """Show one field in [-1, 1]: grey below three channels, else the first three as RGB."""
     pixels = to_uint8(torch.nan_to_num(field)).permute(1, 2, 0).numpy()
     grey = pixels.shape[2] < 3
     axis.imshow(pixels[:, :, 0] if grey else pixels[:, :, :3], cmap="gray" if grey else None, vmin=0, vmax=255)

@@ -1,8 +1,8 @@
-"""The toys of figure 2 of pMF and of JiT: a 2-D Swiss roll that lies on a plane in D dimensions.
+"""Toy experiments of figure 2 of pMF and of JiT: a 2-D Swiss roll on a plane in D dimensions.
 
-A network of limited width can answer the image, which lies on the plane, in any number of dimensions; velocity and
-noise have all D of them and do not pass through it. All predictions are trained on the same loss, that of the velocity,
-by the objective that trains images: MeanFlow for pMF, flow matching for JiT.
+A network of limited width can predict the image, which is on the plane, for any D. Velocity and noise have all D
+dimensions and do not fit through the network. All predictions are trained with the same velocity loss, by the objective
+that trains images: MeanFlow for pMF, flow matching for JiT.
 """
 
 import time
@@ -45,16 +45,16 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
 
-# What determines the result of an arm, beside the arm itself.
+# The settings that determine the result of an arm, besides the arm itself.
 SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
-DATA_POINTS = 4096  # that stand for the roll where the exact velocity is computed
+DATA_POINTS = 4096  # points that represent the roll in the exact velocity
 
 Objective = PixelMeanFlow | JiT
 
 
 @dataclass(frozen=True)
 class ManifoldRun:
-    """One training: ``prediction`` in ``dimension`` dimensions from ``seed``."""
+    """One training of ``prediction`` in ``dimension`` dimensions with ``seed``."""
 
     dimension: int
     prediction: str
@@ -62,12 +62,12 @@ class ManifoldRun:
 
     @property
     def name(self) -> str:
-        """Name files and lines of progress."""
+        """The name of the run in files and progress bars."""
         return f"D{self.dimension}-{self.prediction}-seed{self.seed}"
 
 
 def manifold(cfg: DictConfig) -> dict[str, Path]:
-    """Train and judge every arm of ``cfg`` (conf/toys/manifold*.yaml); return the paths of figure and tables.
+    """Train and evaluate every arm of ``cfg`` (conf/toys/manifold*.yaml); return the paths of figure and tables.
 
     Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
     """
@@ -76,7 +76,7 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
     store = Arms(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     arms = [ManifoldRun(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
-    arms.sort(key=lambda arm: arm.seed)  # a stopped study has one seed of everything first
+    arms.sort(key=lambda arm: arm.seed)  # so that a stopped study has every setting with one seed
     done = sum(store.finished(arm.name, settings) is not None for arm in arms)
     if done:
         print(f"{done} of {len(arms)} arms are finished already, under {store.folder}")
@@ -122,7 +122,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def build(cfg: DictConfig, arm: ManifoldRun) -> tuple[nn.Module, Objective]:
-    """Return the network, its weights a function of the seed, and the objective of an arm."""
+    """Return the network of an arm, with weights from the seed, and its objective."""
     sizes = {"network": {"channels": arm.dimension, "resolution": 1}, "objective": {"prediction": arm.prediction}}
     cfg = OmegaConf.merge(OmegaConf.masked_copy(cfg, ["network", "objective"]), sizes)
     network, objective = make_part(cfg, "network"), make_part(cfg, "objective")
@@ -131,7 +131,7 @@ def build(cfg: DictConfig, arm: ManifoldRun) -> tuple[nn.Module, Objective]:
 
 
 def run(cfg: DictConfig, arm: ManifoldRun, advance: Callable[[int], Any]) -> dict[str, Any]:
-    """Train and judge one arm; ``advance`` is told of every step."""
+    """Train and evaluate one arm; ``advance(1)`` is called after every step."""
     started = time.perf_counter()
     network, objective = build(cfg, arm)
     train(cfg, arm, network, objective, advance)
@@ -140,7 +140,7 @@ def run(cfg: DictConfig, arm: ManifoldRun, advance: Callable[[int], Any]) -> dic
 
 
 def train(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective, advance: Callable) -> None:
-    """Minimise the objective on fresh points in every step."""
+    """Minimise the objective with new points in every step."""
     plane = random_plane(arm.dimension, cfg.plane_seed)
     optimizer = make_part(cfg, "optimizer")(parameter_groups(network))
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, cfg.steps, **cfg.schedule))
@@ -155,18 +155,18 @@ def train(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Obje
 
 
 def unlabelled(x: Tensor) -> Batch:
-    """Return a batch whose labels mean none."""
+    """Return a batch with dummy labels."""
     return Batch(x, torch.zeros(len(x), dtype=torch.long))
 
 
 @torch.no_grad()
 def judge(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective) -> dict[str, Any]:
-    """Return the v-loss, and how points drawn in ``evaluation.steps`` steps lie.
+    """Return the v-loss, and metrics of points sampled in ``evaluation.steps`` steps.
 
-    ``v_loss``: mean over points and dimensions of the velocity's squared error, on draws that all arms of a dimension
-    share (pMF: that of V = u + (t - r) du/dt);
-    ``distance``: sliced Wasserstein to the roll, on the plane; ``off_plane``: root mean square distance from the plane;
-    ``points``: the first of them, on the plane.
+    ``v_loss``: mean squared error of the velocity over points and dimensions, with draws shared by all arms of a
+    dimension (for pMF, the error of V = u + (t - r) du/dt);
+    ``distance``: sliced Wasserstein distance to the roll, on the plane;
+    ``off_plane``: root mean square distance from the plane; ``points``: the first points, on the plane.
     """
     known, plane = cfg.evaluation, random_plane(arm.dimension, cfg.plane_seed)
     sums = []
@@ -188,16 +188,16 @@ def judge(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Obje
 
 @torch.no_grad()
 def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
-    """Return what the judged numbers are at best: those of the exact velocity, and of fresh points of the roll.
+    """Return the best possible metrics: those of the exact velocity, and of new points of the roll.
 
-    The exact velocity (z - E[x | z]) / t still has a ``v_loss``: that of what z does not tell. It is given for each
-    prediction, since objectives may clip the divisors of some. ``distance`` is that of two sets of points of the roll.
-    ``noise`` holds the distances of the noise that sampling starts from: what a network reaches that leaves the plane
-    as it finds it.
+    The exact velocity (z - E[x | z]) / t has a ``v_loss`` above 0, since z does not determine x. It is given for each
+    prediction, since objectives may clip the divisors of some. ``distance`` is between two sets of points of the roll.
+    ``noise`` has the distances of the noise that sampling starts from: those of a network that does not move points on
+    the plane.
     """
     known, plane = cfg.evaluation, random_plane(dimension, cfg.plane_seed)
     objectives = {prediction: build(cfg, ManifoldRun(dimension, prediction, 0))[1] for prediction in cfg.predictions}
-    objective = objectives[cfg.predictions[0]]  # the draws are the same for all
+    objective = objectives[cfg.predictions[0]]  # all have the same draws
     data = fresh_points(cfg, "exact", DATA_POINTS)
     losses = {prediction: [] for prediction in objectives}
     for step in range(known.batches):
@@ -223,20 +223,20 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
 
 
 def clipped_quantity(objective: Objective) -> Quantity:
-    """Return what the target of the v-loss is computed from, by a division that is clipped; "v" where none is."""
+    """Return the quantity from which the v-loss target is computed by a clipped division; "v" if there is none."""
     if isinstance(objective, JiT):
         return objective.prediction
     return {"clipped": "x", "plain": "v"}[objective.target]
 
 
 def _with_support(result: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
-    """Add ``off_roll``: the mean distance of the points shown from the nearest points of the data shown."""
+    """Add ``off_roll``: the mean distance of the shown points from the nearest shown data points."""
     points, data = (torch.tensor(values["points"]) for values in (result, truth))
     return result | {"off_roll": nearest(points, data).item()}
 
 
 def fresh_points(cfg: DictConfig, name: str, count: int | None = None) -> Tensor:
-    """Draw points of the roll that no arm has seen, float32 [count, 2]."""
+    """Sample points of the roll that no arm is trained on, float32 [count, 2]."""
     uniform = rng.uniform(cfg.evaluation.seed, name, count=count or cfg.evaluation.points)
     return swiss_roll(uniform, cfg.radius).float()
 

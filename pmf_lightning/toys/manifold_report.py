@@ -1,4 +1,4 @@
-"""Figure and tables of the manifold toys."""
+"""Figure and tables of the manifold toy experiments."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import subplots
 
-FRAME = 3.0  # half the side of what is shown of the plane
+FRAME = 3.0  # half the side of the shown square of the plane
 MEASURED = ("v_loss", "distance", "off_roll", "off_plane")
 COLOURS = {"x": "tab:blue", "u": "tab:red", "eps": "tab:orange", "v": "tab:green"}
 Row = Mapping[str, Any]
@@ -21,7 +21,7 @@ def write_report(
 ) -> dict[str, Path]:
     """Write figure.png, table.md, arms.csv and results.json; return their paths.
 
-    ``rows`` are the arms with what was measured of them, ``references`` what is best possible for each dimension.
+    ``rows`` are the arms with their metrics; ``references`` has the best possible metrics for each dimension.
     """
     paths = {name: out / name for name in ("figure.png", "table.md", "arms.csv", "results.json")}
     summary = summarise(rows, references)
@@ -69,7 +69,7 @@ def table(summary: Sequence[Row]) -> str:
 
 
 def _exact(summary: Sequence[Row], dimension: int) -> str:
-    """Return the v-loss of the exact velocity; one for each prediction where clips make them differ."""
+    """Format the v-loss of the exact velocity, once per prediction if clipping makes them differ."""
     losses = (f"{line['v_loss_exact']:.4f}" for line in summary if line["dimension"] == dimension)
     return " / ".join(dict.fromkeys(losses))
 
@@ -114,5 +114,5 @@ def _scatter(axis, points: Sequence[Sequence[float]], title: str, colour: str) -
     axis.set(xlim=(-FRAME, FRAME), ylim=(-FRAME, FRAME), xticks=[], yticks=[], aspect="equal")
     axis.set_title(title, fontsize=9)
     outside = mean(not all(abs(value) < FRAME for value in point) for point in points)
-    if outside >= 0.01:  # a few are no surprise: 0.5 % of standard normal points
+    if outside >= 0.01:  # below 1 % is normal: 0.5 % of standard normal points are outside
         axis.text(0, 0.97 * -FRAME, f"{outside:.0%} lie outside", ha="center", va="bottom", fontsize=9)

@@ -1,4 +1,4 @@
-"""Arms of a study that are kept once they are finished, so that a stopped study goes on where it was."""
+"""Cache of the finished arms of a study, so that a stopped study resumes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,18 +11,18 @@ from pmf_lightning.utils.errors import UserError
 
 
 class Arms:
-    """Results as JSON files under ``folder``, each named after its arm and the settings that determine it."""
+    """Results as JSON files in ``folder``, named after the arm and a digest of its settings."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """Return the file of an arm; other settings make another file."""
+        """Return the file of an arm with these settings."""
         return self.folder / f"{name}-{digest(json.dumps(settings, sort_keys=True))[:8]}.json"
 
     def finished(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the result of an arm, or None where it has to be run."""
+        """Return the result of an arm, None if it is not finished; raises UserError for a damaged file."""
         path = self.path(name, settings)
         try:
             return read_json(path)["result"] if path.is_file() else None
@@ -32,7 +32,7 @@ class Arms:
             ) from error
 
     def run(self, name: str, settings: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the result of an arm, which ``work`` makes unless it is finished."""
+        """Return the result of an arm; call ``work`` and cache its result unless the arm is finished."""
         result = self.finished(name, settings)
         if result is None:
             result = work()

@@ -14,19 +14,21 @@ Points = Float[Tensor, "n 2"]
 
 Plane = Float[Tensor, "d 2"]
 
-FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi  # angles at the inner and at the outer end
+FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi  # angles of the inner and outer ends
 
 
 def swiss_roll(uniform: Float[Tensor, " n"], radius: Number) -> Points:
-    """Return points (a cos a, a sin a), a from 1.5 pi to 4.5 pi as ``uniform`` goes from 0 to 1, the outermost at
-    ``radius`` from the centre; the law of scikit-learn's make_swiss_roll. With radius 2 a coordinate has variance 1.
+    """Return points of the Swiss roll, with the distribution of scikit-learn's make_swiss_roll.
+
+    The points are (a cos a, a sin a), scaled to ``radius`` at the outer end; a goes from 1.5 pi to 4.5 pi as
+    ``uniform`` goes from 0 to 1. With radius 2 a coordinate has variance 1.
     """
     angle = FIRST + (LAST - FIRST) * uniform
     return torch.stack((angle * angle.cos(), angle * angle.sin()), dim=1) * (radius / LAST)
 
 
 def random_plane(dimension: int, seed: int) -> Plane:
-    """Return a ``dimension`` x 2 float32 matrix of orthonormal columns, uniform among them; ValueError below 2."""
+    """Return a uniformly random ``dimension`` x 2 float32 matrix with orthonormal columns; ValueError below 2."""
     if dimension < 2:
         raise ValueError(f"dimension={dimension}: a plane needs at least 2")
     normal = rng.normal(seed, "plane", dimension, count=2 * dimension).reshape(dimension, 2)
@@ -35,27 +37,27 @@ def random_plane(dimension: int, seed: int) -> Plane:
 
 
 def roll_images(seed: int, name: str, step: int, count: int, radius: Number, plane: Plane) -> Image:
-    """Draw ``count`` points of the roll and lift them: images [count, D, 1, 1]."""
+    """Sample ``count`` points of the roll as images [count, D, 1, 1]."""
     points = swiss_roll(rng.uniform(seed, name, step, count=count), radius).to(plane.dtype)
     return lift(points, plane)
 
 
 def lift(points: Points, plane: Plane) -> Float[Tensor, "n d 1 1"]:
-    """Return the points as images of D numbers."""
+    """Return the points as images with D channels."""
     return (points @ plane.T)[:, :, None, None]
 
 
 def project(images: Float[Tensor, "n d 1 1"], plane: Plane) -> tuple[Points, Float[Tensor, " n"]]:
-    """Return where images of D numbers lie on the plane, and how far from it."""
+    """Return the coordinates of images on the plane, and their distances from it."""
     vectors = images.flatten(1)
     points = vectors @ plane
     return points, (vectors - points @ plane.T).norm(dim=1)
 
 
 def exact_image(z: Image, t: Time, noise_scale: Number, data: Points, plane: Plane) -> Image:
-    """Return E[x | z] at time t, for data that are the lifted points ``data``, each as likely as the other.
+    """Return E[x | z] at time t, where x is uniform on the lifted points ``data``.
 
-    Noise off the plane says nothing of x, so the weights are those of the plane: softmax of the Gaussian exponents.
+    Noise off the plane is independent of x, so the weights depend on the plane only: softmax of the Gaussian exponents.
     """
     points, _ = project(z, plane)
     t = t[:, None]
@@ -65,10 +67,10 @@ def exact_image(z: Image, t: Time, noise_scale: Number, data: Points, plane: Pla
 
 
 def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Number) -> Image:
-    """Return the error of the velocity that an error of the image makes, the network answering ``quantity``.
+    """Return the velocity error that an image error causes, for a network that predicts ``quantity``.
 
-    What the network answers follows from the image without a clip; what the velocity is, from the answer and with the
-    clip of the objective. Both are linear in image and z, and z is the same for the truth.
+    The image is converted to the prediction without a clip, and the prediction to the velocity with the objective's
+    clip. Both conversions are linear in image and z, and the true velocity has the same z.
     """
     z = torch.zeros_like(image_error)
     answer = convert(image_error, z, t, "x", quantity, t_clip=0.0)
@@ -76,7 +78,7 @@ def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Numb
 
 
 def directions(seed: int, count: int, dimension: int) -> Float[Tensor, "count dimension"]:
-    """Return unit vectors, uniform on the sphere."""
+    """Sample unit vectors, uniform on the sphere."""
     normal = rng.normal(seed, "directions", count=count * dimension).reshape(count, dimension)
     return normal / normal.norm(dim=1, keepdim=True)
 
@@ -84,17 +86,17 @@ def directions(seed: int, count: int, dimension: int) -> Float[Tensor, "count di
 def sliced_wasserstein(
     a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], along: Float[Tensor, "k d"]
 ) -> Float[Tensor, ""]:
-    """Return the mean over the unit vectors ``along`` of the 1-Wasserstein distance of the two sets' projections.
+    """Return the 1-Wasserstein distance of the projections of two sets, averaged over the unit vectors ``along``.
 
-    On a line the best pairing is that of the sorted points (Bonneel et al. 2015).
+    On a line the optimal coupling pairs the sorted points (Bonneel et al. 2015).
     """
     a, b = (points.to(along.dtype) @ along.T for points in (a, b))
     return (a.sort(dim=0).values - b.sort(dim=0).values).abs().mean()
 
 
 def nearest(points: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
-    """Return the mean distance of ``points`` from the nearest of ``data``: small where they lie on the data's support.
+    """Return the mean distance of ``points`` from the nearest of ``data``: small for points on the data's support.
 
-    It says nothing of how much of the support they cover.
+    It does not measure the coverage of the support.
     """
     return torch.cdist(points, data).min(dim=1).values.mean()
