@@ -135,7 +135,7 @@ JUDGES: Table = {
             "channels": list_of(whole(), least=1),
             "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
             "module.**": ANYTHING,
-            **_below("settings", METRICS),
+            **_below("settings", CLASSIFIER),
         },
     ),
     **_below("metrics", METRICS),

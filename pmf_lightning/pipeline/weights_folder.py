@@ -108,6 +108,8 @@ def _read_about(path: Path) -> WeightsInfo:
         raise UserError(f"{path} has format version {version}, this package reads {VERSION}; convert again")
     fields = {"family": (str, type(None)), "weights": str, "source": dict, "config": dict}
     wrong = [name for name, kind in fields.items() if name not in about or not isinstance(about[name], kind)]
+    if not wrong and not all(isinstance(value, str) for value in about["source"].values()):
+        wrong = ["source"]
     if wrong:
         raise UserError(f"{path} says nothing usable of {', '.join(wrong)}; convert again")
     return WeightsInfo(**{name: about[name] for name in fields})

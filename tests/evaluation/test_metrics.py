@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 from omegaconf import OmegaConf
 
+from pmf_lightning import compose
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
@@ -134,7 +135,7 @@ def test_training_refuses_one_class_and_reports_divergence():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_digits_are_learned(seed):
-    source, settings = Digits("digits", 32, 1, 10, 360), OmegaConf.load(CONF / "small.yaml").classifier
+    source, settings = Digits("digits", 32, 1, 10, 360), compose(["metrics=small"]).metrics.classifier
     train, held_out = source.train(), source.held_out()
     classifier = train_classifier(train, 10, replace(instantiate(settings), seed=seed))
     assert (classifier(held_out.images).argmax(1) == held_out.labels).double().mean() >= 0.98
@@ -329,7 +330,7 @@ def test_balanced_labels_and_metric_name():
 
 
 def test_configs_build():
-    settings = instantiate(OmegaConf.load(CONF / "small.yaml"))
+    settings = instantiate(compose(["metrics=small"]).metrics)
     assert isinstance(settings, SmallDataSettings)
     assert settings.enabled
     assert settings.classifier.features == 64

@@ -291,7 +291,7 @@ def test_pixel_models_are_untouched():
     assert torch.equal(numbered_images(module, LABELS, 7, 2, omega=2.0), images)
     assert module.to_pixels(images) is images
     older = {name: value for name, value in module.config.items() if name != "decoder"}
-    assert build(OmegaConf.create(older)).decoder is None
+    assert build(OmegaConf.create(migrate_config(older))).decoder is None
 
 
 @pytest.fixture

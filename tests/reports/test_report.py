@@ -16,8 +16,9 @@ from PIL import Image
 from written_runs import ARMS, FD, study, write_grid, write_run, write_study
 
 from pmf_lightning import UserError
-from pmf_lightning.report import main, write_kept
+from pmf_lightning.report import main
 from pmf_lightning.reports import writing
+from pmf_lightning.reports.commands import write_kept
 from pmf_lightning.reports.committed import is_kept, thinned, without_paths
 from pmf_lightning.reports.differences import distinguishing_keys
 from pmf_lightning.reports.markdown import headlines, plain

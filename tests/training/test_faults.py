@@ -75,7 +75,7 @@ TEN_KILLS = [
     (("die_in_save", "fsync", 2), 4),
     (("half_a_row", 6), 4),
     (("signal_before", 9, signal.SIGKILL), 8),
-    (("die_at", "pmf_lightning.train:_brief"), 8),
+    (("die_at", "pmf_lightning.training.resume:find_again"), 8),
     (("die_in_save", "replace", 3), 12),
     (("die_at", "pmf_lightning.train:finish"), 16),
 ]

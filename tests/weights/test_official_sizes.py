@@ -8,7 +8,7 @@ import torch
 from pmf_lightning import UserError, compose
 from pmf_lightning.config.presets import published
 from pmf_lightning.utils.hydra_compat import instantiate
-from pmf_lightning.weights import FAMILIES, family_of, load_official, official_weights, preset, recognize, translate
+from pmf_lightning.weights import FAMILIES, family_of, load_official, look, official_weights, preset, translate
 
 PAPER = {family.name: family for family in FAMILIES}
 # (width, SwiGLU hidden, attention heads, shared blocks, patch, side, bottleneck), parameters to sample, to train
@@ -125,7 +125,7 @@ def test_training_file_and_the_way_back(name):
 def test_models_have_the_names_of_presets(family, model):
     ours = network(preset(model))
     assert family_of(ours) is PAPER[family]
-    seen = recognize(PAPER[family], official_weights(ours, prefix=""))
+    seen = look(PAPER[family], official_weights(ours, prefix=""))
     assert (seen.model, seen.preset) == (model, preset(model))
     assert (seen.width, seen.blocks, seen.patch) == PAPER[family].models[model]
     assert (seen.channels, seen.classes) == (ours.channels, ours.classes)
