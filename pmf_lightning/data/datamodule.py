@@ -1,4 +1,4 @@
-"""Lightning's door to the data: the endless training stream of this device, from any step on."""
+"""LightningDataModule of images: an endless training stream per device that can start at any step."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -15,10 +15,10 @@ from pmf_lightning.utils.rng import BatchRows
 
 
 class StepLoader:
-    """An endless iterable of ``(images [B, ...], int64 [B])`` that starts at whatever step training has reached.
+    """An endless iterable of ``(images [B, ...], int64 [B])`` that starts at the current training step.
 
-    It is no DataLoader, because Lightning would put its own distributed sampler into one. Each iteration opens a fresh
-    stream when its first batch is asked for; batches that workers fetched but nobody took are fetched again.
+    It is not a DataLoader, because Lightning would inject its own distributed sampler. Each iteration opens a new
+    stream at its first batch; batches that workers prefetched without use are fetched again.
     """
 
     def __init__(
@@ -32,21 +32,21 @@ class StepLoader:
         yield from self._open_at(self._reached())
 
     def state_dict(self) -> dict:
-        """Return nothing: the optimiser step says it all. Lightning takes a loader with this method as resumable."""
+        """Return an empty state, since the optimiser step is enough. The method marks the loader as resumable."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """Tell the owner that training resumes from a checkpoint; Lightning calls this before the first batch."""
+        """Call the resume callback. Lightning calls this before the first batch after loading a checkpoint."""
         self._resume()
 
 
 class ImageData(LightningDataModule):
-    """The images of ``source`` in an order fixed by ``seed``.
+    """DataModule of the images of ``source``, in an order determined by ``seed``.
 
-    ``batch`` counts the images of one optimiser step over all devices and micro-batches, ``micro_batch`` those that one
-    device takes at once (None: its whole share); ``workers`` are loading processes per device. What a step sees depends
-    on neither the number of devices nor ``micro_batch`` nor ``workers``. ``tally`` counts the records of shards that
-    this device could not read; it is None for images of other kinds.
+    ``batch`` is the number of images per optimiser step over all devices and micro-batches. ``micro_batch`` is the
+    number of images per forward pass of a device (None: its full share). ``workers`` is the number of worker processes
+    per device. The images of a step do not depend on the number of devices, ``micro_batch`` or ``workers``. ``tally``
+    counts the shard records that this device could not read; it is None for other sources.
     """
 
     def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
@@ -62,7 +62,7 @@ class ImageData(LightningDataModule):
         self.tally: BadRecordCounter | None = None
 
     def accumulation(self, world_size: int) -> int:
-        """Return the micro-batches per device and step on ``world_size`` devices; UserError if sizes do not divide."""
+        """Return the micro-batches per device and step for ``world_size`` devices; UserError if sizes do not divide."""
         share, rest = divmod(self.batch, world_size)
         if rest:
             near = " or ".join(f"batch={size}" for size in (self.batch - rest, self.batch - rest + world_size) if size)
@@ -82,11 +82,11 @@ class ImageData(LightningDataModule):
         return self.source.train()
 
     def prepare_data(self) -> None:
-        """Open the images once per machine, before the other devices do: the first use may have to decode them."""
+        """Open the images once per machine before the other devices do, since the first use may decode them."""
         _ = self.train_set
 
     def train_dataloader(self) -> StepLoader:
-        """Return this device's stream; UserError if the trainer accumulates another number of micro-batches."""
+        """Return the stream of this device; UserError if accumulate_grad_batches of the trainer does not match."""
         trainer = self.trainer
         micro_batches = self.accumulation(trainer.world_size)
         if trainer.accumulate_grad_batches != micro_batches:
@@ -103,21 +103,21 @@ class ImageData(LightningDataModule):
         return StepLoader(lambda step: self._stream(shards, step), reached=lambda: trainer.global_step, resume=resume)
 
     def _stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
-        """Yield images and labels from a step on, without end; raises UserError where too many records are bad."""
+        """Yield images and labels endlessly from a step on; raises UserError if too many records are bad."""
         order = GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step)
         for images, labels, _ in iterate_batches(self.train_set, order, self.workers, self.tally):
             yield [images, labels]
 
     def teardown(self, stage: str) -> None:
-        """Say how many records could not be read."""
+        """Report the number of unreadable records."""
         if self.tally is not None:
             self.tally.report()
 
 
 def _drop_partial_step(trainer: Trainer) -> None:
-    """Uncount the micro-batches of a step that a checkpoint cut short: their gradients are gone, it begins anew.
+    """Discard the progress of a partial step from a checkpoint; its gradients are lost, so the step starts again.
 
-    Lightning steps after every so many micro-batches of its own count, so it would step early, with too few of them.
+    Lightning triggers the optimiser step by its own count of micro-batches, so it would step early, with too few.
     """
     counted = trainer.fit_loop.epoch_loop.batch_progress.current
     partial = counted.processed % trainer.accumulate_grad_batches
@@ -125,7 +125,7 @@ def _drop_partial_step(trainer: Trainer) -> None:
 
 
 def _nearest_divisors(whole: int, size: int) -> list[int]:
-    """Return the divisors of ``whole`` on either side of ``size``, which is none itself."""
+    """Return the nearest divisors of ``whole`` below and above ``size``, which is not a divisor itself."""
     divisors = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
     below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
     return below[-1:] + above[:1]

@@ -1,4 +1,4 @@
-"""What the data room offers the others: labelled images by index, and the sources they come from."""
+"""Protocols and base classes of the data package: labelled images by index, and data sources."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 class ImageDataset(Protocol):
     """Labelled images by index: item i is ``(image, label)``.
 
-    They may be made, decoded or read when they are asked for, so nobody asks for all of them at once. An image is uint8
+    They may be generated, decoded or read on access, so callers must not load all of them at once. An image is uint8
     pixels [C, H, W], or float32 [2, C, h, w]: mean and standard deviation of its raw latents (``DataSource.latents``).
     ``labels`` is int64 [N].
     """
@@ -22,34 +22,34 @@ class ImageDataset(Protocol):
     labels: Int64[Tensor, " n"]
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         ...
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fetch several: images [B, ...], which are the caller's own, and labels [B]; IndexError beyond the last."""
+        """Return images [B, ...], which the caller may modify, and labels [B]; IndexError for invalid indices."""
         ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Fetch one."""
+        """Return one image and its label."""
         ...
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Fetch several, one by one in a list: what torch's DataLoader asks for."""
+        """Return a list of (image, label), as torch's DataLoader requests it."""
         ...
 
 
 class BatchDataset(Dataset):
-    """Images whose ``batch`` is the one way to them; single items and lists of them come from there."""
+    """Base class of datasets that implement ``batch``; single items and lists are derived from it."""
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fetch several (see ``ImageDataset``)."""
+        """Return images and labels (see ``ImageDataset``)."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Fetch several items; torch's DataLoader calls this instead of asking one by one."""
+        """Return a list of items; torch's DataLoader calls this instead of ``__getitem__``."""
         images, labels = self.batch(indices)
         return list(zip(images, labels.tolist(), strict=True))
 
@@ -57,8 +57,8 @@ class BatchDataset(Dataset):
 class ArrayDataset(BatchDataset):
     """Images and labels in two arrays: item i is ``(image, int)``.
 
-    ``images`` is uint8 [N, C, H, W], or float32 [N, 2, C, h, w] moments of latents, as a tensor or a numpy array, which
-    may be a memory map: only the rows that are asked for are read, and they are copied. ``labels`` is int64 [N].
+    ``images`` is uint8 [N, C, H, W], or float32 [N, 2, C, h, w] moments of latents, as a tensor or a numpy array. The
+    array may be a memory map: only the requested rows are read, and they are copied. ``labels`` is int64 [N].
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ArrayDataset(BatchDataset):
     def batch(
         self, indices: Sequence[int]
     ) -> tuple[UInt8[Tensor, "b *image"] | Float32[Tensor, "b *image"], Int64[Tensor, " b"]]:
-        """Fetch several items in one gather: images [B, ...] and labels [B]."""
+        """Return images [B, ...] and labels [B] by one gather."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.images, Tensor):
             return self.images[rows], self.labels[rows]
@@ -83,7 +83,7 @@ class ArrayDataset(BatchDataset):
 
 
 class Head(BatchDataset):
-    """The first ``count`` of ``images``, or all of them where they are fewer."""
+    """The first ``count`` of ``images``, or all if there are fewer."""
 
     def __init__(self, images: ImageDataset, count: int) -> None:
         self.images, self.labels = images, images.labels[:count]
@@ -92,7 +92,7 @@ class Head(BatchDataset):
         return len(self.labels)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fetch several."""
+        """Return images and labels (see ``ImageDataset``)."""
         if len(indices) and max(indices) >= len(self):
             raise IndexError(f"image {max(indices)} of {len(self)}")
         return self.images.batch(indices)
@@ -102,8 +102,8 @@ class Head(BatchDataset):
 class DataSource(Protocol):
     """A named set of labelled square images with a fixed split, built from ``conf/data``.
 
-    One with a class attribute ``latents`` that is true hands out latents, ``channels`` x ``resolution`` x
-    ``resolution``, instead of pixels.
+    A source with a true class attribute ``latents`` provides latents, ``channels`` x ``resolution`` x ``resolution``,
+    instead of pixels.
     """
 
     name: str
@@ -112,13 +112,13 @@ class DataSource(Protocol):
     classes: int
 
     def check(self) -> None:
-        """Raise UserError for a setting that cannot work, without heavy work."""
+        """Raise UserError for invalid settings, without expensive work."""
 
     def train(self) -> ImageDataset:
         """Return the training split."""
 
     def held_out(self) -> ImageDataset:
-        """Return the split that training never sees."""
+        """Return the split that is not used in training."""
 
     def fingerprint(self) -> str:
-        """Return hex digits that change whenever an image or the split may have changed: a key for caches."""
+        """Return a hex digest, for cache keys, that changes whenever an image or the split may have changed."""

@@ -1,4 +1,4 @@
-"""Batches in a given order, whole, put together where they are read: in this process or in loading processes."""
+"""Load batches in a given order, collated in the process that reads them: the main process or a worker."""
 
 import os
 import signal
@@ -22,10 +22,10 @@ from pmf_lightning.utils.signals import SIGNALS
 
 
 class BatchFetcher(Dataset):
-    """``images`` as whole batches: images [B, ...], labels [B], bad records met, indices.
+    """Dataset that returns complete batches of ``images``: images [B, ...], labels [B], bad records, indices.
 
-    Goes into a DataLoader with ``collate_fn=identity_collate``. A UserError comes in place of the bad records, for the
-    main process to raise: from a loading process it would arrive wrapped in a traceback.
+    Use it in a DataLoader with ``collate_fn=identity_collate``. A UserError is returned in place of the bad records and
+    raised in the main process, because one raised in a worker would arrive wrapped in a traceback.
     """
 
     def __init__(self, images: ImageDataset):
@@ -44,14 +44,14 @@ class BatchFetcher(Dataset):
 
 
 def identity_collate(batch: Any) -> Any:
-    """Leave a batch as the data set gave it."""
+    """Return the batch unchanged; a ``collate_fn`` for datasets that return complete batches."""
     return batch
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a loading process work on while its run stops, until the run itself ends it.
+    """worker_init_fn: ignore stop signals, so that only the parent process can end a worker.
 
-    A terminal, ``timeout`` and SLURM signal all processes of a run, which still needs the rest of its step.
+    A terminal, ``timeout`` and SLURM signal all processes of a run, but the run still has to finish its step.
     """
     heard = set(SIGNALS) - {signal.SIGTERM}
     for number in heard:
@@ -59,14 +59,14 @@ def ignore_stop_signals(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_by_the_parent, daemon=True).start()
     else:
-        heard = SIGNALS  # macOS has none, and there SIGTERM ends it at once
+        heard = SIGNALS  # macOS has no sigwaitinfo, so SIGTERM ends the worker at once
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Block signals: processes that start meanwhile inherit that, until they call ``ignore_stop_signals``."""
+    """Block signals; processes started inside inherit the mask until they call ``ignore_stop_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -78,23 +78,23 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _end_by_the_parent() -> None:
-    run = parent_process().pid  # not getppid: a fork server may stand between
+    run = parent_process().pid  # not getppid, which may be a fork server
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
         pass
     os._exit(0)
 
 
 def tally_of(images: ImageDataset, processes: int) -> BadRecordCounter | None:
-    """Return a fresh count of bad records for one of so many processes that share an epoch; None where none can be."""
+    """Return a new bad-record counter for one of ``processes`` that share an epoch; None unless the data are shards."""
     return images.tally.afresh(processes) if isinstance(images, ShardImages) else None
 
 
 def iterate_batches(
     images: ImageDataset, order: Iterable[list[int]], workers: int, tally: BadRecordCounter | None
 ) -> Iterator[tuple[Tensor, Int64[Tensor, " b"], Sequence[int]]]:
-    """Yield images [B, ...], labels [B] and indices of the batches of ``order``, read ahead by ``workers`` processes.
+    """Yield images [B, ...], labels [B] and indices of the batches of ``order``, prefetched by ``workers`` processes.
 
-    ``tally`` counts the bad records. Raises UserError where they are too many.
+    ``tally`` counts the bad records. Raises UserError if there are too many.
     """
     loader = DataLoader(
         BatchFetcher(images),
@@ -103,7 +103,7 @@ def iterate_batches(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_stop_signals,
-        generator=generator("workers"),  # else the seed of the workers comes from the global generator
+        generator=generator("workers"),  # otherwise the worker seed comes from the global generator
     )
     with _signals_wait():
         stream = iter(loader)

@@ -1,8 +1,8 @@
-"""Which image comes when: a pure function of the seed and the step, the same for any number of devices.
+"""Order of training images: a pure function of the seed and the step, independent of the number of devices.
 
-Global sample g, counted from the first of the run, is image ``permutation(seed, "order", epoch)[g % images]`` with
-``epoch = g // images``: each epoch shows every image once and the next follows without a gap, inside a batch if need
-be. A batch is dealt out to micro-batches by ``draws.Shard``, as the random draws of training are.
+Global sample g, counted from the start of the run, is image ``permutation(seed, "order", epoch)[g % images]`` with
+``epoch = g // images``. Each epoch contains every image once, and a batch may span two epochs. A batch is divided into
+micro-batches by ``rng.BatchRows``, like the random numbers of training.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from pmf_lightning.utils.rng import BatchRows, permutation
 
 
 def step_shards(rank: int, world_size: int, micro_batches: int) -> tuple[BatchRows, ...]:
-    """Return the shares of the global batch that a rank takes in one optimiser step, in order."""
+    """Return the shards of the global batch of a rank in one optimiser step, in order."""
     return tuple(BatchRows(j * world_size + rank, micro_batches * world_size) for j in range(micro_batches))
 
 
 def micro_batch_indices(images: int, batch: int, seed: int, step: int, shard: BatchRows) -> list[int]:
-    """Return the images of one micro-batch: the share ``shard`` of the global batch of optimiser step ``step``.
+    """Return the image indices of one micro-batch, the part ``shard`` of the global batch of optimiser step ``step``.
 
-    ``batch`` is global; ValueError unless the shards divide it.
+    ``batch`` is global; ValueError unless the number of shards divides it.
     """
     if batch % shard.count:
         raise ValueError(f"a batch of {batch} does not divide into {shard.count} micro-batches")
@@ -38,14 +38,14 @@ def micro_batch_indices(images: int, batch: int, seed: int, step: int, shard: Ba
     return indices.tolist()
 
 
-@lru_cache(maxsize=4)  # a batch seldom spans more epochs than two; drawing one for ImageNet takes tens of milliseconds
+@lru_cache(maxsize=4)  # a batch rarely spans more than two epochs; a permutation of ImageNet takes tens of milliseconds
 def _epoch_order(seed: int, epoch: int, images: int) -> Int64[Tensor, " images"]:
     return permutation(seed, "order", epoch, count=images)
 
 
 @dataclass(frozen=True)
 class GlobalOrder:
-    """An endless batch sampler: the micro-batches ``shards`` of step ``first_step``, then of the next, and so on."""
+    """An endless batch sampler over the micro-batches ``shards`` of each step, from ``first_step`` on."""
 
     images: int
     batch: int

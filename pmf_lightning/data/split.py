@@ -1,4 +1,4 @@
-"""One fixed way to hold images out: evenly over the classes, the same for every seed, resolution and machine."""
+"""The held-out split: stratified by class, and the same for every seed, resolution and machine."""
 
 import torch
 from jaxtyping import Float64, Int64
@@ -8,10 +8,10 @@ from pmf_lightning.utils.rng import permutation
 
 
 def class_quantiles(labels: Int64[Tensor, " n"], name: str) -> Float64[Tensor, " n"]:
-    """Place every image at random among those of its class, as a fraction in (0, 1); keyed by ``name`` and the class.
+    """Return a random quantile in (0, 1) of every image within its class, keyed by ``name`` and the class.
 
-    Sorting by this fraction makes each prefix a stratified sample: the images below f are a share f of every class,
-    rounded, so any held-out share is the beginning of one and the same order.
+    After sorting by quantile, each prefix is a stratified sample: the images below f are a fraction f of every class,
+    rounded. Held-out sets of all fractions are therefore prefixes of the same order.
     """
     quantiles = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique().tolist():

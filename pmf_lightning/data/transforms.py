@@ -1,7 +1,7 @@
-"""From an image file to network input: the crop of published ImageNet numbers, levels 0..255 to [-1, 1], flips.
+"""Transforms from image file to network input: ADM centre crop, scaling of 0..255 to [-1, 1], flips.
 
-Every random number is keyed by (seed, what it is for, step, global row), so an image is the same for any number of
-devices and micro-batches.
+The crop is that of published ImageNet results. Every random number is keyed by (seed, purpose, step, global row), so an
+image does not depend on the number of devices and micro-batches.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from torch import Tensor
 from pmf_lightning.data.images.decoder import DECODE_RULE, levels_of, open_picture
 from pmf_lightning.utils import rng
 
-CROP_RULE = f"adm centre crop; {DECODE_RULE}"  # part of cache keys: change the words when the pixels change
+CROP_RULE = f"adm centre crop; {DECODE_RULE}"  # part of cache keys: change the text when the pixels change
 
-LONGEST = 16  # sides of the square: a longer picture is cut while it is resized, not after it
+LONGEST = 16  # aspect ratio above which an image is cropped during the resize, not after it
 
 
 class Square(NamedTuple):
-    """Levels [channels, size, size], and what the decoder did to the picture."""
+    """A cropped image [channels, size, size], and the conversions that the decoder applied."""
 
     levels: UInt8[np.ndarray, "c size size"]
     done: tuple[str, ...]
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shrink or enlarge until the short side is ``size``, then cut the central square.
+    """Resize until the short side is ``size``, then crop the central square.
 
     The rule of ADM (Dhariwal & Nichol 2021): halve with a box filter while the short side is at least twice ``size``,
-    then resize bicubically. An odd margin leaves its extra pixel at the right or the bottom. A very long picture is
-    never enlarged as a whole: only its central square is computed.
+    then resize bicubically. With an odd margin, one more pixel is cut at the right or the bottom. For images of extreme
+    aspect ratio only the central square is resized.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -52,7 +52,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 def read_square(source: Path | bytes, size: int, channels: int, background: str) -> Square:
     """Decode a file, or its bytes, by ``decoder.open_picture``, and crop it.
 
-    Converted before the crop, as ADM does. An unreadable file raises whatever Pillow raises.
+    The colour conversion is before the crop, as in ADM. An unreadable file raises Pillow's exceptions.
     """
     picture, done = open_picture(source, channels, background)
     levels = levels_of(centre_crop(picture, size))
@@ -62,7 +62,7 @@ def read_square(source: Path | bytes, size: int, channels: int, background: str)
 def read_image(
     source: Path | bytes, size: int, channels: int, background: str = "white"
 ) -> UInt8[np.ndarray, "c size size"]:
-    """Return the levels of ``read_square`` alone."""
+    """Return only the levels of ``read_square``."""
     return read_square(source, size, channels, background).levels
 
 
@@ -72,10 +72,10 @@ def to_float(images: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
 
 
 def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Map [-1, 1] to the nearest level, clipping what lies outside: ``round(clip((x + 1) / 2 * 255, 0, 255))``.
+    """Map [-1, 1] to the nearest level, with clipping: ``round(clip((x + 1) / 2 * 255, 0, 255))``.
 
-    The rule of pMF's PyTorch port; its JAX code truncates instead, equal up to ties. Half precision is widened first.
-    What is not a number has no level: count such pixels before converting.
+    The rule of pMF's PyTorch port; its JAX code truncates instead, equal up to ties. Half precision is converted to
+    float32 first. NaN has no level; count such pixels before converting.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     return ((images + 1) / 2 * 255).clip(0, 255).round().to(torch.uint8)
@@ -84,7 +84,7 @@ def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 def to_uint8_floor(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Map [-1, 1] to the level below: ``floor(clip((x + 1) * 127.5, 0, 255))``, half a grey level darker on average.
 
-    The rule of ADM (guided-diffusion) and of Drifting's code, which the latter applies after NaN became 0.
+    The rule of ADM (guided-diffusion) and of Drifting's code, which first replaces NaN by 0.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     return ((images + 1) * 127.5).clip(0, 255).to(torch.uint8)
@@ -93,7 +93,7 @@ def to_uint8_floor(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 def to_uint8_shifted(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Map [-1, 1] to levels by ``floor(clip(127.5 x + 128, 0, 255))``, the rule of the JAX codes of pMF and iMF.
 
-    Equal to ``to_uint8`` but for ties (which round to even there, up here) and rounding errors beside them.
+    Equal to ``to_uint8`` except for ties (rounded to even there, up here) and rounding errors next to ties.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)
@@ -105,16 +105,16 @@ Pixels = UInt8[Tensor, "b *places c h w"]
 
 Moments = Float[Tensor, "b *places 2 c h w"]
 
-Normalise = Callable[[Tensor], Tensor]  # raw latents [n,c,h,w] -> those that a network sees
+Normalise = Callable[[Tensor], Tensor]  # raw latents [n,c,h,w] -> normalised latents for the network
 
 
 def pixels_seen(
     pixels: Pixels, flip: bool, rows: Int64[Tensor, " b"], seed: int, step: int, *role: str
 ) -> Float32[Tensor, "b *places c h w"]:
-    """Return pixels in [-1, 1]; with ``flip``, half of the images are mirrored left to right.
+    """Return pixels in [-1, 1]; with ``flip``, half of the images are flipped horizontally.
 
-    Of an image at place p of row r, number p of the draws (seed, "flip", *role, step, r) decides. There are several
-    places where a row has several images, as the positives and negatives (``role``) of drifting.
+    The flip of image p of row r depends on number p of the stream (seed, "flip", *role, step, r). A row has several
+    images for the positives and negatives (``role``) of drifting.
     """
     if flip:
         places = pixels.shape[1:-3]
@@ -126,9 +126,9 @@ def pixels_seen(
 def latents_seen(
     moments: Moments, normalise: Normalise, rows: Int64[Tensor, " b"], seed: int, step: int, *role: str
 ) -> Float32[Tensor, "b *places c h w"]:
-    """Return normalised latents, mean + std e of each image, from moments of raw latents (mean, std).
+    """Sample normalised latents, mean + std e of each image, from moments of raw latents (mean, std).
 
-    e is standard normal, drawn on the device of ``moments`` by the key (seed, "latent", *role, step, row), for all
+    e is standard normal, sampled on the device of ``moments`` with the key (seed, "latent", *role, step, row), for all
     images of a row together.
     """
     mean, std = moments.float().unbind(-4)
@@ -140,6 +140,6 @@ def latents_seen(
 
 
 def _coins(rows: Int64[Tensor, " b"], count: int, *names: int | str) -> Bool[Tensor, "b {count}"]:
-    """Toss ``count`` coins for each row."""
+    """Return ``count`` random booleans per row."""
     tossed = [rng.uniform(*names, row, count=count) for row in rows.tolist()]
     return torch.stack(tossed) < 0.5 if tossed else torch.empty(0, count, dtype=torch.bool)

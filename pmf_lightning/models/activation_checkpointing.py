@@ -1,7 +1,7 @@
-"""Activation checkpointing: blocks keep their inputs alone and are computed again in the backward pass.
+"""Activation checkpointing: blocks save only their inputs and are recomputed in the backward pass.
 
-A third more arithmetic of the values for most of their memory. It cannot be had where a derivative is taken forwards
-(PyTorch issue 129293), so a block with a tangent runs as it always does; training then has to take values and
+It saves most of the activation memory for a third more arithmetic of the values. It does not work with forward-mode
+derivatives (PyTorch issue 129293), so a block with a tangent runs without it. Training then has to compute values and
 derivative in two passes (objectives/jvp/derivative.py).
 """
 
@@ -18,9 +18,9 @@ from pmf_lightning.models.layers import Block
 
 
 def recompute_blocks(network: nn.Module) -> int:
-    """Let every transformer block of ``network`` be computed again in the backward pass; return how many there are.
+    """Enable recomputation for every transformer block of ``network``; return the number of blocks.
 
-    Weights and their names stay as they are, and so does every number that comes out.
+    Weights, their names and all outputs are unchanged.
     """
     blocks = [module for module in network.modules() if isinstance(module, Block | AdaLNZeroBlock)]
     for block in blocks:

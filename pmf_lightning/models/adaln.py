@@ -1,7 +1,7 @@
-"""Layers of transformers with adaLN-zero (DiT): a condition vector shifts, scales and gates every branch.
+"""Transformer layers with adaLN-zero (DiT): a condition vector shifts, scales and gates every branch.
 
-JiT's form: RMSNorm, q, k and v in one matrix, SwiGLU with its two inner maps in one matrix, biases everywhere. Every
-module fills its weights and tags them as those of layers.py do.
+JiT's form: RMSNorm, q, k and v in one matrix, SwiGLU with its two input projections in one matrix, biases everywhere.
+Modules initialise and tag their weights as those of layers.py do.
 """
 
 import math
@@ -19,12 +19,12 @@ from pmf_lightning.utils.precision import Number, at_least_float32
 
 Vector = Float[Tensor, "b d"]
 Rotate = Callable[[Tensor], Tensor]
-Keys = Int64[Tensor, " b"] | None  # of dropout, one per row; None drops nothing
-SITES = 3  # places in a block that drop: attention weights, the output of attention, inside the SwiGLU
+Keys = Int64[Tensor, " b"] | None  # dropout keys, one per row; None disables dropout
+SITES = 3  # dropout sites of a block: attention weights, the output of attention, inside the SwiGLU
 
 
 class XavierLinear(nn.Linear):
-    """A linear map with bias 0; its matrix starts xavier-uniform, or from N(0, std^2) where ``std`` is given."""
+    """Linear layer with zero bias, initialised xavier-uniform, or from N(0, std^2) if ``std`` is given."""
 
     optim_kinds = {"weight": "muon", "bias": "adam"}
 
@@ -33,10 +33,10 @@ class XavierLinear(nn.Linear):
         self.std = std
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill weight and bias. Several maps in one matrix count as one, as in the official code."""
+        """Initialise weight and bias. Fused projections count as one matrix, as in the official code."""
         if self.std is None:
             bound = math.sqrt(6.0 / (self.in_features + self.out_features))
             nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
@@ -46,19 +46,19 @@ class XavierLinear(nn.Linear):
 
 
 class NormalTable(EmbeddingTable):
-    """One row per class, from N(0, std^2)."""
+    """Embedding table with one row per class, initialised from N(0, std^2)."""
 
     def __init__(self, rows: int, width: int, std: Number):
         super().__init__(rows, width)
         self.std = std
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill the table."""
+        """Initialise the table."""
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
 
 
 class LabelVector(nn.Module):
-    """A vector per class; row ``classes`` is "no class"."""
+    """Class embedding to a vector; row ``classes`` means "no class"."""
 
     def __init__(self, classes: int, width: int, std: Number):
         super().__init__()
@@ -70,7 +70,7 @@ class LabelVector(nn.Module):
 
 
 class ScalarVector(nn.Module):
-    """A vector of a number: sinusoid of the unscaled number, Linear, SiLU, Linear."""
+    """Scalar embedding to a vector: sinusoid of the unscaled value, Linear, SiLU, Linear."""
 
     def __init__(self, width: int, std: Number):
         super().__init__()
@@ -78,15 +78,15 @@ class ScalarVector(nn.Module):
         self.mlp_out = XavierLinear(width, width, std)
 
     def forward(self, values: Float[Tensor, " b"]) -> Vector:
-        """Embed one number per sample."""
-        # At least float32, and as wide as the weights: a half-precision sinusoid would confuse neighbouring times.
+        """Embed one scalar per sample."""
+        # At least float32 and the precision of the weights: a half-precision sinusoid cannot resolve nearby times.
         wide = values.to(torch.promote_types(self.mlp_in.weight.dtype, torch.float32))
         waves = sinusoid(wide, FREQUENCIES).to(self.mlp_in.weight.dtype)
         return self.mlp_out(F.silu(self.mlp_in(waves)))
 
 
 class Modulation(XavierLinear):
-    """Linear(silu(c)) from zero, cut into ``parts`` vectors that apply to all tokens alike."""
+    """Linear(silu(c)), zero-initialised, split into ``parts`` vectors that are broadcast over tokens."""
 
     def __init__(self, width: int, parts: int):
         super().__init__(width, parts * width, std=0)
@@ -98,7 +98,7 @@ class Modulation(XavierLinear):
 
 
 class FusedAttention(nn.Module):
-    """Self-attention with q, k and v in one matrix, RMS-normalised q and k, then positions, and dropout by key."""
+    """Self-attention with q, k and v in one matrix, RMS-normalised q and k, then RoPE, and keyed dropout."""
 
     def __init__(self, width: int, heads: int, dropout: Number, attention_dropout: Number):
         super().__init__()
@@ -107,7 +107,7 @@ class FusedAttention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def forward(self, x: Tokens, rotate: Rotate, kind: AttentionKind, keys: Keys, site: int) -> Tokens:
-        """Mix the tokens; ``rotate`` applies the positions to q and k."""
+        """Apply attention; ``rotate`` applies RoPE to q and k."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(self.q_norm(q)), rotate(self.k_norm(k))
         if keys is None or self.attention_dropout == 0:
@@ -122,7 +122,7 @@ class FusedAttention(nn.Module):
 
 
 class FusedSwiGLU(nn.Module):
-    """w3(silu(a) * b) with (a, b) = w12 x, dropout before w3."""
+    """SwiGLU w3(silu(a) * b) with (a, b) = w12 x, and dropout before w3."""
 
     def __init__(self, width: int, hidden: int, dropout: Number):
         super().__init__()
@@ -137,11 +137,11 @@ class FusedSwiGLU(nn.Module):
 
 
 class AdaLNZeroBlock(nn.Module):
-    """x += gate (attention(scale norm(x) + shift)); x += gate (swiglu(scale norm(x) + shift)), all from c.
+    """adaLN-zero block: x += gate attention(scale norm(x) + shift), x += gate swiglu(scale norm(x) + shift).
 
-    ``site`` is the number of the first of its ``SITES`` places that drop; ``dropout`` applies to the output of
-    attention and inside the SwiGLU, ``attention_dropout`` to the attention weights (then written out, never fused).
-    ``mlp`` stands in for the SwiGLU.
+    Gates, scales and shifts are computed from c. ``site`` is the index of the first of its ``SITES`` dropout sites.
+    ``dropout`` applies to the output of attention and inside the SwiGLU. ``attention_dropout`` applies to the attention
+    weights, which disables fused attention. ``mlp`` replaces the SwiGLU.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class AdaLNZeroBlock(nn.Module):
         self.modulation = Modulation(width, parts=6)
 
     def forward(self, x: Tokens, c: Vector, rotate: Rotate, kind: AttentionKind, keys: Keys = None) -> Tokens:
-        """Transform the tokens; without ``keys`` nothing is dropped."""
+        """Transform the tokens; without ``keys`` there is no dropout."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         seen = self.attention_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.attention(seen, rotate, kind, keys, self.site)

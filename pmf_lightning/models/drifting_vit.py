@@ -1,8 +1,8 @@
-"""Drifting's own generator (arXiv 2602.04770, official code): adaLN-zero, and conditions as tokens in front as well.
+"""Generator of Drifting (arXiv 2602.04770, official code): a ViT with adaLN-zero and context tokens.
 
-Class, strength of guidance and style become one vector, which modulates every block and, through one Linear, is each of
-the ``context`` tokens before its learned position. Positions start as sines and cosines and are learned; queries and
-keys turn with the place in the whole sequence.
+The embeddings of class, guidance strength and style are summed to one vector, which modulates every block. One Linear
+of this vector, plus a learned position, is each of the ``context`` tokens. Positions are initialised with sines and
+cosines and are learned. RoPE uses the index in the full sequence.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ from pmf_lightning.models.patches import PatchEmbedding, check_grid
 from pmf_lightning.models.positions import HalvesRotation, rotation_1d, sincos_2d
 from pmf_lightning.utils.precision import Number
 
-STD = 0.02  # of the tables, alpha's MLP and the positions of the context tokens, at the start
-ALPHA_SHARE = 0.02  # of alpha's normalised vector in the condition
+STD = 0.02  # initial std of the tables, alpha's MLP and the positions of the context tokens
+ALPHA_SHARE = 0.02  # factor on alpha's normalised embedding
 
 
 class ClassVector(nn.Module):
-    """A vector per class. There is no row for "no class": guidance comes from alpha."""
+    """Class embedding to a vector, without a row for "no class", since guidance uses alpha."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -37,7 +37,7 @@ class ClassVector(nn.Module):
 
 
 class AlphaVector(nn.Module):
-    """A vector of the strength of guidance, of root mean square 0.02 at the start."""
+    """Embedding of the guidance strength to a vector, with initial root mean square 0.02."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -45,12 +45,12 @@ class AlphaVector(nn.Module):
         self.norm = RMSNorm(width)
 
     def forward(self, alpha: Float[Tensor, " b"]) -> Vector:
-        """Embed one number per sample."""
+        """Embed one scalar per sample."""
         return ALPHA_SHARE * self.norm(self.vector(alpha))
 
 
 class StyleVector(nn.Module):
-    """The sum of ``codes`` vectors, one from every code's own table of ``rows``; the tables lie below each other."""
+    """Style embedding: the sum of ``codes`` vectors, one per code from its own ``rows`` rows of a stacked table."""
 
     def __init__(self, codes: int, rows: int, width: int):
         super().__init__()
@@ -63,7 +63,7 @@ class StyleVector(nn.Module):
 
 
 class SplitSwiGLU(nn.Module):
-    """w2(silu(w1 x) * w3 x) with biases; nothing is dropped, whatever the keys."""
+    """SwiGLU w2(silu(w1 x) * w3 x) with biases; ``keys`` and ``site`` are ignored, there is no dropout."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -79,14 +79,14 @@ class SplitSwiGLU(nn.Module):
 
 
 class SinCosPositions(LearnedTokens):
-    """A learned vector per patch that starts as the sines and cosines of column and row."""
+    """Learned position per patch, initialised with the sines and cosines of column and row."""
 
     def __init__(self, grid: int, width: int):
         super().__init__(grid**2, width, std=0)
         self.grid = grid
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill the table, computed in float64."""
+        """Initialise the table, computed in float64."""
         self.weight.copy_(sincos_2d(self.grid, self.weight.shape[2], like=self.weight.double()))
 
 
@@ -94,15 +94,15 @@ class DriftingViT(nn.Module):
     """Vision transformer of drifting: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
-        width, attention_heads, mlp_hidden: sizes of every block; trunk: how many blocks.
+        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
+        width, attention_heads, mlp_hidden: sizes of every block; trunk: number of blocks.
         classes: labels 0 ... classes - 1.
-        context: tokens in front of the patches, made from the conditions.
-        codes, rows: codes of the style, each of so many values; no codes: there is no style.
+        context: number of condition tokens in front of the patches.
+        codes, rows: number of style codes, and of values per code; codes=0: no style.
         rope_theta: base of the rotary frequencies.
-        attention: "plain" or "fused", where the caller does not say.
+        attention: default of ``forward``, "plain" or "fused".
 
-    Raises ValueError where the sizes do not fit each other.
+    Raises ValueError for incompatible sizes.
     """
 
     def __init__(
@@ -148,11 +148,11 @@ class DriftingViT(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Context tokens and patches."""
+        """Number of context tokens and patches."""
         return self.prefix + self.grid**2
 
     def condition(self, conditions: Mapping[str, Tensor]) -> Vector:
-        """Return the sum of the conditions' vectors; names that the network does not know are ignored."""
+        """Return the sum of the condition embeddings; unknown names are ignored."""
         return sum(embed(conditions[name]) for name, embed in self.conditions.items())
 
     def forward(

@@ -1,4 +1,4 @@
-"""From image and named conditions to tokens: patches, and a few learned tokens in front for every condition."""
+"""Condition embeddings of the ViT: a few learned tokens per condition, plus the embedding of its value."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pmf_lightning.models.layers import Linear, Stream, Tokens, cat_with_tangents
 from pmf_lightning.utils.precision import Number
 
-FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, the same in DiT, JiT, iMF and pMF
+FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, as in DiT, JiT, iMF and pMF
 
 
 class LearnedTokens(nn.Module):
-    """A learned [1, n, width] tensor: condition tokens or positions."""
+    """A learned [1, n, width] tensor for condition tokens or positions."""
 
     optim_kinds = {"weight": "adam"}
 
@@ -26,20 +26,23 @@ class LearnedTokens(nn.Module):
         self.std = std
 
     def init_weights(self, stream: Stream) -> None:
-        """Start from N(0, std^2)."""
+        """Initialise from N(0, std^2)."""
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
 
 
 class EmbeddingTable(nn.Embedding):
-    """One row per class, from N(0, 1/width). Adam's although it is a matrix: optax sees [1, rows, width]."""
+    """Embedding table with one row per class, initialised from N(0, 1/width).
+
+    It is optimised by Adam although it is a matrix, because optax sees [1, rows, width].
+    """
 
     optim_kinds = {"weight": "adam"}
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill the table."""
+        """Initialise the table."""
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5, generator=stream("weight"))
 
 
@@ -52,7 +55,7 @@ def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
 
 
 class ScalarCondition(nn.Module):
-    """Tokens of a number: learned tokens, plus the number's embedding (sinusoid, Linear, SiLU, Linear) on each."""
+    """Tokens of a scalar: learned tokens, each plus the scalar's embedding (sinusoid, Linear, SiLU, Linear)."""
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
@@ -61,15 +64,15 @@ class ScalarCondition(nn.Module):
         self.mlp_out = Linear(width, width, bias=True, gain=1.0)
 
     def forward(self, values: Float[Tensor, " b"]) -> Tokens:
-        """Embed one number per sample."""
-        # At least float32, and as wide as the weights: a half-precision sinusoid would confuse neighbouring times.
+        """Embed one scalar per sample."""
+        # At least float32 and the precision of the weights: a half-precision sinusoid cannot resolve nearby times.
         wide = values.to(torch.promote_types(self.mlp_in.weight.dtype, torch.float32))
         waves = sinusoid(wide, FREQUENCIES).to(self.mlp_in.weight.dtype)
         return self.tokens.weight + self.mlp_out(F.silu(self.mlp_in(waves)))[:, None]
 
 
 class ClassCondition(nn.Module):
-    """Tokens of a class: learned tokens, plus the class's row on each. Row ``classes`` is "no class"."""
+    """Tokens of a class: learned tokens, each plus the class's row. Row ``classes`` means "no class"."""
 
     def __init__(self, tokens: int, width: int, classes: int):
         super().__init__()
@@ -82,15 +85,15 @@ class ClassCondition(nn.Module):
 
 
 def sum_of_codes(table: nn.Embedding, style: Int64[Tensor, "b codes"], rows: int) -> Float[Tensor, "b d"]:
-    """Return the sum of one row per code, each code choosing among its own ``rows`` of the table."""
+    """Return the sum of one row per code; each code indexes its own ``rows`` rows of the table."""
     first = torch.arange(0, style.shape[1] * rows, rows, device=style.device)
     return table(style + first).sum(1)
 
 
 class StyleCondition(nn.Module):
-    """Tokens of a style: learned tokens, plus on each the sum of ``codes`` rows, one from every code's own table.
+    """Tokens of a style: learned tokens, each plus the sum of ``codes`` rows, one from every code's own table.
 
-    Drifting's style embeddings (arXiv 2602.04770): random codes, so that one noise makes several images of a kind.
+    Drifting's style embeddings (arXiv 2602.04770): with random codes the same noise gives several images of a class.
     """
 
     def __init__(self, tokens: int, width: int, codes: int, rows: int):
@@ -105,7 +108,7 @@ class StyleCondition(nn.Module):
 
 
 def make_condition(spec: Mapping[str, Any], width: int, classes: int) -> nn.Module:
-    """Return the tokens of one condition; ValueError for an unknown kind."""
+    """Return the embedding module of one condition; ValueError for an unknown kind."""
     match spec:
         case {"kind": "class", "tokens": tokens}:
             return ClassCondition(tokens, width, classes)

@@ -1,7 +1,7 @@
-"""JiT's own network (arXiv 2511.13720, official code): adaLN-zero, and class tokens that join midway.
+"""Network of JiT (arXiv 2511.13720, official code): a ViT with adaLN-zero and class tokens from a middle block on.
 
-Beside the shared backbone of vit.py it differs in how conditions enter: time and class as one vector that modulates
-every block, and the class again as tokens in front of the patches from block ``context_start`` on.
+It differs from the shared backbone of vit.py in its conditioning. Time and class form one vector that modulates every
+block. From block ``context_start`` on, class tokens are also prepended to the patches.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,11 +26,11 @@ from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads
 from pmf_lightning.models.positions import rotation_2d, sincos_2d
 from pmf_lightning.utils.precision import Number
 
-STD = 0.02  # of the class table, the time's MLP and the positions of the class tokens, at the start
+STD = 0.02  # initial std of the class table, the time's MLP and the positions of the class tokens
 
 
 class FinalLayer(nn.Module):
-    """Tokens to pixels: RMSNorm, shift and scale from c, Linear from zero, unpatchify. ``blocks`` are none."""
+    """Output layer: RMSNorm, shift and scale from c, zero-initialised Linear, unpatchify. ``blocks`` is empty."""
 
     def __init__(self, width: int, patch: int, channels: int, grid: int):
         super().__init__()
@@ -41,7 +41,7 @@ class FinalLayer(nn.Module):
         self.out = XavierLinear(width, patch * patch * channels, std=0)
 
     def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "b c h w"]:
-        """Map patch tokens to a field; the channels of a patch are in the order (row, column, colour)."""
+        """Map patch tokens to a field; the values of a patch are in the order (row, column, channel)."""
         shift, scale = self.modulation(c)
         x = self.out(self.norm(x) * (1 + scale) + shift)
         return tokens_to_image(x, self.grid, self.patch, self.channels)
@@ -51,17 +51,17 @@ class JiTViT(nn.Module):
     """Vision transformer of JiT: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
-        width, attention_heads, mlp_hidden: sizes of every block; trunk: how many blocks.
-        classes: labels; label ``classes`` means none.
-        bottleneck: channels between the two patch convolutions, of which the first has no bias; None: one convolution.
-        context: class tokens in front of the patches; context_start: the first block that sees them.
+        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
+        width, attention_heads, mlp_hidden: sizes of every block; trunk: number of blocks.
+        classes: number of labels; label ``classes`` means none.
+        bottleneck: channels between the two patch convolutions, the first without bias; None: one convolution.
+        context: number of class tokens in front of the patches; context_start: the first block with these tokens.
         dropout: after the projection of attention and inside the SwiGLU, in the middle half of the blocks;
             attention_dropout: of attention weights, in the same blocks.
-        rope_theta: base of the rotary frequencies, by row and column; class tokens are not turned.
-        attention: "plain" or "fused", where the caller does not say.
+        rope_theta: base of the rotary frequencies, by row and column; class tokens are not rotated.
+        attention: default of ``forward``, "plain" or "fused".
 
-    Raises ValueError where the sizes do not fit each other.
+    Raises ValueError for incompatible sizes.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class JiTViT(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Class tokens and patches, as the last block sees them."""
+        """Number of class tokens and patches in the last block."""
         return self.prefix + self.grid**2
 
     def forward(
@@ -122,11 +122,11 @@ class JiTViT(nn.Module):
     ) -> dict[str, Float[Tensor, "b c h w"]]:
         """Return the field of head "u", the only one.
 
-        ``conditions`` has "label" and "t"; with keys "dropout", an integer per row, activations are dropped, without
-        them they are not, in training mode or not. Other names are ignored.
+        ``conditions`` has "label" and "t". Dropout is active exactly if it has "dropout", an integer key per row; the
+        training mode has no effect. Other names are ignored.
         """
         label = self.conditions["label"](conditions["label"])
-        # Our t is the share of noise, that of the official network the share of data.
+        # Our t is the fraction of noise, that of the official network the fraction of data.
         c = self.conditions["t"](1 - conditions["t"]) + label
         x = self.patch_embedding(image)
         like = self.patch_embedding.patches.weight
@@ -135,7 +135,7 @@ class JiTViT(nn.Module):
         return {name: self.heads[name](x, c) for name in (heads or self.heads)}
 
     def _trunk(self, x: Tokens, c: Vector, label: Vector, kind: AttentionKind, keys: Keys) -> Tokens:
-        """Run the blocks, the class tokens among the patches from ``context_start`` on; return the patches."""
+        """Run the blocks, with class tokens prepended from ``context_start`` on; return the patch tokens."""
         like, patches = self.patch_embedding.patches.weight, x.shape[1]
         rotate = rotation_2d(0, self.grid, self.head_dim, self.rope_theta, like)
         for i, block in enumerate(self.trunk):

@@ -1,11 +1,11 @@
-"""The layers of the shared backbone. Each module that owns weights says how they start and which optimiser they want.
+"""Layers of the shared backbone. Each module with weights defines their initialisation and their optimiser.
 
 ``init_weights(stream)`` fills the weights from ``stream(name)``, a generator per weight, so that no weight depends on
-another one's presence. ``optim_kinds`` names the optimiser of each weight: "muon" for matrices, "adam" for the rest.
+the presence of another. ``optim_kinds`` names the optimiser of each weight: "muon" for matrices, "adam" for the rest.
 
-torch.compile looks for subclasses of Tensor among the arguments of a function, not inside a list that is one: there it
-takes torch.cat for a constant, and the derivative comes out wrong without a word (torch 2.15). Here the subclass is
-asked by name.
+torch.compile finds Tensor subclasses among the arguments of a function, but not inside a list argument. It then treats
+torch.cat of such a list as a constant, and the derivative is silently wrong (torch 2.15). ``cat_with_tangents``
+therefore calls the subclass's ``__torch_function__`` directly.
 """
 
 import math
@@ -27,7 +27,7 @@ Tokens = Float[Tensor, "b n d"]
 
 
 class Linear(nn.Linear):
-    """A linear map with weights from N(0, (gain^2 / fan_in)); gain 0 starts at zero. The matrix belongs to Muon."""
+    """Linear layer, initialised from N(0, gain^2 / fan_in), or zero for gain 0; the matrix is optimised by Muon."""
 
     optim_kinds = {"weight": "muon", "bias": "adam"}
 
@@ -36,17 +36,17 @@ class Linear(nn.Linear):
         self.std = gain / math.sqrt(fan_in)
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill weight and bias."""
+        """Initialise weight and bias."""
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, inside in float32 or wider."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in float32 or wider."""
 
     optim_kinds = {"weight": "adam"}
 
@@ -56,17 +56,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def init_weights(self, stream: Stream) -> None:
-        """Start at one."""
+        """Initialise with ones."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; shape and dtype stay."""
+        """Normalise; shape and dtype are unchanged."""
         wide = at_least_float32(x)
         return F.rms_norm(wide, self.weight.shape, at_least_float32(self.weight), self.eps).to(x.dtype)
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch, zero at the start: the block begins as the identity."""
+    """LayerScale: a learned factor per channel of a residual branch; zero-initialised, so the block is the identity."""
 
     optim_kinds = {"weight": "adam"}
 
@@ -75,7 +75,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def init_weights(self, stream: Stream) -> None:
-        """Start at zero."""
+        """Initialise with zeros."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tokens) -> Tokens:
@@ -84,7 +84,7 @@ class LayerScale(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
+    """SwiGLU: w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
 
     def __init__(self, width: int, hidden: int, gain: Number):
         super().__init__()
@@ -98,9 +98,9 @@ class SwiGLU(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
-    """Softmax attention over [b, heads, n, head_dim].
+    """Compute softmax attention over [b, heads, n, head_dim].
 
-    "plain" is written out, because no fused kernel of torch has a forward-mode derivative (pytorch issue 165530).
+    "plain" uses matrix products, because no fused kernel of torch has a forward-mode derivative (pytorch issue 165530).
     """
     if kind == "fused":
         return F.scaled_dot_product_attention(q, k, v)
@@ -109,7 +109,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with separate q, k, v (Muon orthogonalises each by itself), RMS-normalised q and k, and RoPE."""
+    """Self-attention with separate q, k, v (Muon orthogonalises each separately), RMS-normalised q and k, and RoPE."""
 
     def __init__(self, width: int, heads: int, gain: Number):
         super().__init__()
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width // heads)
 
     def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:
-        """Mix the tokens; ``rotate`` applies the positions to q and k."""
+        """Apply attention; ``rotate`` applies RoPE to q and k."""
         split = *x.shape[:-1], self.heads, -1
         q, k, v = (layer(x).view(split).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mixed = attend(rotate(self.q_norm(q)), rotate(self.k_norm(k)), v, kind)
@@ -127,7 +127,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
+    """Pre-norm transformer block: x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
 
     def __init__(self, width: int, heads: int, hidden: int, gain: Number):
         super().__init__()
@@ -145,7 +145,7 @@ class Block(nn.Module):
 
 
 def cat_with_tangents(how: Callable[..., Tensor], parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Return ``how(parts, dim)`` for ``how`` torch.cat or torch.stack."""
+    """Return ``how(parts, dim)`` for ``how`` torch.cat or torch.stack, keeping tangents under torch.compile."""
     if torch.compiler.is_compiling():
         for part in parts:
             if type(part) is not Tensor and type(part) is not nn.Parameter:

@@ -1,4 +1,4 @@
-"""A multilayer perceptron in the backbone's place: the network of the papers' toys."""
+"""A multilayer perceptron as backbone, for the toy experiments of the papers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.layers import Linear
 
-CLASSES = 0  # it knows no classes: the label 0 means none
+CLASSES = 0  # unconditional: the label 0 means none
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them, from an image and scalar conditions to one field per head.
+    """MLP with ReLU from an image and scalar conditions to one field per head.
 
     Args:
         channels, resolution: the image is channels x resolution x resolution; vectors of D numbers are D x 1 x 1.
-        width: of every hidden layer; depth: linear layers from input to output, at least 2.
-        scalars: the conditions that it reads, appended to the image as plain numbers; others are ignored.
+        width: of every hidden layer; depth: number of linear layers, at least 2.
+        scalars: the conditions used, appended to the flattened image; others are ignored.
         heads: names of the fields; the heads share all layers but the last.
 
-    Weights start as He et al. 2015 have them, N(0, 2 / fan_in), those of the last layer with half that variance.
-    Raises ValueError for a depth below 2.
+    Weights are initialised as in He et al. 2015, N(0, 2 / fan_in), the last layer with half that variance. Raises
+    ValueError for a depth below 2.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MLP(nn.Module):
         heads: Iterable[str] | None = None,
         attention: str | None = None,
     ) -> dict[str, Float[Tensor, "b c h w"]]:
-        """Return the field of every head asked for (all by default); ``attention`` means nothing here."""
+        """Return the field of every requested head (all by default); ``attention`` is ignored."""
         x = torch.cat((image.flatten(1), *(conditions[name].unsqueeze(1) for name in self.scalars)), dim=1)
         for layer in self.hidden:
             x = torch.relu(layer(x))

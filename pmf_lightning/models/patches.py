@@ -1,4 +1,4 @@
-"""Patches: from images to tokens and back to pixels."""
+"""Patch embedding and its inverse: images to tokens, and tokens to images."""
 
 import math
 
@@ -9,33 +9,39 @@ from pmf_lightning.models.layers import Stream, Tokens
 
 
 def check_grid(resolution: int, patch: int) -> None:
-    """Raise ValueError unless the image is a whole number of patches."""
+    """Raise ValueError unless the resolution is divisible by the patch size."""
     if resolution % patch:
         raise ValueError(f"resolution {resolution} is not divisible by patch {patch}")
 
 
 def check_heads(width: int, attention_heads: int) -> None:
-    """Raise ValueError unless the width splits into heads that two-dimensional rotations can turn."""
+    """Raise ValueError unless the width splits into heads of a multiple of 4 channels, for two-dimensional RoPE."""
     if width % attention_heads or (width // attention_heads) % 4:
         raise ValueError(f"width {width} does not split into {attention_heads} heads of a multiple of 4 channels")
 
 
 def tokens_to_image(x: Float[Tensor, "b n d"], grid: int, patch: int, channels: int) -> Float[Tensor, "b c h w"]:
-    """Lay out a raster of grid x grid tokens as pixels; the channels of one are in the order (row, column, colour)."""
+    """Unpatchify grid x grid tokens in raster order; the values of a token are in the order (row, column, channel)."""
     x = x.reshape(len(x), grid, grid, patch, patch, channels)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 class Conv(nn.Conv2d):
-    """A patch convolution (stride = kernel), xavier-uniform as the matrix [fan_in p p, fan_out], bias 0; Adam's."""
+    """Patch convolution (stride = kernel), optimised by Adam.
+
+    The weight is initialised xavier-uniform as the matrix [fan_in p p, fan_out], the bias with zeros.
+    """
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill weight and bias. torch's rule would count p*p into the fan-out too and start 6 times smaller."""
+        """Initialise weight and bias.
+
+        torch's xavier_uniform_ would include p*p in the fan-out too and give weights 6 times smaller.
+        """
         fan_out, *fan_in = self.weight.shape
         bound = math.sqrt(6.0 / (fan_out + math.prod(fan_in)))
         nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
@@ -44,7 +50,7 @@ class Conv(nn.Conv2d):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches to tokens: a p x p convolution to ``bottleneck`` channels and 1 x 1 to the width; or one convolution."""
+    """Patch embedding: a p x p convolution to ``bottleneck`` channels and a 1 x 1 to the width; or one convolution."""
 
     def __init__(self, channels: int, patch: int, width: int, bottleneck: int | None, patch_bias: bool = True):
         super().__init__()
@@ -52,5 +58,5 @@ class PatchEmbedding(nn.Module):
         self.expand = Conv(bottleneck, width, kernel_size=1) if bottleneck else nn.Identity()
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Tokens:
-        """Embed in raster order."""
+        """Return the tokens in raster order."""
         return self.expand(self.patches(image)).flatten(2).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Positions of patches: rotary (two dimensions for pMF, one for iMF), and fixed sines and cosines.
+"""Position embeddings of patches: RoPE (two-dimensional for pMF, one-dimensional for iMF), and fixed sine-cosine.
 
-Complex tensors get in the way of torch.compile and of forward-mode derivatives, so each pair (a, b) of channels, as a
-rule neighbours, is turned by an angle with cosines and sines.
+RoPE rotates each pair (a, b) of channels, by default adjacent ones, with real cosines and sines. Complex tensors would
+not work with torch.compile and forward-mode derivatives.
 """
 
 import torch
@@ -13,23 +13,23 @@ from pmf_lightning.utils.precision import Number
 
 
 class Rotation:
-    """Turns channel pairs of q or k by the angle of their token; ``rotation(x)`` for x [b, heads, n, head_dim]."""
+    """RoPE: rotates channel pairs of q or k by the angles of their token; call it on x [b, heads, n, head_dim]."""
 
     def __init__(self, angles: Float[Tensor, "n pairs"]):
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
-        """Turn the pairs (2i, 2i+1)."""
+        """Rotate the pairs (2i, 2i+1)."""
         a, b = x[..., 0::2], x[..., 1::2]
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return cat_with_tangents(torch.stack, (a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
 class HalvesRotation(Rotation):
-    """The same with pairs (i, i + head_dim / 2) instead of neighbours: drifting's generator."""
+    """RoPE with pairs (i, i + head_dim / 2) instead of adjacent channels, for the generator of Drifting."""
 
     def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
-        """Turn the pairs (i, i + d/2)."""
+        """Rotate the pairs (i, i + d/2)."""
         a, b = x.chunk(2, dim=-1)
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
@@ -38,9 +38,9 @@ class HalvesRotation(Rotation):
 def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tensor) -> Rotation:
     """Build the rotation of ``prefix`` unrotated tokens followed by a grid x grid raster of patches.
 
-    The first half of the head's channels turns with the row, the second with the column, at frequencies
-    theta^(-2i/(head_dim/2)) (pMF, official code). Tables are computed in the dtype of ``like``, float32 at least, and
-    anew in every call: a table cached under inference mode could not be used in training.
+    The first half of the head's channels is rotated by the row, the second by the column, at frequencies
+    theta^(-2i/(head_dim/2)) (pMF, official code). Tables are computed in the dtype of ``like``, float32 at least. They
+    are recomputed in every call, since a table cached under inference mode could not be used in training.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     half = head_dim // 2
@@ -53,10 +53,10 @@ def rotation_2d(prefix: int, grid: int, head_dim: int, theta: Number, like: Tens
 
 
 def rotation_1d(tokens: int, head_dim: int, theta: Number, like: Tensor, kind: type[Rotation] = Rotation) -> Rotation:
-    """Build the rotation of ``tokens`` tokens in a row, condition tokens and raster of patches alike.
+    """Build the rotation of a sequence of ``tokens`` tokens, condition tokens and patches alike.
 
-    All channels of the head turn with the place, pair i at the frequency theta^(-2i/head_dim) (iMF and drifting,
-    official codes). ``kind`` says which channels are a pair.
+    All channels of the head are rotated by the index in the sequence, pair i at the frequency theta^(-2i/head_dim) (iMF
+    and drifting, official codes). ``kind`` determines which channels form a pair.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     powers = torch.arange(0, head_dim, 2, dtype=dtype, device=like.device) / head_dim
@@ -67,11 +67,11 @@ BASE = 10_000.0
 
 
 def sincos_2d(grid: int, width: int, like: Tensor) -> Float[Tensor, "1 {grid}*{grid} {width}"]:
-    """Return a vector per patch, in raster order: half of the channels from the column, half from the row.
+    """Return sine-cosine positions per patch in raster order: half of the channels from the column, half from the row.
 
-    Each half is [sin(p f), cos(p f)] with f_j = 10000^(-j/(width/4)) (He et al. 2022, official MAE code). Computed anew
-    in every call, on the device of ``like`` and in its dtype, float32 at least: a buffer would have no values after a
-    start on the meta device.
+    Each half is [sin(p f), cos(p f)] with f_j = 10000^(-j/(width/4)) (He et al. 2022, official MAE code). They are
+    recomputed in every call, on the device of ``like`` and in its dtype, float32 at least: a buffer would have no
+    values after initialisation on the meta device.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     quarter = width // 4

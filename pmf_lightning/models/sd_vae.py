@@ -1,7 +1,7 @@
-"""The SD-VAE of latent models: normalised latents to pixels, and pixels to the latents that models are trained on.
+"""The SD-VAE of latent models: decodes normalised latents to pixels, and encodes pixels to latents.
 
-iMF (arXiv 2512.02012, official code) normalises the raw latents of sd-vae-ft-mse channel by channel, (z - mean) / std,
-and decodes z * std + mean. The single factor 0.18215 of Stable Diffusion and of MeanFlow is NOT applied on the way.
+iMF (arXiv 2512.02012, official code) normalises the raw latents of sd-vae-ft-mse per channel, (z - mean) / std, and
+decodes z * std + mean. The scaling factor 0.18215 of Stable Diffusion and of MeanFlow is NOT applied.
 """
 
 import re
@@ -25,15 +25,15 @@ INSTALL = "pip install 'pmf_lightning[latents]'"
 
 WANTED = "a folder with config.json and diffusion_pytorch_model.safetensors, or that .safetensors or .bin file alone"
 
-# Attention weights in files that are older than diffusers 0.17, the published sd-vae-ft-mse among them.
+# Names of attention weights in files older than diffusers 0.17, such as the published sd-vae-ft-mse.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load_vae(weights: str | None, repository: str, architecture: Mapping[str, Any]) -> nn.Module:
     """Return diffusers' AutoencoderKL in float32, frozen, in eval mode.
 
-    ``weights`` is a folder, a file (of the given ``architecture``), or None for ``repository`` by diffusers' own cache
-    and download. Raises UserError where diffusers is not installed, or weights are missing, unreadable or of another
+    ``weights`` is a folder, a file (of the given ``architecture``), or None for ``repository`` from diffusers' cache or
+    download. Raises UserError if diffusers is not installed, or the weights are missing, unreadable or of another
     network.
     """
     kind = _autoencoder()
@@ -50,7 +50,7 @@ def load_vae(weights: str | None, repository: str, architecture: Mapping[str, An
 
 def _autoencoder() -> type[nn.Module]:
     try:
-        from diffusers import AutoencoderKL  # an extra, and seconds of import that only latent models need
+        from diffusers import AutoencoderKL  # optional dependency, slow to import, only needed for latent models
     except (ImportError, RuntimeError) as error:
         raise UserError(f"latent models decode through diffusers, which cannot be imported here: {INSTALL}") from error
     return AutoencoderKL
@@ -64,7 +64,7 @@ def _from_repository(kind: type[nn.Module], repository: str) -> nn.Module:
             return _pretrained(kind, repository)
     except UserError:
         raise
-    except Exception as error:  # the download raises its own kinds
+    except Exception as error:  # downloads raise exceptions of several libraries
         raise UserError(
             f"decoder.weights=null: {repository} is not in diffusers' cache and cannot be fetched "
             f"({type(error).__name__}); set decoder.weights to {WANTED}"
@@ -82,8 +82,8 @@ def _from_folder(kind: type[nn.Module], path: Path) -> nn.Module:
 
 
 def _pretrained(kind: type[nn.Module], name: str, **options: Any) -> nn.Module:
-    """Load by diffusers, which fills what a file lacks at random; that becomes a UserError."""
-    with torch.random.fork_rng(devices=[]):  # the weights are first filled from the global generator
+    """Load with diffusers; raise UserError for missing weights, which diffusers would initialise randomly."""
+    with torch.random.fork_rng(devices=[]):  # diffusers first initialises weights with the global generator
         vae, report = kind.from_pretrained(name, output_loading_info=True, low_cpu_mem_usage=False, **options)
     wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
     if wrong:
@@ -130,7 +130,7 @@ def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _listed(wrong: Mapping[str, list]) -> str:
-    """Say what does not fit, one example of each kind."""
+    """Describe the mismatches, with one example of each kind."""
     words = {"missing_keys": "lacks", "unexpected_keys": "has the foreign", "mismatched_keys": "has another shape of"}
     parts = [f"{words[key]} {names[0]}{_more(names)}" for key, names in wrong.items() if names]
     return "not the weights of this VAE: it " + ", ".join(parts)
@@ -142,20 +142,20 @@ def _more(names: list) -> str:
 
 @dataclass(frozen=True)
 class SDVAE:
-    """A frozen float32 autoencoder, loaded at its first use, with the normalisation of its latents.
+    """A frozen float32 autoencoder, loaded at first use, with the normalisation of its latents.
 
-    It is no nn.Module: it stays out of the parameters, the checkpoint and the averages of whatever holds it, and
-    follows its inputs to their device.
+    It is not an nn.Module, so it is not part of the parameters, the checkpoint or the averages of its owner. It moves
+    to the device of its inputs.
 
     Args:
-        weights: a folder as diffusers writes it, or one .safetensors or .bin file; None: ``repository``.
-        repository: what diffusers fetches, once, where no weights are given.
-        architecture: arguments of diffusers' AutoencoderKL for a single file; a folder brings its own config.json.
+        weights: a folder in diffusers' format, or one .safetensors or .bin file; None: ``repository``.
+        repository: downloaded once by diffusers if no weights are given.
+        architecture: arguments of diffusers' AutoencoderKL for a single file; a folder has its own config.json.
         mean, std: of the raw latents, per channel.
-        scale: pixels along a side of a latent.
+        scale: downsampling factor from pixels to latents.
         chunk: images decoded or encoded at a time, which bounds the memory.
 
-    Raises UserError for numbers that do not fit each other; at first use, for missing or unfitting weights.
+    Raises UserError for inconsistent values; at first use, for missing or mismatched weights.
     """
 
     weights: str | None
@@ -176,12 +176,12 @@ class SDVAE:
                 raise UserError(f"{name}={getattr(self, name)}: set it to 1 or more")
 
     def load(self) -> None:
-        """Load the weights now, so that a missing file shows up before long work; raises UserError."""
+        """Load the weights now, so that a missing file is found early; raises UserError."""
         _ = self.vae
 
     @cached_property
     def vae(self) -> nn.Module:
-        """The autoencoder itself, of diffusers, on raw latents."""
+        """The autoencoder of diffusers, which works on raw latents."""
         vae = load_vae(self.weights, self.repository, self.architecture)
         config = vae.config
         found = (config.latent_channels, 2 ** (len(config.block_out_channels) - 1), config.out_channels)
@@ -194,12 +194,12 @@ class SDVAE:
         return vae
 
     def normalise(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Map raw latents to those that a model sees: (z - mean) / std per channel."""
+        """Map raw latents to the normalised latents of a model: (z - mean) / std per channel."""
         mean, std = self._moments(raw)
         return (raw - mean) / std
 
     def denormalise(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Map latents of a model to raw ones: z * std + mean per channel."""
+        """Map normalised latents of a model to raw latents: z * std + mean per channel."""
         mean, std = self._moments(latents)
         return latents * std + mean
 
@@ -214,7 +214,7 @@ class SDVAE:
     def encode(
         self, images: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float32[Tensor, "b c h w"], Float32[Tensor, "b c h w"]]:
-        """Map pixels in [-1, 1] to mean and standard deviation of their raw latents: draw, then ``normalise``."""
+        """Map pixels in [-1, 1] to mean and standard deviation of their raw latents; sample, then ``normalise``."""
         vae = self.vae.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             found = [vae.encode(part).latent_dist for part in images.float().split(self.chunk)]

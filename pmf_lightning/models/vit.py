@@ -1,9 +1,9 @@
-"""The shared backbone: an image and named conditions in, one raw pixel field per head out.
+"""The shared ViT backbone: maps an image and named conditions to one raw pixel field per head.
 
-It knows nothing of time, noise, guidance or losses; the objective decides what the conditions mean and what the fields
-are. The architecture is that of iMF (arXiv 2512.02012) and pMF (arXiv 2601.22158, official codes): conditions as tokens
-in front, and a trunk that branches into heads. pMF adds a bottleneck in the patch embedding and learned positions, and
-turns queries and keys by row and column of their patch where iMF turns them by their place in the sequence.
+It is independent of time, noise, guidance and losses; the objective defines the meaning of conditions and fields. The
+architecture is that of iMF (arXiv 2512.02012) and pMF (arXiv 2601.22158, official codes): conditions as prepended
+tokens, and a trunk that branches into heads. pMF adds a bottleneck in the patch embedding and learned positions. RoPE
+uses the row and column of the patch in pMF, and the index in the sequence in iMF.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ Positions = Literal["learned", "none"]
 
 
 class Head(nn.Module):
-    """A branch of blocks that ends in pixels: drop the condition tokens, RMSNorm, Linear from zero, unpatchify."""
+    """Head: blocks, then removal of condition tokens, RMSNorm, zero-initialised Linear and unpatchify."""
 
     def __init__(self, depth: int, patch: int, channels: int, grid: int, block: Callable[[], Block], width: int):
         super().__init__()
@@ -34,7 +34,7 @@ class Head(nn.Module):
         self.out = Linear(width, patch * patch * channels, bias=True, gain=0.0)
 
     def forward(self, x: Tokens, rotation: Rotation, kind: AttentionKind) -> Float[Tensor, "b c h w"]:
-        """Map the trunk's tokens to a field; the channels of a patch are in the order (row, column, colour)."""
+        """Map the trunk's tokens to a field; the values of a patch are in the order (row, column, channel)."""
         for block in self.blocks:
             x = block(x, rotation, kind)
         x = self.out(self.norm(x[:, -(self.grid**2) :]))
@@ -45,20 +45,20 @@ class ViT(nn.Module):
     """Vision transformer with in-context conditions, a trunk and any number of heads.
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, cut into patch x patch pixels.
+        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
         width, attention_heads, mlp_hidden: sizes of every block.
         trunk: blocks shared by the heads; heads: blocks of each named head.
         conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar" | "style", "tokens": n}``,
-            a style with ``codes`` and ``rows`` besides; one of no tokens is left out.
-        classes: labels of class conditions; label ``classes`` means none.
+            a style also with ``codes`` and ``rows``; conditions with 0 tokens are skipped.
+        classes: number of labels of class conditions; label ``classes`` means none.
         bottleneck: channels between the two patch convolutions, or None for one convolution.
         block_gain: standard deviation of block weights times sqrt(fan_in).
         rope: "patches" (two-dimensional, condition tokens unrotated) or "sequence" (one-dimensional, all tokens).
         rope_theta: base of the rotary frequencies.
         positions: "learned" adds a learned vector to every token, "none" adds nothing.
-        attention: "plain" or "fused", where the caller does not say.
+        attention: default of ``forward``, "plain" or "fused".
 
-    Raises ValueError where the sizes do not fit each other.
+    Raises ValueError for incompatible sizes.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ViT(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Condition tokens and patches."""
+        """Number of condition tokens and patches."""
         return self.prefix + self.grid**2
 
     def _rotation(self, like: Tensor) -> Rotation:
@@ -122,7 +122,7 @@ class ViT(nn.Module):
         heads: Iterable[str] | None = None,
         attention: AttentionKind | None = None,
     ) -> dict[str, Float[Tensor, "b c h w"]]:
-        """Return the field of every head asked for (all by default); the others are not computed."""
+        """Return the field of every requested head (all by default); the others are not computed."""
         kind = attention or self.attention
         prefix = [embed(conditions[name]) for name, embed in self.conditions.items()]
         x = cat_with_tangents(torch.cat, (*prefix, self.patch_embedding(image)), 1)
@@ -135,9 +135,9 @@ class ViT(nn.Module):
 
 
 def init_weights(model: nn.Module, stream: Callable[[str], torch.Generator]) -> None:
-    """Fill every weight from its own generator ``stream(full name of the weight)``: no global random numbers.
+    """Initialise every weight from its own generator ``stream(full name of the weight)``.
 
-    Weights on the meta device have no values and stay as they are.
+    No global random numbers are used. Weights on the meta device are skipped.
     """
     with torch.no_grad():
         for prefix, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""What an objective is: losses = objective(network, batch, draws, features), a pure function without weights or RNG."""
+"""Interface of objectives: losses = objective(network, batch, draws, features), pure, without weights or RNG."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x [B,C,H,W] in [-1,1] and their labels y [B], never already dropped."""
+    """Images x [B,C,H,W] in [-1,1] and their labels y [B], before label dropout."""
 
     x: Float[Tensor, "b c h w"]
     y: Int64[Tensor, " b"]
@@ -18,12 +18,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """What an objective returns.
+    """Return value of an objective.
 
-    ``total`` is the scalar to minimise; ``per_sample`` holds the raw sums over C, H, W of each squared error, [B];
-    ``distances`` numbers per image whose mean is watched, [B], such as perceptual distances, 0 where they do not count;
-    ``diagnostics`` sums over C, H, W that are watched and not minimised, [B]; ``scalars`` numbers of the whole batch
-    to watch; ``fields`` the intermediate fields, [B,C,H,W], when they were asked for.
+    ``total`` is the scalar to minimise. ``per_sample`` holds the raw sums over C, H, W of each squared error, [B].
+    ``distances`` holds values per image whose mean is logged, [B], such as perceptual distances; 0 where they do not
+    count. ``diagnostics`` holds sums over C, H, W that are logged and not minimised, [B]. ``scalars`` holds values of
+    the full batch to log. ``fields`` holds the intermediate fields, [B,C,H,W], when they were requested.
     """
 
     total: Float[Tensor, ""]
@@ -36,7 +36,7 @@ class Losses:
 
 @runtime_checkable
 class Network(Protocol):
-    """A backbone: image and named conditions to one raw field per head."""
+    """A backbone: maps an image and named conditions to one raw field per head."""
 
     classes: int
 
@@ -47,13 +47,13 @@ class Network(Protocol):
         heads: Iterable[str] | None = None,
         attention: str | None = None,
     ) -> dict[str, Tensor]:
-        """Return the fields of the heads asked for."""
+        """Return the fields of the requested heads."""
         ...
 
 
 @runtime_checkable
 class Distance(Protocol):
-    """A perceptual distance between square pairs of images in [-1, 1]; ``side`` is the size it wants, in pixels."""
+    """A perceptual distance between pairs of square images in [-1, 1]; ``side`` is its input size in pixels."""
 
     side: int
 

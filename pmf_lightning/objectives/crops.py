@@ -1,12 +1,12 @@
-"""One random crop for both images of a pair, resized to the square that a perceptual distance looks at.
+"""Random resized crops, shared by both images of a pair, for perceptual distances and augmentation.
 
-The law is that of pMF's official code: area and width / height are drawn independently, the sides are rounded to whole
-pixels, and a side longer than the image is cut to it. Nothing is rejected and drawn again, so a box takes exactly four
-numbers. (torchvision's RandomResizedCrop tries ten times instead and then takes the centre.)
+The distribution is that of pMF's official code. Area and aspect ratio (width / height) are sampled independently, the
+sides are rounded to integer pixels, and a side longer than the image is clipped to it. There is no rejection sampling,
+so a box takes exactly four random numbers. (torchvision's RandomResizedCrop tries ten times and then takes the centre.)
 
-A crop is a weighted sum of the pixels of the WHOLE image, as in that code: at the edges of a box the cubic kernel also
-sees the pixels just outside, and only at the edges of the image is it cut and normalised. Cropping first and resizing
-then would differ there.
+A crop is a weighted sum of the pixels of the FULL image, as in that code. At the edges of a box the cubic kernel also
+reads the pixels just outside; only at the edges of the image is it truncated and normalised. Cropping before resizing
+would differ there.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from torch import Tensor
 from pmf_lightning.objectives.fields import Image
 from pmf_lightning.utils.precision import Number, at_least_float32, no_autocast
 
-UNIFORMS = 4  # numbers that one box takes: area, width / height, place from the top, place from the left
-Boxes = Float[Tensor, "b 4"]  # (top, left, height, width) as shares of the image's sides, inside [0, 1]
+UNIFORMS = 4  # random numbers per box: area, width / height, top, left
+Boxes = Float[Tensor, "b 4"]  # (top, left, height, width) as fractions of the image's sides, inside [0, 1]
 
 
 @dataclass(frozen=True)
 class CropLaw:
-    """The law of a box: ``area`` its least and largest share of the image, ``ratio`` those of width / height.
+    """Distribution of crop boxes: ``area`` bounds the fraction of the image, ``ratio`` bounds width / height.
 
-    The area is uniform, the ratio log-uniform. Raises ValueError for bounds that leave nothing to draw.
+    The area is uniform, the ratio log-uniform. Raises ValueError for invalid bounds.
     """
 
     area: Sequence[Number]
@@ -41,7 +41,7 @@ class CropLaw:
 
 
 def crop_boxes(uniforms: Float[Tensor, "b 4"], height: int, width: int, law: CropLaw) -> Boxes:
-    """Return a box of whole pixels for every row of ``uniforms`` in [0, 1), as shares of ``height`` and ``width``."""
+    """Return a box of integer pixels per row of ``uniforms`` in [0, 1), as fractions of ``height`` and ``width``."""
     area, shape, down, right = uniforms.unbind(1)
     pixels = height * width * (law.area[0] + area * (law.area[1] - law.area[0]))
     ratio = law.ratio[0] * (law.ratio[1] / law.ratio[0]) ** shape
@@ -52,17 +52,17 @@ def crop_boxes(uniforms: Float[Tensor, "b 4"], height: int, width: int, law: Cro
 
 
 def _place(uniform: Tensor, room: Tensor) -> Tensor:
-    """Return one of the whole numbers 0 .. room, all equally likely."""
+    """Return an integer in 0 .. room, uniformly distributed."""
     return torch.minimum((uniform * (room + 1)).floor(), room)
 
 
 def resized_crops(images: Image, boxes: Boxes, side: int) -> Float[Tensor, "b c side side"]:
     """Return the part of each image inside its box as ``side`` x ``side`` pixels, at least in float32.
 
-    Cubic kernel (a = -1/2) of support 2, widened where the crop is made smaller so that nothing aliases: the numbers of
-    jax.image.scale_and_translate(method="cubic"), and for a box of the whole image those of
-    torch.nn.functional.interpolate(mode="bicubic", antialias=True). Differentiable in ``images``; the whole batch takes
-    two batched matrix products. Boxes must lie inside the image.
+    The kernel is cubic (a = -1/2) with support 2, widened against aliasing when the crop is downscaled. Results equal
+    jax.image.scale_and_translate(method="cubic"), and for a box of the full image
+    torch.nn.functional.interpolate(mode="bicubic", antialias=True). Differentiable in ``images``. The batch takes two
+    batched matrix products. Boxes must be inside the image.
     """
     height, width = images.shape[-2:]
     images = at_least_float32(images)
@@ -74,8 +74,8 @@ def resized_crops(images: Image, boxes: Boxes, side: int) -> Float[Tensor, "b c 
 
 
 def _weights(start: Tensor, extent: Tensor, size: int, side: int) -> Float[Tensor, "b side size"]:
-    """Return what each of ``size`` pixels in a line gives to each of the ``side`` over [start, start + extent]."""
-    step = (extent / side)[:, None]  # old pixels per new one
+    """Return the weight of each of ``size`` input pixels in each of ``side`` output pixels on [start, start+extent]."""
+    step = (extent / side)[:, None]  # input pixels per output pixel
     centres = start[:, None] + step * (torch.arange(side, device=start.device) + 0.5)
     offsets = centres[:, :, None] - (torch.arange(size, device=start.device) + 0.5)
     weights = _cubic(offsets.abs() / step.clamp_min(1)[:, :, None])
@@ -83,7 +83,7 @@ def _weights(start: Tensor, extent: Tensor, size: int, side: int) -> Float[Tenso
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic kernel with a = -1/2 at distances x >= 0."""
+    """Evaluate Keys' cubic kernel with a = -1/2 at distances x >= 0."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

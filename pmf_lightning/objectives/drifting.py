@@ -1,8 +1,9 @@
-"""Drifting (arXiv 2602.04770): a generator whose samples move a step along a field, every time the weights do.
+"""Drifting (arXiv 2602.04770): a one-step generator trained by moving its samples along a drifting field.
 
-For each label the generator makes G images from noise in one evaluation. In every feature and at every location of it,
-they are drawn to real images of the class and pushed off one another and off real images of any class; how much the
-latter counts follows from alpha, the strength of guidance, which the generator is told. Sampling is one evaluation.
+For each label the generator makes G images from noise in one evaluation. In every feature map, at every location, the
+field attracts them to real images of the class and repels them from one another and from real images of any class. The
+weight of the latter follows from alpha, the guidance strength, which is an input of the generator. Sampling takes one
+evaluation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from pmf_lightning.utils.precision import Number
 
 @dataclass(frozen=True)
 class DriftingBatch:
-    """Labels y [n]; for each, real images of its class x [n,P,C,H,W] and of any class, negatives [n,N,C,H,W]."""
+    """Labels y [n] with positives x [n,P,C,H,W] (real, of the label's class) and negatives [n,N,C,H,W] (any class)."""
 
     x: Float[Tensor, "n p c h w"]
     y: Int64[Tensor, " n"]
@@ -49,20 +50,20 @@ Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]
 
 @dataclass(frozen=True)
 class Drifting:
-    """The objective; its numbers live in conf/objective and conf/model.
+    """The Drifting objective; its values are set in conf/objective and conf/model.
 
     Fields: ``generated`` images per label, G; ``noise_scale`` the standard deviation of the noise; ``alpha_max``,
-    ``alpha_power`` the law of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for ``alpha_one`` of the labels;
-    ``styles`` codes of ``style_rows`` values each that an image is told; ``temperatures`` of the kernel;
-    ``attraction``, ``repulsion``, ``normalisation``: see drift_loss.
+    ``alpha_power`` the distribution of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for a fraction
+    ``alpha_one`` of the labels; ``styles`` the number of style codes per image, with ``style_rows`` values each;
+    ``temperatures`` of the kernel; ``attraction``, ``repulsion``, ``normalisation``: see drift_loss.
 
-    Raises ValueError for numbers that mean nothing.
+    Raises ValueError for values out of range.
     """
 
-    heads: ClassVar = ("u",)  # of the backbone: its main one
-    samplers: ClassVar = ("one_step",)  # of sampling
+    heads: ClassVar = ("u",)  # the backbone's main head
+    samplers: ClassVar = ("one_step",)
     needs_global_batch: ClassVar = (
-        True  # the loss has means over the whole batch of all devices, so micro-batches cannot add up
+        True  # the loss has means over the global batch, so gradients of micro-batches cannot be accumulated
     )
     loss_note: ClassVar = (
         "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
@@ -91,9 +92,9 @@ class Drifting:
             raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
 
     def draw(self, batch: DriftingBatch, seed: int, step: int, shard: rng.BatchRows | None = None) -> DriftingDraws:
-        """Draw the numbers of training step ``step`` for one shard of its labels (all of them by default).
+        """Sample the random numbers of training step ``step`` for one shard of its labels (all by default).
 
-        Every number depends on (seed, step, global place of the label) alone; scalars come on the CPU, the noise on
+        Every number depends only on (seed, step, global index of the label). Scalars are on the CPU, the noise is on
         the device of ``batch.x``.
         """
         shard = shard or rng.BatchRows()
@@ -118,11 +119,11 @@ class Drifting:
         keep_fields: bool = False,
         mean: Mean = local_mean,
     ) -> Losses:
-        """Return the loss, summed over features, and what is worth watching as ``scalars``.
+        """Return the loss, summed over features, and metrics to log as ``scalars``.
 
-        "force_norm_R" is, per temperature R, the mean over features of the root mean square of the field before it is
-        normalised; "scale" that of the mean distance. ``mean`` joins the batch means of several processes; see
-        drift_loss. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
+        "force_norm_R" is, per temperature R, the mean over features of the root mean square of the field before
+        normalisation. "scale" is the mean over features of the mean distance. ``mean`` reduces means over several
+        processes; see drift_loss. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
         """
         on = draws.to(batch.x.device)
         G, P, N = self.generated, batch.x.shape[1], batch.negatives.shape[1]
@@ -162,11 +163,11 @@ class Drifting:
         alpha: Float[Tensor, " b"],
         style: Int64[Tensor, "b codes"],
     ) -> Image:
-        """Return what the generator makes of noise, [b,C,H,W]: images in about [-1, 1], not clipped."""
+        """Return the generator's output for noise, [b,C,H,W]: images in about [-1, 1], not clipped."""
         return network(noise, {"label": y, "alpha": alpha, "style": style}, heads=self.heads)["u"]
 
     def one_step(self, network: Network, noise: Image, y: Tensor, alpha: Number, style: Tensor | None = None) -> Image:
-        """Return images at one strength of guidance; ``style`` [b,codes] is needed where there are styles."""
+        """Return images at one guidance strength; ``style`` [b,codes] is required if there are styles."""
         if style is None:
             if self.styles:
                 raise ValueError(f"styles={self.styles}: give conditions={{'style': ...}}, see sampling_conditions")
@@ -174,15 +175,15 @@ class Drifting:
         return self.images(network, noise, y, noise.new_full((len(y),), alpha), style.to(y.device))
 
     def sampling_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
-        """Return the styles of images number ``first`` ... of a seed; image i's depend on (seed, i) alone."""
+        """Return the styles of images first ... first + count - 1; those of image i depend only on (seed, i)."""
         codes = [rng.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
         return {"style": (torch.stack(codes) * self.style_rows).long()}
 
     def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
-        """Return how often the network runs per image and step: once."""
+        """Return the network evaluations per image and step: 1."""
         return 1
 
 
 def _problems(features: Float[Tensor, "rows locations channels"], points: int) -> Float[Tensor, "b points channels"]:
-    """Make every location of every label a problem of its own: [n points, T, D] to [n T, points, D]."""
+    """Treat every location of every label as a separate problem: [n points, T, D] to [n T, points, D]."""
     return features.unflatten(0, (-1, points)).transpose(1, 2).flatten(0, 1)

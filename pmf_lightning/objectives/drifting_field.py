@@ -1,7 +1,7 @@
-"""The drifting field of arXiv 2602.04770: generated samples are pulled to real ones and pushed off one another.
+"""The drifting field of arXiv 2602.04770: attracts generated samples to real ones and repels them from one another.
 
-V(x) = V+(x) - V-(x), the mean shift towards positives y+ minus that towards negatives y-, with the kernel
-k(x, y) = exp(-|x - y| / temperature). Swapping the two sets flips the sign of V; where they are equal, V is zero.
+V(x) = V+(x) - V-(x), the mean shift towards positives y+ minus the mean shift towards negatives y-, with the kernel
+k(x, y) = exp(-|x - y| / temperature). Swapping the two sets flips the sign of V. If they are equal, V is zero.
 """
 
 import torch
@@ -13,7 +13,7 @@ from pmf_lightning.utils.precision import Number, at_least_float32, full_product
 NORMALISATIONS = ("both", "y", "none")
 Points = Float[Tensor, "b n s"]
 LEAST_DISTANCE = 1e-4
-SELF_DISTANCE = 1e6  # added between a sample and itself (algorithm A1): it neither holds nor pushes itself
+SELF_DISTANCE = 1e6  # added between a sample and itself (algorithm A1), so that it does not interact with itself
 
 
 @torch.no_grad()
@@ -27,13 +27,13 @@ def drifting_field(
     repulsion: Number = 1.0,
     normalisation: str = "both",
 ) -> Float[Tensor, "..."]:
-    """Return V at the samples ``x``: the plain form of algorithm A1, without any scaling, in the units of ``x``.
+    """Return V at the samples ``x`` by algorithm A1 without scaling, in the units of ``x``.
 
     Args:
         x: samples [G,S], or [B,G,S] for B independent problems.
         y_pos: positives [P,S] or [B,P,S].
-        y_neg: negatives [N,S] or [B,N,S]. None, or ``x`` itself: the samples are each other's negatives, and a sample
-            is kept 1e6 away from itself.
+        y_neg: negatives [N,S] or [B,N,S]. With None, or ``x`` itself, the samples are each other's negatives, and 1e6
+            is added to the distance of a sample to itself.
         temperature: of the kernel, a distance in the units of ``x``; above 0.
         attraction, repulsion: factors on V+ and V- (the paper's table 1).
         normalisation: of the kernel, see ``affinities``.
@@ -57,7 +57,7 @@ def drifting_field(
 
 
 def centred(parts: list[Float[Tensor, "b _ s"]]) -> list[Float[Tensor, "b _ s"]]:
-    """Subtract from all sets the mean of all points: the field does not change, and distances lose less to rounding."""
+    """Subtract the mean of all points from all sets; the field is unchanged and distances lose less to rounding."""
     dtype = parts[0].dtype
     for part in parts[1:]:
         dtype = torch.promote_types(dtype, part.dtype)
@@ -67,19 +67,19 @@ def centred(parts: list[Float[Tensor, "b _ s"]]) -> list[Float[Tensor, "b _ s"]]
 
 
 def distances(x: Points, y: Float[Tensor, "b m s"]) -> Float[Tensor, "b n m"]:
-    """Return |x - y| for all pairs, at least 1e-4, by one matrix product: nothing of size [b, n, m, s] is made.
+    """Return |x - y| for all pairs, at least 1e-4, by one matrix product, without a [b, n, m, s] tensor.
 
-    The squares cancel, so a distance that is small beside the norms loses digits; callers centre the points.
+    The squares cancel, so a distance that is small relative to the norms loses digits. Callers centre the points.
     """
     norms = x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None]
     return torch.baddbmm(norms, x, y.mT, alpha=-2).clamp_min_(LEAST_DISTANCE**2).sqrt_()
 
 
 def affinities(logits: Float[Tensor, "b n m"], normalisation: str, floor: Number) -> Float[Tensor, "b n m"]:
-    """Return the kernel, of ``logits`` = -distance / temperature, made relative.
+    """Return the normalised kernel of ``logits`` = -distance / temperature.
 
-    "both": the geometric mean of the softmax over targets (last axis) and that over samples (the paper's);
-    "y": the softmax over targets alone; "none": exp(logits) as it is. Squared affinities are at least ``floor``.
+    "both": geometric mean of the softmax over targets (last axis) and the softmax over samples (the paper's choice);
+    "y": softmax over targets only; "none": exp(logits). Squared affinities are at least ``floor``.
     """
     if normalisation == "both":
         squares = logits.softmax(2).mul_(logits.softmax(1))
@@ -98,10 +98,10 @@ def mean_shift(
     attraction: Number,
     repulsion: Number,
 ) -> Points:
-    """Return the field at ``x``: sum_j c_j (y_j - x) over ``targets``, of which the first ``negatives`` push.
+    """Return the field at ``x``: sum_j c_j (y_j - x) over ``targets``, of which the first ``negatives`` repel.
 
-    A positive has c = attraction * A * (sum of A over negatives), a negative c = -repulsion * A * (sum of A over
-    positives): the product of both sums is what normalises V+ and V- alike. The two factors at 1 make sum_j c_j zero.
+    A positive has c = attraction * A * (sum of A over negatives). A negative has c = -repulsion * A * (sum of A over
+    positives). The product of both sums normalises V+ and V- alike. With both factors 1, sum_j c_j is zero.
     """
     push, pull = affinity[:, :, :negatives], affinity[:, :, negatives:]
     coefficients = torch.cat(
@@ -111,8 +111,8 @@ def mean_shift(
 
 
 def check_points(sets: dict[str, Tensor], axes: int, may_be_empty: str = "") -> None:
-    """Raise ValueError unless all sets are [batch, points, numbers] (two ``axes``: without a batch), alike but in the
-    number of points; the one called ``may_be_empty`` may have none."""
+    """Raise ValueError unless all sets are [batch, points, numbers] (two ``axes``: without a batch) and differ only in
+    the number of points; only the set named ``may_be_empty`` may have none."""
     shapes = ", ".join(f"{name} {list(points.shape)}" for name, points in sets.items())
     if any(points.ndim != axes for points in sets.values()):
         raise ValueError(f"{shapes}: all need {axes} axes, the last two points and numbers")
@@ -123,7 +123,7 @@ def check_points(sets: dict[str, Tensor], axes: int, may_be_empty: str = "") -> 
 
 
 def check_options(temperatures: list[Number], attraction: Number, repulsion: Number, normalisation: str) -> None:
-    """Raise ValueError for options that make no field."""
+    """Raise ValueError for invalid temperatures, factors or normalisation."""
     if not temperatures or not all(temperature > 0 for temperature in temperatures):
         raise ValueError(f"temperatures {temperatures}: give at least one, all above 0")
     if min(attraction, repulsion) < 0 or attraction == repulsion == 0:

@@ -1,9 +1,9 @@
-"""The loss of drifting models (arXiv 2602.04770) for one feature: samples are drawn to where the field takes them.
+"""The loss of drifting models (arXiv 2602.04770) for one feature: regress samples onto themselves plus the field.
 
 loss = mean |x - stopgrad(x + V)|^2 with V the sum of fields at several temperatures, each divided by its own root mean
-square. THE VALUE SAYS NEARLY NOTHING: with one temperature its mean over the batch is 1 by construction, with three it
-lies between 0 and 9 as their directions agree or not. What shrinks as samples and data come to agree is the norm of the
-fields before that division; ``info["force_norm"]`` is the number to watch.
+square. THE VALUE IS NEARLY UNINFORMATIVE: with one temperature its mean over the batch is 1 by construction, with three
+it is between 0 and 9, depending on how their directions agree. The norm of the fields before that division shrinks as
+samples and data come to agree; ``info["force_norm"]`` is the metric to monitor.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ from pmf_lightning.utils.precision import Number, at_least_float32, full_product
 
 SELF_DISTANCE = 100.0  # added between a sample and itself, in units of the mean distance
 LEAST_SCALE = 1e-3
-LEAST_FORCE = 1e-8  # of mean squared forces: equal sets are not torn apart by rounding
+LEAST_FORCE = 1e-8  # floor of mean squared forces, so that rounding does not separate equal sets
 Numbers = Float[Tensor, " k"]
 Mean = Callable[[Numbers, Numbers], Numbers]
 
 
 def local_mean(sums: Numbers, counts: Numbers) -> Numbers:
-    """Return the means of one process. On several, add up both over the processes before dividing."""
+    """Return the means of one process. With several processes, both are all-reduced before the division."""
     return sums / counts
 
 
@@ -50,27 +50,28 @@ def drift_loss(
     affinity_floor: Number = 1e-6,
     mean: Mean = local_mean,
 ) -> tuple[Float[Tensor, " b"], dict[str, Tensor]]:
-    """Return the loss [B] of B independent problems (labels x locations), and what is worth logging.
+    """Return the loss [B] of B independent problems (labels x locations), and metrics to log.
 
     Args:
-        gen: generated samples [B,G,S]; the only input that gets a gradient. They also push each other.
+        gen: generated samples [B,G,S]; the only input that gets a gradient. They also repel each other.
         pos: real samples that attract, [B,P,S].
-        neg: real samples that repel beside the generated ones, [B,N,S]; N may be 0.
+        neg: real samples that repel in addition to the generated ones, [B,N,S]; N may be 0.
         weight_gen, weight_pos, weight_neg: at least 0, [B,G], [B,P], [B,N]; None means ones.
         temperatures: of the kernel, in units of the mean distance.
-        attraction, repulsion: factors on the pull of positives and the push of negatives (the paper's table 1).
+        attraction, repulsion: factors on the attraction of positives and the repulsion of negatives (the paper's
+            table 1).
         normalisation: of the kernel, "both" over targets and samples | "y" over targets | "none"; see ``affinities``.
-        affinity_floor: of squared affinities; 1e-6 is the official one, 1.2e-4 what each of 64 samples and 64 positives
-            would have if all were alike. Targets below it pull alike, so that far samples feel no more of the data than
-            where its mean lies, and samples that lie between far modes can stay there (toy drift2d); 0: none.
+        affinity_floor: of squared affinities; 0 means none. The official value is 1e-6. For comparison, 64 samples and
+            64 positives at equal distances have 1.2e-4. Targets below the floor attract equally, so distant samples are
+            attracted to the mean of the data, and samples between distant modes can stay there (toy drift2d).
         mean: turns sums and counts of this process, [k] each, into means over all processes. Called twice, always in
-            the same order. The loss has two such means, so samples of a batch, and of other processes, are coupled.
+            the same order. The loss has two such means, which couple the samples of a batch and of other processes.
 
     ``info``, all detached: ``scale``, the mean distance, in the units of the data; ``loss_R`` [temperatures], the mean
-    square of each field before it is normalised; ``force_norm``, its root. Fields are in units in which the mean
-    distance is sqrt(S); times max(scale / sqrt(S), 1e-3) they are in the units of the data.
+    square of each field before normalisation; ``force_norm``, its root. Fields are in units in which the mean distance
+    is sqrt(S); times max(scale / sqrt(S), 1e-3) they are in the units of the data.
 
-    Inside everything is float32 or wider. Raises ValueError for shapes that do not fit and numbers out of range.
+    Internal arithmetic is float32 or wider. Raises ValueError for shapes that do not fit and values out of range.
     """
     check_points({"gen": gen, "pos": pos} | ({} if neg is None else {"neg": neg}), axes=3, may_be_empty="neg")
     check_options(list(temperatures), attraction, repulsion, normalisation)
@@ -84,7 +85,7 @@ def drift_loss(
         weights = torch.cat([_weights(name, *given, x.dtype) for name, given in sets.items()], dim=1)
         distance = distances(x, targets)
         itself = distance.diagonal(dim1=1, dim2=2)
-        itself.fill_(LEAST_DISTANCE)  # rounding would leave about 1e-3
+        itself.fill_(LEAST_DISTANCE)  # otherwise about 1e-3 from rounding
         scale = _scale(distance, weights, mean)
         unit = (scale / x.shape[2] ** 0.5).clamp_min(LEAST_SCALE)
         distance /= scale.clamp_min(LEAST_SCALE)
@@ -97,7 +98,7 @@ def drift_loss(
         squares = _mean_squares(forces, mean)
         force = sum(f / norm for f, norm in zip(forces, squares.clamp_min(LEAST_FORCE).sqrt(), strict=True))
     wide = gen.to(x.dtype)
-    step = (wide - wide.detach()) / unit - force  # x - (x + V), without the rounding of adding V to x
+    step = (wide - wide.detach()) / unit - force  # x - (x + V), without the rounding error of x + V
     return step.square().mean((1, 2)), {"scale": scale, "loss_R": squares, "force_norm": squares.sqrt()}
 
 
@@ -110,7 +111,7 @@ def _weights(name: str, points: Tensor, weight: Tensor | None, dtype: torch.dtyp
 
 
 def _scale(distance: Float[Tensor, "b g t"], weights: Float[Tensor, "b t"], mean: Mean) -> Float[Tensor, ""]:
-    """Return the weighted mean distance over everything, one number for all problems."""
+    """Return the weighted mean distance over all pairs, a single scalar for all problems."""
     sums = torch.stack(((distance * weights[:, None]).sum(), weights.sum()))
     above, below = mean(sums, sums.new_tensor([distance.numel(), weights.numel()]))
     return above / below

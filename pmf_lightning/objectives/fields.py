@@ -1,8 +1,8 @@
-"""The fields on a path between an image and noise, and the conversions between them.
+"""Fields on the path between image and noise, and the conversions between them.
 
 Time runs from t=0 (the image x) to t=1 (the noise e): z = (1-t) x + t e, v = dz/dt = e - x, and
 u(z, r, t) = 1/(t-r) * integral of v over [r, t] is the average velocity, u(z, t, t) = v(z, t).
-Every conversion of the project lives here, once. Fields are [B,C,H,W], times [B].
+All conversions of the project are defined here. Fields are [B,C,H,W], times [B].
 """
 
 from typing import Literal
@@ -14,11 +14,11 @@ from pmf_lightning.utils.precision import Number
 
 Image = Float[Tensor, "b c h w"]
 Time = Float[Tensor, " b"]
-Quantity = Literal["x", "eps", "v"]  # what a network may answer: the image x, the noise e, the velocity v
+Quantity = Literal["x", "eps", "v"]  # prediction types: the image x, the noise e, the velocity v
 
 
 def expand_like(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
-    """Shape one number per sample so that it multiplies an image."""
+    """Reshape one value per sample for broadcasting over an image."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -36,14 +36,14 @@ def path_velocity(x: Image, e: Image) -> Image:
 def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
 
-    The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction share it, so that a
-    perfect prediction has no loss.
+    The clip (pMF's code, 0.05) bounds the weight of nearly clean images. Target and prediction use the same clip, so
+    that a perfect prediction has zero loss.
     """
     return (z - x) / expand_like(t.clamp(t_clip, 1.0), z)
 
 
 def image_from_velocity(z: Image, u: Image, t: Time) -> Image:
-    """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8): no clip here."""
+    """Return the generalised denoised image x(z, r, t) = z - t u(z, r, t) (pMF, eq. 8), without a clip."""
     return z - expand_like(t, z) * u
 
 
@@ -58,7 +58,7 @@ def image_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
 
 
 def velocity_from_noise(z: Image, e: Image, t: Time, t_clip: Number) -> Image:
-    """Return (e - z) / clip(1-t, t_clip, 1) (JiT, table 1); the clip as in ``image_from_noise``."""
+    """Return (e - z) / clip(1-t, t_clip, 1) (JiT, table 1), with the clip of ``image_from_noise``."""
     return (e - z) / expand_like((1 - t).clamp(t_clip, 1.0), z)
 
 
@@ -68,7 +68,7 @@ def noise_from_velocity(z: Image, v: Image, t: Time) -> Image:
 
 
 def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity, t_clip: Number) -> Image:
-    """Return what an ``answer`` of the kind ``given`` says of another quantity of z: JiT's table 1 as a function."""
+    """Convert the prediction ``answer`` of z from the quantity ``given`` to ``wanted`` (JiT, table 1)."""
     match given, wanted:
         case "x", "eps":
             return noise_from_image(z, answer, t, t_clip)
@@ -86,5 +86,5 @@ def convert(answer: Image, z: Image, t: Time, given: Quantity, wanted: Quantity,
 
 
 def compound_velocity(u: Image, du_dt: Image, t: Time, r: Time) -> Image:
-    """Return V = u + (t - r) du/dt, which equals v where the MeanFlow identity holds (iMF, eq. 12)."""
+    """Return V = u + (t - r) du/dt, which equals v if the MeanFlow identity holds (iMF, eq. 12)."""
     return u + expand_like(t - r, u) * du_dt

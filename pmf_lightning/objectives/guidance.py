@@ -1,4 +1,4 @@
-"""Classifier-free guidance inside training: the law of the scale, the interval, and the guided target."""
+"""Classifier-free guidance in training: distribution of the scale, guidance interval and guided target."""
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,9 @@ PerSample = Float[Tensor, " b"]
 def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number, omega_min: Number = 1.0) -> PerSample:
     """Return omega in [omega_min, omega_max], density proportional to omega^-beta, by inversion of ``uniform``.
 
-    pMF and iMF, official code: from 1 on, beta=1 gives omega_max^U; beta=2 with omega_max=8 gives 1 / (1 - 7U/8).
-    One scale for all rows, omega_min = omega_max, is MeanFlow's guidance before iMF made the scale a condition.
+    pMF and iMF, official code, with omega_min=1: beta=1 gives omega_max^U; beta=2 with omega_max=8 gives
+    1 / (1 - 7U/8). A constant scale, omega_min = omega_max, is the original MeanFlow's guidance; iMF made the scale a
+    condition.
     """
     top = torch.as_tensor(omega_max / omega_min, dtype=uniform.dtype, device=uniform.device).log()
     if beta == 1:
@@ -24,7 +25,7 @@ def guidance_scale(uniform: PerSample, omega_max: Number, beta: Number, omega_mi
 
 
 def omega_in_interval(t: PerSample, omega: PerSample, t_min: PerSample, t_max: PerSample) -> PerSample:
-    """Return omega where t_min <= t <= t_max and 1 (no guidance) elsewhere."""
+    """Return omega inside t_min <= t <= t_max and 1 (no guidance) outside."""
     return torch.where((t_min <= t) & (t <= t_max), omega, torch.ones_like(omega))
 
 
@@ -36,6 +37,6 @@ def guided_velocity(v_t: Image, v_c: Image, v_u: Image, omega: PerSample) -> Ima
 def adaptive_weight(loss: Float[Tensor, " b"], power: Number, eps: Number) -> Float[Tensor, " b"]:
     """Return L / stop_gradient((L + eps)^power) per sample (MeanFlow).
 
-    With power 1 the value is 1 but for eps, whatever the network does: watch the plain squared errors instead.
+    With power 1 the value is always 1 up to eps; monitor the plain squared errors instead.
     """
     return loss / (loss.detach() + eps) ** power

@@ -1,7 +1,7 @@
-"""JiT (arXiv 2511.13720): predict the image, the noise or the velocity, and regress any of the three.
+"""JiT (arXiv 2511.13720): predict the image, the noise or the velocity, with the loss on any of the three.
 
-Flow matching on the straight path z = (1-t) x + t e: the network answers x, eps or v, the conversions of
-objectives/fields.py turn answer and truth alike into the quantity of the loss, and sampling follows dz/dt = v. The
+Flow matching on the straight path z = (1-t) x + t e. The network predicts x, eps or v. The conversions of
+objectives/fields.py turn prediction and ground truth into the quantity of the loss. Sampling integrates dz/dt = v. The
 paper's t is our 1 - t.
 """
 
@@ -24,7 +24,7 @@ from pmf_lightning.utils.precision import Number, at_least_float32
 class JiTDraws:
     """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled.
 
-    ``dropout`` keys the masks of a network that drops activations, row by row. The scalars may stay on the CPU.
+    ``dropout`` holds the key of the dropout masks per row. The scalars may stay on the CPU.
     """
 
     t: Float[Tensor, " b"]
@@ -41,18 +41,19 @@ class JiTDraws:
 
 @dataclass(frozen=True)
 class JiT:
-    """The objective; its numbers live in conf/objective and conf/model.
+    """The JiT objective; its values are set in conf/objective and conf/model.
 
-    Fields: ``prediction`` what the network answers and ``loss`` what is compared, each "x", "eps" or "v" (the paper's
-    table 2); ``noise_scale`` the standard deviation of the noise; ``P_mean``, ``P_std`` the logit-normal law of t (the
-    paper's mu is -P_mean); ``label_drop`` the probability of no label, row by row; ``t_clip`` the floor of divisors, in
-    answer and truth alike, so that a perfect answer has no loss.
+    Fields: ``prediction`` the quantity that the network predicts and ``loss`` the quantity of the loss, each "x",
+    "eps" or "v" (the paper's table 2); ``noise_scale`` the standard deviation of the noise; ``P_mean``, ``P_std`` the
+    logit-normal distribution of t (the paper's mu is -P_mean); ``label_drop`` the probability of dropping the label,
+    per row; ``t_clip`` the floor of divisors, the same for prediction and ground truth, so that a perfect prediction
+    has zero loss.
 
-    Raises ValueError for a quantity that does not exist.
+    Raises ValueError for an unknown quantity.
     """
 
-    heads: ClassVar = ("u",)  # of the backbone: its main one
-    samplers: ClassVar = ("heun", "euler")  # of sampling; the first is the paper's
+    heads: ClassVar = ("u",)  # the backbone's main head
+    samplers: ClassVar = ("heun", "euler")  # the first is the paper's
     loss_note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
 
     prediction: str
@@ -69,9 +70,9 @@ class JiT:
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> JiTDraws:
-        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+        """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
-        Every number depends on (seed, step, global row) alone. The scalars come on the CPU, the noise on the device of
+        Every number depends only on (seed, step, global row). The scalars are on the CPU, the noise is on the device of
         ``batch.x``.
         """
         shard = shard or rng.BatchRows()
@@ -95,10 +96,10 @@ class JiT:
     ) -> Losses:
         """Return the losses of a batch; ``per_sample`` "loss_x", "loss_eps", "loss_v" are sums of squares over C, H, W.
 
-        The total is the mean over batch and pixels of the one that ``loss`` names (JiT, eq. 6 for v); "loss_v" is there
-        besides, to compare across losses. With ``keep_fields`` the fields z, answer and v are returned too.
+        The total is the mean over batch and pixels of the one named by ``loss`` (JiT, eq. 6 for v). "loss_v" is always
+        included, for comparison across losses. With ``keep_fields`` the fields z, answer and v are returned too.
 
-        Raises ValueError where ``features`` hold distances: there is no perceptual loss.
+        Raises ValueError if ``features`` has distances, since there is no perceptual loss.
         """
         if features:
             raise ValueError(f"features= gives ({', '.join(features)}): JiT has no perceptual loss; leave them out")
@@ -126,7 +127,7 @@ class JiT:
         t_min: Number = 0.0,
         t_max: Number = 1.0,
     ) -> Image:
-        """Return the velocity that sampling follows at time t: v_u + omega (v_c - v_u) where guided, else v_c."""
+        """Return the velocity for sampling at time t: v_u + omega (v_c - v_u) with guidance, else v_c."""
         guided = self._guided(t, omega, t_min, t_max)
         if guided:
             z, y = torch.cat((z, z)), torch.cat((y, torch.full_like(y, network.classes)))
@@ -138,11 +139,14 @@ class JiT:
         return v_u + omega * (v_c - v_u)
 
     def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
-        """Return how often the network runs per image for one velocity at time t: twice where it is guided."""
+        """Return the network evaluations per image for one velocity at time t: 2 with guidance, else 1."""
         return 2 if self._guided(t, omega, t_min, t_max) else 1
 
     def _guided(self, t: float, omega: Number, t_min: Number, t_max: Number) -> bool:
-        """Strictly inside the interval; t_max=1 includes the pure noise (official code, whose t is our 1 - t)."""
+        """Return whether t is strictly inside the interval; t_max=1 includes pure noise (official code, t = our 1-t).
+
+        With omega = 1 there is no guidance.
+        """
         return omega != 1 and t_min < t and (t < t_max or t_max == 1)
 
     def _answer(self, network: Network, z: Image, t: Time, y: Tensor, **more: Tensor) -> Image:

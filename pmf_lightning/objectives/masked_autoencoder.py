@@ -1,9 +1,9 @@
-"""The masked autoencoder of drifting's features (arXiv 2602.04770): fill in what is hidden, then classify.
+"""Masked autoencoder for the features of Drifting (arXiv 2602.04770): reconstruct masked patches, then classify.
 
-Square cells of the grid of patches are set to zero, each by its own coin. The reconstruction error of an image is the
-sum of squares over its hidden pixels, divided by the number of its hidden patches; the loss of an image is
-w cross-entropy + (1 - w) reconstruction error, and that of a batch the plain mean over images. So equal shards of a
-batch average to the whole batch exactly. There is no time and no noise here.
+Square cells of the patch grid are set to zero, each independently. The reconstruction error of an image is the sum of
+squares over its masked pixels, divided by the number of its masked patches. The loss of an image is
+w cross-entropy + (1 - w) reconstruction error, the loss of a batch is the mean over images. The mean over equal shards
+of a batch therefore equals the loss of the full batch. There is no time and no noise.
 """
 
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ Images = Float[Tensor, "b c h w"]
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """Images with holes to whole images "image" [B,C,H,W] and "logits" [B,classes]."""
+    """A network from masked images to reconstructions "image" [B,C,H,W] and "logits" [B,classes]."""
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """Return both."""
+        """Return "image" and "logits"."""
         ...
 
 
 @dataclass(frozen=True)
 class MAEDraws:
-    """The random numbers of one batch, and the weight that this step gives to the classes.
+    """The random numbers of one batch, and the classification weight of the step.
 
-    ``hidden`` [B, rows, columns] says which cells are hidden; ``crops`` the boxes (top, left, height, width), in parts
-    of the image, that augmentation cuts out, and ``mirrored`` which images it turns around; None: it does not.
+    ``hidden`` [B, rows, columns] is the mask of cells. ``crops`` holds the boxes (top, left, height, width) of the crop
+    augmentation, as fractions of the image. ``mirrored`` marks the images that are flipped. None disables either.
     """
 
     hidden: Bool[Tensor, "b rows columns"]
@@ -53,19 +53,19 @@ class MAEDraws:
 
 @dataclass(frozen=True)
 class MaskedAutoencoder:
-    """The objective; its numbers live in conf/objective and conf/model.
+    """The masked-autoencoder objective; its values are set in conf/objective and conf/model.
 
-    Fields: ``patch`` pixels along a side of the network's patches; ``cell`` patches along a side of what is hidden as
-    one; ``mask_fraction`` the probability of a cell to be hidden; ``class_weight`` w at the end of training, which
-    rises from 0 in ``class_rise`` steps over the last ``class_steps`` of ``steps`` (class_steps=0: no classes);
-    ``crop`` the law of random resized crops and ``mirror`` whether half of the images are turned around, as
-    augmentation; None and False: images as they are.
+    Fields: ``patch`` the side of the network's patches in pixels; ``cell`` the side of a masked cell in patches;
+    ``mask_fraction`` the probability that a cell is masked; ``class_weight`` w at the end of training. It applies in
+    the last ``class_steps`` of ``steps`` and rises from 0 in their first ``class_rise`` steps (class_steps=0: no
+    classification). Augmentation: ``crop`` the distribution of random resized crops, or None; ``mirror`` whether half
+    of the images are flipped.
 
-    Raises ValueError for numbers that mean nothing.
+    Raises ValueError for values out of range.
     """
 
-    heads: ClassVar = ("image", "logits")  # of the network
-    samplers: ClassVar = ()  # of sampling: it is no generator
+    heads: ClassVar = ("image", "logits")
+    samplers: ClassVar = ()  # not a generative model
     loss_note: ClassVar = (
         "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
     )
@@ -98,10 +98,10 @@ class MaskedAutoencoder:
         return self.class_weight * min(1.0, since / max(1, self.class_rise))
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MAEDraws:
-        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+        """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
-        Every number depends on (seed, step, global row) alone and comes on the CPU. Raises ValueError where the image
-        is no whole number of cells.
+        Every number depends only on (seed, step, global row) and is on the CPU. Raises ValueError unless the image is
+        divisible into cells.
         """
         shard = shard or rng.BatchRows()
         size, (height, width) = len(batch.x), batch.x.shape[2:]
@@ -131,13 +131,13 @@ class MaskedAutoencoder:
     ) -> Losses:
         """Return the losses of a batch.
 
-        ``per_sample`` "loss_reconstruction" is the reconstruction error as if the whole image were hidden, a sum over
-        C, H, W; divided by their number it is the mean squared error of a hidden pixel. ``distances`` holds
-        "cross_entropy" (in nats) and "accuracy" (0 or 1), watched in every step though the former counts with weight w
-        alone. An image of which nothing is hidden has no reconstruction error. With ``keep_fields``: "x" (augmented),
-        "masked" (what the network sees) and "image" (its answer).
+        ``per_sample`` "loss_reconstruction" is the reconstruction error extrapolated to the full image, a sum over C,
+        H, W; divided by C*H*W it is the mean squared error of a masked pixel. ``distances`` holds "cross_entropy" (in
+        nats) and "accuracy" (0 or 1). Both are logged in every step; only the former enters the loss, with weight w. An
+        image without masked cells has reconstruction error 0. With ``keep_fields``: "x" (augmented), "masked" (the
+        network's input) and "image" (its output).
 
-        Raises ValueError where ``features`` hold perceptual distances.
+        Raises ValueError if ``features`` has perceptual distances.
         """
         if features:
             raise ValueError(f"features= gives ({', '.join(features)}): an autoencoder has none; leave them out")
@@ -160,19 +160,19 @@ class MaskedAutoencoder:
 
     @torch.no_grad()
     def reconstructions(self, network: Autoencoder, batch: Batch, draws: MAEDraws) -> tuple[Images, Images, Images]:
-        """Return what the network sees, the same with its answer in the holes, and the truth, each [B,C,H,W]."""
+        """Return masked input, masked input filled with the prediction, and original, each [B,C,H,W]."""
         fields = self(network, batch, draws, keep_fields=True).fields
         hidden = self.hidden_pixels(draws.hidden.to(batch.x.device))
         return fields["masked"], torch.where(hidden, fields["image"], fields["x"]), fields["x"]
 
     def hidden_pixels(self, hidden: Bool[Tensor, "b rows columns"]) -> Bool[Tensor, "b 1 h w"]:
-        """Return which pixels the hidden cells cover."""
+        """Return the mask of pixels covered by the masked cells."""
         side = self.patch * self.cell
         return hidden[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
 def augmented(x: Images, draws: MAEDraws) -> Images:
-    """Cut the boxes of ``draws`` out of square images, resize them to the old size (cubic, clipped) and mirror some."""
+    """Apply the crops of ``draws`` to square images, resized to the same size (cubic, clipped), and the flips."""
     if draws.crops is not None:
         x = resized_crops(x, draws.crops, x.shape[-1]).clamp(-1, 1).to(x.dtype)
     if draws.mirrored is not None:

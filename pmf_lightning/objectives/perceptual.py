@@ -1,4 +1,4 @@
-"""Perceptual distances of a training step: which pairs are compared, in which crops."""
+"""Perceptual distances of a training step, computed on random crops of selected rows."""
 
 from collections.abc import Mapping
 
@@ -20,16 +20,16 @@ def perceptual_distances(
     boxes: Float[Tensor, "b 4"],
     rows: Int64[Tensor, " n"],
 ) -> dict[str, Float[Tensor, " b"]]:
-    """Compare X_u = z - t u with x by every distance, for the rows ``rows``; the others have distance 0.
+    """Return every distance between X_u = z - t u and x for the rows ``rows``; the others have distance 0.
 
-    Both images of a pair are cut along the same box of ``boxes`` (top, left, height, width, in parts of the image) and
-    resized to what the distance wants. X_u divides nothing by the clipped t (pMF, official code).
+    Both images of a pair are cropped to the same box of ``boxes`` (top, left, height, width, as fractions of the image)
+    and resized to the input size of the distance. X_u contains no division by the clipped t (pMF, official code).
     """
     found = {name: x.new_zeros(len(x)) for name in features}
     if not len(rows):
         return found
     generated, real, boxes = image_from_velocity(z, u, t)[rows], x[rows], boxes[rows]
-    pairs: dict[int, tuple[Image, Image]] = {}  # distances of one size share their crops
+    pairs: dict[int, tuple[Image, Image]] = {}  # distances with the same input size share the crops
     for name, distance in features.items():
         side = distance.side
         if side not in pairs:

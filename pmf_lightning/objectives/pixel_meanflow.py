@@ -1,9 +1,10 @@
 """Pixel MeanFlow (arXiv 2601.22158): predict an image, regress the velocity of a guided flow.
 
-The network answers an image-like X(z, h, omega, t_min, t_max, y) with h = t - r; u = (z - X) / clip(t, t_clip, 1) is
-the average velocity, V = u + (t - r) du/dt is compared with the guided velocity v_g, and an auxiliary head predicts the
-instantaneous v that guidance and the derivative's direction need. Improved MeanFlow (iMF, arXiv 2512.02012) is the same
-with other choices: a network that answers u, the plain target e - x, and another law of times.
+The network predicts an image-like X(z, h, omega, t_min, t_max, y) with h = t - r. The average velocity is
+u = (z - X) / clip(t, t_clip, 1). The loss compares V = u + (t - r) du/dt with the guided velocity v_g. An auxiliary
+head predicts the instantaneous v, which guidance and the direction of the derivative need. Improved MeanFlow (iMF,
+arXiv 2512.02012) is the same with other options: a network that predicts u, the plain target e - x, and another
+distribution of times.
 """
 
 from collections.abc import Mapping
@@ -41,9 +42,8 @@ from pmf_lightning.utils.precision import Number, at_least_float32
 class MeanFlowDraws:
     """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
 
-    ``crops`` are the boxes (top, left, height, width), in parts of the image, in which perceptual distances compare;
-    None where none are asked for. The scalars may stay on the CPU: which rows need which computation is then known
-    without waiting for the device.
+    ``crops`` are the boxes (top, left, height, width) of the perceptual distances, as fractions of the image; None
+    without such distances. The scalars may stay on the CPU, so that selecting rows needs no device synchronisation.
     """
 
     t: Float[Tensor, " b"]
@@ -57,7 +57,7 @@ class MeanFlowDraws:
 
     @property
     def r_ne_t(self) -> Bool[Tensor, " b"]:
-        """The rows with t != r, where the derivative counts."""
+        """The rows with t != r, which need the derivative."""
         return self.t != self.r
 
     def to(self, device: torch.device) -> "MeanFlowDraws":
@@ -79,27 +79,28 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class PixelMeanFlow:
-    """The objective; its numbers live in conf/objective and conf/model.
+    """The pixel MeanFlow objective; its values are set in conf/objective and conf/model.
 
-    Fields: ``prediction`` "x" (the network answers images) or "u" (velocities); ``noise_scale`` the standard deviation
-    of the noise; ``P_mean``, ``P_std`` the logit-normal law of t and r; ``uniform_fraction`` of rows whose t and r are
-    uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_min``, ``omega_max``,
-    ``omega_beta`` the law of the guidance scale; ``label_drop`` the probability of no label; ``t_clip`` the floor of
-    divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``derivative`` the form of du/dt.
+    Fields: ``prediction`` "x" (the network predicts images) or "u" (velocities); ``noise_scale`` the standard deviation
+    of the noise; ``P_mean``, ``P_std`` the logit-normal distribution of t and r; ``uniform_fraction`` of rows whose t
+    and r are uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_min``, ``omega_max``,
+    ``omega_beta`` the distribution of the guidance scale; ``label_drop`` the probability of dropping the label;
+    ``t_clip`` the floor of divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``derivative`` the form of
+    du/dt.
 
-    Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x; ``velocity`` v from a "head" of its own or
-    at the "boundary", v = u(z, t, t), without one (iMF, step 2); ``time_order`` of tying and sorting
-    (time_sampling.py); ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b); ``preconditioner`` of
-    an x-prediction; ``tangent`` the direction of du/dt, the "network"'s own v (iMF, eq. 12) or the "target" v_g, e - x
-    where nothing guides it, which makes the gradient that of the original MeanFlow's loss (iMF, eq. 9 and 10);
-    ``interval`` whether the times [t_min, t_max] of guidance are drawn, or are [0, 1] in all rows (iMF before its last
-    condition); ``perceptual`` the weight of each perceptual distance, which counts where t < ``t_thr`` and compares in
-    boxes of the law ``crop``.
+    Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x. ``velocity`` v from a separate "head", or
+    at the "boundary", v = u(z, t, t), without that head (iMF, step 2). ``time_order`` of tying and sorting
+    (time_sampling.py). ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b). ``preconditioner`` of
+    an x-prediction. ``tangent`` the direction of du/dt: the "network"'s v (iMF, eq. 12) or the "target" v_g, which is
+    e - x without guidance and gives the gradient of the original MeanFlow's loss (iMF, eq. 9 and 10). ``interval``
+    whether the guidance interval [t_min, t_max] is sampled, or is [0, 1] in all rows (iMF before its last condition).
+    ``perceptual`` the weight of each perceptual distance, which is applied where t < ``t_thr``, on crops of the
+    distribution ``crop``.
 
-    Raises ValueError for a choice that does not exist or does not go with another.
+    Raises ValueError for an unknown option or an incompatible combination.
     """
 
-    samplers: ClassVar = ("average", "heun", "euler")  # of sampling; the first is the paper's
+    samplers: ClassVar = ("average", "heun", "euler")  # the first is the paper's
     loss_note: ClassVar = (
         "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
     )
@@ -151,11 +152,11 @@ class PixelMeanFlow:
         return ("u", "v") if self.velocity == "head" else ("u",)
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MeanFlowDraws:
-        """Draw the numbers of training step ``step`` for one shard of the global batch (all of it by default).
+        """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).
 
-        Every number depends on (seed, step, global row) alone. The first rows of the GLOBAL batch are tied, and the
-        first of these lose their label, as in the official code; a shard holds its even share of them. The scalars
-        come on the CPU, the noise on the device of ``batch.x``.
+        Every number depends only on (seed, step, global row). The first rows of the GLOBAL batch are tied, and the
+        first of these lose their label, as in the official code; each shard has an equal share of them. The scalars
+        are on the CPU, the noise is on the device of ``batch.x``.
         """
         shard = shard or rng.BatchRows()
         size = len(batch.x)
@@ -166,7 +167,7 @@ class PixelMeanFlow:
 
         a, b = (logit_normal(rng.normal(seed, n, step, count=total), self.P_mean, self.P_std) for n in "tr")
         if self.uniform_fraction:
-            replaced = uniform("replaced") < self.uniform_fraction  # one coin for both times, as the official code
+            replaced = uniform("replaced") < self.uniform_fraction  # one decision for both times, as the official code
             a, b = torch.where(replaced, uniform("t uniform"), a), torch.where(replaced, uniform("r uniform"), b)
         if self.free_r == "zero":
             b = torch.zeros_like(b)
@@ -202,7 +203,7 @@ class PixelMeanFlow:
     ) -> tuple[Image, Image]:
         """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W].
 
-        v comes from its head, or, with velocity="boundary", is u(z, t, t).
+        v is the output of the v-head, or u(z, t, t) with velocity="boundary".
         """
         fields = self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
         if self.velocity == "head":
@@ -210,7 +211,7 @@ class PixelMeanFlow:
         return fields["u"], self._velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
 
     def average_velocity(self, network: Network, z, t, r, omega, t_min, t_max, y) -> Image:
-        """Return u alone: what sampling needs, without the cost of the v-head."""
+        """Return u only, for sampling, without computing the v-head."""
         return self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
 
     def ode_velocity(
@@ -223,18 +224,18 @@ class PixelMeanFlow:
         t_min: Number = 0.0,
         t_max: Number = 1.0,
     ) -> Image:
-        """Return u(z, t, t) = v(z, t), guided by its conditions: the slope of the path that average steps cut short."""
+        """Return u(z, t, t) = v(z, t), the velocity of the sampling ODE, guided through the conditions."""
         times, *conditions = (z.new_full((len(z),), value) for value in (t, omega, t_min, t_max))
         return self.average_velocity(network, z, times, times, *conditions, y)
 
     def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
-        """Return how often the network runs per image for one velocity: guidance is an input, so once."""
+        """Return the network evaluations per image for one velocity: 1, since guidance is an input."""
         return 1
 
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
-        """Query the network and read its raw answers as velocities; at the boundary "v" is what "u" answers."""
-        # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks take what they are built for:
-        # those of pMF and iMF see the time only as h, since a noisy image tells t by itself.
+        """Run the network and convert its outputs to velocities; with velocity="boundary", "v" is the output "u"."""
+        # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks ignore unused conditions:
+        # those of pMF and iMF get the time only as h, since t can be inferred from a noisy image.
         conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
         known = heads if self.velocity == "head" else ("u",)
         raw = network(z, conditions, heads=known, attention=attention)
@@ -257,12 +258,12 @@ class PixelMeanFlow:
     ) -> Losses:
         """Return the losses of a batch: ``per_sample`` "loss_u", "loss_v" are sums over C, H, W of squared errors.
 
-        At the boundary (velocity="boundary") there is no "loss_v". Rows with t == r are flow-matching rows, wherever
-        they stand; dropped rows lose label and guidance here. With ``keep_fields`` the fields z, v_g, v_c, u, v, V,
-        du_dt are returned too; where a value cannot matter (du_dt where t == r, v_c of dropped rows with t == r, v of
-        the boundary where t != r) it is whatever came cheapest.
+        With velocity="boundary" there is no "loss_v". Rows with t == r are flow-matching rows, at any position. Dropped
+        rows lose label and guidance here. With ``keep_fields`` the fields z, v_g, v_c, u, v, V, du_dt are returned too.
+        Values without effect are unspecified: du_dt where t == r, v_c of dropped rows with t == r, v of the boundary
+        where t != r.
 
-        Raises ValueError unless ``features`` holds a distance for every name in ``perceptual``, and no other.
+        Raises ValueError unless the names in ``features`` are those in ``perceptual``.
         """
         features = features or {}
         if features.keys() != self.perceptual.keys():
@@ -279,11 +280,11 @@ class PixelMeanFlow:
         moving = draws.r_ne_t
         omega = omega_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
         guided = ~draws.drop & (omega != 1)
-        # A flow-matching row that keeps its label asks the very question of v_c in the pass that is trained.
+        # The training pass of a flow-matching row with its label already computes v_c.
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
         directed = moving if self.tangent == "network" else moving & guided  # where du/dt needs v_c
         ask_c, ask_u = directed | (guided & ~answered), guided
-        with record_function("guidance"):  # a name for profilers
+        with record_function("guidance"):  # label in profiler traces
             v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
 
         def velocities(z, t, r, rows, with_v, attention):
@@ -309,9 +310,9 @@ class PixelMeanFlow:
         return self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
 
     def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
-        """Return v_c (with label, at scale omega) and v_u (no label, scale 1) where asked, zero elsewhere.
+        """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.
 
-        One pass through trunk and v-head, at h = 0 and the whole interval, without a graph.
+        One pass through trunk and v-head, at h = 0 and the full interval, without a graph.
         """
         rows_c, rows_u = _rows(ask_c, z), _rows(ask_u, z)
         rows = torch.cat((rows_c, rows_u))
@@ -328,7 +329,7 @@ class PixelMeanFlow:
         return v_c, v_u
 
     def _losses(self, errors, distances, diagnostics, kept: dict[str, Image] | None) -> Losses:
-        """Weigh the terms: 1 for squared errors, ``perceptual`` for distances, each adaptively."""
+        """Sum the adaptively weighted terms: weight 1 for squared errors, ``perceptual`` for distances."""
         sums = {name: _sum_of_squares(error) for name, error in errors.items()}
         terms = [adaptive_weight(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
         for name, distance in distances.items():
@@ -343,5 +344,5 @@ def _sum_of_squares(field: Image) -> Float[Tensor, " b"]:
 
 
 def _rows(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
-    """Return the numbers of the chosen rows, on the device of ``like``."""
+    """Return the indices of the chosen rows, on the device of ``like``."""
     return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)

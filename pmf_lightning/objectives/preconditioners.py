@@ -1,6 +1,6 @@
-"""Pre-conditioners: the denoised image as X = c_skip(t) z + c_out(t) F, with F the network's raw answer.
+"""Pre-conditioners: the denoised image as X = c_skip(t) z + c_out(t) F, with F the network's raw output.
 
-pMF (table 3a) compares three with none at all (X = F, the best by far where patches hold more numbers than the width).
+pMF (table 3a) compares three with none (X = F, best by far if a patch has more values than the network's width).
 The paper names them "linear", "EDM-style" and "sCM-style" without code; the formulas below are derived for the path
 z = (1-t) x + t e, with sigma_data the standard deviation of the data.
 """
@@ -30,7 +30,7 @@ def preconditioned(preconditioner: Preconditioner, z: Image, F: Image, t: Time) 
 
 @dataclass(frozen=True)
 class Linear:
-    """X = (1-t) z + t F: the clean end of the path is passed through (pMF, table 3a)."""
+    """X = (1-t) z + t F, which is the identity at the clean end of the path (pMF, table 3a)."""
 
     def coefficients(self, t: Time) -> tuple[Time, Time]:
         """Return 1 - t and t."""
@@ -39,11 +39,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class EDM:
-    """EDM's (Karras et al. 2022, table 1), carried over from z' = x + sigma e to our path.
+    """EDM's pre-conditioner (Karras et al. 2022, table 1), transformed from z' = x + sigma e to our path.
 
     z' = z / (1-t) and sigma = t / (1-t) turn sigma_data^2 / (sigma^2 + sigma_data^2) z' into
     c_skip = (1-t) sigma_data^2 / s^2 and c_out = t sigma_data / s, with s^2 = t^2 + (1-t)^2 sigma_data^2 the variance
-    of z. With unit variance of F they make X the best linear guess of x plus a residual of the right size.
+    of z. If F has unit variance, X is the best linear estimate of x plus a residual of the right variance.
     """
 
     sigma_data: Number
@@ -58,8 +58,8 @@ class EDM:
 class SCM:
     """TrigFlow's X = cos(tau) z - sin(tau) sigma_data F (Lu and Song 2024, sCM), at the angle tau = pi t / 2.
 
-    The angle takes the place of our time. Carried over exactly, tan(tau) = t / ((1-t) sigma_data), the pair would be
-    EDM's but for the sign of F, and no pre-conditioner of its own.
+    The angle replaces our time. The exact transformation, tan(tau) = t / ((1-t) sigma_data), would be EDM's
+    pre-conditioner up to the sign of F.
     """
 
     sigma_data: Number

@@ -1,4 +1,4 @@
-"""Laws of the pair of times (t, r), 0 <= r <= t <= 1, as functions of explicit draws."""
+"""Distributions of the pair of times (t, r), 0 <= r <= t <= 1, as functions of given random numbers."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,13 +15,13 @@ def logit_normal(normal: Times, mean: Number, std: Number) -> Times:
 
 
 def tie_then_sort(a: Times, b: Times, tied: Bool[Tensor, " b"]) -> tuple[Times, Times]:
-    """Return (t, r) of pMF: tied rows take the single draw ``a`` for both, then the pair is sorted."""
+    """Return (t, r) of pMF: tied rows use the sample ``a`` for both, then the pair is sorted."""
     b = torch.where(tied, a, b)
     return torch.maximum(a, b), torch.minimum(a, b)
 
 
 def sort_then_tie(a: Times, b: Times, tied: Bool[Tensor, " b"]) -> tuple[Times, Times]:
-    """Return (t, r) of iMF: the pair is sorted, then r := t in tied rows, which see the larger of two draws."""
+    """Return (t, r) of iMF: the pair is sorted, then r := t in tied rows, which get the larger of two samples."""
     t, r = torch.maximum(a, b), torch.minimum(a, b)
     return t, torch.where(tied, t, r)
 

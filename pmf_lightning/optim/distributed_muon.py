@@ -1,9 +1,9 @@
 """Distribute Muon's Newton-Schulz over ranks: each matrix is orthogonalised on one rank and the result is gathered.
 
-``LocalMuon`` does everything on one device. With ``ReplicatedMuon`` (DDP) every device has every matrix: each
-orthogonalises its share and all gather the results, which are therefore the same to the last bit. With ``ShardedMuon``
-(FSDP) each device has some rows of every matrix: the rows are sent to the rank of the matrix and come back
-orthogonalised. Nothing but the order of work depends on the number of devices.
+``LocalMuon`` orthogonalises every matrix on its own device. With ``ReplicatedMuon`` (DDP) every rank has every matrix:
+each orthogonalises a share and the results are all-gathered, so they are bit-identical on all ranks. With
+``ShardedMuon`` (FSDP) each rank has some rows of every matrix: the rows are sent to the rank of the matrix,
+orthogonalised there and sent back. The number of ranks only changes the order of work.
 """
 
 from collections import defaultdict
@@ -18,38 +18,38 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 Shape = tuple[int, int]
-Work = Callable[[Tensor], Tensor]  # from a stack [n, rows, cols] to one
+Work = Callable[[Tensor], Tensor]  # maps a stack [n, rows, cols] to a stack
 
 
 @dataclass(frozen=True)
 class LocalMuon:
-    """One device, or several that each do everything."""
+    """No distribution: every rank orthogonalises all matrices."""
 
     size = 1
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
-        """Return ``work`` of each matrix, in their order; ``matrices`` are this device's parts of those ``shapes``."""
+        """Return ``work`` of each matrix, in order; ``matrices`` are this rank's parts of matrices of ``shapes``."""
         return _in_stacks(matrices, work)
 
 
 @dataclass(frozen=True)
 class _Several:
-    """Devices that share the work. ``exact`` is the dtype that holds results without loss, to travel in."""
+    """Ranks that share the work. ``exact`` is the dtype for communication, which represents results without loss."""
 
     group: dist.ProcessGroup
     exact: torch.dtype
 
     @property
     def size(self) -> int:
-        """How many devices work."""
+        """Number of ranks."""
         return self.group.size()
 
 
 class ReplicatedMuon(_Several):
-    """Devices that all have all matrices."""
+    """Ranks that each have all matrices, as with DDP."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
-        """Return ``work`` of each matrix, in their order, the same on all devices."""
+        """Return ``work`` of each matrix, in order, identical on all ranks."""
         shares = assign(shapes, self.size)
         mine = shares[self.group.rank()]
         done = _in_stacks([matrices[i] for i in mine], work)
@@ -69,10 +69,10 @@ class ReplicatedMuon(_Several):
 
 
 class ShardedMuon(_Several):
-    """Devices that each have some rows of every matrix, as FSDP2 cuts them."""
+    """Ranks that each have some rows of every matrix, as FSDP2 shards them."""
 
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
-        """Return this device's rows of ``work`` of each matrix, in their order."""
+        """Return this rank's rows of ``work`` of each matrix, in order."""
         shares, me = assign(shapes, self.size), self.group.rank()
         own = [[_numel((_rows(shapes[i][0], me, self.size), shapes[i][1])) for i in share] for share in shares]
         theirs = [
@@ -95,7 +95,7 @@ class ShardedMuon(_Several):
         return [results[i].view_as(matrices[i]) for i in range(len(shapes))]
 
     def _exchange(self, flat: Tensor, sent: list[list[int]], received: list[list[int]]) -> Tensor:
-        """Send each device its numbers, and return those of all devices for this one."""
+        """All-to-all: send each rank its part of ``flat``, and return the parts received from all ranks."""
         out = flat.new_empty(sum(_totals(received)))
         dist.all_to_all_single(out, flat, _totals(received), _totals(sent), group=self.group)
         return out
@@ -104,7 +104,7 @@ class ShardedMuon(_Several):
 def distribution_of(
     parameters: Sequence[Tensor], split: bool, exact: torch.dtype
 ) -> LocalMuon | ReplicatedMuon | ShardedMuon:
-    """Return who orthogonalises ``parameters``: with ``split``, all devices together that train them."""
+    """Return the distribution for ``parameters``; with ``split`` False, replicated parameters use ``LocalMuon``."""
     first = parameters[0]
     if isinstance(first, DTensor):
         return ShardedMuon(first.device_mesh.get_group(), exact)
@@ -114,11 +114,11 @@ def distribution_of(
 
 
 def assign(shapes: Sequence[Shape], workers: int) -> tuple[tuple[int, ...], ...]:
-    """Deal matrices out, the costly ones first, each to the worker with the least to do; the same on every device."""
+    """Assign matrices to workers, most expensive first, each to the least loaded worker; the same on every rank."""
     return _deal(tuple(shapes), workers)
 
 
-@lru_cache(maxsize=64)  # every step deals the same matrices out
+@lru_cache(maxsize=64)  # every step assigns the same matrices
 def _deal(shapes: tuple[Shape, ...], workers: int) -> tuple[tuple[int, ...], ...]:
     shares: list[list[int]] = [[] for _ in range(workers)]
     loads = [(0, worker) for worker in range(workers)]
@@ -130,7 +130,7 @@ def _deal(shapes: tuple[Shape, ...], workers: int) -> tuple[tuple[int, ...], ...
 
 
 def chunks(shapes: Sequence[Shape], elements: int) -> Iterator[slice]:
-    """Cut a list of matrices into stretches of at most so many numbers, or of one matrix."""
+    """Split a list of matrices into slices of at most ``elements`` elements, or of one matrix."""
     start, held = 0, 0
     for end, shape in enumerate(shapes):
         if held and held + _numel(shape) > elements:
@@ -148,7 +148,7 @@ def _cost(shape: Shape) -> int:
 
 
 def _in_stacks(matrices: Sequence[Tensor], work: Work) -> list[Tensor]:
-    """Work on all matrices of one shape at once; results in the order of ``matrices``."""
+    """Apply ``work`` to stacks of matrices of the same shape; return the results in the order of ``matrices``."""
     places: dict[torch.Size, list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
         places[matrix.shape].append(i)
@@ -160,7 +160,7 @@ def _in_stacks(matrices: Sequence[Tensor], work: Work) -> list[Tensor]:
 
 
 def _rows(rows: int, rank: int, size: int) -> int:
-    """Return how many of ``rows`` a rank has, in chunks as torch.chunk makes them."""
+    """Return the number of ``rows`` on a rank, sharded as by torch.chunk."""
     chunk = -(-rows // size)
     return max(0, min(rows, (rank + 1) * chunk) - rank * chunk)
 

@@ -1,7 +1,7 @@
-"""Muon for matrices and Nesterov-Adam for everything else, in one optimiser.
+"""Muon for matrices and Nesterov-Adam for all other parameters, in one optimiser.
 
-One ``torch.optim.Optimizer`` keeps Lightning's automatic optimisation intact: clipping, accumulation, schedules and the
-count of global steps. All constants that are not arguments of the run are optax's (optax.contrib.muon 0.2.8).
+A single ``torch.optim.Optimizer`` works with Lightning's automatic optimisation: clipping, accumulation, schedules and
+the global step. All constants that are not configured are optax's (optax.contrib.muon 0.2.8).
 """
 
 import math
@@ -17,8 +17,8 @@ from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_s
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("muon", "adam")
-STACK_ELEMENTS = 2**26  # numbers in one stack of matrices: bounds the extra memory of a step, never changes its result
-MOST_STACKS = 8  # stacks that are orthogonalised together, at most
+STACK_ELEMENTS = 2**26  # elements in a stack of matrices: bounds the extra memory of a step, without effect on results
+MOST_STACKS = 8  # largest number of stacks orthogonalised together
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -26,12 +26,12 @@ class MuonAdam(torch.optim.Optimizer):
 
     Muon: momentum with Nesterov and bias correction, orthogonalised by Newton-Schulz, times sqrt(max(1, rows/cols)) of
     torch's (out, in) layout (Jordan et al. 2024). Adam: with Nesterov momentum (Dozat 2016), as optax.adamw with
-    nesterov=True. Weight decay is decoupled in both. Both count steps per parameter: one without a gradient is left
-    alone in that step. Momenta have the dtype of their parameter.
+    nesterov=True. Weight decay is decoupled in both. Both count steps per parameter and skip parameters without a
+    gradient. Momenta have the dtype of their parameter.
 
-    Where several devices train together, each orthogonalises a share of the matrices and all exchange the results
-    (distributed_muon.py). ``split`` False: each device that has all weights does everything by itself. Parameters may
-    be DTensors cut along their rows, as FSDP2 makes them; these are always shared out.
+    With several ranks, each orthogonalises a share of the matrices and the results are exchanged
+    (distributed_muon.py). With ``split`` False, every rank with full weights orthogonalises all of them. Parameters may
+    be DTensors sharded along their rows, as by FSDP2; their orthogonalisation is always distributed.
 
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
@@ -62,7 +62,7 @@ class MuonAdam(torch.optim.Optimizer):
         super().__init__(param_groups, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group after checking its kind, the shapes of its parameters and its numbers."""
+        """Add a group after checking its kind, the shapes of its parameters and its hyperparameters."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if (kind := group.get("kind")) not in KINDS:
@@ -76,7 +76,7 @@ class MuonAdam(torch.optim.Optimizer):
                 raise UserError(f"optimizer {name} is {group[name]}; it must be zero or positive")
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore a state after checking that its groups have the kinds of this optimiser's groups."""
+        """Restore a state after checking that the kinds of its groups match this optimiser's groups."""
         stored, own = (
             [group.get("kind") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
         )
@@ -102,7 +102,7 @@ class MuonAdam(torch.optim.Optimizer):
         return loss
 
     def _advance(self, parameter: nn.Parameter, moments: tuple[str, ...]) -> None:
-        """Count one more step of ``parameter``, starting its moments at zero before the first."""
+        """Increment the step count of ``parameter``; initialise its moments with zeros before the first step."""
         state = self.state[parameter]
         if not state:
             state["step"] = 0
@@ -111,14 +111,14 @@ class MuonAdam(torch.optim.Optimizer):
         state["step"] += 1
 
     def _buckets(self, parameters: list[nn.Parameter], by_shape: bool) -> Iterable[list[nn.Parameter]]:
-        """Gather the parameters that one batched update can serve: same step, device, dtype and, on demand, shape."""
+        """Group parameters for batched updates: same step, device, dtype and, with ``by_shape``, shape."""
         buckets: dict[Hashable, list[nn.Parameter]] = defaultdict(list)
         for p in parameters:
             buckets[(self.state[p]["step"], p.device, p.dtype, p.shape if by_shape else None)].append(p)
         return buckets.values()
 
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Update matrices: on one device those of one shape, on several any."""
+        """Update matrices by Muon; without distribution they have the same shape."""
         distribution = self._distribution(parameters)
         momenta, looks_ahead = self._momentum(parameters, group["momentum"])
         _decay(parameters, group)
@@ -140,7 +140,7 @@ class MuonAdam(torch.optim.Optimizer):
         return distribution_of(parameters, self.split, working_dtype(parameters[0]))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Update parameters of any shapes."""
+        """Update parameters of any shapes by Adam."""
         decay = group["betas"][1]
         step = self.state[parameters[0]]["step"]
         momenta, looks_ahead = self._momentum(parameters, group["betas"][0])
@@ -156,7 +156,7 @@ class MuonAdam(torch.optim.Optimizer):
         torch._foreach_addcdiv_(_parts(parameters), ahead, scales, value=-group["lr"])
 
     def _momentum(self, parameters: list[nn.Parameter], decay: float) -> tuple[list[Tensor], tuple[float, float]]:
-        """Advance the momenta; return them with the weights of (momentum, gradient) in Nesterov's look ahead."""
+        """Update the momenta; return them with the weights of (momentum, gradient) in the Nesterov update."""
         momenta = _parts(self.state[p]["momentum"] for p in parameters)
         torch._foreach_lerp_(momenta, _gradients(parameters), 1 - decay)
         step = self.state[parameters[0]]["step"]
@@ -168,7 +168,7 @@ def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 
 def _parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return this device's parts."""
+    """Return the local tensors of this rank."""
     return [local_tensor(tensor) for tensor in tensors]
 
 

@@ -1,4 +1,4 @@
-"""Orthogonalisation of many matrices at once: the iteration at the heart of Muon."""
+"""Newton-Schulz orthogonalisation of stacked matrices, the iteration of Muon."""
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ def newton_schulz(
     coefficients: tuple[float, float, float] = COEFFICIENTS,
     eps: float = EPS,
 ) -> Float[Tensor, "n rows cols"]:
-    """Move the singular values of every matrix close to 1, keeping its singular vectors.
+    """Return every matrix with singular values close to 1 and the same singular vectors.
 
     Each step is ``x <- a x + (b g + c g g) x`` with ``g = x x'``, starting at ``x / (|x|_F + eps)``. The arithmetic is
     float64 for float64 input, bfloat16 on CUDA and float32 elsewhere; the result has the dtype of the input.
@@ -26,7 +26,7 @@ def newton_schulz(
     rows, cols = matrices.shape[-2:]
     tall = rows > cols  # then the smaller Gram matrix is x'x and it multiplies from the right: no transposed copy
     x = _normalised(matrices, eps)
-    # A handful of buffers, swapped: fresh ones in every step cost as much as a product does.
+    # Buffers are reused and swapped, because allocating them in every step costs as much as a matrix product.
     x_next, gram = torch.empty_like(x), x.new_empty(len(x), min(rows, cols), min(rows, cols))
     polynomial = torch.empty_like(gram)
     for _ in range(steps):
@@ -45,7 +45,7 @@ def _normalised(matrices: Float[Tensor, "n rows cols"], eps: float) -> Float[Ten
 
 
 def working_dtype(like: Tensor) -> torch.dtype:
-    """Return the dtype of the arithmetic for matrices such as ``like``, which holds the results without loss."""
+    """Return the dtype of the iteration for matrices such as ``like``, which represents the results without loss."""
     if like.dtype == torch.float64:
         return torch.float64
     return torch.bfloat16 if like.is_cuda else torch.float32

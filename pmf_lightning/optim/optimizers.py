@@ -1,4 +1,4 @@
-"""Parameter groups from the tags of a model's modules, and Adam and AdamW over these groups."""
+"""Parameter groups from the ``optim_kinds`` of a model's modules, and Adam and AdamW over these groups."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,11 @@ from pmf_lightning.utils.precision import Number
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Split the trainable parameters by the tags of their modules, in the order of the module.
+    """Group the trainable parameters by the tags of their modules, in the order of the module.
 
     A module that owns parameters has a dictionary ``optim_kinds`` from parameter name to "muon" or "adam". (The tag is
-    the module's and not the parameter's, because copies of a parameter lose their attributes.) Groups without
-    parameters are left out. A missing or unknown tag, or a Muon tag on a parameter that is not a matrix, raises
-    ValueError with the name of the parameter.
+    on the module, because copies of a parameter lose their attributes.) Empty groups are omitted. A missing or unknown
+    tag, or a Muon tag on a parameter that is not a matrix, raises ValueError with the name of the parameter.
     """
     members = {kind: {} for kind in KINDS}
     for prefix, owner in module.named_modules():
@@ -35,7 +34,7 @@ def parameter_groups(module: nn.Module) -> list[dict]:
 
 
 def adam(groups: list[dict], lr: Number, betas: Sequence[Number], eps: Number) -> torch.optim.Adam:
-    """Return torch's Adam (Kingma and Ba 2015) without weight decay; the kinds of the groups do not matter to it."""
+    """Return torch's Adam (Kingma and Ba 2015) without weight decay; the kinds of the groups are ignored."""
     return torch.optim.Adam(groups, lr=lr, betas=tuple(betas), eps=eps)
 
 

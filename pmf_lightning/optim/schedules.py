@@ -1,4 +1,4 @@
-"""Schedules: the learning rate by step, and the decay of an average whose half-life is counted in images."""
+"""Schedules: the learning rate by step, and the EMA decay for a half-life in images."""
 
 from pmf_lightning.utils.errors import UserError
 
@@ -7,8 +7,8 @@ def rate_factor(step: int, steps: int, warm_up: int | float, decay: int | float,
     """Return the factor on the learning rate of step ``step`` (from 0) of ``steps``.
 
     It rises linearly from ``first`` (step 0) to 1 (step ``warm_up`` x ``steps``), as in the official codes of iMF, JiT
-    and Drifting, and falls linearly towards 0 over the last share ``decay`` of the steps. Both shares 0 mean a constant
-    rate, as pMF has it.
+    and Drifting. It falls linearly towards 0 over the last fraction ``decay`` of the steps. With both fractions 0 the
+    rate is constant, as in pMF.
     """
     rise = first + (1 - first) * step / (warm_up * steps) if warm_up else 1.0
     fall = (steps - step) / (decay * steps) if decay else 1.0
@@ -18,12 +18,12 @@ def rate_factor(step: int, steps: int, warm_up: int | float, decay: int | float,
 def ema_beta(
     images_seen: int | float, batch: int | float, half_life_images: int | float, ramp: int | float | None = 0.05
 ) -> float:
-    """Return the weight that the old average keeps in this step.
+    """Return the EMA decay of this step, the weight of the previous average.
 
-    ``images_seen`` counts the images up to and including this step, ``batch`` those of this step (the real global
-    batch). Early in training the half-life is only ``ramp`` times the images seen; None: it is the whole half-life from
-    the start (iMF). A half-life or batch that is not positive raises UserError. Source: Karras et al. 2022 (EDM), whose
-    training loop pMF follows.
+    ``images_seen`` counts the images up to and including this step, ``batch`` those of this step (the actual global
+    batch). Early in training the half-life is limited to ``ramp`` times the images seen; with None it is the full
+    half-life from the start (iMF). A half-life or batch that is not positive raises UserError. Source: Karras et al.
+    2022 (EDM), whose training loop pMF follows.
     """
     for name, value in (("half_life_images", half_life_images), ("batch", batch)):
         if value <= 0:

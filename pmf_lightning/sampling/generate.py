@@ -1,4 +1,4 @@
-"""From noise to images: by the average velocity in any number of steps, or along dz/dt = v; pure functions."""
+"""Sampling functions: noise to images by steps of the average velocity, or by solving dz/dt = v."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from pmf_lightning.sampling.ode import SOLVERS, asked_times, solve, time_grid
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
 
-OPTIONS = ("steps", "method", "omega", "t_min", "t_max")  # of ``generate``, that configurations set
+OPTIONS = ("steps", "method", "omega", "t_min", "t_max")  # arguments of ``generate`` that configurations set
 
 
 def generate(
@@ -27,25 +27,25 @@ def generate(
     objective: Any = None,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Draw images from scaled noise in ``steps`` equal steps, t from 1 to 0; ``sample_images`` makes the noise too.
+    """Sample images from scaled noise in ``steps`` equal steps from t=1 to 0; ``sample_images`` makes the noise too.
 
     Args:
         module: a trained LightningModule (its ``network`` and ``objective`` are used), or a bare network together
             with ``objective``.
-        noise: starting points, already scaled: ``module.objective.noise_scale * image_noise(...)``.
+        noise: initial noise, already scaled: ``module.objective.noise_scale * image_noise(...)``.
         labels: classes; the number of classes means none.
         steps: at least 1.
-        omega, t_min, t_max: guidance scale and interval. MeanFlow's networks take them as inputs; JiT mixes two answers
-            strictly inside the interval.
-        method: "average", z <- z - (t - r) u(z, r, t), of networks that answer it; or "heun" (the last step by Euler)
-            or "euler" along dz/dt = v(z, t); or "one_step", noise to image, of drifting models. None: the first of
-            ``objective.methods``.
-        conditions: what else an image depends on, by name ("style" of drifting models).
+        omega, t_min, t_max: guidance scale and interval. MeanFlow's networks take them as inputs; JiT combines two
+            predictions strictly inside the interval.
+        method: "average", z <- z - (t - r) u(z, r, t), for networks that predict u; "heun" (the last step by Euler) or
+            "euler" for dz/dt = v(z, t); "one_step", noise to image, for drifting models. None: the first of
+            ``objective.samplers``.
+        conditions: further conditions by name ("style" of drifting models).
 
-    Returns what the network makes, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
+    Returns the network's output, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
     which ``module.to_pixels`` decodes.
-    Raises ValueError for steps < 1 (or not 1 where there is one step), omega < 1, t_min > t_max, or a method that the
-    objective has not.
+    Raises ValueError for steps < 1 (or not 1 with "one_step"), omega < 1, t_min > t_max, or a method that the objective
+    does not support.
     """
     network, objective = (module, objective) if objective is not None else (module.network, module.objective)
     method = _checked(objective, steps, omega, t_min, t_max, method)
@@ -70,7 +70,7 @@ def network_evaluations(
     t_max: Number = 1.0,
     method: str | None = None,
 ) -> int:
-    """Return how often ``generate`` runs the network per image (NFE): a guided velocity may take two."""
+    """Return the network evaluations of ``generate`` per image (NFE); a guided velocity may take two."""
     method = _checked(objective, steps, omega, t_min, t_max, method)
     times = time_grid(steps)
     asked = asked_times(times, method) if method in SOLVERS else times[:-1]
@@ -78,7 +78,7 @@ def network_evaluations(
 
 
 def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, method: str | None) -> str:
-    """Return the method; ValueError where sampling is not possible as asked."""
+    """Return the sampling method; ValueError for invalid arguments."""
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
     if omega < 1:
@@ -98,9 +98,9 @@ def _each(images: Tensor, value: Number) -> Tensor:
 
 
 def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "count c h w"]:
-    """Draw the unit noise of images first ... first + count - 1 on the CPU; image i depends on (seed, i) alone.
+    """Sample the unit noise of images first ... first + count - 1 on the CPU; image i depends only on (seed, i).
 
-    It is not scaled: ``objective.noise_scale`` times it is what ``generate`` takes.
+    It is not scaled; ``generate`` takes it times ``objective.noise_scale``.
     """
     return rng.normal_images(seed, "image", rows=torch.arange(first, first + count), shape=shape)
 
@@ -108,9 +108,9 @@ def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Fl
 def numbered_images(
     module: nn.Module, labels: Int64[Tensor, " b"], seed: int, first: int, **options: Any
 ) -> Float[Tensor, "b c h w"]:
-    """Draw a seed's images number first, first + 1, ... on the module's device; options as of ``generate``.
+    """Sample images first, first + 1, ... of a seed on the module's device; options as for ``generate``.
 
-    They are pixels in about [-1, 1], not clipped: what a latent model makes is decoded.
+    Returns pixels in about [-1, 1], not clipped; latents are decoded.
     """
     network = module.network
     shape = (network.channels, network.resolution, network.resolution)
@@ -128,15 +128,15 @@ def sample_images(
     chunk: int = 64,
     **options: Any,
 ) -> Float[Tensor, "n c h w"]:
-    """Draw images of classes from a loaded model, as ``python -m pmf_lightning.sample`` does; in [-1, 1], on the CPU.
+    """Sample images of classes from a loaded model, as ``python -m pmf_lightning.sample``; in [-1, 1], on the CPU.
 
     Args:
-        module: what ``load_checkpoint`` returns, on any device.
+        module: the return value of ``load_checkpoint``, on any device.
         labels: classes, one per image.
-        seed, first: image i depends on (seed, first + i) and its label alone.
-        chunk: images at a time.
-        options: ``steps``, ``method``, ``omega``, ``t_min`` and ``t_max`` as of ``generate``; what is left out is how
-            the model is judged (``module.config["sampling"]``).
+        seed, first: image i depends only on (seed, first + i) and its label.
+        chunk: images per batch.
+        options: ``steps``, ``method``, ``omega``, ``t_min`` and ``t_max`` as for ``generate``; the defaults are the
+            settings with which the model is evaluated (``module.config["sampling"]``).
 
     Raises TypeError for other options, ValueError as ``generate`` does.
     """

@@ -1,4 +1,4 @@
-"""From a folder to labelled images: which folders are classes, in which order, and what is not used."""
+"""Labelled images from class folders: classes, their order, and the files that are skipped."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from pmf_lightning.data.images.kinds import is_hidden, is_image
 from pmf_lightning.data.images.listing import LeftOut, list_images, say_kinds, say_left_out, shown
 from pmf_lightning.utils.errors import UserError
 
-ORDER = "numbers by value, other names by letters"  # of classes; part of cache keys
+ORDER = "numbers by value, other names by letters"  # order of classes; part of cache keys
 NO_CLASS = "an image outside the class folders"
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 SPLIT = re.compile(
@@ -21,15 +21,15 @@ SPLIT = re.compile(
     r"(?:[-_ ]?(?:set|data|images?|imgs?|split|[0-9]+))*",
     re.IGNORECASE,
 )
-LEAST_PART = 10  # images of one numbered part of a set
-MOST_NAMES = 8  # class names printed
+LEAST_PART = 10  # smallest number of images of a numbered part of a dataset
+MOST_NAMES = 8  # largest number of class names printed
 
 
 @dataclass(frozen=True)
 class Classes:
     """The classes of a folder in the order of their labels.
 
-    ``undivided`` says why all images are one class; None where each class is a folder.
+    ``undivided`` is the reason why all images are one class; None if each class is a folder.
     """
 
     names: list[str]
@@ -52,7 +52,7 @@ class ImageTree:
         return self.classes.names
 
     def said(self) -> list[str]:
-        """Say in a few lines what is there and what is left out."""
+        """Return a few lines that describe the images, classes and skipped files."""
         classes = say_classes(self.class_names)
         lines = [f"{len(self.names):,} images of {classes} in {shown(str(self.root))}{say_kinds(self.names)}"]
         if self.classes.undivided:
@@ -61,14 +61,14 @@ class ImageTree:
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Sort class names: by value where all are numbers, else by their letters."""
+    """Sort class names by value if all are numbers, else alphabetically."""
     if all(NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (Decimal(name), name))
     return sorted(names)
 
 
 def say_classes(names: list[str]) -> str:
-    """Say how many classes there are, and the first and the last names."""
+    """Return the number of classes with the first and last names, as text."""
     some = names if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], "...", names[-1]]
     return f"{len(names):,} class{'es' * (len(names) != 1)} ({shown(', '.join(some))})"
 
@@ -79,10 +79,10 @@ def count_class_folders(root: str | None) -> int:
 
 
 def find_classes(root: str | None, option: str = "data.root") -> Classes:
-    """Find the classes of ``root`` by the names of its folders; hidden ones do not count.
+    """Return the classes of ``root`` from the names of its folders, without hidden ones.
 
-    Raises UserError, naming ``option``, where ``root`` is None or no folder, where it holds neither folders nor images,
-    and where its folders are the splits of a set (train, val, test).
+    Raises UserError, naming ``option``, if ``root`` is None or not a folder, if it has neither folders nor images, or
+    if its folders are the splits of a dataset (train, val, test).
     """
     if root is None:
         raise UserError(f"data=folder needs images: set {option} to a folder that holds one folder per class")
@@ -109,9 +109,9 @@ def find_classes(root: str | None, option: str = "data.root") -> Classes:
 
 
 def image_tree(root: str | None, option: str = "data.root") -> ImageTree:
-    """List the images of all classes; reads names only. Raises UserError as ``find_classes`` does.
+    """List the images of all classes by reading names only.
 
-    Also where a class folder holds no image.
+    Raises UserError as ``find_classes`` does, and for a class folder without images.
     """
     classes = find_classes(root, option)
     path = Path(root).expanduser()
@@ -134,12 +134,12 @@ def _no_image(folder: Path, left_out: list[LeftOut], name: str) -> str:
 
 
 def _folders(path: Path, option: str) -> list[str]:
-    """Return the names of the folders in ``path``, without the links to folders that are there already."""
+    """Return the names of the folders in ``path``, without links to folders already listed."""
     try:
         entries = sorted((one for one in path.iterdir() if not is_hidden(one.name)), key=lambda one: one.name)
     except OSError as error:
         raise UserError(f"{option}={path} cannot be read ({error.strerror}); see its permissions") from error
-    entries = [one for one in entries if os.path.isdir(one)]  # False also where that cannot be seen
+    entries = [one for one in entries if os.path.isdir(one)]  # also False without permission
     real, links = ([one for one in entries if one.is_symlink() == link] for link in (False, True))
     names = [one.name for one in real]
     seen = {os.path.realpath(one) for one in real}
@@ -153,7 +153,7 @@ def _folders(path: Path, option: str) -> list[str]:
 
 
 def _refuse_splits(path: Path, names: list[str], option: str) -> None:
-    """Raise UserError where the folders, or the folders in the first few of them, are the splits of a set."""
+    """Raise UserError if the folders, or the folders inside the first few of them, are the splits of a dataset."""
     if found := _splits(path, names):
         listed, best = ", ".join(sorted(found)), found[0]
         raise UserError(
@@ -168,9 +168,9 @@ def _refuse_splits(path: Path, names: list[str], option: str) -> None:
 
 
 def _splits(path: Path, names: list[str]) -> list[str]:
-    """Return the names that are splits, the one to train on first; none where they are classes by chance.
+    """Return the names that are splits, the training split first; empty if they are more likely classes.
 
-    "train" is a class next to "bus", and splits next to "val".
+    "train" is a class next to "bus", and a split next to "val".
     """
     splits = [name for name in names if SPLIT.fullmatch(name)]
     splits.sort(key=lambda name: (not SPLIT.fullmatch(name)[1].lower().startswith("tr"), len(name), name))
@@ -189,7 +189,7 @@ def _subfolders(path: Path) -> list[str]:
 
 
 def _are_parts(path: Path, names: list[str]) -> bool:
-    """Say whether folders such as 00000, 01000, 02000 hold the numbered images 0 to 999, 1000 to 1999, and so on."""
+    """Return whether folders such as 00000, 01000, 02000 contain the numbered images 0 to 999, 1000 to 1999, ..."""
     if len(names) < 2 or not all(name.isascii() and name.isdigit() for name in names):
         return False
     first = sorted(int(name) for name in names)
@@ -204,7 +204,7 @@ def _are_parts(path: Path, names: list[str]) -> bool:
 
 
 def _numbers_within(folder: Path, start: int, size: int) -> bool:
-    """Say whether the first images of a folder are numbers from ``start`` to ``start + size - 1``."""
+    """Return whether the first images of a folder have numbers from ``start`` to ``start + size - 1`` as names."""
     try:
         with os.scandir(folder) as entries:
             stems = [os.path.splitext(one.name)[0] for one in islice(entries, 1000) if is_image(one.name)]

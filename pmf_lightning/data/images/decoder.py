@@ -1,4 +1,4 @@
-"""The decoder of all image inputs: from a file to upright levels without transparency, and what was done for it."""
+"""Decoder of all image inputs: applies EXIF orientation, removes transparency, converts to 8-bit RGB or grey."""
 
 import io
 import warnings
@@ -13,12 +13,12 @@ from PIL import Image
 from pmf_lightning.data.images.kinds import FIRST, formats
 from pmf_lightning.utils.errors import UserError
 
-DECODE_RULE = "upright, transparency on the background, 16 bits to 8"  # of keys: change it when pixels change
+DECODE_RULE = "upright, transparency on the background, 16 bits to 8"  # part of cache keys: change it with the pixels
 BACKGROUNDS = ("white", "black", "checker")  # behind transparent pixels
-CELL = 8  # pixels of a cell of the checker
-STRIP = 2**22  # pixels that are converted at a time: bounds the memory of great images
+CELL = 8  # pixels of a cell of the checkerboard
+STRIP = 2**22  # pixels converted at a time: bounds the memory for large images
 
-# What may be done to a picture, as it is counted and printed.
+# Conversions of the decoder, as counted and printed.
 TRANSPARENT = "with transparency, put on the background"
 TURNED = "turned upright by the EXIF orientation"
 DEEP = "of more than 8 bits, scaled to 8"
@@ -35,18 +35,18 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # only twice its size is an error
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow raises an error at twice the limit
 
 
 class Picture(NamedTuple):
-    """A decoded image, in RGB or L, and what had to be done for it: constants of this module."""
+    """A decoded image, in RGB or L, and the conversions applied (constants of this module)."""
 
     image: Image.Image
     done: tuple[str, ...]
 
 
 def check_background(name: object, option: str) -> None:
-    """Raise UserError for a background that there is not."""
+    """Raise UserError for an unknown background."""
     if name not in BACKGROUNDS:
         raise UserError(f"{option}={name}: set it to {', '.join(BACKGROUNDS[:-1])} or {BACKGROUNDS[-1]}")
 
@@ -54,37 +54,37 @@ def check_background(name: object, option: str) -> None:
 def open_picture(source: Path | bytes, channels: int, background: str) -> Picture:
     """Decode a file, or its bytes, to RGB, or to grey when ``channels`` is 1.
 
-    The EXIF orientation is applied. Transparent pixels show ``background``. 16-bit grey keeps its high byte; floats are
-    taken from 0 to 1, or from 0 to 255 where one is above 1. CMYK goes through Pillow's plain conversion, colour
-    profiles are not applied. Of several frames the first is taken. An unreadable file raises whatever Pillow raises.
+    The EXIF orientation is applied. Transparent pixels show ``background``. 16-bit grey is reduced to its high byte.
+    Floats have the range 0 to 1, or 0 to 255 if one is above 1. CMYK uses Pillow's plain conversion; colour profiles
+    are not applied. The first of several frames is used. An unreadable file raises Pillow's exceptions.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:
         done = []
-        turned = image.format == "TIFF" and _orientation(image) in TURNS  # Pillow turns these while it loads them
+        turned = image.format == "TIFF" and _orientation(image) in TURNS  # Pillow rotates these while loading
         image.load()
         turn = _orientation(image)
         if turned or turn in TURNS:
             done.append(TURNED)
         picture = _levels(image, "RGB" if channels == 3 else "L", background, done)
-        if _is_animated(image):  # after all else: looking for a second frame may leave the first
+        if _is_animated(image):  # last, because the check may seek away from the first frame
             done.append(FIRST_FRAME)
         return Picture(picture.transpose(TURNS[turn]) if turn in TURNS else picture, tuple(done))
 
 
 def _orientation(image: Image.Image) -> int:
-    with suppress(Exception):  # damaged metadata of an image that can be read
+    with suppress(Exception):  # damaged metadata of a readable image
         return image.getexif().get(ORIENTATION, 1)
     return 1
 
 
 def _is_animated(image: Image.Image) -> bool:
-    with suppress(Exception):  # damage behind the first frame
+    with suppress(Exception):  # damage after the first frame
         return getattr(image, "is_animated", False)
     return False
 
 
 def _levels(image: Image.Image, mode: str, background: str, done: list[str]) -> Image.Image:
-    """Convert to RGB or L by the mode that the file has."""
+    """Convert to RGB or L, depending on the mode of the file."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         done.append(DEEP)
         return _deep(image).convert(mode)
@@ -99,14 +99,14 @@ def _levels(image: Image.Image, mode: str, background: str, done: list[str]) -> 
 
 
 def _strips(image: Image.Image):
-    """Yield (first row, image) of a picture in strips, which begin with a cell of the checker."""
+    """Yield (first row, image) of horizontal strips, aligned to the cells of the checkerboard."""
     rows = max(1, STRIP // image.width // (2 * CELL)) * 2 * CELL
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _on_background(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """Return the picture in RGB on its background, and whether some of that shows."""
+    """Return the image in RGB on its background, and whether any pixel is transparent."""
     canvas, lowest = Image.new("RGB", image.size), 255
     for top, strip in _strips(image):
         strip = strip.convert("LA") if strip.mode == "La" else strip
@@ -126,7 +126,7 @@ def _behind(size: tuple[int, int], background: str) -> Image.Image:
 
 
 def _deep(image: Image.Image) -> Image.Image:
-    """Bring grey of 16 bits, or of 32, to 8; Pillow's own conversion clips everything above 255 to white."""
+    """Convert 16-bit or 32-bit grey to 8 bits; Pillow's conversion would clip everything above 255 to white."""
     scale = _scale(image)
     grey = Image.new("L", image.size)
     for top, strip in _strips(image):
@@ -139,7 +139,7 @@ def _deep(image: Image.Image) -> Image.Image:
 
 
 def _scale(image: Image.Image) -> float | None:
-    """Return what brings the levels to 0..255; None where they have 16 bits. ValueError where it is not known."""
+    """Return the factor that maps the levels to 0..255; None for 16 bits; ValueError if the range is unknown."""
     if image.mode.startswith("I;16"):
         return None
     low, high = image.getextrema()
@@ -152,11 +152,11 @@ def _scale(image: Image.Image) -> float | None:
 
 
 def levels_of(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:
-    """Return the levels of a picture in RGB or L, with the channels last."""
+    """Return the pixels of an RGB or L image, with the channels last."""
     levels = np.asarray(picture)
     return levels.reshape(picture.height, picture.width, -1)
 
 
 def say_done(done: dict[str, int]) -> str:
-    """Say in one line what was done to how many pictures."""
+    """Return one line with the number of images per conversion."""
     return "of the pictures: " + "; ".join(f"{count:,} {what}" for what, count in sorted(done.items()))

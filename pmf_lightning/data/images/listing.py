@@ -1,4 +1,4 @@
-"""The images below a folder, and a reason for every file that is not one of them."""
+"""List the images below a folder, and every skipped file with a reason."""
 
 import os
 from collections import Counter
@@ -13,12 +13,12 @@ DANGLING = "a link whose target is missing"
 LOOP = "a link to a folder that contains it"
 AGAIN = "a folder that is listed already under another name"
 NO_FILE = "neither a file nor a folder"
-MOST_SHOWN = 3  # names printed of each reason
-MOST_HIDDEN = 10_000  # files that are counted in one hidden folder, which may hold snapshots of everything
+MOST_SHOWN = 3  # names printed per reason
+MOST_HIDDEN = 10_000  # limit for counting files in a hidden folder, which may contain large snapshots
 
 
 class LeftOut(NamedTuple):
-    """Something not used: its path below the root (a folder ends in /), why, and how many files it stands for."""
+    """A skipped file or folder: path below the root (a folder ends in /), reason, and number of files."""
 
     name: str
     reason: str
@@ -27,17 +27,17 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Listing:
-    """Paths below a root, with slashes: ``images`` sorted folder by folder, and what is left out."""
+    """Paths below a root, with slashes: ``images`` sorted folder by folder, and skipped files."""
 
     images: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
 
 def list_images(root: Path) -> Listing:
-    """List the images at any depth; reads names only.
+    """List the images at any depth, reading names only.
 
-    Links to folders are followed, each folder is listed once: under its own path where that is below the root, else
-    under the first of its links. Hidden files and folders are left out.
+    Links to folders are followed. Each folder is listed once: under its own path if that is below the root, else under
+    the first of its links. Hidden files and folders are skipped.
     """
     walk = _Walk(root)
     walk.enter("")
@@ -51,7 +51,7 @@ def list_images(root: Path) -> Listing:
 
 
 def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
-    """Count the files by the reason why they are left out, the most frequent first."""
+    """Count the skipped files by reason, the most frequent first."""
     counts: Counter[str] = Counter()
     for one in left_out:
         counts[one.reason] += one.count
@@ -59,12 +59,12 @@ def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
 
 
 def shown(text: str) -> str:
-    """Return a path in a form that every terminal prints."""
+    """Return a path with undecodable bytes escaped, so that every terminal can print it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def say_left_out(left_out: list[LeftOut]) -> str:
-    """Say in one line how many files are left out and why, with the first few of each reason."""
+    """Return one line with the number of skipped files per reason, and the first few names."""
     names: dict[str, list[str]] = {}
     for one in left_out:
         names.setdefault(one.reason, []).append(one.name)
@@ -77,7 +77,7 @@ def _few(names: list[str]) -> str:
 
 
 def say_kinds(images: Iterable[str]) -> str:
-    """Say how many images have which ending, in brackets; nothing where all have the same."""
+    """Return the number of images per extension, in brackets; empty if all have the same extension."""
     counts = Counter(os.path.splitext(name)[1].lower() for name in images)
     return f" ({', '.join(f'{n:,} {ending}' for ending, n in counts.most_common())})" if len(counts) > 1 else ""
 
@@ -88,7 +88,7 @@ class _Walk:
         self.seen: set[tuple[int, int]] = set()
 
     def enter(self, folder: str) -> None:
-        """List a folder and the real folders below it; links to folders wait."""
+        """List a folder and the real folders below it; links to folders are queued."""
         waiting = [folder]
         while waiting:
             below = waiting.pop()
@@ -105,7 +105,7 @@ class _Walk:
                 self.found.left_out.append(LeftOut(f"{below}/", f"a folder that cannot be read ({error.strerror})"))
 
     def follow(self, link: str) -> None:
-        """List the folder that a link leads to."""
+        """List the target folder of a link."""
         path = os.path.join(self.root, link)
         target = os.path.join(os.path.realpath(path), "")
         around = (os.path.join(os.path.realpath(inner), "") for inner in (os.path.dirname(path), self.root))
@@ -115,7 +115,7 @@ class _Walk:
             self.enter(link)
 
     def _take(self, entry: os.DirEntry, below: str) -> str | None:
-        """Take one entry of a folder; returns a real folder's path."""
+        """Record one entry of a folder; return its path if it is a real folder."""
         name = f"{below}/{entry.name}" if below else entry.name
         if is_hidden(entry.name):
             folder = entry.is_dir(follow_symlinks=False)

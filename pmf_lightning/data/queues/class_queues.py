@@ -1,9 +1,9 @@
-"""Queues of real images for drifting models: the newest of every class, and the newest of any class.
+"""Queues of real images for drifting models: the newest images of every class, and of any class.
 
-A step of training compares generated samples of a class with real ones of that class (positives), and with real ones
-of any class (negatives). One batch holds too few of a class, so the newest images are kept: a ring per class and one
-ring for all. Beside every image lies its index in the data set; a checkpoint holds those indices alone, and on resume
-the same images are fetched again.
+A training step compares generated samples of a class with real images of that class (positives) and of any class
+(negatives). One batch has too few images of a class, so the newest images are stored: a ring buffer per class and one
+for all classes. The dataset index of every image is stored too. A checkpoint has only these indices, and on resume the
+images are fetched again.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ class ClassQueues:
     """The newest images of every class and of any class.
 
     Args:
-        sizes: how many of what.
-        folder: where a file that holds the images is made, its space taken at once; the file has no name, so it ends
-            with the process and is no other's. None: memory.
-        copies: processes of this machine that make queues of their own, for the question whether there is room.
+        sizes: capacities and image shape.
+        folder: folder of an unnamed temporary file for the images, allocated at once. It is private to the process and
+            is deleted with it. None: memory.
+        copies: processes on this machine with their own queues, for the check of free space.
 
-    Prints its size before it allocates. Raises UserError where there is no room.
+    Prints the size before allocation. Raises UserError without enough space.
     """
 
     def __init__(self, sizes: QueueSizes, folder: Path | None = None, copies: int = 1) -> None:
@@ -46,10 +46,10 @@ class ClassQueues:
         self.any_class = RingBuffers(1, sizes.overall, sizes.shape, folder, sizes.dtype)
 
     def push(self, images: Images, labels: Labels, indices: Sequence[int]) -> None:
-        """Add images with their labels and their ``indices`` in the data set, in order; the oldest make room.
+        """Add images with their labels and dataset ``indices``, in order, replacing the oldest.
 
-        All processes should push the same images (the whole batch of a step), so that their queues are equal.
-        ValueError for labels out of range, images of another shape or kind or lengths that differ.
+        All processes should push the same images (the global batch of a step), so that their queues are equal.
+        ValueError for labels out of range, images of another shape or dtype, or lengths that differ.
         """
         if not len(images) == len(labels) == len(indices):
             raise ValueError(f"{len(images)} images, {len(labels)} labels, {len(indices)} indices: one of each per row")
@@ -66,10 +66,10 @@ class ClassQueues:
     def positives(
         self, labels: Labels, rows: Labels, count: int, seed: int, step: int
     ) -> Shaped[Tensor, "n count *image"]:
-        """Draw ``count`` images of each of ``labels``; ``rows`` are the places of the labels in the global batch.
+        """Sample ``count`` images per label; ``rows`` are the indices of the labels in the global batch.
 
-        Without replacement where the class has that many, with replacement else. What a row gets depends on
-        (seed, step, row) and on its class's queue alone. UserError for classes that have no image.
+        Sampling is without replacement if the class has ``count`` images, else with replacement. The result of a row
+        depends only on (seed, step, row) and the queue of its class. UserError for classes without images.
         """
         empty = sorted({label for label in labels.tolist() if not self.by_class.filled[label]})
         if empty:
@@ -80,7 +80,7 @@ class ClassQueues:
         return self._draw(self.by_class, "positives", labels, rows, count, seed, step)
 
     def negatives(self, rows: Labels, count: int, seed: int, step: int) -> Shaped[Tensor, "n count *image"]:
-        """Draw ``count`` images of any class for each of the ``rows`` of the global batch; as ``positives``."""
+        """Sample ``count`` images of any class for each of the ``rows`` of the global batch, as in ``positives``."""
         if not self.any_class.filled[0]:
             raise UserError("no image has been queued at all: push some before the first step")
         return self._draw(self.any_class, "negatives", torch.zeros_like(rows), rows, count, seed, step)
@@ -96,14 +96,14 @@ class ClassQueues:
         return torch.from_numpy(rings.images[which.numpy()[:, None], slots.numpy()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which images lie where, as indices of the data set: 1 MB for 1000 classes x 128."""
+        """Return the contents of the queues as dataset indices: 1 MB for 1000 classes x 128."""
         return {"by_class": self.by_class.state_dict(), "any_class": self.any_class.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], fetch: Fetch) -> None:
-        """Put back the images that ``state`` names; ``fetch(indices)`` returns them, [n,...], with labels [n].
+        """Restore the images listed in ``state``; ``fetch(indices)`` returns them, [n,...], with labels [n].
 
-        The ``batch`` of any images (data/dataset.py) is such a function. UserError where the queues have other sizes,
-        or where the data set has no such image or gives an image another class than it had.
+        The method ``batch`` of any dataset (data/dataset.py) can be passed. UserError if the queues have other sizes,
+        if the dataset lacks an image, or if the class of an image has changed.
         """
         self.by_class.load_state_dict(state["by_class"], "queues of a class")
         self.any_class.load_state_dict(state["any_class"], "the queue of any class")
@@ -138,10 +138,10 @@ class ClassQueues:
 
 
 def choose(uniform: Float64[Tensor, "n k"], filled: Labels, count: int) -> Int64[Tensor, "n count"]:
-    """Choose ``count`` of the first ``filled`` slots, for each row: without replacement where there are as many.
+    """Choose ``count`` of the first ``filled`` slots per row, without replacement if there are enough.
 
-    The order of the first ``filled`` numbers of a row is a random order of its slots, of which the first are taken;
-    where there are too few, the first ``count`` numbers choose a slot each. ``filled`` is 1 or more.
+    Without replacement, the slots are the first ``count`` of the argsort of the row's first ``filled`` numbers. With
+    replacement, each of the first ``count`` numbers selects one slot. ``filled`` is 1 or more.
     """
     places = torch.arange(uniform.shape[1])
     without = uniform.masked_fill(places >= filled[:, None], 2.0).argsort(dim=1, stable=True)[:, :count]

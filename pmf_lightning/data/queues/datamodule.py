@@ -1,4 +1,4 @@
-"""The training stream of drifting models: in every step a few new images are queued, and labels meet their rivals."""
+"""DataModule of Drifting: each step pushes new images into queues and samples labels, positives and negatives."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -22,15 +22,16 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
 
-KEPT = 4  # states of the last steps: Lightning fetches ahead of the step that a checkpoint is of
-PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB in every batch that is read ahead
+KEPT = 4  # saved queue states of recent steps, because Lightning prefetches beyond the step of a checkpoint
+PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB per prefetched batch
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """``labels`` per step, each with ``positives`` and ``negatives``; ``push`` new images queued before every step.
+    """Queue settings: ``labels`` per step, each with ``positives`` and ``negatives``; ``push`` new images per step.
 
-    ``per_class`` and ``overall`` images are kept, in memory or in a file under ``folder``.
+    The queues have ``per_class`` images of each class and ``overall`` of any class, in memory or in a file under
+    ``folder``.
     """
 
     labels: int
@@ -55,11 +56,11 @@ class QueueSettings:
 
 
 class DriftingData(LightningDataModule):
-    """Steps of (positives [n,P,...], labels [n], negatives [n,N,...]), n = labels / devices.
+    """DataModule of steps of (positives [n,P,...], labels [n], negatives [n,N,...]), n = labels / devices.
 
-    Images are uint8 pixels [C,H,W], or float32 moments of latents [2,C,h,w] of a ``source`` of latents. Every device
-    queues the same new images, in an order fixed by ``seed``, and takes its own labels. What a step sees depends on
-    (seed, step) alone; a checkpoint remembers which images the queues held, and resuming fetches them.
+    Images are uint8 pixels [C,H,W], or float32 moments of latents [2,C,h,w] for a ``source`` of latents. Every device
+    queues the same new images, in an order determined by ``seed``, and uses its own labels. The data of a step depend
+    only on (seed, step). A checkpoint has the indices of the queued images, and resuming fetches the images.
     """
 
     def __init__(self, source: DataSource, seed: int, settings: QueueSettings, workers: int) -> None:
@@ -77,11 +78,11 @@ class DriftingData(LightningDataModule):
         self.tally: BadRecordCounter | None = None
         self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
-        self._states: dict[int, dict[str, Any]] = {}  # of the queues, as they were before a step
+        self._states: dict[int, dict[str, Any]] = {}  # queue state before each step
         self._resumed: dict[str, Any] | None = None
 
     def accumulation(self, world_size: int) -> int:
-        """Return 1: the loss has means over all labels of a step; UserError unless these divide over the devices."""
+        """Return 1, since the loss has means over all labels of a step; UserError unless labels divide over devices."""
         if self.settings.labels % world_size:
             raise UserError(
                 f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
@@ -90,7 +91,7 @@ class DriftingData(LightningDataModule):
         return 1
 
     def check_room(self) -> None:
-        """Raise UserError where this machine has no room for the queues of one device."""
+        """Raise UserError without enough space on this machine for the queues of one device."""
         check_room(self.sizes, self.folder)
 
     def prepare_data(self) -> None:
@@ -98,11 +99,11 @@ class DriftingData(LightningDataModule):
         self.source.train()
 
     def train_dataloader(self) -> StepLoader:
-        """Return this device's stream."""
+        """Return the stream of this device."""
         trainer, images = self.trainer, self.source.train()
         shard = BatchRows(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
-        self.tally = tally_of(images, 1)  # every device reads everything
+        self.tally = tally_of(images, 1)  # every device reads all images
         self._queues = ClassQueues(self.sizes, self.folder, copies)
         if self._resumed is not None:
             self._queues.load_state_dict(self._resumed, images.batch)
@@ -132,17 +133,17 @@ class DriftingData(LightningDataModule):
         return [positives, labels, negatives]
 
     def teardown(self, stage: str) -> None:
-        """Say how many records could not be read."""
+        """Report the number of unreadable records."""
         if self.tally is not None:
             self.tally.report()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the queues held before the step that comes next."""
+        """Return the queue state before the next step."""
         state = self._states.get(self.trainer.global_step)
         return {"queues": self._queues.state_dict() if state is None else state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember what the queues held; they are filled when they are made."""
+        """Store the queue state of a checkpoint; ``train_dataloader`` fills the queues from it."""
         self._resumed = state["queues"]
 
 

@@ -1,4 +1,4 @@
-"""How large queues of real images are, said and checked before they are made."""
+"""Sizes of the image queues, reported and checked against free space before allocation."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import numpy as np
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.free_space import free_disk, free_memory
 
-SPARE = 0.02  # of what is free is left alone
+SPARE = 0.02  # fraction of the free space that is not used
 
 
 @dataclass(frozen=True)
 class QueueSizes:
-    """``per_class`` images for each of ``classes`` and ``overall`` of any class.
+    """Queue sizes: ``per_class`` images for each of ``classes``, and ``overall`` of any class.
 
-    They are of ``shape`` and ``dtype``: uint8 pixels (C, H, W), or float32 moments of latents (2, C, h, w).
+    Images have ``shape`` and ``dtype``: uint8 pixels (C, H, W), or float32 moments of latents (2, C, h, w).
     """
 
     classes: int
@@ -32,16 +32,16 @@ class QueueSizes:
 
     @property
     def images(self) -> int:
-        """How many images all queues hold when they are full."""
+        """Total capacity of all queues, in images."""
         return self.classes * self.per_class + self.overall
 
     @property
     def bytes(self) -> int:
-        """What they take when they are full, which is what is allocated; the official pixel setting takes 25.4 GB."""
+        """Allocated size in bytes, that of full queues; the official pixel setting takes 25.4 GB."""
         return self.images * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def report(self, folder: Path | None = None, copies: int = 1) -> str:
-        """Say in one line what will be allocated, and where."""
+        """Return one line with the size and place of the allocation."""
         size = "x".join(map(str, self.shape))
         total = f"{copies} processes x {gigabytes(self.bytes)}" if copies > 1 else gigabytes(self.bytes)
         place = "in memory" if folder is None else f"in a file under {folder}"
@@ -52,12 +52,12 @@ class QueueSizes:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes in MB or GB (powers of ten)."""
+    """Format a number of bytes in MB or GB (powers of ten)."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def check_room(sizes: QueueSizes, folder: Path | None = None, copies: int = 1) -> None:
-    """Raise UserError where ``copies`` processes of this machine have no room for queues of their own."""
+    """Raise UserError without enough space on this machine for the queues of ``copies`` processes."""
     needed, free = copies * sizes.bytes, free_memory() if folder is None else free_disk(folder)
     if needed <= (1 - SPARE) * free:
         return

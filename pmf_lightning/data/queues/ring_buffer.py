@@ -1,4 +1,4 @@
-"""Ring buffers of images, in memory or in a file: a new image takes the place of the oldest of its ring."""
+"""Ring buffers of images, in memory or in a file; a new image replaces the oldest of its ring."""
 
 import os
 import tempfile
@@ -17,10 +17,10 @@ CHUNK = 256  # images fetched at once on resume
 
 
 class RingBuffers:
-    """``count`` rings of ``capacity`` images of ``shape`` each, with the index of every image in its data set.
+    """``count`` ring buffers of ``capacity`` images of ``shape`` each, with the dataset index of every image.
 
-    ``images`` is [count, capacity, *shape] of ``dtype``, ``indices`` int64 [count, capacity] (-1: empty), ``filled``
-    [count] how many of the first slots hold an image, ``next`` [count] the slot that the next one takes.
+    ``images`` is [count, capacity, *shape] of ``dtype``, ``indices`` int64 [count, capacity] (-1: empty). ``filled``
+    [count] is the number of occupied slots, which are the first ones. ``next`` [count] is the slot of the next image.
     """
 
     def __init__(self, count: int, capacity: int, shape: tuple[int, ...], folder: Path | None, dtype: str) -> None:
@@ -31,7 +31,7 @@ class RingBuffers:
         self.next = np.zeros(count, dtype=np.int64)
 
     def push(self, ring: int, image: Shaped[np.ndarray, "*shape"], index: int) -> None:
-        """Put one image into a ring."""
+        """Write one image into a ring."""
         slot = self.next[ring]
         self.images[ring, slot] = image
         self.indices[ring, slot] = index
@@ -43,7 +43,7 @@ class RingBuffers:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("indices", "next")}
 
     def load_state_dict(self, state: dict[str, Int64[Tensor, "..."]], name: str) -> None:
-        """Take over what lies where, without images; UserError, calling the rings ``name``, for other sizes."""
+        """Restore indices and positions, without images; UserError, naming the rings ``name``, for other sizes."""
         if tuple(state["indices"].shape) != self.indices.shape:
             raise UserError(
                 f"{name}: the checkpoint has {' x '.join(map(str, state['indices'].shape))} slots, this run "
@@ -54,7 +54,7 @@ class RingBuffers:
         self.filled[:] = (self.indices >= 0).sum(1)
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
-        """Yield rings, slots and indices of all that is filled, some at a time."""
+        """Yield rings, slots and indices of all occupied slots, in chunks."""
         which, slots = np.nonzero(self.indices >= 0)
         for start in range(0, len(which), CHUNK):
             part = which[start : start + CHUNK], slots[start : start + CHUNK]
@@ -62,13 +62,13 @@ class RingBuffers:
 
 
 def _zeros(shape: tuple[int, ...], folder: Path | None, dtype: str = "uint8") -> Shaped[np.ndarray, "..."]:
-    """Return zeros, in memory, or mapped to a file without a name that is gone when nobody uses it any more."""
+    """Return zeros, in memory or in a memory-mapped unnamed temporary file, which is deleted after its last use."""
     if folder is None:
         return np.zeros(shape, dtype)
     folder = writable(folder.expanduser(), "folder of the queues")
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # take the space now: a disk that fills up later kills the process
+            if hasattr(os, "posix_fallocate"):  # allocate now, because a full disk would later kill the process
                 os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
             return np.memmap(file, dtype, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
         except OSError as error:

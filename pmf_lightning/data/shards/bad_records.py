@@ -1,4 +1,4 @@
-"""Records that cannot be read: counted, named once, and fatal when they are too many."""
+"""Counter of unreadable records: each is reported once, and too many are an error."""
 
 import math
 from collections.abc import Callable
@@ -14,22 +14,22 @@ MOST_NAMED = 20
 
 
 class BadRecord(NamedTuple):
-    """A record that could not be read, and why."""
+    """An unreadable record, and the reason."""
 
     record: int
     reason: str
 
 
 class BadRecordCounter:
-    """Counts the bad records that a process met, and stops where they are more than ``max_bad`` of those it read.
+    """Counts the bad records of a process, and raises if they exceed a fraction ``max_bad`` of the records read.
 
     Args:
-        records: how many the whole set has.
-        max_bad: fraction that is borne. It is taken of what this process has read by now, but never of less than its
-            part of one epoch, so that a few in the first batch are no reason to stop.
-        describe: names a record for people.
-        remedy: what to do about them; ends the error.
-        processes: how many share an epoch.
+        records: number of records in the full dataset.
+        max_bad: tolerated fraction of the records that this process has read so far, or of its part of one epoch if
+            that is more. A few bad records in the first batch are therefore no error.
+        describe: returns a readable name of a record.
+        remedy: text at the end of the error message.
+        processes: number of processes that share an epoch.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class BadRecordCounter:
 
     @property
     def different(self) -> int:
-        """Bad records met, each counted once; ``count`` counts one again whenever it is met."""
+        """Number of distinct bad records; ``count`` includes repetitions."""
         return len(self._met)
 
     @property
     def most(self) -> int:
-        """How many bad records the whole set may have."""
+        """Tolerated number of bad records in the full dataset."""
         return math.ceil(self.max_bad * self.records)
 
     def afresh(self, processes: int) -> "Tally":
-        """Return a count that begins anew, for one of so many processes that share an epoch."""
+        """Return a new counter at zero, for one of ``processes`` that share an epoch."""
         return BadRecordCounter(self.records, self.max_bad, self.describe, self.remedy, processes)
 
     def note(self, bad: list[BadRecord] | UserError, read: int) -> None:
-        """Count ``bad`` among ``read`` records, and name those met for the first time.
+        """Count ``bad`` among ``read`` records, and report new ones.
 
-        Raises UserError where they are too many, or what a loading process sent instead of them.
+        Raises UserError if there are too many, or the UserError that a worker returned instead of bad records.
         """
         if isinstance(bad, UserError):
             raise bad
@@ -75,13 +75,13 @@ class BadRecordCounter:
             )
 
     def report(self) -> None:
-        """Print how many different records could not be read, if any."""
+        """Print the number of distinct unreadable records, if any."""
         if self.different:
             what = f"{self.different} of {self.records} records could not be read, and others stood in"
             tqdm.write(f"warning: {what}; {self.remedy}")
 
     def _name(self, record: int, reason: str) -> None:
-        if reason == CUT_OFF or self.different > MOST_NAMED:  # truncated shards are named when they are opened
+        if reason == CUT_OFF or self.different > MOST_NAMED:  # truncated shards are reported when they are opened
             return
         last = ", and from here on only counts" if self.different == MOST_NAMED else ""
         tqdm.write(f"warning: cannot read {self.describe(record)} ({reason}); another stands in{last}")

@@ -1,4 +1,4 @@
-"""The images of shards by number, each read from its own place when it is asked for."""
+"""Dataset of the images of shards, with random access by index."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from pmf_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Payload:
-    """What a record holds: how to decode its bytes, and the shape and type of the array that this must give.
+    """Content of a record: decoder of its bytes, and the expected shape and dtype of the array.
 
-    ``decode`` may raise anything where the bytes are damaged. ``change`` makes of the array of record number i what is
-    handed out; None: the array itself.
+    ``decode`` may raise any exception for damaged bytes. ``change`` transforms the array of record i; None: no
+    transform.
     """
 
     decode: Callable[[bytes], np.ndarray]
@@ -32,12 +32,12 @@ class Payload:
 
 
 class ShardImages(BatchDataset):
-    """Those of ``records`` that ``rows`` lists, as a data set of ``len(rows)`` images (see ``dataset.ImageDataset``).
+    """Dataset of the ``records`` listed in ``rows``, ``len(rows)`` images (see ``dataset.ImageDataset``).
 
-    Where record number i of the data set cannot be read, number i + s, i + 2 s, ... modulo their count stands in, with
-    its own label, s being a fixed stride: the same one in every process and every run, so that what training sees stays
-    a function of its seed; and neighbours that are lost together, as in a truncated shard, get different ones.
-    ``tally`` counts those met by ``batch`` and by single items; ``fetch`` hands them to its caller to count.
+    If record i of the dataset is unreadable, it is replaced by record i + s, i + 2 s, ... modulo their count, with the
+    label of the replacement. The stride s is the same in every process and every run, so the training data remain a
+    function of the seed. Adjacent lost records, as in a truncated shard, get different replacements. ``tally`` counts
+    the bad records of ``batch`` and of single items; ``fetch`` returns them to its caller instead.
     """
 
     def __init__(self, records: Records, rows: Int64[np.ndarray, " n"], payload: Payload, tally: BadRecordCounter):
@@ -50,9 +50,9 @@ class ShardImages(BatchDataset):
         return len(self.rows)
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Int64[Tensor, " b"], list[BadRecord]]:
-        """Fetch several: images [B, ...], labels [B], and the bad records met.
+        """Return images [B, ...], labels [B], and the bad records.
 
-        Raises IndexError, and UserError where nothing is found to stand in.
+        Raises IndexError, and UserError if no replacement is readable.
         """
         asked = np.asarray(indices, dtype=np.int64)
         if len(asked) and not (-len(self) <= asked.min() <= asked.max() < len(self)):
@@ -60,23 +60,23 @@ class ShardImages(BatchDataset):
         asked = asked % max(1, len(self))
         self._files.announce(self.records.place(int(record)) for record in self.rows[asked])
         images, found, bad = [torch.empty(0)] * len(asked), np.empty_like(asked), []
-        for position in self.rows[asked].argsort(kind="stable").tolist():  # as they lie on disk
+        for position in self.rows[asked].argsort(kind="stable").tolist():  # in disk order
             images[position], found[position] = self._read_from(int(asked[position]), bad)
         return self._stacked(images), self.labels[torch.from_numpy(found)], bad
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Int64[Tensor, " b"]]:
-        """Fetch several: images [B, ...] and labels [B]; UserError where too many records cannot be read."""
+        """Return images [B, ...] and labels [B]; UserError if too many records are unreadable."""
         images, labels, bad = self.fetch(indices)
         self.tally.note(bad, len(labels))
         return images, labels
 
     def _stacked(self, images: list[Tensor]) -> Tensor:
-        """Put images together; in a loading process in memory that the main process sees, which saves it a copy."""
+        """Stack images; in a worker, default_collate uses shared memory, which saves the main process a copy."""
         return default_collate(images) if images else torch.empty(0, *self.payload.shape, dtype=self.payload.dtype)
 
     def _read_from(self, first: int, bad: list[BadRecord]) -> tuple[Tensor, int]:
-        """Return image ``first``, or what stands in for it, and the number of this one; add to ``bad``."""
-        attempts = min(len(self), self.tally.most + 2)  # by then it is plain that they are too many
+        """Return image ``first`` or its replacement, with its index; append bad records to ``bad``."""
+        attempts = min(len(self), self.tally.most + 2)  # more bad records than this are an error anyway
         for attempt in range(attempts):
             index = (first + attempt * self.stride) % len(self)
             record = int(self.rows[index])
@@ -84,7 +84,7 @@ class ShardImages(BatchDataset):
                 return self._read(record), index
             except MemoryError:
                 raise
-            except Exception as error:  # damaged payloads make decoders raise nearly anything
+            except Exception as error:  # decoders raise many exceptions for damaged payloads
                 bad.append(BadRecord(record, " ".join(str(error).split()) or type(error).__name__))
         last = bad[-1]
         raise UserError(
@@ -104,7 +104,7 @@ class ShardImages(BatchDataset):
 
 
 def _stride(count: int) -> int:
-    """Return a number near the golden section of ``count`` that shares no factor with it, so that all are reached."""
+    """Return a stride near the golden section of ``count`` and coprime to it, so that all indices are reached."""
     stride = max(1, round(count * (math.sqrt(5) - 1) / 2))
     while math.gcd(stride, count) > 1:
         stride += 1

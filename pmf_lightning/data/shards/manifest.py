@@ -1,4 +1,4 @@
-"""What a folder of shards holds: ``manifest.json``, written last, so that a folder without it is not finished."""
+"""The manifest of a folder of shards, ``manifest.json``; it is written last and marks the folder as complete."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -10,13 +10,13 @@ from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import UserError
 
 NAME = "manifest.json"
-FORMAT = 1  # raised when older readers would misread a folder
+FORMAT = 1  # incremented for changes that older readers would misread
 KINDS = ("pixels", "latents")
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: its file name, records, size in bytes, and the blake2b hex digest of its bytes."""
+    """One tar: file name, number of records, size in bytes, and blake2b hex digest."""
 
     file: str
     count: int
@@ -26,15 +26,15 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What all shards of a folder have in common, and the list of them.
+    """Common properties of the shards of a folder, and the list of shards.
 
-    ``kind`` is pixels (uint8 images) or latents (mean and standard deviation of an autoencoder's raw latents);
-    ``payload`` how a record is stored (png, jpg, npy), ``quality`` of jpg only. ``resolution`` and ``channels`` are
-    those of a model's input: pixels, or places and channels of latents. ``crop`` is the rule that made the squares,
-    ``origin`` where they came from, ``autoencoder`` the weights of latents. Label i is ``class_names[i]``, of which
-    there are ``per_class[i]`` records; the ``skipped`` lines of unreadable.tsv list what gave none. ``left_out`` counts
-    the files that are not meant to be images by the reason, ``done`` the pictures by what the decoder did to them;
-    transparent pixels show ``background``. All three are missing in manifests of earlier versions.
+    ``kind`` is pixels (uint8 images) or latents (mean and standard deviation of an autoencoder's raw latents).
+    ``payload`` is the storage format of a record (see payloads.PAYLOADS), ``quality`` only for jpg. ``resolution`` and
+    ``channels`` are those of a model's input, in pixels or latents. ``crop`` is the rule of the square crop, ``origin``
+    the source of the images, ``autoencoder`` the weights for latents. Label i is ``class_names[i]`` with
+    ``per_class[i]`` records. The ``skipped`` lines of unreadable.tsv list inputs without a record. ``left_out`` counts
+    the files that are not images by reason. ``done`` counts the conversions of the decoder. Transparent pixels show
+    ``background``. These last three are missing in manifests of earlier versions.
     """
 
     kind: str
@@ -55,17 +55,17 @@ class Manifest:
 
     @property
     def count(self) -> int:
-        """Records of all shards."""
+        """Number of records of all shards."""
         return sum(shard.count for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Write it whole or not at all."""
+        """Write the manifest atomically."""
         with atomic_write(folder / NAME) as partial:
             partial.write_text(json.dumps({"format": FORMAT, "count": self.count, **asdict(self)}, indent=1) + "\n")
 
 
 def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
-    """Read the manifest of ``folder``; UserError, naming the option ``key``, where there is none or another format."""
+    """Read the manifest of ``folder``; UserError, naming the option ``key``, if it is missing or of another format."""
     path = folder / NAME
     make = "make shards with python -m pmf_lightning.shard in=<images> out=<folder> size=<pixels>"
     if not folder.is_dir():

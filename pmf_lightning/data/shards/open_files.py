@@ -1,4 +1,4 @@
-"""Pieces of many files, read by position; only a few files are held open, and none travels to another process."""
+"""Positional reads from many files, with a limited number of open descriptors, which are never pickled."""
 
 import os
 from collections import OrderedDict
@@ -10,11 +10,11 @@ MOST_OPEN = 128  # per process: far below the usual limit of 1,024, above the sh
 
 
 class OpenFiles:
-    """Reads ``size`` bytes at ``offset`` of files named by number; one thread at a time.
+    """Reads ``size`` bytes at ``offset`` of files given by index; not thread-safe.
 
-    A file is opened when it is first needed and closed when ``most_open`` others were needed since. Pickling and
-    copying leave the descriptors behind. A process that was forked off shares those of its parent, which does no harm,
-    since nothing here depends on where a descriptor stands.
+    Files are opened on demand, and the least recently used one is closed above ``most_open``. Descriptors are excluded
+    from pickles and copies. A forked process shares the descriptors of its parent, which is safe, since reads do not
+    depend on the file position.
     """
 
     def __init__(self, paths: list[Path], most_open: int = MOST_OPEN):
@@ -22,9 +22,9 @@ class OpenFiles:
         self._open: OrderedDict[int, int] = OrderedDict()  # file -> descriptor, the one used last at the end
 
     def read(self, file: int, offset: int, size: int) -> bytes:
-        """Return the bytes, fewer where the file ends early; OSError if it cannot be read on a second attempt either.
+        """Return the bytes, fewer if the file ends early; OSError if a second attempt fails too.
 
-        Network file systems let go of files that were open for days; opening them again helps.
+        Network file systems may invalidate files that were open for days; reopening helps.
         """
         try:
             return self._read(file, offset, size)
@@ -33,17 +33,17 @@ class OpenFiles:
             return self._read(file, offset, size)
 
     def announce(self, places: Iterable[tuple[int, int, int]]) -> None:
-        """Let the system fetch pieces (file, offset, size) that will be read soon, all at once, into its own cache."""
-        if not hasattr(os, "posix_fadvise"):  # a system without it only fetches later
+        """Advise the system to prefetch (file, offset, size) ranges into its page cache."""
+        if not hasattr(os, "posix_fadvise"):  # optional: without it there is no prefetching
             return
         for file, offset, size in places:
             try:
                 os.posix_fadvise(self._descriptor(file), offset, size, os.POSIX_FADV_WILLNEED)
             except OSError:
-                self._close(file)  # reading will say what is wrong
+                self._close(file)  # the read will raise the error
 
     def close(self) -> None:
-        """Close all files; they are opened again when they are needed."""
+        """Close all files; they are reopened on demand."""
         for file in list(self._open):
             self._close(file)
 
@@ -71,12 +71,12 @@ class OpenFiles:
 
     def _close(self, file: int) -> None:
         if file in self._open:
-            with suppress(OSError):  # one that the system has lost cannot be closed either
+            with suppress(OSError):  # an invalidated descriptor cannot be closed
                 os.close(self._open.pop(file))
 
 
 def _read_at(descriptor: int, size: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows, whose processes share no descriptors
+    os.lseek(descriptor, offset, os.SEEK_SET)  # safe on Windows, where processes share no descriptors
     return os.read(descriptor, size)

@@ -1,4 +1,4 @@
-"""Where every record of a folder of shards lies: one table, made of the manifest and the indexes beside the tars."""
+"""Table of the locations of all records of a folder of shards, from the manifest and the index of each tar."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ CUT_OFF = "beyond the end of its shard"
 
 
 class RecordLocation(NamedTuple):
-    """Where a record's payload lies: number of its shard, offset and size in bytes."""
+    """Location of a record's payload: index of its shard, offset and size in bytes."""
 
     shard: int
     offset: int
@@ -26,8 +26,8 @@ class RecordLocation(NamedTuple):
 class Records:
     """The records of all shards, in the order of the manifest.
 
-    Those of shard s are ``starts[s]`` to ``starts[s + 1]``. Offsets and sizes are in bytes. Keys, which take more room
-    than all the rest and are only needed to name a bad record, stay on disk.
+    Those of shard s are ``starts[s]`` to ``starts[s + 1]``. Offsets and sizes are in bytes. Keys are not loaded, since
+    they need more memory than all other columns and are only used to name bad records.
     """
 
     folder: Path
@@ -42,15 +42,15 @@ class Records:
 
     @property
     def paths(self) -> list[Path]:
-        """The tars."""
+        """Paths of the tars."""
         return [self.folder / file for file in self.files]
 
     def place(self, record: int) -> RecordLocation:
-        """Say where a record lies."""
+        """Return the location of a record."""
         return RecordLocation(self._shard(record), int(self.offsets[record]), int(self.sizes[record]))
 
     def describe(self, record: int) -> str:
-        """Name a record for people: its shard and its key."""
+        """Return a readable name of a record: its key and its shard."""
         shard = self._shard(record)
         key = read_index(self.folder / self.files[shard]).keys[record - self.starts[shard]]
         return f"{key} of {self.folder / self.files[shard]}"
@@ -59,7 +59,7 @@ class Records:
         return int(self.starts.searchsorted(record, side="right")) - 1
 
     def cut_off(self) -> dict[str, int]:
-        """Count the records beyond the end of their tars, for each tar that has such: a truncated one."""
+        """Return the number of lost records of each truncated tar."""
         counts = {}
         for shard, file in enumerate(self.files):
             rows = slice(self.starts[shard], self.starts[shard + 1])
@@ -70,9 +70,9 @@ class Records:
 
 
 def open_records(folder: Path, manifest: Manifest) -> Records:
-    """Read all indexes of ``folder``; reads no tar.
+    """Read all indexes of ``folder``, without reading tars.
 
-    Raises UserError for a missing tar, one longer than it was written, and a missing or unfitting index.
+    Raises UserError for a missing tar, a tar longer than in the manifest, and a missing or mismatched index.
     """
     for entry in manifest.shards:
         _check_tar(folder / entry.file, entry)

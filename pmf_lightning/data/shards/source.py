@@ -1,4 +1,4 @@
-"""Images from shards: WebDataset tars with an index beside each, as pmf_lightning.shard makes them."""
+"""Data sources of shards: WebDataset tars, each with an index, as written by pmf_lightning.shard."""
 
 import math
 import warnings
@@ -29,24 +29,24 @@ MAKE = "python -m pmf_lightning.shard in=<images> out=<folder>"
 
 
 def manifest_of(root: str | None, name: str) -> Manifest:
-    """Read the manifest of ``data.root``; UserError where it is not set or holds no shards."""
+    """Read the manifest of ``data.root``; UserError if it is not set or has no shards."""
     if root is None:
         raise UserError(f"data={name} needs its WebDataset shards: set data.root to their folder; {MAKE} makes them")
     return read_manifest(Path(root).expanduser())
 
 
 def shards_say(root: str | None, what: str) -> int:
-    """Return ``what`` (resolution, channels or classes) of the shards in ``root``; raises UserError."""
+    """Return the property ``what`` (resolution, channels or classes) of the shards in ``root``; raises UserError."""
     manifest = manifest_of(root, "shards")
     return len(manifest.class_names) if what == "classes" else getattr(manifest, what)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The images of the shards in ``root``, which must be of this resolution and of so many channels and classes.
+    """Source of the images of the shards in ``root``, whose resolution, channels and classes must match.
 
-    ``held_out_fraction`` of every class, rounded, is held out, always the same ones. A run ends when more than
-    ``max_bad`` of the records that it reads are bad; until then others stand in for them (see ``ShardImages``).
+    A fixed ``held_out_fraction`` of every class, rounded, is held out. A run fails if more than a fraction ``max_bad``
+    of the records that it reads are bad; up to that, they are replaced by others (see ``ShardImages``).
     """
 
     name: str
@@ -60,9 +60,9 @@ class Shards:
     latents: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raise UserError for settings that do not fit the shards; warn of truncated ones. Reads no record.
+        """Raise UserError for settings that do not match the shards; warn of truncated shards. Reads no record.
 
-        Every tar must be there and have an index that fits the manifest.
+        Every tar must exist and have an index that matches the manifest.
         """
         for key in ("held_out_fraction", "max_bad"):
             if not 0 <= (value := getattr(self, key)) < 1:
@@ -82,7 +82,7 @@ class Shards:
         return self._images(self._quantiles >= self.held_out_fraction)
 
     def held_out(self) -> ShardImages:
-        """Return the split that training never sees; UserError where nothing is held out."""
+        """Return the split that is not used in training; UserError if it is empty."""
         self.check()
         if not self.held_out_fraction:
             raise UserError(
@@ -103,7 +103,7 @@ class Shards:
         return self._manifest.class_names
 
     def fingerprint(self) -> str:
-        """Return hex digits of the shards' own digests, and of the split."""
+        """Return a hex digest of the digests of the shards, and of the split."""
         whole = "\n".join(f"{shard.file} {shard.digest}" for shard in self._manifest.shards)
         return digest("shards", self._manifest.kind, self.held_out_fraction, whole)
 
@@ -129,7 +129,7 @@ class Shards:
 
     @cached_property
     def _records(self) -> Records:
-        """The table of all records; UserError unless it fits the manifest and enough of the tars is there."""
+        """The table of all records; UserError if it does not match the manifest or too many records are lost."""
         manifest = self._manifest
         if not manifest.count:
             raise UserError(f"data.root={self.root}: these shards hold no image; {MAKE} makes others")
@@ -169,10 +169,10 @@ class Shards:
 
 @dataclass(frozen=True)
 class LatentShards(Shards):
-    """The same as latents of an autoencoder: items are means and deviations, float32 [2, channels, resolution, ...].
+    """Source of latents in shards: items are means and standard deviations, float32 [2, channels, resolution, ...].
 
-    ``draw`` says how often a latent is drawn from them: in every step ("every_time", as iMF does), or "once", keyed by
-    the number of the record, as Drifting does when it caches them; the deviations handed out are 0 then.
+    ``draw`` determines how often a latent is sampled from them: in every step ("every_time", as in iMF), or "once",
+    keyed by the index of the record, as in the latent cache of Drifting. With "once" the standard deviations are 0.
     """
 
     draw: str = "every_time"
@@ -186,7 +186,7 @@ class LatentShards(Shards):
         super().check()
 
     def fingerprint(self) -> str:
-        """Return hex digits of the shards' own digests, of the split, and of a draw that is made once."""
+        """Return a hex digest of the digests of the shards, of the split, and of ``draw`` if it is "once"."""
         return super().fingerprint() if self.draw == "every_time" else digest(super().fingerprint(), self.draw)
 
     @property
@@ -198,7 +198,7 @@ _DRAWS = ("every_time", "once")
 
 
 def drawn_once(moments: Float[Tensor, "2 c h w"], record: int) -> Float[Tensor, "2 c h w"]:
-    """Return the latent of record number ``record``, always the same one, as a mean with deviations of 0."""
+    """Return a fixed sample of the latent of record ``record``, as a mean with standard deviations of 0."""
     mean, std = moments
     noise = rng.normal_images("latents", "once", rows=torch.tensor([record]), shape=tuple(mean.shape))[0]
     return torch.stack((mean + std * noise, torch.zeros_like(std)))

@@ -1,7 +1,7 @@
-"""One shard: a WebDataset tar that is the same to the byte whenever the same records go in, and an index beside it.
+"""Read and write one shard: a byte-reproducible WebDataset tar, and its index.
 
-The tar holds ``<key>.<payload>`` and ``<key>.cls`` for every record, so any WebDataset pipeline reads it. The index,
-``<shard>.index.npz``, says where the payload of record i lies, so that it can be read without passing through others.
+The tar has ``<key>.<payload>`` and ``<key>.cls`` for every record, so any WebDataset pipeline can read it. The index,
+``<shard>.index.npz``, has the location of the payload of every record, for random access.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write, to_disk
 from pmf_lightning.utils.errors import UserError
 
-MOST_INDEX = 2**29  # bytes of a column of an index
+MOST_INDEX = 2**29  # largest size in bytes of a column of an index
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image: its key, label, and the bytes and ending (png, jpg, npy) of its payload."""
+    """One image: its key, label, and the bytes and extension (such as png, jpg, npy) of its payload."""
 
     key: str
     label: int
@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Index:
-    """Where the payloads of a shard lie: ``offsets`` and ``sizes`` in bytes [n], ``labels`` [n] and ``keys`` [n]."""
+    """Index of a shard: ``offsets`` and ``sizes`` of payloads in bytes [n], ``labels`` [n] and ``keys`` [n]."""
 
     offsets: Int64[np.ndarray, " n"]
     sizes: Int64[np.ndarray, " n"]
@@ -43,12 +43,12 @@ class Index:
 
 
 def index_path(tar: Path) -> Path:
-    """Return where the index of the shard ``tar`` lies."""
+    """Return the path of the index of the shard ``tar``."""
     return tar.with_suffix(".index.npz")
 
 
 def write_shard(path: Path, records: Iterable[Record]) -> ShardEntry:
-    """Write ``records`` to ``path`` and its index beside it; the tar appears last and whole, or not at all."""
+    """Write ``records`` to ``path``, and the index next to it; the tar is written atomically, after the index."""
     places, keys = [], []
     with atomic_write(path) as partial:
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT, encoding="utf-8") as tar:
@@ -66,7 +66,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> ShardEntry:
 
 
 def read_index(tar: Path) -> Index:
-    """Read the index of a shard; UserError where it is missing or damaged."""
+    """Read the index of a shard; UserError if it is missing or damaged."""
     path = index_path(tar)
     try:
         with open_npz(path) as stored:
@@ -88,7 +88,7 @@ def digest_of(path: Path) -> str:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append one member without time or owner; return where its content starts."""
+    """Append one member without time or owner; return the offset of its content."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Image files decoded once into one memory-mapped array on disk."""
+"""Cache of decoded image files, as one memory-mapped array on disk."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from pmf_lightning.utils.bounded_files import open_npz, read_json
 from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.errors import UserError
 
-WINDOW = 256  # files decoded ahead of the writer: bounds memory, keeps every thread busy
+WINDOW = 256  # files decoded ahead of the writer; bounds the memory
 
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """Files to decode, in the order they are to lie on disk: paths below ``root``, labels [n], split quantiles [n]."""
+    """Files to decode, in the order of the cache: paths below ``root``, labels [n], split quantiles [n]."""
 
     root: Path
     names: list[str]
@@ -39,15 +39,15 @@ class DecodeJob:
 
     @property
     def bytes(self) -> int:
-        """Size on disk if every file is readable."""
+        """Size on disk in bytes, if every file is readable."""
         return len(self.names) * self.channels * self.resolution**2
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The readable images, memory-mapped, with labels and quantiles; and a line of text for each unreadable one.
+    """The readable images, memory-mapped, with labels and quantiles, and a line of text per unreadable image.
 
-    ``done`` counts what the decoder did to pictures (constants of decoder.py).
+    ``done`` counts the conversions of the decoder (constants of decoder.py).
     """
 
     images: UInt8[np.ndarray, "n c h w"]
@@ -59,15 +59,15 @@ class Decoded:
 
 
 def cannot_read(root: Path, line: str) -> UserError:
-    """Make the error for one line of ``Decoded.unreadable``."""
+    """Return the error for one line of ``Decoded.unreadable``."""
     name, reason = line.split("\t", 1)
     return UserError(f"cannot read {root / name} ({reason}): remove it or set data.unreadable=skip")
 
 
 def open_decoded(folder: Path, wanted: DecodeJob, fail: bool) -> Decoded:
-    """Open ``folder``, decoding ``wanted`` into it first if it is not there; it appears whole or not at all.
+    """Open the cache ``folder``; if it does not exist, decode ``wanted`` into it first, atomically.
 
-    Raises UserError when the disk is too small, when no file is readable or, with ``fail``, at the first that is not.
+    Raises UserError if the disk is too small, no file is readable or, with ``fail``, at the first unreadable file.
     """
     with sole_writer(folder):
         if not folder.exists():
@@ -76,13 +76,13 @@ def open_decoded(folder: Path, wanted: DecodeJob, fail: bool) -> Decoded:
                 _decode(partial, folder, wanted, fail)
     try:
         return _opened(folder, wanted)
-    except Exception as error:  # numpy reads headers as Python, which has many ways to be wrong
+    except Exception as error:  # numpy evaluates headers as Python literals, which raise many exceptions
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{folder} is damaged ({reason}): remove it, and the images are decoded again") from error
 
 
 def _opened(folder: Path, wanted: DecodeJob) -> Decoded:
-    """Open what was decoded; ValueError where it is not of the ``wanted`` files."""
+    """Open an existing cache; ValueError if it does not match the ``wanted`` files."""
     unreadable_file, most = folder / "unreadable.txt", 8 * len(wanted.names)
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     with open_npz(folder / "index.npz") as index:
@@ -139,21 +139,21 @@ def _decode(partial: Path, folder: Path, wanted: DecodeJob, fail: bool) -> None:
                 f"none of the {len(unreadable)} images in {wanted.root} can be read, first {unreadable[0]!r}"
             )
         file.seek(0)
-        _write_header(file, (len(kept), *shape))  # numpy pads headers so that the first length may change
+        _write_header(file, (len(kept), *shape))  # numpy pads headers, so the first dimension may change
     np.savez(partial / "index.npz", labels=wanted.labels[kept].numpy(), quantiles=wanted.quantiles[kept].numpy())
     (partial / "done.json").write_text(json.dumps(done) + "\n")
     (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
 
 
 def _read_all(wanted: DecodeJob) -> Iterator[Square | Exception]:
-    """Decode on all cores, yielding in order an image or the reason why there is none; UserError without memory."""
+    """Decode on all cores and yield an image or an exception per file, in order; UserError without memory."""
 
     def read(name: str) -> Square | Exception:
         try:
             return read_square(wanted.root / name, wanted.resolution, wanted.channels, wanted.background)
-        except MemoryError as error:  # no fault of the file: it must not be missing from the cache for ever
+        except MemoryError as error:  # the file is intact and must not be permanently missing from the cache
             raise UserError(f"no memory to decode {wanted.root / name}: free some, or remove the file") from error
-        except Exception as reason:  # broken files make Pillow raise nearly anything
+        except Exception as reason:  # Pillow raises many exceptions for damaged files
             return reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn: 1,797 real images, no download."""
+"""Data source of scikit-learn's handwritten digits: 1,797 real images, no download."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ IMAGES, SIDE, INK = 1797, 8, 16  # images, their side in pixels, their highest v
 class Digits:
     """Digits 0..9 in white on black, enlarged from 8x8 by bicubic interpolation.
 
-    The originals are scans of real handwriting, already reduced to 8x8 pixels of 17 levels by their makers (UCI Optical
+    The originals are scans of real handwriting, which the authors reduced to 8x8 pixels of 17 levels (UCI Optical
     Recognition of Handwritten Digits, test part). The first ``held_out_images`` of a fixed stratified order are held
     out.
     """
@@ -31,7 +31,7 @@ class Digits:
     held_out_images: int
 
     def check(self) -> None:
-        """Raise UserError unless the digits can be made so."""
+        """Raise UserError for invalid settings."""
         if self.channels not in (1, 3):
             raise UserError(f"data.channels={self.channels}: digits are grey, set data.channels to 1 or 3")
         if self.resolution < SIDE:
@@ -46,11 +46,11 @@ class Digits:
         return self._rows(slice(self.held_out_images, None))
 
     def held_out(self) -> ArrayDataset:
-        """Return the split that training never sees."""
+        """Return the split that is not used in training."""
         return self._rows(slice(0, self.held_out_images))
 
     def fingerprint(self) -> str:
-        """Return hex digits of what determines images and split."""
+        """Return a hex digest of the settings that determine images and split."""
         return digest("digits, bicubic", self.resolution, self.channels, self.held_out_images)
 
     def _rows(self, rows: slice) -> ArrayDataset:
@@ -62,10 +62,10 @@ class Digits:
 
 
 def _originals() -> tuple[UInt8[Tensor, "n 1 8 8"], Int64[Tensor, " n"]]:
-    from sklearn.datasets import load_digits  # a second of import that only this function needs
+    from sklearn.datasets import load_digits  # imported here, because it takes a second
 
     bunch = load_digits()
-    order = bunch.target.argsort(kind="stable")  # by class, so that equal quantiles come in the order of the classes
+    order = bunch.target.argsort(kind="stable")  # by class, so that equal quantiles are in the order of the classes
     images = torch.from_numpy(bunch.images[order]).to(torch.uint8)[:, None]
     return images, torch.from_numpy(bunch.target[order]).long()
 

@@ -1,4 +1,4 @@
-"""Any images on disk, one folder per class."""
+"""Data source of image files in one folder per class."""
 
 import warnings
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ POLICIES = ("skip", "fail")
 class Folder:
     """Images ``root/<class>/**`` of any size, cropped to squares and decoded once into the cache.
 
-    Labels follow the names of the class folders (see ``class_folders.find_classes``); images that lie in ``root``
-    itself, without class folders, are one class. The kinds of images are Pillow's (see ``image_kinds``), at any depth;
-    hidden files do not count. ``unreadable`` says whether a broken file is skipped or fatal; ``held_out_fraction`` of
-    every class, rounded, is held out; ``cache_dir`` None means the user's own cache folder; ``background`` is what
-    transparent pixels show. See ``crop.read_square`` for how pixels are made.
+    Labels follow the names of the class folders (see ``class_folders.find_classes``). Images directly in ``root``,
+    without class folders, are one class. Supported formats are Pillow's (see data/images/kinds.py), at any depth;
+    hidden files are ignored. ``unreadable`` determines whether a broken file is skipped or fatal. A fraction
+    ``held_out_fraction`` of every class, rounded, is held out. ``cache_dir`` None means the user's cache folder.
+    Transparent pixels show ``background``. See ``transforms.read_square`` for decoding and cropping.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Folder:
     background: str = "white"
 
     def check(self) -> None:
-        """Raise UserError for a setting or a folder that cannot work; reads names only."""
+        """Raise UserError for invalid settings or an invalid folder, reading names only."""
         if self.channels not in (1, 3):
             raise UserError(f"data.channels={self.channels}: set data.channels to 3 (colour) or 1 (grey)")
         if self.resolution < 1:
@@ -64,7 +64,7 @@ class Folder:
 
     @property
     def left_out(self) -> list[LeftOut]:
-        """Return the files below the root that are not used, each with the reason."""
+        """Return the skipped files below the root, each with the reason."""
         return self._tree.left_out
 
     def train(self) -> ArrayDataset:
@@ -72,11 +72,11 @@ class Folder:
         return self._rows(held_out=False)
 
     def held_out(self) -> ArrayDataset:
-        """Return the split that training never sees; UserError if the held-out share of so few images is none."""
+        """Return the split that is not used in training; UserError if the held-out fraction rounds to no image."""
         return self._rows(held_out=True)
 
     def fingerprint(self) -> str:
-        """Return hex digits of what determines images and split."""
+        """Return a hex digest of the files and settings that determine images and split."""
         return digest(self._decoded_key, self.held_out_fraction)
 
     def _rows(self, held_out: bool) -> ArrayDataset:
@@ -93,7 +93,7 @@ class Folder:
 
     @cached_property
     def _decoded_key(self) -> str:
-        """Key of the decoded images; the split is not part of it, as every split is a cut through the same order."""
+        """Cache key of the decoded images, without the split, since every split is a prefix of the same order."""
         tree, lines = self._tree, []
         for label, name in zip(tree.labels, tree.names, strict=True):
             lines.append(f"{label} {name} {_state(tree.root / name)}")
@@ -123,7 +123,7 @@ class Folder:
         return decoded
 
     def _judge(self, decoded: Decoded, fail: bool) -> None:
-        """Say what could not be read, now or when the cache was made; refuse it if ``fail`` or if a class is empty."""
+        """Report conversions and unreadable files, now or of the cache; UserError if ``fail`` or a class is empty."""
         if decoded.done:
             print(say_done(decoded.done), flush=True)
         bad, tree = decoded.unreadable, self._tree
@@ -143,7 +143,7 @@ class Folder:
 
 
 def _state(path: Path) -> str:
-    """Return size and time of a file; of one that has gone meanwhile, nothing: it is listed when it is read."""
+    """Return size and time of a file, or "gone" if it has been deleted; it is then reported when it is read."""
     try:
         status = path.stat()
     except OSError:

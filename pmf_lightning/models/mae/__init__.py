@@ -1,4 +1,4 @@
-"""The masked autoencoder whose encoder gives drifting its features."""
+"""The masked autoencoder whose encoder provides the features of Drifting."""
 
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.layers import patchify, unpatchify

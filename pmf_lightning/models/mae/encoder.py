@@ -1,4 +1,4 @@
-"""The encoder of drifting's features: a ResNet with group norms on patches (arXiv 2602.04770, official code)."""
+"""Feature encoder of Drifting: a ResNet with group norms on patches (arXiv 2602.04770, official code)."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,10 @@ STAGES = 4
 
 
 class BasicBlock(nn.Module):
-    """ReLU(shortcut + GN(conv(ReLU(GN(conv x))))); the shortcut is x, or GN(conv 1x1 x) where the shape changes."""
+    """Basic block ReLU(shortcut + GN(conv(ReLU(GN(conv x))))).
+
+    The shortcut is x, or GN(conv 1x1 x) if the shape changes.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, stride: int):
         super().__init__()
@@ -24,13 +27,13 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(LecunConv(fan_in, fan_out, 1, stride), GroupNorm(fan_out))
 
     def forward(self, x: Map) -> Map:
-        """Transform a map; stride 2 halves its sides, rounded up."""
+        """Transform a feature map; stride 2 halves its sides, rounded up."""
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(self.shortcut(x) + y)
 
 
 class Stage(nn.Module):
-    """Basic blocks, the first with ``stride``, and a group norm behind the last, which feeds what comes next."""
+    """Basic blocks, the first with ``stride``, followed by a group norm."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, blocks: int):
         super().__init__()
@@ -39,7 +42,7 @@ class Stage(nn.Module):
         self.norm = GroupNorm(fan_out)
 
     def forward(self, x: Map) -> tuple[Map, list[Map]]:
-        """Return the stage's output and the output of every block before it."""
+        """Return the normalised output of the stage, and the output of every block."""
         outputs = []
         for block in self.blocks:
             x = block(x)
@@ -48,16 +51,16 @@ class Stage(nn.Module):
 
 
 class MAEEncoder(nn.Module):
-    """conv 3x3 - GN - ReLU, then four stages of basic blocks, base_channels times 1, 2, 4, 8 wide.
+    """ResNet encoder: conv 3x3 - GN - ReLU, then four stages of width base_channels times 1, 2, 4, 8.
 
     Args:
         resolution, channels: images are channels x resolution x resolution.
-        patch: they are cut into patch x patch pixels; the first stage works on the grid of patches, each later one on
-            half the grid of the one before.
-        base_channels: width of the first convolution and stage; any number.
-        blocks: basic blocks of each of the four stages.
+        patch: images are split into patch x patch pixels; the first stage works on the patch grid, each later stage on
+            half the grid of the previous one.
+        base_channels: width of the first convolution and stage; any positive integer.
+        blocks: number of basic blocks of each of the four stages.
 
-    Raises ValueError where the sizes do not fit each other.
+    Raises ValueError for incompatible sizes.
     """
 
     def __init__(self, *, resolution: int, channels: int, patch: int, base_channels: int, blocks: Sequence[int]):
@@ -77,7 +80,7 @@ class MAEEncoder(nn.Module):
         self._refuse_dead_stages()
 
     def _refuse_dead_stages(self) -> None:
-        """Raise ValueError where a norm has one number to normalise, which is 0 whatever the image."""
+        """Raise ValueError if a norm has groups of a single value, whose output is always 0."""
         side = self.grid
         for i, stage in enumerate(self.stages, 1):
             width = len(stage.norm.weight)
@@ -89,13 +92,13 @@ class MAEEncoder(nn.Module):
             side = -(-side // 2)
 
     def forward(self, images: Float[Tensor, "b c h w"], every_block: int | None = None) -> dict[str, Map]:
-        """Return the maps of images by name: ``maps`` of their patches."""
+        """Return the feature maps of images by name (see ``maps``)."""
         return self.maps(patchify(images, self.patch), every_block)
 
     def maps(self, patches: Map, every_block: int | None = None) -> dict[str, Map]:
         """Return "conv1" and "layer1" to "layer4", then, with ``every_block`` k, "layer{i}_blk{n}" for n = k, 2k, ...
 
-        layer{i} is the output of stage i, behind its last norm; a block's output is taken before that norm.
+        layer{i} is the output of stage i after its last norm; a block's output is before that norm.
         """
         x = self.stem(patches)
         found, inner = {"conv1": x}, {}

@@ -1,7 +1,7 @@
-"""The layers of the masked autoencoder: convolutions, group norms, and images as a grid of patches.
+"""Layers of the masked autoencoder: convolutions, group norms and patchify.
 
-Weights start as flax starts them by default: kernels and matrices from a normal law cut at two of its standard
-deviations, of variance 1 / fan_in in the end; biases at zero, scales at one. All of them are Adam's.
+Weights are initialised with flax's defaults. Kernels and matrices are from a normal distribution truncated at two
+standard deviations, with final variance 1 / fan_in; biases are zero, scales one. All are optimised by Adam.
 """
 
 import math
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from pmf_lightning.models.layers import Stream
 from pmf_lightning.utils.precision import at_least_float32
 
-Map = Float[Tensor, "_b _c _h _w"]  # sizes not tied to each other: most layers change some
-EPS = 1e-6  # of every group norm; torch's own default is ten times larger
+Map = Float[Tensor, "_b _c _h _w"]  # sizes are not bound to names, since most layers change some
+EPS = 1e-6  # of every group norm; torch's default is ten times larger
 MOST_GROUPS = 32
-_CUT_STD = 0.8796256610342398  # of the standard normal law cut at -2 and 2
+_CUT_STD = 0.8796256610342398  # std of the standard normal distribution truncated at -2 and 2
 
 
 def _lecun_(weight: Tensor, generator: torch.Generator) -> None:
-    """Fill a kernel or matrix whose first axis is the fan-out; variance 1 / fan_in."""
+    """Initialise a kernel or matrix, whose first axis is the fan-out, with variance 1 / fan_in."""
     std = 1 / math.sqrt(weight[0].numel())
     bound = 2 * std / _CUT_STD
     nn.init.trunc_normal_(weight, std=std / _CUT_STD, a=-bound, b=bound, generator=generator)
 
 
 class LecunConv(nn.Conv2d):
-    """A convolution that keeps the size of its input (of odd kernels), or halves it with ``stride`` 2."""
+    """Convolution with "same" padding for odd kernels; ``stride`` 2 halves the size."""
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
 
@@ -36,33 +36,33 @@ class LecunConv(nn.Conv2d):
         super().__init__(fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill kernel and bias."""
+        """Initialise kernel and bias."""
         _lecun_(self.weight, stream("weight"))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class LecunLinear(nn.Linear):
-    """A linear map with a bias."""
+    """Linear layer with bias."""
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: torch's own start would read the global random generator."""
+        """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
-        """Fill matrix and bias."""
+        """Initialise matrix and bias."""
         _lecun_(self.weight, stream("weight"))
         nn.init.zeros_(self.bias)
 
 
 class GroupNorm(nn.Module):
-    """Each image's groups of channels to mean 0 and variance 1, then a scale and a bias per channel.
+    """Group norm with a scale and a bias per channel, computed in float32 or wider.
 
-    ``groups`` None takes the largest divisor of ``channels`` that is at most 32. Inside in float32 or wider.
+    With ``groups`` None, the number of groups is the largest divisor of ``channels`` that is at most 32.
     """
 
     optim_kinds = {"weight": "adam", "bias": "adam"}
@@ -74,12 +74,12 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
 
     def init_weights(self, stream: Stream) -> None:
-        """Start at one and zero."""
+        """Initialise scales with ones and biases with zeros."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Map) -> Map:
-        """Normalise; shape and dtype stay."""
+        """Normalise; shape and dtype are unchanged."""
         wide, weight, bias = (at_least_float32(value) for value in (x, self.weight, self.bias))
         return F.group_norm(wide, self.groups, weight, bias, EPS).to(x.dtype)
 
@@ -94,13 +94,13 @@ class ConvNormReLU(nn.Sequential):
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Map:
     """Return images [B,C,H,W] as maps [B, patch*patch*C, H/patch, W/patch].
 
-    The channels of a patch are in the order (row in the patch, column in the patch, colour).
+    The values of a patch are in the order (row in the patch, column in the patch, channel).
     """
     cut = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [B, C, h, row, w, column]
     return cut.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def unpatchify(maps: Map, patch: int) -> Float[Tensor, "b c h w"]:
-    """Undo ``patchify``."""
+    """Invert ``patchify``."""
     cut = maps.unflatten(1, (patch, patch, -1))  # [B, row, column, C, h, w]
     return cut.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)

@@ -22,7 +22,7 @@ SKIPS = ("layer3", "layer2", "layer1", "conv1")
 
 
 class UpBlock(nn.Module):
-    """Resize to the skip's size, put the skip's channels behind, GN, and twice conv 3x3 - GN - ReLU."""
+    """Up block: resize to the skip's size, concatenate the skip, GN, and twice conv 3x3 - GN - ReLU."""
 
     def __init__(self, fan_in: int, skip: int, fan_out: int):
         super().__init__()
@@ -31,16 +31,16 @@ class UpBlock(nn.Module):
         self.refine = ConvNormReLU(fan_out, fan_out)
 
     def forward(self, x: Map, skip: Map) -> Map:
-        """Return a map of the skip's size; bilinear with pixel centres, as jax.image.resize."""
+        """Return a map of the skip's size; resizing is bilinear with pixel centres, as jax.image.resize."""
         if x.shape[-2:] != skip.shape[-2:]:
             x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
         return self.refine(self.project(self.norm(torch.cat((x, skip), dim=1))))
 
 
 class UNetDecoder(nn.Module):
-    """A convolution on stage 4, four up blocks, which take stages 3, 2, 1 and conv1 as skips, and a 1x1 convolution.
+    """U-Net decoder: convolution on stage 4, four up blocks with skips from stages 3, 2, 1 and conv1, 1x1 convolution.
 
-    Raises ValueError unless ``base_channels`` is a multiple of 32: the norms behind the skips have 32 groups.
+    Raises ValueError unless ``base_channels`` is a multiple of 32, since the norms after the skips have 32 groups.
     """
 
     def __init__(self, base_channels: int, channels: int):
@@ -59,7 +59,7 @@ class UNetDecoder(nn.Module):
         self.head = LecunConv(b, channels, 1, bias=True)
 
     def forward(self, maps: Mapping[str, Map]) -> Map:
-        """Map the encoder's outputs to ``channels`` numbers for every patch."""
+        """Map the encoder's outputs to ``channels`` values per patch."""
         x = self.bridge(maps["layer4"])
         for up, skip in zip(self.ups, SKIPS, strict=True):
             x = up(x, maps[skip])
@@ -70,13 +70,13 @@ HEADS = ("image", "logits")
 
 
 class MAE(nn.Module):
-    """Images with holes in, whole images and class logits out; which pixels are hidden is the caller's affair.
+    """Masked autoencoder: maps masked images to reconstructions and class logits. The caller applies the mask.
 
     Args:
         resolution, channels, patch, base_channels, blocks: see MAEEncoder; base_channels is a multiple of 32.
-        classes: the logits, of the spatial mean of the last stage.
+        classes: number of logits, computed from the spatial mean of the last stage.
 
-    Raises ValueError where the sizes do not fit each other. Source: arXiv 2602.04770, appendix and official code.
+    Raises ValueError for incompatible sizes. Source: arXiv 2602.04770, appendix and official code.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class MAE(nn.Module):
     def forward(
         self, image: Float[Tensor, "b c h w"], heads: Collection[str] = HEADS
     ) -> dict[str, Float[Tensor, "b ..."]]:
-        """Return "image" [B,C,H,W] and "logits" [B, classes], of which only those in ``heads`` are computed."""
+        """Return "image" [B,C,H,W] and "logits" [B, classes]; only those in ``heads`` are computed."""
         maps = self.encoder(image)
         found: dict[str, Tensor] = {}
         if "image" in heads:

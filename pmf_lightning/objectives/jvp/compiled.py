@@ -1,8 +1,8 @@
-"""The passes of a training step through torch.compile: fewer trips to memory between the products of matrices.
+"""torch.compile for the passes of a training step, which fuses the operations between matrix products.
 
-Passes without a derivative are compiled as they are. The derivative is compiled together with the values beside it
-(forward_mode.py), tape and all: a tensor subclass cannot enter a compiled region from outside. The weights and their
-names stay those of the network, so that checkpoints do not know of any of this.
+Passes without a derivative are compiled directly. The derivative is compiled together with its values and its tape
+(forward_mode.py), because a tensor subclass cannot enter a compiled region from outside. Weights and their names are
+unchanged, so checkpoints are independent of compilation.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +14,11 @@ from pmf_lightning.objectives.jvp import forward_mode
 
 
 class CompiledNetwork:
-    """A network whose passes are compiled at their first use; the number of images in a pass may change.
+    """A network whose passes are compiled at first use, with a dynamic batch size.
 
     Args:
         network: the backbone.
-        backend: of torch.compile; "inductor" is the fast one, "aot_eager" compiles fast and runs no faster than before.
+        backend: of torch.compile; "inductor" runs fast, "aot_eager" compiles fast and runs no faster than eager mode.
     """
 
     def __init__(self, network: nn.Module, backend: str = "inductor"):
@@ -33,6 +33,6 @@ class CompiledNetwork:
         heads: Iterable[str] | None = None,
         attention: str | None = None,
     ) -> dict[str, Tensor]:
-        """Return the fields of the heads asked for."""
+        """Return the fields of the requested heads."""
         forward = self.network if torch.compiler.is_compiling() else self._forward
         return forward(image, conditions, heads=heads, attention=attention)

@@ -2,12 +2,12 @@
 
 du/dt is only needed where t != r and carries no gradient. Two forms give the same numbers:
 
-one_pass  values with their graph, and the derivative beside them without one, over the rows that need it (see
-          forward_mode.py); the other rows apart. Least arithmetic. The network may use the operations that
-          forward_rules.py knows, fused attention among them.
-two_pass  an ordinary differentiable pass over all rows, then torch.func.jvp over the rows that need it, without a graph
-          and with plain attention, since no fused kernel has a forward-mode derivative there. Works for any network,
-          and with activation checkpointing in the differentiable pass; computes those rows' values a second time.
+one_pass  One pass over the rows that need du/dt computes values with their graph and the derivative without one (see
+          forward_mode.py); a separate pass computes the other rows. Least arithmetic. The network may only use
+          operations with a rule in forward_rules.py, which include fused attention.
+two_pass  A differentiable pass over all rows, then torch.func.jvp over the rows that need du/dt, without a graph and
+          with plain attention, since no fused kernel has a forward-mode derivative there. Works for any network, and
+          with activation checkpointing in the differentiable pass. The values of those rows are computed twice.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ Form = Literal["one_pass", "two_pass"]
 
 @runtime_checkable
 class VelocityFunction(Protocol):
-    """(u, v) of the rows selected by an index, as a function of z, t, r; v is None where it was not asked for."""
+    """(u, v) of the rows selected by an index, as a function of z, t, r; v is None if it was not requested."""
 
     def __call__(
         self, z: Tensor, t: Tensor, r: Tensor, rows: Tensor | slice, with_v: bool, attention: str | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Evaluate; z, t and r are already restricted to the rows, everything else is not."""
+        """Evaluate; z, t and r are already restricted to the rows, all other inputs are not."""
         ...
 
 
@@ -45,10 +45,10 @@ def velocities_and_derivative(
     form: Form,
     derive: Callable = forward_mode.derivative,
 ) -> tuple[Image, Image, Image]:
-    """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``r_ne_t`` is False and has no gradient.
+    """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
 
-    ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is what the form one_pass calls, to be
-    replaced by its compiled twin.
+    ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is the function called by the form
+    one_pass; a compiled version can be passed.
     """
     rows = moving.nonzero().squeeze(1).to(z.device, non_blocking=True)
     still = (~moving).nonzero().squeeze(1).to(z.device, non_blocking=True)

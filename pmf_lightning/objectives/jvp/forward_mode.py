@@ -1,9 +1,9 @@
-"""Forward-mode derivatives that share the values of the pass that is trained.
+"""Forward-mode derivatives that reuse the values of the training pass.
 
-torch.func.jvp multiplies with the zero tangents of every weight as well, computes all values a second time, and keeps
+torch.func.jvp also multiplies with the zero tangents of every weight, computes all values a second time, and retains
 the graph of the derivative when the values need one. Here the values are computed once, with their graph, while a tape
-notes what depends on the direction; then the tangents of what was asked for are computed along the tape, without a
-graph. Measured on two CPU cores (pmf_digits, 32 rows): see the README's table of speed.
+records the operations that depend on the direction. Then the tangents of the requested output are computed along the
+tape, without a graph. Measurements are in docs/speed.md.
 
 A function may use the operations that have a rule in ``forward_rules.py``; any other raises NotImplementedError.
 """
@@ -18,7 +18,7 @@ from pmf_lightning.objectives.jvp.forward_rules import CONSTANT, RULES
 
 
 class Dual(Tensor):
-    """A value that depends on the direction of derivation, and the tape that notes how."""
+    """A tensor with a tangent in forward mode, and the tape that records its operations."""
 
     value: Tensor
     tangent: Tensor | None
@@ -26,7 +26,7 @@ class Dual(Tensor):
 
     @staticmethod
     def __new__(cls, value: Tensor, tape: list, tangent: Tensor | None = None):
-        """Wrap ``value``; shape, dtype and device can be asked as of any tensor."""
+        """Wrap ``value``; shape, dtype and device work as for any tensor."""
         dual = value.detach().as_subclass(cls)
         dual.value, dual.tape, dual.tangent = value, tape, tangent
         return dual
@@ -38,7 +38,7 @@ class Dual(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # shape, dtype, device: the wrapper knows them
+        if name == "__get__":  # shape, dtype, device: the wrapper has them
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if name in CONSTANT:
@@ -50,7 +50,7 @@ class Dual(Tensor):
         many = isinstance(value, tuple)
         outputs = tuple(Dual(part, tape) for part in value) if many else (Dual(value, tape),)
         noted = outputs, RULES[name], func, args, kwargs
-        if torch.compiler.is_compiling():  # which drops the tangents that nobody asks for by itself
+        if torch.compiler.is_compiling():  # the compiler removes unused tangents
             _advance(*noted)
         else:
             tape.append(noted)
@@ -68,12 +68,12 @@ def derivative(function: Callable[..., tuple[Tensor, ...]], primals: tuple, tang
     with torch.no_grad(), record_function("derivative"):
         slope = _tangent(outputs[0], tape)
     values = tuple(_value(output) for output in outputs)
-    tape.clear()  # tape and duals hold each other: without this the memory waits for the garbage collector
+    tape.clear()  # breaks the reference cycle of tape and duals, which would otherwise wait for the garbage collector
     return values, slope
 
 
 def _tangent(target: Tensor, tape: list) -> Tensor:
-    """Run the tape forwards over what ``target`` depends on."""
+    """Return the tangent of ``target`` by running the tape over the operations that it depends on."""
     if not isinstance(target, Dual):
         return torch.zeros_like(target)
     if torch.compiler.is_compiling():
@@ -89,7 +89,7 @@ def _tangent(target: Tensor, tape: list) -> Tensor:
 
 
 def _advance(outputs, rule, func, args, kwargs) -> None:
-    """Give the outputs of one operation their tangents."""
+    """Compute the tangents of the outputs of one operation."""
     with torch.no_grad():
         values, slopes = _map(_detached, args), _map(_slope, args)
         results = rule(func, outputs[0].value.detach(), values, slopes, _map(_detached, kwargs))

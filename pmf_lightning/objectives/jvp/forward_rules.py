@@ -1,19 +1,19 @@
-"""The tangent of one operation: ``rule(func, out, values, slopes, kwargs)``.
+"""Forward-mode rules: ``rule(func, out, values, slopes, kwargs)`` returns the tangent of one operation.
 
-``values`` are the arguments of ``func`` without graph, ``out`` its (first) result, ``slopes`` the tangents of the
-arguments in the same places, None where an argument is a constant.
+``values`` are the arguments of ``func`` without graph, ``out`` is its (first) result. ``slopes`` are the tangents of
+the arguments at the same positions, None for constants.
 """
 
 import torch
 
 
 def _linear_in_first(func, out, values, slopes, kwargs):
-    """Reshapings, and whatever else is linear in its first argument."""
+    """Operations linear in their first argument, such as reshapes."""
     return func(slopes[0], *values[1:], **kwargs)
 
 
 def _affine(func, out, values, slopes, kwargs):
-    """A linear layer or convolution of fixed weights: the bias has no part in it."""
+    """A linear layer or convolution with constant weights; the bias does not contribute."""
     return func(slopes[0], values[1], None, *values[3:], **{k: v for k, v in kwargs.items() if k != "bias"})
 
 
@@ -109,7 +109,7 @@ def _rms_norm(func, out, values, slopes, kwargs):
 
 
 def _attention(func, out, values, slopes, kwargs):
-    """Fused attention: the weights, which the kernel does not give away, are computed again."""
+    """Fused attention; the attention weights are recomputed, because the kernel does not return them."""
     (q, k, v), (dq, dk, dv) = values, slopes
     scale = q.shape[-1] ** -0.5
     weights = (q @ k.transpose(-1, -2) * scale).softmax(-1)
@@ -117,7 +117,7 @@ def _attention(func, out, values, slopes, kwargs):
     return _softmax(None, weights, (None, -1), (scores,), {}) @ v + weights @ dv
 
 
-# What does not depend on the direction: counts, comparisons, and what was cut off on purpose.
+# Operations without a tangent: sizes, comparisons and detach.
 CONSTANT = {"detach", "__len__", "size", "dim", "numel", "eq", "ne", "lt", "le", "gt", "ge", "zeros_like", "ones_like"}
 
 RULES = {

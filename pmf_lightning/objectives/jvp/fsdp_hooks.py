@@ -1,8 +1,8 @@
-"""Duals (forward_mode.py) on their way through a module's hooks, which act on plain tensors.
+"""Let FSDP hooks see the plain tensors inside Duals (forward_mode.py).
 
-FSDP gathers weights before a module runs and reduces gradients after its backward pass, by hooks that look for tensors
-with a graph in what goes in and comes out. A Dual keeps its graph inside, so hooks would pass it by. Here each Dual is
-opened before the module's own hooks and closed after them.
+FSDP gathers weights before a module runs and reduces gradients after its backward pass. Its hooks look for tensors with
+a graph among the inputs and outputs. A Dual stores its graph inside, so the hooks would miss it. Here each Dual is
+unwrapped before the module's hooks and wrapped again after them.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from pmf_lightning.objectives.jvp.forward_mode import Dual
 
 
 def open_duals(module: nn.Module) -> None:
-    """Let the hooks that ``module`` has by now see the values of Duals, and the module itself the Duals."""
-    waiting: list[list[Any]] = []  # what was opened, for the hook on the other side
+    """Pass the values of Duals to the hooks already registered on ``module``, and the Duals to the module itself."""
+    waiting: list[list[Any]] = []  # unwrapped inputs or outputs, for the hook that wraps them again
 
     def before(_, args, kwargs):
         return _open(waiting, (args, kwargs))
@@ -48,7 +48,7 @@ def _close(waiting: list, tree: Any) -> Any:
 
 
 def _again(dual: Dual, value: Any) -> Dual:
-    """Return a Dual of what a hook made of the value of ``dual``: the same numbers, in another dtype at most."""
+    """Return a Dual of a hook's output for the value of ``dual``: the same numbers, possibly in another dtype."""
     if value is dual.value:
         return dual
     new = Dual(value, dual.tape)

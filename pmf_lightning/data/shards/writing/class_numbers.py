@@ -1,4 +1,4 @@
-"""Classes of tars: from the numbers of records, or from the names of tars and folders, to labels 0 to K - 1."""
+"""Labels 0 to K - 1 of tar inputs, from the class numbers of records or the names of tars and folders."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,17 @@ from jaxtyping import Int64
 from pmf_lightning.data.images.class_folders import SPLIT, in_order
 from pmf_lightning.utils.errors import UserError
 
-FAR_APART = 100  # numbers without a record, and more than those with one: the numbers are names, not labels
+FAR_APART = 100  # with at least this many unused numbers, and more unused than used, numbers are names, not labels
 SHARD_NAME = re.compile(r"(.*?)([0-9]{3,})")
 
 
 def by_number(
     labels: Int64[np.ndarray, " n"], keys: list[str], classes: int | None, names_file: str | None
 ) -> tuple[Int64[np.ndarray, " n"], list[str], str | None]:
-    """Return labels, the names of the classes, and a line that says so where the numbers became others.
+    """Return labels, class names, and a message if the numbers were remapped.
 
-    ``classes`` and ``names_file`` say how many classes there are, and the numbers stay. Without them numbers that are
-    far apart (those of WordNet, years) become 0 to K - 1 in their order. Raises UserError where it does not fit.
+    With ``classes`` or ``names_file``, which set the number of classes, the numbers are unchanged. Without them, sparse
+    numbers (WordNet ids, years) are remapped to 0 to K - 1 in order. Raises UserError for inconsistent input.
     """
     used, places = np.unique(labels, return_inverse=True)
     empty = int(used[-1]) + 1 - len(used)
@@ -48,10 +48,10 @@ def _read_names(names_file: str) -> list[str]:
 
 
 def by_name(files: list[str], inner: list[str], names: list[str]) -> tuple[list[str], list[str]]:
-    """Return the class of every image that has no label, and its key.
+    """Return the class name and key of every image, for images without labels.
 
-    It is the tar inside the tar that holds the image, else its tar where there are several, else its folder in the one
-    tar there is. ``files`` are the tars, ``names`` the paths inside. Raises UserError where these are no classes.
+    The class is the nested tar of the image; without nested tars, its tar if there are several; else its folder inside
+    the single tar. ``files`` are the tars, ``names`` the paths inside. Raises UserError if these are not classes.
     """
     tars = sorted({file.partition(".")[0] for file in files})
     if any(inner):
@@ -69,7 +69,7 @@ def by_name(files: list[str], inner: list[str], names: list[str]) -> tuple[list[
 
 
 def _are_shards(tars: list[str]) -> bool:
-    """Say whether the names of tars count 000, 001, 002, ..."""
+    """Return whether the names of tars are consecutive numbers 000, 001, 002, ..."""
     parts = [SHARD_NAME.fullmatch(tar) for tar in tars]
     if not all(parts) or len({part[1] for part in parts}) > 1:
         return False
@@ -78,7 +78,7 @@ def _are_shards(tars: list[str]) -> bool:
 
 
 def _by_folder(tar: str, names: list[str]) -> list[str]:
-    """Return the first folder of every image behind those that all images share; the tar's name where there is none."""
+    """Return the first folder of every image below the common path of all images; the tar's name if there is none."""
     folders = [name.split("/")[:-1] for name in names]
     while all(folders) and len({one[0] for one in folders}) == 1 and any(len(one) > 1 for one in folders):
         folders = [one[1:] for one in folders]

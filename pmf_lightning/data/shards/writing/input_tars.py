@@ -28,7 +28,7 @@ def tar_inputs(
     """List the images of ``tars``, whose records hold an image and its label as ``<key>.jpg`` and ``<key>.cls``.
 
     Without any label the classes are those of ``class_numbers.by_name``. ``workers`` processes read the headers, and
-    unpack compressed tars into the folder ``unpacked``. Raises UserError where no image is found.
+    unpack compressed tars into the folder ``unpacked``. Raises UserError if no image is found.
     """
     tasks = [TarTask(tar, unpacked) for tar in tars]
     listings = sorted(in_processes(list_tar, tasks, workers, progress), key=lambda listing: listing.file)
@@ -71,7 +71,7 @@ def tar_inputs(
 
 
 def _named(listings: list[TarListing]) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return labels, names of classes and keys of images that have no label."""
+    """Return labels, class names and keys of images without labels."""
     rows = [(listing.file, *bare[:2]) for listing in listings for bare in listing.bare]
     chosen, keys = by_name([row[0] for row in rows], [row[2] for row in rows], [row[1] for row in rows])
     names = in_order(list(set(chosen)))
@@ -86,17 +86,17 @@ def _said(tars: list[Path], keys: list[str], names: list[str], said: str | None,
 
 
 def _names(tars: list[Path]) -> list[str]:
-    """Name the tars, in the order of their listings, below their folder, or from the root of all if there are more."""
+    """Return the names of tars, in listing order: relative to their folder, or to the root if there are several."""
     tars = sorted(tars, key=lambda tar: tar.name)
     one = len({tar.parent for tar in tars}) == 1
     return [tar.name if one else str(tar.absolute().relative_to("/")) for tar in tars]
 
 
 def find_inputs(given: str, classes: int | None, class_names: str | None, workers: int, unpacked: Path) -> Inputs:
-    """List the images in ``given``, a folder of class folders or what ``find_tars`` takes; prints what was found.
+    """List the images in ``given``, a folder of class folders or a pattern for ``find_tars``, and print a summary.
 
-    ``classes`` and ``class_names`` are of tars (see ``tar_inputs``), whose headers ``workers`` processes read;
-    ``unpacked`` is a folder for the plain copies of compressed ones. Raises UserError.
+    ``classes`` and ``class_names`` are for tars (see ``tar_inputs``), whose headers are read by ``workers`` processes.
+    ``unpacked`` is a folder for uncompressed copies of compressed tars. Raises UserError.
     """
     source = Path(given).expanduser()
     if _holds_class_folders(source):
@@ -116,7 +116,7 @@ def find_inputs(given: str, classes: int | None, class_names: str | None, worker
 
 
 def _holds_class_folders(source: Path) -> bool:
-    """Say whether ``source`` is to be read as class folders, not as tars; UserError where it is both."""
+    """Return whether ``source`` is read as class folders instead of tars; UserError if it has both."""
     entries = [entry for entry in source.iterdir() if not is_hidden(entry.name)] if source.is_dir() else []
     tars = any(is_tar(entry.name) and entry.is_file() for entry in entries)
     if tars and any(entry.is_dir() for entry in entries):

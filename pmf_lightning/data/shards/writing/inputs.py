@@ -14,17 +14,17 @@ from pmf_lightning.data.images.class_folders import image_tree
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.utils.cache import digest
 
-LONGEST = 90  # bytes: with its ending a name stays within the 100 of the plainest tar header
+LONGEST = 90  # bytes: with its extension a name fits the 100 bytes of a ustar header
 
 
 def record_keys(names: Iterable[str]) -> list[str]:
-    """Return a key for every name, a path without its ending, in order.
+    """Return a unique key for every name, a path without its extension, in order.
 
-    WebDataset takes what follows the first dot for an ending, so dots become underscores, as does what cannot be
-    printed; names that are too long keep their beginning and get a digest. A key that was given already gets "-2",
-    "-3", ... behind it: keys depend on the names and their order alone.
+    WebDataset treats everything after the first dot as the extension, so dots become underscores. Unprintable
+    characters do too. Long names are truncated and get a digest. Repeated keys get "-2", "-3", ... appended. Keys only
+    depend on the names and their order.
     """
-    keys: dict[str, None] = {}  # keeps the order
+    keys: dict[str, None] = {}  # an ordered set
     for name in names:
         base = key = _cleaned(name)
         number = 1
@@ -39,18 +39,18 @@ def _cleaned(name: str) -> str:
     key = name.replace(".", "_").replace("\\", "_").strip("/")
     if not key.isprintable():
         key = "".join(letter if letter.isprintable() else "_" for letter in key)
-    if len(key.encode()) <= LONGEST - 8:  # room for a number
+    if len(key.encode()) <= LONGEST - 8:  # leaves space for a number
         return key
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     return f"{key.encode()[:50].decode(errors='ignore')}-{digest}"
 
 
-MOST_BYTES = 2**30  # of the file of an image
+MOST_BYTES = 2**30  # largest image file
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An input that gave no record: its key, why, the file it is in, and the shard that it is missing from."""
+    """An input without a record: its key, the reason, its file, and the shard that it is missing from."""
 
     key: str
     reason: str
@@ -58,8 +58,8 @@ class Unreadable:
     shard: str = ""
 
 
-class SourceImage(NamedTuple):  # a million of them are made and sent to other processes: the lightest there is
-    """Where one image lies: a file, or ``size`` bytes at ``start`` of a file."""
+class SourceImage(NamedTuple):  # a NamedTuple, because a million of them are created and sent to other processes
+    """Location of one image: a file, or ``size`` bytes at ``start`` of a file."""
 
     key: str
     label: int
@@ -68,7 +68,7 @@ class SourceImage(NamedTuple):  # a million of them are made and sent to other p
     size: int | None = None
 
     def read(self) -> bytes:
-        """Return the bytes of the image file; OSError where they cannot be had, or not all."""
+        """Return the bytes of the image file; OSError if they cannot be read completely."""
         with open(self.file, "rb") as file:
             length = os.fstat(file.fileno()).st_size
             if self.size is None and length > MOST_BYTES:
@@ -84,12 +84,12 @@ class SourceImage(NamedTuple):  # a million of them are made and sent to other p
 
 @dataclass(frozen=True)
 class Inputs:
-    """All images, in an order that depends on their names alone.
+    """All source images, in an order that depends only on their names.
 
-    Image i is file ``names[files[i]]`` below ``root``, from ``starts[i]`` on, ``sizes[i]`` bytes (-1: all there are),
-    with key ``keys[i]`` and label ``labels[i]``, which is ``class_names[label]``. ``broken`` holds what the listing
-    itself could not read, ``left_out`` what is not meant to be an image, ``said`` the lines that tell what was found;
-    ``unpacked`` maps the names of compressed tars to their plain copies.
+    Image i is in file ``names[files[i]]`` below ``root``, at byte ``starts[i]``, with ``sizes[i]`` bytes (-1: the full
+    file). It has key ``keys[i]`` and label ``labels[i]``, whose name is ``class_names[label]``. ``broken`` has inputs
+    that the listing could not read, ``left_out`` files that are not images, ``said`` the lines of the summary.
+    ``unpacked`` maps the names of compressed tars to their uncompressed copies.
     """
 
     root: Path
@@ -109,7 +109,7 @@ class Inputs:
         return len(self.keys)
 
     def piece(self, index: int) -> SourceImage:
-        """Say where image ``index`` lies."""
+        """Return the location of image ``index``."""
         size = int(self.sizes[index])
         return SourceImage(
             key=self.keys[index],
@@ -120,19 +120,19 @@ class Inputs:
         )
 
     def original(self, file: str) -> str:
-        """Return the path of the compressed tar that the plain copy ``file`` was made of; any other path as it is."""
+        """Return the path of the compressed tar of the uncompressed copy ``file``; any other path is unchanged."""
         return next((str(self.root / name) for name, plain in self.unpacked.items() if plain == file), file)
 
     def fingerprint(self) -> str:
-        """Return hex digits of names, labels and places, not of the contents; the same wherever the folder lies."""
+        """Return a hex digest of names, labels and positions, not of contents; it is independent of ``root``."""
         numbers = (digest(array.tobytes().hex()) for array in (self.files, self.starts, self.sizes, self.labels))
         return digest(*numbers, "\n".join(self.names), "\n".join(self.keys), "\n".join(self.class_names))
 
 
 def folder_inputs(root: Path) -> Inputs:
-    """List a folder that holds a folder per class, by the rule of ``data=folder`` (see ``image_tree``).
+    """List a folder of class folders, by the rules of ``data=folder`` (see ``image_tree``).
 
-    Raises UserError where there is no class folder or one without an image.
+    Raises UserError if there are no class folders, or one without images.
     """
     tree = image_tree(str(root), "in")
     count = len(tree.names)

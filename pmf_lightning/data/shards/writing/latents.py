@@ -1,4 +1,4 @@
-"""One shard of latents: images read ahead by threads, encoded in batches of fixed composition."""
+"""Write shards of latents: threads prefetch the images, which are encoded in batches of fixed composition."""
 
 import hashlib
 from collections import Counter
@@ -25,14 +25,14 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LatentMaker:
-    """Turns images into shards of latents.
+    """Encodes images into shards of latents.
 
     Args:
         encode: float images [b, 3, size, size] in [-1, 1], on ``device``, to mean and standard deviation of their raw
             latents, each float32 [b, C, h, w].
-        batch: images encoded together. Row by row of a shard, so that a shard always has the same batches; the same
-            bytes again only where ``encode`` gives the same numbers again, as on a CPU.
-        threads: that read images.
+        batch: images encoded together, in the order of the shard, so that a shard always has the same batches. Its
+            bytes are reproducible only if ``encode`` is deterministic, as on a CPU.
+        threads: number of threads that read images.
     """
 
     encode: Encode
@@ -41,7 +41,7 @@ class LatentMaker:
     threads: int
 
     def __call__(self, task: ShardTask, tick: Tick) -> Finished:
-        """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
+        """Write one shard atomically; OSError if it cannot be written."""
         unreadable: list[Unreadable] = []
         done: Counter[str] = Counter()
 
@@ -61,7 +61,7 @@ class LatentMaker:
         return finished
 
     def make_each(self, tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
-        """Make shards one after the other in this process, which has the device (a ``make.Maker``)."""
+        """Write shards sequentially in this process, which owns the device (a ``make.Maker``)."""
         done = 0
 
         def tick() -> None:
@@ -73,7 +73,7 @@ class LatentMaker:
             yield self(task, tick)
 
     def _read_ahead(self, task: ShardTask) -> Iterator[tuple[list[SourceImage], list[Square | str]]]:
-        """Yield the batches of a shard, decoded; the next is read while one is encoded."""
+        """Yield the decoded batches of a shard; the next batch is read while one is encoded."""
         batches = [task.pieces[first : first + self.batch] for first in range(0, len(task.pieces), self.batch)]
         with ThreadPoolExecutor(self.threads) as pool:
             reading = []
@@ -91,7 +91,7 @@ class LatentMaker:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Return hex digits of all weights of a network, names and values."""
+    """Return a hex digest of the names and values of all weights of a network."""
     found = hashlib.blake2b(digest_size=16)
     for name, value in sorted(network.state_dict().items()):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

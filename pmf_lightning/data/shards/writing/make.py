@@ -24,19 +24,19 @@ from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.free_space import free_disk
 from pmf_lightning.utils.precision import Number
 
-SAMPLE = 24  # images encoded for an estimate
+SAMPLE = 24  # images encoded for the size estimate
 
-BLOCK = 512  # of a tar
+BLOCK = 512  # bytes of a tar block
 
-HEADER = 128  # of npy
+HEADER = 128  # bytes of an npy header
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def bytes_per_record(inputs: Inputs, recipe: Recipe, latent_shape: tuple[int, ...] | None) -> float | None:
-    """Return the bytes of a record with its label and headers: known for npy, else the mean of a few images.
+    """Return the bytes of a record with its label and headers: exact for npy, else the mean of a few images.
 
-    None where none of the few can be read. ``latent_shape`` is that of latents, [2, C, h, w].
+    None if none of these images can be read. ``latent_shape`` is [2, C, h, w] for latents.
     """
     if PAYLOADS[recipe.payload].format is None:
         pixels = recipe.channels * recipe.size**2
@@ -49,7 +49,7 @@ def bytes_per_record(inputs: Inputs, recipe: Recipe, latent_shape: tuple[int, ..
 
 
 def check_disk(out: Path, inputs: Inputs, recipe: Recipe, waiting: int, per_record: float | None) -> str:
-    """Say what ``waiting`` records will take and what is free; UserError where that is too little."""
+    """Return a line with the size of all shards and the free space; UserError if ``waiting`` records do not fit."""
     if per_record is None:
         return f"{len(inputs):,} images; their size on disk cannot be told: none of a sample can be read"
     free, needed = free_disk(out), waiting * per_record
@@ -63,7 +63,7 @@ def check_disk(out: Path, inputs: Inputs, recipe: Recipe, waiting: int, per_reco
 
 
 def amount(count: Number) -> str:
-    """Write a number of bytes for people: 1.5 GB."""
+    """Format a number of bytes, such as 1.5 GB."""
     power = 0
     while count >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1
@@ -74,15 +74,15 @@ def _in_tar(payload: int) -> int:
     return BLOCK + -(-payload // BLOCK) * BLOCK + 2 * BLOCK
 
 
-# Makes shards as they come, telling a function how many images are done.
+# Makes shards and yields them as they finish; the function receives the number of finished images.
 Maker = Callable[[Iterable[ShardTask], Callable[[int], None]], Iterator[Finished]]
 
 
 @dataclass(frozen=True)
 class ShardingResult:
-    """A finished folder: its manifest, what was unreadable, shards ``kept`` of earlier runs, ``images`` of this one.
+    """Result of sharding: manifest, unreadable inputs, shards ``kept`` from earlier runs, ``images`` of this run.
 
-    ``unpacked`` compressed tars were read from plain copies.
+    ``unpacked`` is the number of compressed tars read from uncompressed copies.
     """
 
     manifest: Manifest
@@ -95,7 +95,7 @@ class ShardingResult:
 
 @dataclass(frozen=True)
 class ShardingJob:
-    """What to make and where: ``latent_shape`` is [2, C, h, w] for latents, ``origin`` what the user called inputs.
+    """A sharding job: ``latent_shape`` is [2, C, h, w] for latents, ``origin`` the user's name of the inputs.
 
     More than a fraction ``max_unreadable`` of inputs without a record is an error.
     """
@@ -109,10 +109,10 @@ class ShardingJob:
 
 
 def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
-    """Make what is missing in ``job.out``, then the manifest.
+    """Make the missing shards in ``job.out``, then the manifest.
 
-    Raises UserError where the disk is too small, another run is at work or was another one, or too much is unreadable;
-    finished shards stay in any case.
+    Raises UserError if the disk is too small, another run is active, existing shards have another recipe, or too many
+    inputs are unreadable. Finished shards are never removed.
     """
     recipe, out, start = job.recipe, job.out, time.perf_counter()
     with making(out, recipe):
@@ -131,7 +131,7 @@ def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
 
 
 def _announce(job: ShardingJob, kept: dict[int, Finished]) -> int:
-    """Say what will be made and return how many images are waiting."""
+    """Print the planned work and return the number of remaining images."""
     if kept:
         print(f"{len(kept):,} of {job.recipe.shards:,} shards are finished and kept", flush=True)
     done = sum(found.entry.count + len(found.unreadable) for found in kept.values())
@@ -157,13 +157,13 @@ def _number(found: Finished) -> int:
 
 
 def _unreadable(job: ShardingJob, finished: dict[int, Finished]) -> list[Unreadable]:
-    """List what gave no record, by the listing and then by the shards, in order."""
+    """Return the inputs without a record: those of the listing, then those of the shards in order."""
     found = (one for number in sorted(finished) for one in finished[number].unreadable)
     return [*job.inputs.broken, *(replace(one, file=job.inputs.original(one.file)) for one in found)]
 
 
 def _left_out(job: ShardingJob) -> list[Unreadable]:
-    """List what is not meant to be an image, each with how many files it stands for where these are several."""
+    """Return the skipped files, each with its number of files if that is more than one."""
     root = job.inputs.root
     return [
         Unreadable(one.name, one.reason + (f", {one.count:,} files" if one.count != 1 else ""), str(root / one.name))
@@ -172,7 +172,7 @@ def _left_out(job: ShardingJob) -> list[Unreadable]:
 
 
 def _judge(job: ShardingJob, finished: dict[int, Finished]) -> None:
-    """Raise UserError as soon as too much is unreadable, leaving the list of what was found."""
+    """Raise UserError if too many inputs are unreadable, after writing the list of them."""
     found = _unreadable(job, finished)
     total = len(job.inputs) + len(job.inputs.broken)
     if len(found) > job.max_unreadable * total:
@@ -184,7 +184,7 @@ def _judge(job: ShardingJob, finished: dict[int, Finished]) -> None:
 
 
 def _finish(job: ShardingJob, finished: dict[int, Finished]) -> Manifest:
-    """Write the list of what is unreadable, then the manifest."""
+    """Write the list of unreadable inputs, then the manifest."""
     _judge(job, finished)
     unreadable = _unreadable(job, finished)
     not_used = [*_left_out(job), *unreadable]

@@ -1,4 +1,4 @@
-"""One shard of images: each read, cropped, encoded and put into the tar; what cannot be read is written down."""
+"""Write one shard of images: read, crop and encode each image; unreadable ones are recorded."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from pmf_lightning.data.transforms import Square, read_square
 
 
 def make_pixels(task: ShardTask, tick: Tick) -> Finished:
-    """Make one shard; it is there whole, or not at all. OSError where it cannot be written."""
+    """Write one shard atomically; OSError if it cannot be written."""
     unreadable: list[Unreadable] = []
     done: Counter[str] = Counter()
 
@@ -35,22 +35,22 @@ def make_pixels(task: ShardTask, tick: Tick) -> Finished:
 
 
 def read_piece(piece: SourceImage, recipe: Recipe) -> Square | str:
-    """Return the square of one input, or the reason why there is none."""
+    """Return the cropped image of one input, or the reason why it is unreadable."""
     try:
         return read_square(piece.read(), recipe.size, recipe.channels, recipe.background)
     except MemoryError:
         raise
-    except UnidentifiedImageError:  # its message holds an address, another in every run
+    except UnidentifiedImageError:  # its message contains a memory address, which differs between runs
         return "no image of a known format"
-    except Exception as reason:  # broken files make Pillow raise nearly anything
+    except Exception as reason:  # Pillow raises many exceptions for damaged files
         return f"{type(reason).__name__}: {reason}"
 
 
 def missing(piece: SourceImage, reason: str, task: ShardTask) -> Unreadable:
-    """Say which input gave no record of which shard."""
+    """Return the entry of an input without a record in its shard."""
     return Unreadable(piece.key, reason, piece.file, task.tar.name)
 
 
 def encode_as(image: Pixels, recipe: Recipe) -> bytes:
-    """Return the payload of an image."""
+    """Return the payload bytes of an image."""
     return encode(image, recipe.payload, recipe.quality)

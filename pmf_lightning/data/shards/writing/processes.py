@@ -1,7 +1,7 @@
-"""Tasks dealt out to processes, with a count of what is done, and an end to all of them whatever ends one.
+"""Run tasks in worker processes with a progress count; the failure of one task stops all of them.
 
-A task is a function of (task, tick) that calls ``tick()`` once per record. The tick counts for the progress bar and
-raises Stopped as soon as the work is to end: another task failed, Ctrl-C, or the main process is gone, killed perhaps.
+The function for a task takes (task, tick) and calls ``tick()`` once per record. The tick advances the progress bar. It
+raises Stopped if the work should end: another task failed, Ctrl-C, or the main process has died.
 """
 
 import multiprocessing
@@ -20,24 +20,24 @@ from pmf_lightning.utils.errors import UserError
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 Tick = Callable[[], None]
-_shared: dict[str, Any] = {}  # of a worker: set once when it starts
+_shared: dict[str, Any] = {}  # worker state, set once at start
 
 
 class Stopped(Exception):
-    """The work is to end."""
+    """Raised in a worker to stop its task."""
 
 
 def all_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_processes(
     work: Callable[[Task, Tick], Result], tasks: Iterable[Task], workers: int, progress: Callable[[int], None]
 ) -> Iterator[Result]:
-    """Yield the results of ``work(task, tick)`` as they come, in any order; few tasks wait, however many there are.
+    """Yield the results of ``work(task, tick)`` in order of completion, with a bounded queue of submitted tasks.
 
-    ``progress`` is called often, with the ticks so far. An error of a task ends all others and is raised here.
+    ``progress`` is called regularly with the number of ticks. An error in a task stops all others and is raised here.
     """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ticks, stop = context.Value("q", 0), context.Event()
@@ -65,14 +65,14 @@ def in_processes(
 
 
 def _start_worker(ticks: Any, stop: Any, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the main one ends the others
-    warnings.simplefilter("ignore")  # of Pillow, about odd metadata of images that can be read
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process stops the workers
+    warnings.simplefilter("ignore")  # Pillow's warnings about unusual metadata of readable images
     _shared.update(ticks=ticks, stop=stop, parent=parent)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the main one is gone: a worker that waits for work would wait for ever."""
+    """Exit when the main process has died; otherwise an idle worker would wait forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What is finished in a folder of shards: a hidden note for every tar, so that a stopped run goes on."""
+"""Progress of sharding: a hidden file per finished tar, so that a stopped run can resume."""
 
 import json
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from pmf_lightning.utils.locks import held
 NOTES = ".progress"
 LOCK = ".lock"
 LIST = "unreadable.tsv"
-PATIENCE = 10.0  # seconds: processes of a killed run end at their next image
+PATIENCE = 10.0  # seconds to wait for the lock: workers of a killed run exit at their next image
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A complete shard, what is missing from it because it could not be read, and how often the decoder did what."""
+    """A finished shard, its unreadable inputs, and the number of images per conversion of the decoder."""
 
     entry: ShardEntry
     unreadable: list[Unreadable]
@@ -34,9 +34,9 @@ class Finished:
 
 @contextmanager
 def making(out: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold ``out`` for one process that makes shards of ``recipe`` there; clear what a killed one left half-written.
+    """Lock ``out`` for writing shards of ``recipe``, and remove the partial files of a killed run.
 
-    Raises UserError where another process is at work, where other things lie, or shards of another recipe.
+    Raises UserError if another process holds the lock, or if ``out`` has other files or shards of another recipe.
     """
     with held(out / LOCK, f"out={out}", "is making shards there; wait for it, or set another out", PATIENCE):
         _claim(out, recipe)
@@ -51,7 +51,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
         try:
             stored = read_json(path)
             if isinstance(stored, dict):
-                stored = {"background": "none", **stored}  # of an earlier version
+                stored = {"background": "none", **stored}  # earlier versions have no background
             known = as_record(Recipe, stored)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); set another out, or remove {out}") from error
@@ -65,15 +65,15 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 
 def note(tar: Path, finished: Finished) -> None:
-    """Write down that a shard is finished."""
+    """Record that a shard is finished."""
     with atomic_write(_note_of(tar)) as partial:
         partial.write_text(json.dumps(asdict(finished), indent=1) + "\n")
 
 
 def read_note(tar: Path) -> Finished | None:
-    """Return what was noted of a shard, or None unless tar and index are there and whole.
+    """Return the record of a finished shard, or None unless its tar and index are complete.
 
-    Whole by their sizes: a tar appears under its name after its last byte. The digests are for ``verify``.
+    Completeness is checked by size, since tars are renamed after the last byte. ``verify`` checks the digests.
     """
     try:
         noted = read_json(_note_of(tar))
@@ -91,7 +91,7 @@ def read_note(tar: Path) -> Finished | None:
 
 
 def write_list(out: Path, unreadable: list[Unreadable]) -> Path:
-    """Write ``unreadable.tsv``: key, reason, file and shard of everything that gave no record."""
+    """Write ``unreadable.tsv``: key, reason, file and shard of every input without a record."""
     path = out / LIST
     lines = ["key\treason\tfile\tshard"]
     lines += ["\t".join(" ".join(field.split()) for field in asdict(one).values()) for one in unreadable]

@@ -1,4 +1,4 @@
-"""What determines the bytes of shards, and how the records are spread over them."""
+"""The settings that determine the bytes of shards, and the distribution of records over shards."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,9 +15,9 @@ from pmf_lightning.utils.rng import permutation
 class Recipe:
     """The settings that all shards of a folder share.
 
-    ``size`` is the side of the crop in pixels, ``channels`` those of the image, ``background`` what transparent pixels
-    show. ``autoencoder`` names the weights of
-    latents; ``inputs`` is the fingerprint of the ``images`` found, readable or not.
+    ``size`` is the side of the crop in pixels, ``channels`` is that of the image. Transparent pixels show
+    ``background``. ``autoencoder`` names the weights for latents. ``inputs`` is the fingerprint of the ``images``
+    found, readable or not.
     """
 
     kind: str
@@ -34,18 +34,18 @@ class Recipe:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return -(-self.images // self.records_per_shard)
 
     def differences(self, other: "Recipe") -> str:
-        """Say in which options ``other`` differs, as "size=64, now 128"; empty where in none."""
+        """Return the options in which ``other`` differs, as "size=64, now 128"; empty if there are none."""
         mine, theirs = asdict(self), asdict(other)
         return "; ".join(f"{key}={mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key])
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make: the path of its tar, and the images that go in, in order."""
+    """One shard to make: the path of its tar, and its images in order."""
 
     number: int
     tar: Path
@@ -61,9 +61,9 @@ def shard_name(number: int) -> str:
 def shard_tasks(inputs: Inputs, recipe: Recipe, out: Path, numbers: list[int]) -> Iterator[ShardTask]:
     """Yield the shards ``numbers`` as tasks.
 
-    The images are dealt out in the order of one permutation, so that every shard is a fair sample; image k of that
-    order belongs to shard ``k * shards // images``, whether it can be read or not, so sizes differ by one at most, and
-    by what is unreadable.
+    The images are assigned in the order of one permutation, so that every shard is a random sample. Image k of that
+    order belongs to shard ``k * shards // images``, readable or not. Shard sizes differ by at most one, plus the
+    unreadable images.
     """
     order = permutation("shards", "order", count=len(inputs)).numpy()
     borders = -(-np.arange(recipe.shards + 1) * len(inputs) // recipe.shards)
@@ -73,7 +73,7 @@ def shard_tasks(inputs: Inputs, recipe: Recipe, out: Path, numbers: list[int]) -
 
 
 def check_recipe(recipe: Recipe, known: Recipe, out: Path) -> None:
-    """Raise UserError where ``out`` holds shards of another recipe."""
+    """Raise UserError if ``out`` has shards of another recipe."""
     if differences := known.differences(recipe):
         raise UserError(
             f"out={out}: it holds shards made otherwise ({differences}); set another out, or remove that folder"

@@ -1,4 +1,4 @@
-"""Tars as input files: which ones a pattern names, and compressed ones unpacked."""
+"""Input tars: find those that match a pattern, and unpack compressed ones."""
 
 import bz2
 import glob
@@ -21,22 +21,22 @@ from pmf_lightning.utils.errors import UserError
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 ENDINGS = (".tar", *(f".tar{end}" for end in PACKED), ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 BEGINNINGS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-UNPACKED = ".unpacked"  # folder in out, removed at the end
+UNPACKED = ".unpacked"  # temporary folder in out
 CHUNK = 2**20
-MOST_TIMES = 50  # its size that a compressed tar may unpack to, and a GiB more
+MOST_TIMES = 50  # limit of the uncompressed size of a tar: this factor on its compressed size, plus 1 GiB
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def is_tar(name: str) -> bool:
-    """Say whether a file name is that of a tar, compressed or not."""
+    """Return whether a file name is that of a tar, compressed or not."""
     return name.lower().endswith(ENDINGS)
 
 
 def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
-    """Return the tars that ``pattern`` names: a file, a folder of tars, a glob, or a range in braces.
+    """Return the tars that match ``pattern``: a file, a folder of tars, a glob, or a range in braces.
 
-    ``{000000..000146}`` counts. Sorted by name; with the files of the folder that are no tars. UserError for none and
-    for missing ones.
+    A range is written as ``{000000..000146}``. Returns the tars sorted by name, and the other files of the folder.
+    UserError if there are none or some are missing.
     """
     path, left_out = Path(pattern).expanduser(), []
     if path.is_dir():
@@ -74,7 +74,7 @@ def _expanded(pattern: str) -> list[str]:
 
 @contextmanager
 def room_to_unpack(out: Path) -> Iterator[Path]:
-    """Yield the path of a folder for unpacked tars, which is removed afterwards, as is one of a killed run."""
+    """Yield the path of a temporary folder for unpacked tars; it is removed before, after a killed run, and at exit."""
     folder = out / UNPACKED
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -84,16 +84,16 @@ def room_to_unpack(out: Path) -> Iterator[Path]:
 
 
 def compression(path: Path) -> str | None:
-    """Return how a file is compressed, by its first bytes; None where it is not."""
+    """Return the compression of a file, from its first bytes; None if it is not compressed."""
     with path.open("rb") as file:
         start = file.read(8)
     return next((kind for begin, kind in BEGINNINGS.items() if start.startswith(begin)), None)
 
 
 def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
-    """Write the plain tar of a compressed one into ``folder``; return its path, and what is damaged, if anything.
+    """Uncompress a tar into ``folder``; return the path, and a description of the damage, if any.
 
-    Raises UserError where the disk is too small, or where Python cannot read this compression.
+    Raises UserError if the disk is too small, or if Python cannot read this compression.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / f"{path.name}.tar"
@@ -101,7 +101,7 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
     with plain.open("wb") as target:
         try:
             with _opener(path)(path) as source:
-                while chunk := source.read1(CHUNK):  # of a damaged file all that can be read
+                while chunk := source.read1(CHUNK):  # reads as much as possible of a damaged file
                     if (room := room - len(chunk)) < 0:
                         raise UserError(
                             f"in={path}: the disk of {folder.parent} has no room to unpack it; set out to a larger one"
@@ -117,7 +117,7 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
 def _opener(path: Path) -> Callable[[Path], IO[bytes]]:
     kind = compression(path)
     if kind == "zstd":
-        for name in ("compression.zstd", "zstandard"):  # of Python 3.14; of a package
+        for name in ("compression.zstd", "zstandard"):  # Python 3.14's module; the package
             try:
                 return import_module(name).open
             except ImportError:

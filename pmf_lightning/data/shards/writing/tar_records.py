@@ -1,4 +1,4 @@
-"""One walk over the headers of a tar: where its images lie, with their labels where there are some."""
+"""List the images of a tar, with locations and labels, in one pass over its headers."""
 
 import re
 import tarfile
@@ -17,7 +17,7 @@ from pmf_lightning.data.shards.writing.tar_files import compression, is_tar, unp
 from pmf_lightning.utils.bounded_files import open_tar
 
 LABEL = "cls"
-MOST_DIGITS = 18  # of a label
+MOST_DIGITS = 18  # largest number of digits of a label
 META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset reserves
 RESERVED = "a name that WebDataset reserves (__name__)"
 LINK = "a link inside the tar"
@@ -25,7 +25,7 @@ NESTED = "a tar inside the tar that cannot be read in place: unpack it"
 
 
 class Bare(NamedTuple):
-    """An image without a label: its name without the ending, the tar inside the tar that holds it, or "", its place."""
+    """An image without a label: its name without extension, its nested tar or "", its offset and size in bytes."""
 
     name: str
     inner: str
@@ -35,10 +35,10 @@ class Bare(NamedTuple):
 
 @dataclass
 class TarListing:
-    """What one tar holds: key, label, offset and size of every image, and what could not be listed.
+    """Contents of one tar: ``keys``, and ``places`` (label, offset, size), of images; ``broken`` and skipped entries.
 
-    ``bare`` are images that stand alone, ``companions`` says whether records have members besides image and label.
-    ``plain`` is the path of the unpacked tar where the file is compressed.
+    ``bare`` has the images without labels. ``companions`` is True if records have members other than image and label.
+    ``plain`` is the path of the uncompressed copy if the tar is compressed.
     """
 
     file: str
@@ -52,14 +52,14 @@ class TarListing:
 
 
 class TarTask(NamedTuple):
-    """A tar to list, and the folder to unpack it in where it is compressed."""
+    """A tar to list, and the folder to unpack it in if it is compressed."""
 
     path: Path
     unpacked: Path
 
 
 def list_tar(task: TarTask, tick: Tick) -> TarListing:
-    """Walk over the headers of one tar; what cannot be used is listed with the reason."""
+    """List one tar by its headers; unusable entries are listed with the reason."""
     path, listing, damage = task.path, TarListing(task.path.name), None
     try:
         if compression(path) is not None:
@@ -80,29 +80,29 @@ def list_tar(task: TarTask, tick: Tick) -> TarListing:
 
 
 def needed(what: str) -> str:
-    """Return the reason why something is no record."""
+    """Return the reason why an entry is not a record."""
     return f"it holds {what}: one image and .{LABEL} are needed"
 
 
 class _Walk:
-    """Collects the members of a tar into records, as WebDataset does: those that stand together under one name.
+    """Groups the members of a tar into records, as WebDataset does: consecutive members of the same name.
 
-    Members of one name that stand apart, all images before all labels for instance, are brought together too. A name
-    that comes twice is two records.
+    Image and label of the same name are also matched if they are not consecutive, for instance if all images precede
+    all labels. A name that occurs twice gives two records.
     """
 
     def __init__(self, listing: TarListing, tick: Tick) -> None:
         self.listing, self.tick = listing, tick
         self.group: dict[str, tarfile.TarInfo] = {}
         self.key = ""
-        self.images: dict[str, list[tuple[Bare, str]]] = {}  # that wait for their label, with their ending
-        self.labels: dict[str, list[int | bytes]] = {}  # that wait for their image
+        self.images: dict[str, list[tuple[Bare, str]]] = {}  # images without label so far, with extension
+        self.labels: dict[str, list[int | bytes]] = {}  # labels without image so far
         self.others: Counter[str] = Counter()
 
     def over(self, tar: tarfile.TarFile, inner: str, base: int) -> None:
-        """Walk over the members; those of a tar inside a tar begin at ``base``."""
+        """Process all members; ``base`` is the offset of a nested tar."""
         for member in tar:
-            tar.members = []  # else the headers of the whole file stay in memory
+            tar.members = []  # otherwise the headers of the full file stay in memory
             name = member.name.removeprefix("./")
             if member.isdir():
                 continue
@@ -124,7 +124,7 @@ class _Walk:
         self._close(tar, inner, base)
 
     def _nested(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, inner: str) -> None:
-        """Walk over a tar that lies in the tar."""
+        """Process a nested tar."""
         stem, ending = name.rpartition("/")[2].rsplit(".", 1)
         if inner or ending.lower() != "tar":
             self.listing.left_out.append(LeftOut(f"{self.listing.file}/{inner}{'/' * bool(inner)}{name}", NESTED))
@@ -137,7 +137,7 @@ class _Walk:
             self.listing.broken.append(Unreadable(name, reason, self.listing.file))
 
     def _close(self, tar: tarfile.TarFile, inner: str, base: int) -> None:
-        """Take the record that has been collected."""
+        """Finish the current group of members."""
         group, self.group = self.group, {}
         if not group:
             return
@@ -164,7 +164,7 @@ class _Walk:
         self._pair(where)
 
     def _split(self, tar: tarfile.TarFile, group: dict, dotted: list[str], inner: str, base: int) -> None:
-        """Take a group whose names have dots before the ending as one record for every name."""
+        """Split a group whose names have dots before the extension into one record per name."""
         key = self.key
         for ending in dotted:
             stem, _, last = ending.rpartition(".")
@@ -195,7 +195,7 @@ class _Walk:
         self.listing.broken.append(Unreadable(key, reason, self.listing.file))
 
     def finish(self) -> None:
-        """List what has stayed alone: labels without an image, and images, which are bare where no record is there."""
+        """List unmatched labels and images; images are ``bare`` if the tar has no records, else broken."""
         for where, labels in self.labels.items():
             for _ in labels:
                 self._broken(where, needed(LABEL))
@@ -220,7 +220,7 @@ def _unusable(member: tarfile.TarInfo, name: str) -> str | None:
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | bytes:
-    """Return the number in a label, or its first bytes where it is none."""
+    """Return the number in a label, or its first bytes if it is not a number."""
     tar.fileobj.seek(member.offset_data)
     content = tar.fileobj.read(min(member.size, 100)).strip()
     return int(content) if content.isdigit() and len(content) <= MOST_DIGITS else content

@@ -1,4 +1,4 @@
-"""Reading everything again: digests, every record, counts; what is wrong is named with its remedy."""
+"""Verify shards: read all digests, records and counts, and report every problem with its remedy."""
 
 import tarfile
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ from pmf_lightning.utils.bounded_files import open_tar
 from pmf_lightning.utils.errors import UserError
 
 REMEDY = "remove it and run the command that made the shards again"
-MOST_NAMED = 5  # bad records of a shard
+MOST_NAMED = 5  # bad records reported per shard
 
 
 @dataclass(frozen=True)
 class VerifiedShard:
-    """One shard: its problems in words, and its records of every class."""
+    """Result for one shard: descriptions of its problems, and its number of records per class."""
 
     problems: list[str]
     per_class: list[int]
 
 
 def verify(folder: Path, manifest: Manifest, workers: int, progress: Callable[[int], None]) -> list[str]:
-    """Read all shards of ``folder`` again and return a line for everything that is wrong, with its remedy.
+    """Read all shards of ``folder`` and return a line for every problem, with its remedy.
 
-    ``progress`` gets the number of records read.
+    ``progress`` is called with the number of records read.
     """
     problems, per_class = [], np.zeros(len(manifest.class_names), np.int64)
     check = partial(check_shard, folder=folder, manifest=manifest)
@@ -64,7 +64,7 @@ def _check_list(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def check_shard(entry: ShardEntry, tick: Tick, folder: Path, manifest: Manifest) -> VerifiedShard:
-    """Read one shard: size, digest, index beside members, and every record as an image or latents."""
+    """Check one shard: size, digest, index against members, and every record as an image or latents."""
     tar = folder / entry.file
     none = [0] * len(manifest.class_names)
     if not tar.is_file():
@@ -88,7 +88,7 @@ def check_shard(entry: ShardEntry, tick: Tick, folder: Path, manifest: Manifest)
 def _check_records(
     tar: Path, index: Index, entry: ShardEntry, manifest: Manifest, tick: Tick, problems: list[str]
 ) -> list[int]:
-    """Compare index and tar record by record, decode each; add what is wrong and return the labels in the tar."""
+    """Compare index and tar record by record and decode each; append to ``problems`` and return the tar's labels."""
     labels, bad = [], []
     for row, (member, content, label) in enumerate(_members(tar)):
         tick()
@@ -109,7 +109,7 @@ def _check_records(
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes, int]]:
-    """Yield the payloads of a shard as members and bytes, each with its label; ValueError where one has none."""
+    """Yield the payloads of a shard as (member, bytes, label); ValueError if a label is missing."""
     length = path.stat().st_size
     with open_tar(path) as tar:
         while (member := tar.next()) is not None:
@@ -119,7 +119,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes, int]]:
             if max(one.offset_data + one.size for one in (member, label)) > length:
                 raise ValueError(f"{member.name} is longer than the tar")
             yield member, tar.extractfile(member).read(), int(tar.extractfile(label).read())
-            tar.members = []  # else the headers of the whole file stay in memory
+            tar.members = []  # otherwise the headers of the full file stay in memory
 
 
 def _why_bad(content: bytes, manifest: Manifest) -> str:

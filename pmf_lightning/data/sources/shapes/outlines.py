@@ -1,10 +1,10 @@
-"""Outlines of shapes: the signed distance of points to them, negative inside.
+"""Signed distance functions of the shapes, negative inside.
 
-A shape stands upright around (0, 0) and just fits into the circle of radius 1, the unit of all distances. Points are
-tensors u (to the right) and v (up) of one form. Only sums, products, roots and comparisons are taken, which every
-machine rounds alike; constants are rounded to 12 decimals, since libraries differ in the last bit of a cosine.
-Distances are exact beside straight and round edges; near a corner they are those to the straight
-edges through it, which keeps it sharp.
+A shape is upright, centred at (0, 0) and inscribed in the circle of radius 1, the unit of all distances. Points are
+tensors u (to the right) and v (up) of equal shape. Only sums, products, roots and comparisons are used, which round
+identically on every machine. Constants are rounded to 12 decimals, since libraries differ in the last bit of a cosine.
+Distances are exact near straight and round edges. Near a corner they are those to the lines through its edges, which
+keeps it sharp.
 """
 
 import math
@@ -44,9 +44,9 @@ def pentagon(u: Points, v: Points) -> Points:
 
 
 def star(u: Points, v: Points) -> Points:
-    """Return the distance to a star of five points, whose notches lie at radius 0.45."""
+    """Return the distance to a five-pointed star with inner radius 0.45."""
     u = u.abs()
-    for mirror in (-36, 216):  # folds the plane onto the tenth beside the upper point
+    for mirror in (-36, 216):  # folds the plane onto the tenth next to the upper point
         beyond = _plane(u, v, mirror).clamp(min=0)
         across, up = _direction(mirror)
         u, v = u - 2 * across * beyond, v - 2 * up * beyond
@@ -57,29 +57,29 @@ def star(u: Points, v: Points) -> Points:
 
 
 def cross(u: Points, v: Points) -> Points:
-    """Return the distance to a cross of equal arms, 0.6 wide."""
+    """Return the distance to a cross with equal arms of width 0.6."""
     u, v = u.abs(), v.abs()
     return (u.maximum(v) - math.sqrt(1 - 0.3**2)).maximum(u.minimum(v) - 0.3)
 
 
 def crescent(u: Points, v: Points) -> Points:
-    """Return the distance to a disc without one of radius 0.75 around (0.45, 0)."""
+    """Return the distance to a crescent: a disc minus a disc of radius 0.75 around (0.45, 0)."""
     return (_radius(u, v) - 1).maximum(0.75 - _radius(u - 0.45, v))
 
 
 def heart(u: Points, v: Points) -> Points:
-    """Return the distance to a heart: a square on its corner and two half discs, as wide as its upper sides."""
-    lobe = math.sqrt(2) / 4  # radius, where the square's diagonal is 1 and its lower corner lies at (0, 0)
-    middle = (0.625 - lobe**2) / (1.5 - 2 * lobe)  # height and radius of the circle around everything
+    """Return the distance to a heart: a square standing on a corner, and two half discs on its upper sides."""
+    lobe = math.sqrt(2) / 4  # radius of a half disc, for a square of diagonal 1 with its lower corner at (0, 0)
+    middle = (0.625 - lobe**2) / (1.5 - 2 * lobe)  # height of the centre, and radius, of the enclosing circle
     u, v = u.abs() * middle, v * middle + middle
     square = (u + (v - 0.5).abs() - 0.5) * math.sqrt(0.5)
     return square.minimum(_radius(u - 0.25, v - 0.75) - lobe) / middle
 
 
 def drop(u: Points, v: Points) -> Points:
-    """Return the distance to a disc of radius 0.6 with a point drawn out of it."""
+    """Return the distance to a drop: a disc of radius 0.6 with a pointed top."""
     radius, low = 0.6, -0.4
-    up = radius / (1 - low)  # of the flanks' normals
+    up = radius / (1 - low)  # vertical component of the flanks' normals
     flank = math.sqrt(1 - up * up) * u.abs() + up * (v - low)
     cone = (flank - radius).maximum(radius**2 / (1 - low) - (v - low))
     return (_radius(u, v - low) - radius).minimum(cone)
@@ -87,7 +87,7 @@ def drop(u: Points, v: Points) -> Points:
 
 @dataclass(frozen=True)
 class Outline:
-    """A shape: its name, its distance, and how many turns of a full one it looks the same after (0: after any)."""
+    """A shape: its name, its distance function, and the order of its rotational symmetry (0: any rotation)."""
 
     name: str
     distance: Callable[[Tensor, Tensor], Tensor]
@@ -118,6 +118,6 @@ def _direction(degrees: int) -> tuple[float, float]:
 
 
 def _plane(u: Points, v: Points, degrees: int) -> Points:
-    """Return how far points lie in a direction, counted from the horizontal to the left."""
+    """Return the coordinate of points along a direction, given as the counterclockwise angle from the u-axis."""
     right, up = _direction(degrees)
     return right * u + up * v

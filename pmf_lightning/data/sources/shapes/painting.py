@@ -1,11 +1,11 @@
-"""From scenes to pixels, at any resolution: the same scene averaged down is nearly what is painted small.
+"""Render scenes at any resolution; a downsampled image nearly equals one rendered at the lower resolution.
 
-A shape covers clip(1/2 - d, 0, 1) of a pixel at distance d, in pixels, from its outline (negative: inside), and
-colours are mixed by that share, so that edges are smooth at every size.
+A shape covers a fraction clip(1/2 - d, 0, 1) of a pixel at signed distance d, in pixels, from its outline (negative:
+inside). Colours are mixed by that fraction, so that edges are antialiased.
 
-An image is the same in any batch, on any machine and with any version of torch. Libraries differ in the last bit of
-cosines and powers, so these are taken once per scene and rounded to a grid (``on_grid``). All that happens to pixels
-after that are sums, products, roots and comparisons, one operation at a time, which every machine rounds alike.
+An image is identical in any batch, on any machine and with any version of torch. Libraries differ in the last bit of
+cosines and powers, so these are computed once per scene and rounded to a grid (``on_grid``). All later pixel operations
+are sums, products, roots and comparisons, one at a time, which round identically on every machine.
 """
 
 import math
@@ -18,16 +18,16 @@ from torch import Tensor
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES, Outline
 from pmf_lightning.data.sources.shapes.scenes import LARGEST, SMALLEST, Scenes
 
-TILE = 2**15  # pixels painted at once: what they go through stays in the processor's cache
+TILE = 2**15  # pixels rendered at once, so that intermediate results fit the processor's cache
 
-TURNS, LEVELS = 2**16, 2**8  # steps of 1 that cosines and sines, and levels of colour, are rounded to
+TURNS, LEVELS = 2**16, 2**8  # grid steps per unit for rounding of cosines and sines, and of colour levels
 
-# Lightness and chroma in OKLCH: of shapes, and of the ground where it is darkest and lightest.
+# Lightness and chroma in OKLCH: of shapes, and of the darkest and lightest part of the background.
 FRONT, DARK, LIGHT = (0.78, 0.125), (0.22, 0.035), (0.46, 0.075)
 
 
 def paint(scenes: Scenes, resolution: int) -> UInt8[Tensor, "n 3 side side"]:
-    """Return the images of scenes, ``resolution`` pixels along a side."""
+    """Render scenes as images of ``resolution`` x ``resolution`` pixels."""
     images = torch.empty(len(scenes), 3, resolution, resolution, dtype=torch.uint8)
     lines = torch.arange(resolution).split(max(1, TILE // resolution))
     for label in scenes.classes.unique().tolist():
@@ -40,11 +40,11 @@ def paint(scenes: Scenes, resolution: int) -> UInt8[Tensor, "n 3 side side"]:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """Scenes of one class in numbers that are ready for pixels.
+    """Scenes of one class, as terms for rendering.
 
-    ``across`` and ``down`` [n,side] are terms of columns and of lines, whose sums are: u, v of an outline, in units of
-    its size; the levels of the ground and what lacks them to the shape's, plus 1/2 for rounding. ``pixels`` [n] are the
-    pixels along that unit.
+    ``across`` and ``down`` [n,side] are terms per column and per line. Their sums are: u, v of the outline, in units of
+    its size; the levels of the background; and the difference from these to the levels of the shape. 1/2 is included
+    for rounding. ``pixels`` [n] is the size in pixels.
     """
 
     outline: Outline
@@ -82,15 +82,15 @@ def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
 
 
 def _ground(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the levels in the middle, and how much they grow to the right and downwards over the image, each [n,3]."""
+    """Return the background levels in the middle, and their slopes to the right and downwards, each [n,3]."""
     dark, light = (colours(scenes.number("ground"), *tone) for tone in (DARK, LIGHT))
     cos, sin = _direction(scenes.number("light")[:, None])
-    slope = (light - dark) / (cos.abs() + sin.abs())  # so that a corner, or a side, is darkest and lightest
+    slope = (light - dark) / (cos.abs() + sin.abs())  # so that the extremes are at corners, or at sides
     return (dark + light) / 2, slope * cos, slope * sin
 
 
 def on_grid(numbers: Float64[Tensor, "*any"], steps: int) -> Float64[Tensor, "*any"]:
-    """Round numbers to multiples of 1 / steps: their last bits, in which libraries differ, decide nothing."""
+    """Round numbers to multiples of 1 / steps, which removes the last bits, in which libraries differ."""
     return (numbers * steps).round() / steps
 
 
@@ -100,7 +100,7 @@ def _direction(turns: Float64[Tensor, "*any"]) -> tuple[Float64[Tensor, "*any"],
 
 
 def colours(hue: Float64[Tensor, " n"], lightness: float, chroma: float) -> Float64[Tensor, "n 3"]:
-    """Return sRGB levels in [0, 255] of hues in turns, all of one lightness and chroma (OKLCH, Ottosson 2020)."""
+    """Return sRGB levels in [0, 255] of hues in turns, with given lightness and chroma (OKLCH, Ottosson 2020)."""
     a, b = (chroma * part for part in _direction(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3

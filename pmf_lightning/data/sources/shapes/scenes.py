@@ -1,7 +1,7 @@
-"""What a shapes image shows, as numbers: where, how large, how turned and in which colours. No pixels here.
+"""Scene parameters of shapes images: position, size, rotation and colours.
 
-Every scene is a point of the unit cube, drawn by key; these latent numbers are all that images of a class differ by, so
-their count is the dimension of the set of its images.
+Every scene is a point of the unit cube, sampled by key. Images of a class differ only in these parameters, so their
+number is the dimension of the set of images.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,17 @@ from torch import Tensor
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES
 from pmf_lightning.utils import rng
 
-NUMBERS = ("x", "y", "size", "hue", "ground", "light", "angle")  # the last is that of shapes that can be turned
-SMALLEST, LARGEST = 0.2, 0.36  # size of a shape, the radius of the circle around it, in sides of the image
+NUMBERS = ("x", "y", "size", "hue", "ground", "light", "angle")  # angle: only without full rotational symmetry
+SMALLEST, LARGEST = 0.2, 0.36  # range of the size, the radius of the enclosing circle, as a fraction of the image side
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """``n`` scenes: ``classes`` int64 [n] and their latent numbers ``unit`` in [0, 1), float64 [n,7], named NUMBERS.
+    """``n`` scenes: ``classes`` int64 [n] and parameters ``unit`` in [0, 1), float64 [n,7], named by NUMBERS.
 
-    x and y place the shape (0 and 1: it touches a side), size enlarges it, hue colours it; ground is the hue of what
-    lies behind, light the direction in which that grows lighter, angle how far the shape is turned, as a share of the
-    angle after which it looks the same. Hue, ground, light and angle are cyclic. Discs and rings have no angle: theirs
-    is 0.
+    x and y are the position (at 0 and 1 the shape touches a side), size its size, hue its colour. ground is the hue of
+    the background, light the direction in which it becomes lighter. angle is the rotation, as a fraction of the
+    symmetry angle. Hue, ground, light and angle are cyclic. The angle of discs and rings is 0.
     """
 
     classes: Int64[Tensor, " n"]
@@ -41,21 +40,21 @@ class Scenes:
         return len(self.classes)
 
     def number(self, name: str) -> Float64[Tensor, " n"]:
-        """Return one of the latent numbers by its name."""
+        """Return a parameter by name."""
         return self.unit[:, NUMBERS.index(name)]
 
     def rows(self, chosen: Tensor | slice) -> "Scenes":
-        """Return some of the scenes."""
+        """Return the scenes of the chosen rows."""
         return Scenes(self.classes[chosen], self.unit[chosen])
 
 
 def intrinsic_dimension(label: int) -> int:
-    """Return how many numbers images of a class differ by: 6, or 7 of shapes that can be turned."""
+    """Return the number of parameters of a class: 7, or 6 for shapes with full rotational symmetry."""
     return len(NUMBERS) - (OUTLINES[label].symmetry == 0)
 
 
 def sample_scenes(name: str, split: str, indices: Sequence[int], classes: int) -> Scenes:
-    """Draw the scenes number ``indices`` of a split; scene i is of class i % classes and depends on the names and i."""
+    """Sample the scenes ``indices`` of a split; scene i has class i % classes and depends only on (name, split, i)."""
     labels = torch.tensor([i % classes for i in indices], dtype=torch.int64)
     unit = [rng.hashed_uniform(name, split, i, count=len(NUMBERS)) for i in indices]
     unit = torch.stack(unit) if unit else torch.empty(0, len(NUMBERS), dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Shapes: coloured discs, squares, stars and others, painted when they are asked for, at any resolution.
+"""Data source of shapes: coloured discs, squares, stars and others, rendered on access at any resolution.
 
-For people without ImageNet, and for studies: nobody has to store or download anything, image i is the same scene at
+It is meant for studies and for use without ImageNet. Nothing is stored or downloaded, image i is the same scene at
 every resolution, and the dimension of the set of images is known (scenes.intrinsic_dimension).
 """
 
@@ -19,16 +19,17 @@ from pmf_lightning.data.sources.shapes.scenes import Scenes, sample_scenes
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
 
-VERSION = 2  # raise it when images change: what was cached for the old ones is then left alone
-SMALLEST_SIDE = 16  # pixels: below it shapes can hardly be told apart
+VERSION = 2  # part of cache keys: increment it when images change
+SMALLEST_SIDE = 16  # pixels; shapes are hard to distinguish below this
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """``images`` training images and ``held_out_images`` others, of the first ``classes`` of ten shapes in turn.
+    """``images`` training images and ``held_out_images`` others, cycling over the first ``classes`` of ten shapes.
 
-    Image i of a split depends on (name, split, i) alone, so another ``name`` gives other images, and more of them begin
-    with the same ones. The classes: disc, square, triangle, star, ring, cross, crescent, heart, pentagon, drop.
+    Image i of a split depends only on (name, split, i). Another ``name`` gives other images, and a larger set begins
+    with the images of a smaller one. Classes: disc, square, triangle, star, ring, cross, crescent, heart, pentagon,
+    drop.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Shapes:
     held_out_images: int
 
     def check(self) -> None:
-        """Raise UserError unless the shapes can be painted so."""
+        """Raise UserError for invalid settings."""
         if self.channels != 3:
             raise UserError(f"data.channels={self.channels}: shapes are coloured, set data.channels=3")
         if self.resolution < SMALLEST_SIDE:
@@ -55,15 +56,15 @@ class Shapes:
         return self._split("train")
 
     def held_out(self) -> "PaintedShapes":
-        """Return the split that training never sees."""
+        """Return the split that is not used in training."""
         return self._split("held_out")
 
     def scenes(self, split: str, indices: Sequence[int]) -> Scenes:
-        """Return what images of "train" or "held_out" show, as latent numbers (see Scenes)."""
+        """Return the scene parameters of images of the split "train" or "held_out"."""
         return sample_scenes(self.name, split, indices, self.classes)
 
     def fingerprint(self) -> str:
-        """Return hex digits of what determines images and split."""
+        """Return a hex digest of the settings that determine images and split."""
         sizes = (self.resolution, self.classes, self.images, self.held_out_images)
         return digest("shapes", VERSION, self.name, *sizes)
 
@@ -73,7 +74,7 @@ class Shapes:
 
 
 class PaintedShapes(BatchDataset):
-    """The images of one split of ``source``; none is kept."""
+    """The images of one split of ``source``, rendered on access without caching."""
 
     def __init__(self, source: Shapes, split: str, count: int) -> None:
         self.source, self.split, self.count = source, split, count
@@ -83,11 +84,11 @@ class PaintedShapes(BatchDataset):
 
     @cached_property
     def labels(self) -> Int64[Tensor, " n"]:
-        """The classes, in turn."""
+        """Labels, cycling over the classes."""
         return torch.arange(self.count) % self.source.classes
 
     def batch(self, indices: Sequence[int]) -> tuple[UInt8[Tensor, "b 3 side side"], Int64[Tensor, " b"]]:
-        """Paint several: images [B, 3, side, side] and labels [B]; IndexError for one that is not there."""
+        """Render images [B, 3, side, side] and return them with labels [B]; IndexError for an invalid index."""
         for i in indices:
             if not 0 <= i < self.count:
                 raise IndexError(f"image {i} of {self.count}")
