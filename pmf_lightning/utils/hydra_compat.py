@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-try:  # OmegaConf's YAML loader, in 2.4 and before
+try:  # OmegaConf's YAML loader, which moved to omegaconf._yaml in 2.4
     from omegaconf._yaml import get_yaml_loader as yaml_loader
 except ImportError:
     from omegaconf._utils import get_yaml_loader as yaml_loader  # noqa: F401
