@@ -61,5 +61,5 @@ def _of_half_life(text: str, half_lives: Mapping[str, Number]) -> list[str]:
 
 
 def _shown(decay: float) -> str:
-    """Format a decay with two significant digits of 1 - decay."""
+    """Format a decay with three significant digits of 1 - decay."""
     return f"{decay:.{max(2, 2 - math.floor(math.log10(1 - decay)))}f}" if 0 < decay < 1 else f"{decay:g}"

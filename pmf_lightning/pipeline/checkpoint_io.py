@@ -77,7 +77,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def name(draft: Path, last: Path, others: list[Path]) -> None:
-    """Rename a written ``draft`` to ``last`` and hard-link it to ``others``, in the same folder.
+    """Rename a written ``draft`` to ``last`` and hard-link (or else copy) it to ``others``, in the same folder.
 
     At every moment each name refers to a complete checkpoint, and ``last`` exists if it did before.
     """
