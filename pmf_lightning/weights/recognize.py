@@ -1,4 +1,4 @@
-"""Recognize the family and sizes of official weights from their names and shapes."""
+"""Recognise the family and sizes of official weights from their names and shapes."""
 
 import math
 import re
