@@ -82,7 +82,7 @@ class Inception:
         path = self._present()
         try:
             load_tensors(path)  # checked first, because torch-fidelity would run pickled code
-            with torch.random.fork_rng(devices=[]):  # torch-fidelity initializes random weights before it loads
+            with torch.random.fork_rng(devices=[]):  # torch-fidelity initialises random weights before it loads
                 inception = FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
         except Exception as error:  # torch may raise any error for a foreign file
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _draw_weights(self, seed: int):
-        """Initialize matrices and kernels by He's normal rule, each from its own stream; the rest to one or zero."""
+        """Initialise matrices and kernels by He's normal rule, each from its own stream; the rest to one or zero."""
         for name, weight in self.named_parameters():
             if weight.ndim > 1:
                 weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator(seed, "classifier", name))

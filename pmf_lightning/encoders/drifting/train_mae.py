@@ -53,7 +53,7 @@ class MAESettings:
     clip: Number
 
     def network(self, source: DataSource) -> MAE:
-        """Return the untrained network, initialized from the seed; UserError if the sizes do not fit."""
+        """Return the untrained network, initialised from the seed; UserError if the sizes do not fit."""
         try:
             network = MAE(
                 resolution=source.resolution,

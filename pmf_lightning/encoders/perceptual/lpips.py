@@ -18,7 +18,7 @@ VGG16 = PretrainedWeights("lpips", "torchvision's VGG16", f"{Path(_FILE.url).nam
 
 
 class LPIPS(FrozenDistance):
-    """LPIPS version 0.1 with the package's calibration, for images in [-1, 1].
+    """LPIPS version 0.1 with the package's calibration, for images in [-1, 1], which the package scales.
 
     ``weights`` is the path of torchvision's VGG16 state dict, or None for torchvision's cache or download. Raises
     UserError if the weights are missing or do not fit.
