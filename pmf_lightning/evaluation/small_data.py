@@ -51,7 +51,7 @@ class SmallDataScores:
 
     ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
     ``n`` held-out images. ``class_accuracy`` is the fraction of images that the classifier assigns to the requested
-    label, ``real_accuracy`` its accuracy on the held-out images. ``per_class_accuracy`` is None for classes without
+    label, ``real_accuracy`` its accuracy on the held-out images. ``per_class_accuracy`` has None for classes without
     images.
     """
 
