@@ -1,4 +1,4 @@
-"""Train, ablate and judge one-step, latent-free image generators: pixel MeanFlow and its kin, over one backbone."""
+"""Train, ablate and evaluate one-step, latent-free image generators: pixel MeanFlow and related methods."""
 
 import sys
 from importlib import import_module
@@ -6,10 +6,10 @@ from typing import Any
 
 from pmf_lightning.utils.terminal import be_brief
 
-if sys.argv[:1] == ["-m"]:  # Python is about to run one of the commands, whose imports take seconds
+if sys.argv[:1] == ["-m"]:  # Python is about to run a command, and importing it takes seconds
     be_brief()
 
-# Name -> module that holds it. Loaded at first use: the mathematics can be imported without Lightning or Hydra.
+# Public name -> its module. Imported at first use, so the mathematics can be imported without Lightning or Hydra.
 _HOMES = {
     "Batch": "objectives.base",
     "Drifting": "objectives.drifting",

@@ -1,8 +1,8 @@
-"""Overrides as they are typed, before Hydra reads them: paths and names to the letter, and one line for what fails.
+"""Prepare typed overrides for Hydra: quote paths and names so that they are read literally, one-line errors.
 
-Hydra's grammar takes ``2026_11`` for a number, and ``=``, commas, brackets, quotes and letters beyond ASCII for syntax.
-Values of options that are paths or names (config/option_table.py) are quoted here where Hydra would read them
-otherwise. In a multirun commas still separate values; a comma inside one needs quotes: data.root='"a,b"'.
+Hydra's grammar reads ``2026_11`` as a number, and ``=``, commas, brackets, quotes and non-ASCII letters as syntax.
+Values of options that are paths or names (config/option_table.py) are quoted here if Hydra would misread them.
+In a multirun, commas still separate values; a comma inside one needs quotes: data.root='"a,b"'.
 """
 
 import os
@@ -28,7 +28,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Typed:
-    """An override in its parts: "+", "++", "~" or "", the option, and the value (None where there is no "=")."""
+    """Parsed override: the sign ("+", "++", "~" or ""), the option, and the value (None if there is no "=")."""
 
     sign: str
     option: str
@@ -36,26 +36,26 @@ class Typed:
 
     @property
     def text(self) -> str:
-        """The override as Hydra takes it."""
+        """The override as a string for Hydra."""
         return f"{self.sign}{self.option}" + ("" if self.value is None else f"={self.value}")
 
 
 def split(override: str) -> Typed:
-    """Return the parts of an override."""
+    """Split an override into sign, option and value."""
     sign, option, value = _FORM.fullmatch(override).groups()
     return Typed(sign or "", option, value)
 
 
 def readable(overrides: Sequence[str], command: str, several: bool = False) -> list[str]:
-    """Return the overrides of a command with paths and names in quotes where Hydra needs them; ``several``: with -m.
+    """Quote paths and names in the overrides of a command where Hydra needs it; ``several`` means with -m.
 
-    Raises UserError for what Hydra cannot read.
+    Raises UserError for an override that Hydra cannot read.
     """
     return [_readable(split(override), command, several) for override in overrides]
 
 
 def refuse_empty(overrides: Sequence[str]) -> None:
-    """Raise UserError where an override has an empty value, which for a path would be this folder."""
+    """Raise UserError for an override with an empty value, which for a path would mean the working directory."""
     for typed in map(split, overrides):
         if typed.sign != "~" and typed.value is not None and not typed.value.strip():
             raise UserError(
@@ -81,7 +81,7 @@ def _readable(typed: Typed, command: str, several: bool) -> str:
 
 
 def parse(override: str) -> Override:
-    """Return what Hydra makes of an override; raises UserError where it cannot read it."""
+    """Parse an override with Hydra; raises UserError if Hydra cannot read it."""
     typed = split(override)
     try:
         return OverridesParser.create().parse_override(override)
@@ -101,9 +101,9 @@ def parse(override: str) -> Override:
 
 
 def swept(override: str) -> list[str] | None:
-    """Return the overrides that one with several values stands for, at most 1,000; None where it has one value.
+    """Expand a sweep override into single-value overrides, at most 1,000; None if it has one value.
 
-    The list is empty where the values are known only on the way: of interval() and glob().
+    The list is empty for interval() and glob(), whose values are known only during the sweep.
     """
     parsed = parse(override)
     if not parsed.is_sweep_override():
@@ -123,18 +123,18 @@ def _hydra_reads(override: str) -> bool:
 
 
 def _in_quotes(typed: Typed) -> str:
-    """Return an override as it is typed in a shell with its value in quotes."""
+    """Return an override with its value quoted, as it is typed in a shell."""
     return shell_word(f"{typed.sign}{typed.option}={quoted(typed.value or '')}")
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes of Hydra's grammar, whose value is the text to the letter."""
+    """Quote a text for Hydra's grammar, so that it is read literally."""
     quote = Quote.single if '"' in text else Quote.double
     return QuotedString(text=text, quote=quote).with_quotes()
 
 
 def as_typed(override: str) -> str:
-    """Return an override of a job of Hydra's sweeper, which escapes signs, as a user types it."""
+    """Return an override of a sweep job, in which Hydra escapes special characters, as a user types it."""
     typed, parsed = split(override), parse(override)
     value = None if parsed.is_sweep_override() or parsed.is_delete() else parsed.value()
     if not isinstance(value, str) or value == typed.value or _is_quoted(typed.value or ""):
@@ -143,18 +143,18 @@ def as_typed(override: str) -> str:
 
 
 def argument(option: str, value: object) -> str:
-    """Return ``option=value`` as a word to paste into a shell, for commands that are printed; value: text or number."""
+    """Return ``option=value`` as one shell word for printed commands; the value is a text or a number."""
     plain = f"{option}={value}"
     return shell_word(plain if not isinstance(value, str) or _means(plain, value) else f"{option}={quoted(value)}")
 
 
 def shell_word(text: str) -> str:
-    """Return a text as one word of a shell."""
+    """Quote a text as one shell word."""
     return shlex.quote(text)
 
 
 def _means(override: str, text: str) -> bool:
-    """Tell whether Hydra takes the value of an override for ``text``, as it is."""
+    """Whether Hydra reads the value of an override as exactly ``text``."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
@@ -166,7 +166,7 @@ def _means(override: str, text: str) -> bool:
 
 
 def _verbatim(option: str, value: str, kind: Kind, several: bool) -> str:
-    """Return the value of a path or a name as Hydra reads it to the letter; in a multirun each of several."""
+    """Return the value of a path or a name, quoted so that Hydra reads it literally; in a multirun, each value."""
     if value == "null" or _is_quoted(value):
         return value
     parts = _at_commas(value)
@@ -175,7 +175,7 @@ def _verbatim(option: str, value: str, kind: Kind, several: bool) -> str:
             return value
         if len(parts) > 1:
             if not several:
-                return value  # Hydra asks for -m
+                return value  # rejected later, with a hint at -m
             return ",".join(_one_of(option, part.strip(), kind) for part in parts)
     if kind.verbatim == "path" and (value == "~" or value.startswith("~/")):
         value = os.path.expanduser(value)
@@ -189,7 +189,7 @@ def _one_of(option: str, part: str, kind: Kind) -> str:
 
 
 def _is_quoted(value: str) -> bool:
-    """Tell whether a value is in quotes already."""
+    """Whether a value is already quoted."""
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return False
     try:
@@ -199,7 +199,7 @@ def _is_quoted(value: str) -> bool:
 
 
 def _at_commas(value: str) -> list[str]:
-    """Return the parts of a value between commas that stand outside of quotes and brackets."""
+    """Split a value at the commas outside quotes and brackets."""
     parts, open_brackets, quote = [""], [], None
     for letter in value:
         if quote:

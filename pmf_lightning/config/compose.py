@@ -1,4 +1,4 @@
-"""Compose a checked configuration from Hydra overrides. conf/ is the only home of the numbers."""
+"""Compose a checked configuration from Hydra overrides and the files of conf/."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ SCALES = ("small", "paper")
 
 
 def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
-    """Return the overrides with ``scale=`` taken into ``experiment=``; those without an experiment as they are.
+    """Merge ``scale=`` into ``experiment=``; overrides without an experiment are unchanged.
 
-    ``experiments`` is the folder of the experiment files. The scale is small where none is given. Raises UserError for
-    an unknown scale, one without an experiment, or one that the experiment does not have.
+    ``experiments`` is the folder of the experiment files. The default scale is small. Raises UserError for an unknown
+    scale, a scale without an experiment, or a scale that the experiment does not have.
     """
     given = dict(override.split("=", 1) for override in overrides if override.startswith(("scale=", "experiment=")))
     scale, name = given.get("scale"), given.get("experiment")
@@ -61,10 +61,10 @@ __all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
-    """Compose the configuration of a command from Hydra overrides, as the command line does, and check its options.
+    """Compose and check the configuration of a command from Hydra overrides, as the command line does.
 
-    Raises UserError for an unknown group choice, an unknown option, a value of the wrong kind, or an override that
-    cannot be read.
+    Raises UserError for an unknown group choice, an unknown option, a value of the wrong kind, or an unreadable
+    override.
     """
     overrides = prepared(overrides, config_name)
     cfg = _composed(overrides, config_name)
@@ -73,9 +73,9 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
 
 
 def prepared(overrides: Sequence[str], config_name: str, several: bool = False) -> list[str]:
-    """Return overrides as Hydra takes them: scales, groups without a choice, and paths to the letter; UserError.
+    """Convert overrides for Hydra: merge scales, replace null groups, quote paths; raises UserError.
 
-    ``several`` says that commas and functions such as range() stand for several runs.
+    With ``several``, commas and functions such as range() mean several runs.
     """
     refuse_empty(overrides)
     overrides = scaled(without_null(overrides, config_name))
@@ -84,7 +84,7 @@ def prepared(overrides: Sequence[str], config_name: str, several: bool = False) 
 
 
 def _composed(overrides: Sequence[str], config_name: str) -> DictConfig:
-    """Return what Hydra composes; raises UserError for what it refuses."""
+    """Compose with Hydra; raises UserError for an override that Hydra rejects."""
     try:
         return _by_hydra(overrides, config_name)
     except ConfigCompositionException as error:
@@ -95,7 +95,7 @@ def _composed(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
-    outer = GlobalHydra.instance().hydra  # a running Hydra job, which allows no second one at the same time
+    outer = GlobalHydra.instance().hydra  # a running Hydra job; Hydra allows only one at a time
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), **VERSION_BASE):
@@ -105,12 +105,12 @@ def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def scaled(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with ``scale=`` taken into ``experiment=``; raises UserError, see config/compose.py."""
+    """Merge ``scale=`` into ``experiment=`` for the experiments of conf/; raises UserError, see ``at_scale``."""
     return at_scale(overrides, CONF / "experiment")
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of ``error``, or of the UserError at its root, on one line."""
+    """Return the message of ``error`` on one line, or of the first UserError among its causes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):

@@ -1,4 +1,4 @@
-"""The files of conf/ that ``group=name`` picks, and what it means to choose none of them."""
+"""Config groups of conf/: their names, their choices, and the meaning of ``group=null``."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -9,9 +9,9 @@ import yaml
 from pmf_lightning.utils.errors import UserError, suggestions
 
 _HERE = Path(__file__).resolve().parent.parent
-# An installed package carries conf/ inside; a checkout has it next to the package.
+# An installed package contains conf/; in a checkout it is next to the package.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
-NONE = {"logger": "files"}  # what stands for none of a group, where that is not called none; files are always written
+NONE = {"logger": "files"}  # the choice for group=null, if it is not called none; log files are always written
 
 
 @cache
@@ -21,18 +21,18 @@ def groups() -> frozenset[str]:
 
 
 def choices(group: str) -> list[str]:
-    """Return the names that ``group=`` takes."""
+    """Return the valid names for ``group=``."""
     folder = CONF / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def is_group(key: str) -> bool:
-    """Tell whether the key of an override names a group, rather than an option."""
+    """Whether the key of an override is a group (otherwise it is an option)."""
     return key in groups() or "/" in key or "@" in key
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raise UserError where an override picks a file that conf/ does not have, naming the near ones."""
+    """Raise UserError, with similar names, if an override chooses a file that is not in conf/."""
     for group, names in _picked(overrides):
         if group in groups():
             for name in names:
@@ -41,7 +41,7 @@ def check_choices(overrides: Sequence[str]) -> None:
 
 
 def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (key, comma-separated values) of plain overrides."""
+    """Yield (key, list of comma-separated values) of plain overrides."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and not key.startswith("~") and "(" not in value:
@@ -49,12 +49,12 @@ def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def without_null(overrides: Sequence[str], command: str) -> list[str]:
-    """Return the overrides with what is chosen instead of ``group=null`` and ``~group``; UserError where nothing is."""
+    """Replace ``group=null`` and ``~group`` by the group's choice for none; UserError if it has none."""
     return [new for override in overrides if (new := _without_null(override, command)) is not None]
 
 
 def _without_null(override: str, command: str) -> str | None:
-    """Return what an override comes to; None where it says what holds anyway."""
+    """Return the replaced override, None if it states the default."""
     key, _, value = override.partition("=")
     group = key.lstrip("+~")
     if "/" in group and value == "null":
@@ -80,10 +80,10 @@ def _without_null(override: str, command: str) -> str | None:
 
 @cache
 def _default(command: str, group: str) -> str | None:
-    """Return what a command's file chooses of a group: a name, "null", or None where it does not list the group."""
+    """Return the default choice of a group in a command's file: a name, "null", or None if it is not listed."""
     contents = yaml.safe_load((CONF / f"{command}.yaml").read_text())
     if group in contents and contents[group] is None:
-        return "null"  # an option that files of the group set
+        return "null"  # an option that the group's files set
     for entry in contents.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             if (found := _default(entry, group)) is not None:

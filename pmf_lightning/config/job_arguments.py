@@ -1,4 +1,4 @@
-"""The overrides of the running job, and the arguments of the command that resumes it."""
+"""Overrides of the running job, and the arguments of the command that resumes it."""
 
 import sys
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from omegaconf import OmegaConf
 
 
 def strip_launcher(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a job without those that a single run refuses, by which its multirun was handed out."""
+    """Remove the multirun overrides (launcher, sweeper), which a single run rejects."""
     return [one for one in overrides if one != "launcher=joblib" and not one.startswith("sweeper=")]
 
 
 def job_overrides() -> list[str]:
-    """Return the overrides of the running job as they were typed, without those that a single run refuses."""
+    """Return the overrides of the running job as typed, without those that a single run rejects."""
     return strip_launcher(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def resume_arguments(folder: Path) -> list[str]:
-    """Return the arguments of a command that goes on with the run of this process alone, which writes to ``folder``."""
+    """Return the arguments of the command that resumes only this process's run, which writes to ``folder``."""
     given = job_overrides() if HydraConfig.initialized() else strip_launcher(sys.argv[1:])
     arguments = [one for one in given if not one.startswith(("run_dir=", "ckpt="))]
-    submitted = ["-m"] if "launcher=slurm" in arguments else []  # it belongs to multiruns
+    submitted = ["-m"] if "launcher=slurm" in arguments else []  # the SLURM launcher works in multiruns only
     return [*submitted, *arguments, f"run_dir={folder}", "ckpt=last"]

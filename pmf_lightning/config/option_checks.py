@@ -1,4 +1,4 @@
-"""A composed configuration, checked against the table of options before any work: names first, then kinds of values."""
+"""Check a composed configuration against the table of options: first the names, then the kinds of the values."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pmf_lightning.config.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_an
 from pmf_lightning.config.option_table import COMMANDS, kind_of
 from pmf_lightning.utils.errors import UserError
 
-# Options of Lightning's Trainer that follow from options of ours, and which.
+# Option of Lightning's Trainer -> the options of ours that determine it.
 OURS = {
     "max_steps": "steps= or images=",
     "max_epochs": "images= (or steps=): a run is as long as the images it sees",
@@ -49,7 +49,7 @@ OURS = {
     "sync_batchnorm": "model=: no network of ours has batch norms",
 }
 _NEEDED = {f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
-# Below these a key may be added or left out: the names are the user's or a library's.
+# Below these, keys may be added or left out: the names are the user's or a library's.
 _FREE = (
     "study.",
     "features.",
@@ -62,9 +62,9 @@ _READS_DATA = ("class_folders:", "shards_say:")  # resolvers that open files
 
 
 def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
-    """Check the configuration that ``overrides`` of a command have come to; raises UserError.
+    """Check the configuration that a command's ``overrides`` produced; raises UserError.
 
-    ``compose`` makes the configuration of other overrides: of those without what is added or left out.
+    ``compose`` composes other overrides; it is called without the additions ("+") and deletions ("~").
     """
     typed = [split(override) for override in overrides]
     plain = [one for one in typed if one.sign == "" or is_group(one.option) or one.option.startswith("hydra.")]
@@ -77,12 +77,12 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
 
 
 def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
-    """Raise UserError where an override that Hydra has refused names no option, or has a value that does not fit."""
+    """Raise UserError for each override rejected by Hydra that names no option or has an unsuitable value."""
     typed = [split(override) for override in overrides]
     try:
         base = compose([one.text for one in typed if is_group(one.option)])
     except ConfigCompositionException:
-        return  # the groups themselves do not go together
+        return  # the groups are incompatible
     for one in typed:
         known = is_group(one.option) or one.option.startswith("hydra.") or _has(base, one.option)
         if one.sign == "" and not known:
@@ -95,7 +95,7 @@ def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[li
 
 
 def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
-    """Raise UserError where the value of an override cannot take the place of what ``base`` has, a mapping."""
+    """Raise UserError if the value of an override has the wrong kind or cannot replace a mapping of ``base``."""
     value = parse(one.text).value()
     if "${" in str(value):
         return
@@ -112,7 +112,7 @@ def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
 
 
 def check_values(overrides: Sequence[str], command: str) -> None:
-    """Check values of options by themselves, without a configuration; raises UserError."""
+    """Check the values of overrides without composing a configuration; raises UserError."""
     for override in overrides:
         option = split(override).option
         kind = None if is_group(option) else kind_of(command, option)
@@ -123,11 +123,11 @@ def check_values(overrides: Sequence[str], command: str) -> None:
 
 def _has(cfg: DictConfig, option: str) -> bool:
     parent = _parent(cfg, option)
-    return parent is not None and option.rpartition(".")[2] in list(parent)  # ``in`` alone leaves out what must be set
+    return parent is not None and option.rpartition(".")[2] in list(parent)  # ``in`` on the mapping skips "???" values
 
 
 def _parent(cfg: DictConfig, option: str) -> DictConfig | None:
-    """Return the mapping that an option stands in, None where there is none."""
+    """Return the mapping that contains an option, None if there is none."""
     node: Any = cfg
     for name in option.split(".")[:-1]:
         node = node._get_node(name) if name in node else None
@@ -137,7 +137,7 @@ def _parent(cfg: DictConfig, option: str) -> DictConfig | None:
 
 
 def _check_added(one: Typed, cfg: DictConfig, base: DictConfig, command: str) -> None:
-    """Raise UserError where "+" adds an option that nothing reads, or one that is set by itself."""
+    """Raise UserError if "+" adds an option that nothing reads, or one that follows from other options."""
     known = {leaf.option for leaf in _leaves(base)}
     for leaf in _leaves(cfg):
         if f"{leaf.option}.".startswith(f"{one.option}.") and leaf.option not in known:
@@ -147,7 +147,7 @@ def _check_added(one: Typed, cfg: DictConfig, base: DictConfig, command: str) ->
 
 
 def _check_left_out(one: Typed, base: DictConfig) -> None:
-    """Raise UserError where "~" takes an option away that is needed, or is not there."""
+    """Raise UserError if "~" removes an option that is required or does not exist."""
     if not _has(base, one.option):
         raise _no_such(one.option, base)
     parent, name = _parent(base, one.option), one.option.rpartition(".")[2]
@@ -160,7 +160,7 @@ def _check_left_out(one: Typed, base: DictConfig) -> None:
 
 
 def _added_kind(option: str, base: DictConfig, command: str) -> Kind | None:
-    """Return the kind of an option that ``base`` does not have yet, None where nothing would read it."""
+    """Return the kind of an option that is missing in ``base``, None if nothing would read it."""
     if option.startswith(_FREE):
         return kind_of(command, option)
     parent, name = _parent(base, option), option.rpartition(".")[2]
@@ -173,7 +173,7 @@ def _added_kind(option: str, base: DictConfig, command: str) -> Kind | None:
 
 
 def _no_such(option: str, base: DictConfig) -> UserError:
-    """Return the error for an option that there is not."""
+    """Return the error for an option that does not exist."""
     parent, _, name = option.rpartition(".")
     ours = OURS.get(name) if parent == "trainer" else None
     known = [leaf.option for leaf in _leaves(base) if not str(leaf.key).startswith("_") and leaf.option != option]
@@ -181,12 +181,12 @@ def _no_such(option: str, base: DictConfig) -> UserError:
 
 
 def _parameters(node: DictConfig | None) -> dict[str, tuple[Kind, bool]] | None:
-    """Return the parameters of what ``_target_`` names: kind, and whether it has a default; None where unknown."""
+    """Return the parameters of the ``_target_``: name -> (kind, has a default); None if unknown."""
     if node is None or "_target_" not in node:
         return None
     try:
         return _parameters_of(get_object(node["_target_"]))
-    except Exception:  # a part of the user's own that cannot be imported is refused where it is built
+    except Exception:  # a user's class that cannot be imported is rejected when it is built
         return None
 
 
@@ -205,14 +205,14 @@ def _parameters_of(target: Any) -> dict[str, tuple[Kind, bool]]:
 
 
 def _trainer_parameters() -> Mapping[str, tuple[Kind, bool]]:
-    from lightning import Trainer  # seconds of import time that other commands need not spend
+    from lightning import Trainer  # imported late: it takes seconds, and most commands do not need it
 
     return _parameters_of(Trainer)
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """An option of a configuration: its full name, and where its value stands; lists are values."""
+    """Option of a configuration: its full name, and the mapping and key of its value. Lists are values."""
 
     option: str
     parent: DictConfig
@@ -220,12 +220,12 @@ class _Leaf:
 
     @property
     def node(self) -> Any:
-        """The value as it is written, unresolved."""
+        """The unresolved value."""
         return self.parent._get_node(self.key)
 
     @property
     def is_mapping(self) -> bool:
-        """Whether it is a mapping with options of its own."""
+        """Whether it is a mapping with nested options."""
         node = self.node
         special = node._is_none() or node._is_interpolation() or node._is_missing()
         return isinstance(node, DictConfig) and not special and len(node) > 0
@@ -237,7 +237,7 @@ class _Leaf:
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
     def check(self, kind: Kind) -> None:
-        """Raise UserError where the value is known and not of the kind."""
+        """Raise UserError if the value is known and not of the kind."""
         if kind is ANYTHING or self.node._is_missing() or any(text in str(self.node) for text in _READS_DATA):
             return
         try:
@@ -246,17 +246,17 @@ class _Leaf:
             why = str(error).splitlines()[0]
             raise UserError(f"{self.option}={self.node._value()}: {why}; it refers to nothing") from error
         except (OmegaConfBaseException, UserError):
-            return  # it follows from the job that runs, or from what is checked there
+            return  # the value depends on the running job, or is checked elsewhere
         kind.check(self.option, value)
 
 
 def _leaves(node: DictConfig) -> Iterator[_Leaf]:
-    """Yield every option below a mapping that has none below itself."""
+    """Yield every option below a mapping that has no nested options."""
     return (one for one in _options(node) if not one.is_mapping)
 
 
 def _options(node: DictConfig, above: str = "") -> Iterator[_Leaf]:
-    """Yield every option below a mapping but Hydra's own; a mapping comes before what is in it."""
+    """Yield every option below a mapping except Hydra's; a mapping comes before its entries."""
     for key in node:
         inner, option = node._get_node(key), f"{above}{key}"
         if option != "hydra":
@@ -276,27 +276,27 @@ def _check_options(cfg: DictConfig, command: str, given: set[str]) -> None:
         kind = kind_of(command, one.option)
         if kind is None:
             if one.is_mapping or not is_given:
-                continue  # a key of conf/ that the table has not got yet, which a test finds
+                continue  # a key of conf/ that is missing in the table; a test reports it
             kind = _kind_beyond_the_table(one, cfg, command)
-        if one.option in given or not one.node._is_interpolation():  # those of conf/ follow from other options
+        if one.option in given or not one.node._is_interpolation():  # interpolations of conf/ follow from other options
             one.check(kind)
 
 
 def _check_for_hydra(one: _Leaf) -> None:
-    """Raise UserError where a key that tells Hydra how to build an object has a value that Hydra cannot take."""
+    """Check a key by which Hydra builds an object, such as ``_target_``; raises UserError."""
     if one.key not in HYDRAS:
         raise UserError(f"{one.option}: Hydra has no such key; it has {', '.join(HYDRAS)}")
     one.check(HYDRAS[one.key])
     if one.key == "_target_":
         try:
             resolve_name(one.value)
-        except Exception as error:  # of the user's own module, too
+        except Exception as error:  # the user's module may raise any error
             why = " ".join(str(error).split())
             raise UserError(f"{one.option}={one.value}: {HYDRAS[one.key].words} ({why})") from error
 
 
 def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str) -> Kind:
-    """Return the kind of an option that the table does not have, from what is built of it; UserError without one."""
+    """Return the kind of an option missing in the table, from the object built with it; UserError if unknown."""
     parameters = _parameters(leaf.parent) or {}
     if leaf.key in parameters:
         return parameters[leaf.key][0]

@@ -1,4 +1,4 @@
-"""Kinds of options: what an option takes (a path, a whole number, a list, ...), and the words that say so."""
+"""Kinds of options (path, whole number, list, ...): a check of the value and the text of its error message."""
 
 import difflib
 import math
@@ -16,10 +16,10 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Kind:
-    """What an option takes: ``takes(value)`` tells whether, ``words`` are the remedy in a message.
+    """Kind of an option: ``takes(value)`` checks a value, ``words`` are the remedy in the error message.
 
-    ``verbatim`` says how text on the command line is read: "path", to the letter; "text", to the letter unless it
-    holds commas, which mean several values; "" by Hydra's grammar. ``null`` says whether null is a value too.
+    ``verbatim`` defines how text on the command line is read: "path", literally; "text", literally unless it contains
+    commas, which mean several values; "", by Hydra's grammar. ``null`` is True if null is also valid.
     """
 
     words: str
@@ -28,11 +28,11 @@ class Kind:
     null: bool = False
 
     def or_null(self) -> "Kind":
-        """Return the same kind with null as a further value."""
+        """Return the same kind with null allowed."""
         return replace(self, null=True, words=f"{self.words}, or null")
 
     def check(self, option: str, value: Any) -> None:
-        """Raise UserError, in one line that names ``option``, where the option does not take ``value``."""
+        """Raise a one-line UserError that names ``option`` if ``value`` is invalid."""
         if (value is None and self.null) or self.takes(value):
             return
         hint = _hint(option, value, self)
@@ -40,13 +40,13 @@ class Kind:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is written on a command line."""
+    """Format a value as on the command line."""
     names = {None: "null", True: "true", False: "false"}
     return names[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _hint(option: str, value: Any, kind: Kind) -> str:
-    """Return what was probably meant, "" where nothing is close."""
+    """Return a hint at the probably intended value, "" if there is none."""
     if value == "":
         return " (the value is empty; a shell variable that is not set leaves it so)"
     if isinstance(value, float) and value.is_integer() and kind.takes(int(value)):
@@ -63,7 +63,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    most = sys.float_info.max  # a whole number above it has no float
+    most = sys.float_info.max  # larger integers overflow a float
     return (_is_whole(value) or isinstance(value, float)) and -most <= value <= most
 
 
@@ -91,12 +91,12 @@ def _is_text(value: Any) -> bool:
 
 
 def choice(*names: str) -> Kind:
-    """Return the kind of one of the names."""
+    """Return the kind of an option with a fixed set of names."""
     return Kind(f"give {' or '.join(names)}", lambda value: isinstance(value, str) and value in names, "text")
 
 
 def list_of(kind: Kind, length: int | None = None, least: int = 0, words: str | None = None) -> Kind:
-    """Return the kind of a list whose entries are of ``kind``: ``length`` of them, or ``least`` or more."""
+    """Return the kind of a list with entries of ``kind``: exactly ``length`` of them, or at least ``least``."""
 
     def takes(value: Any) -> bool:
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < least:
@@ -109,14 +109,14 @@ def list_of(kind: Kind, length: int | None = None, least: int = 0, words: str | 
 
 
 def either(*kinds: Kind, words: str | None = None) -> Kind:
-    """Return the kind of what one of ``kinds`` takes."""
+    """Return the kind of a value that is valid for one of ``kinds``."""
     words = words or f"give {' or '.join(kind.words.removeprefix('give ') for kind in kinds)}"
     verbatim = kinds[0].verbatim if len({kind.verbatim for kind in kinds}) == 1 else ""
     return Kind(words, lambda value: any(kind.takes(value) for kind in kinds), verbatim)
 
 
 def mapping(*needed: str, words: str) -> Kind:
-    """Return the kind of a mapping from names to values, which has at least the keys ``needed``."""
+    """Return the kind of a mapping from names to values with at least the keys ``needed``."""
 
     def takes(value: Any) -> bool:
         return isinstance(value, Mapping) and not any(str(key).startswith("_") for key in value) and _has(value, needed)
@@ -161,7 +161,7 @@ HYDRAS: Mapping[str, Kind] = {
 
 
 def kind_of_annotation(annotation: Any) -> Kind:
-    """Return the kind that a parameter's annotation describes: numbers, names and yes or no; else ``ANYTHING``."""
+    """Return the kind of a parameter's annotation (bool, int, float, str, list, Literal); otherwise ``ANYTHING``."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     simple = {bool: YES_NO, int: whole(-MOST), float: number(), str: TEXT, list: list_of(ANYTHING)}
     kinds = []
@@ -178,7 +178,7 @@ def kind_of_annotation(annotation: Any) -> Kind:
 
 
 def unknown(option: str, known: Sequence[str], remedy: str = "") -> UserError:
-    """Return the error for an option that a command does not have, naming near ones of ``known``."""
+    """Return the error for an unknown option, with similar names of ``known``."""
     return UserError(f"{option}: there is no such option; {remedy or _near(option, known)}")
 
 

@@ -1,7 +1,7 @@
-"""The one table of options: every key of every command's configuration (conf/), and the kind of value that it takes.
+"""Table of options: the kind of every key of every command's configuration (conf/).
 
-A star stands for any one name, two stars at the end for everything below. tests/config/test_options.py fails where a
-key of conf/ is missing here. What an option means, and which numbers fit together, is checked where it is used.
+A star matches any one name, two stars at the end match everything below. tests/config/test_options.py fails if a key
+of conf/ is missing here. The meaning of options, and which numbers fit together, are checked where they are used.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ COUNT, SEED = whole(1), whole(0, LARGEST_SEED)
 PROCESSES = whole(0, 4096)
 POSITIVE, PAIR = number(above=0), list_of(number(), length=2)
 SIDE = whole(1, 100_000)  # of an image, in pixels
-IMAGES = whole(1, 100_000_000)  # made or judged in one call
+IMAGES = whole(1, 100_000_000)  # sampled or evaluated in one call
 LISTED = list_of(number(), least=1)
 
 
@@ -117,7 +117,7 @@ JUDGES: Table = {
             "reference.dialect": TEXT,
             "reference.files.*": TEXT,
             "reference.precision_recall.*": TEXT,
-            "reference.others.**": ANYTHING,  # names of files, and what they are
+            "reference.others.**": ANYTHING,  # file name -> description
             "reference.where": TEXT,
         },
     ),
@@ -203,7 +203,7 @@ BACKBONE: Table = {
     "attention_heads": COUNT,
     "mlp_hidden": COUNT,
     "trunk": whole(0),
-    "heads": mapping(words="give the blocks of each head, such as {u: 2, v: 2}").or_null(),  # null where there are none
+    "heads": mapping(words="give the blocks of each head, such as {u: 2, v: 2}").or_null(),  # null if there are none
     "heads.*": whole(0),
     "bottleneck": COUNT.or_null(),
     "block_gain": number(0),
@@ -221,7 +221,7 @@ BACKBONE: Table = {
     "blocks": list_of(whole(), least=1),
 }
 OPTIMIZER: Table = {
-    "lr": number(),  # optimizers say themselves that it is above 0
+    "lr": number(),  # the optimizers check that it is positive
     "betas": PAIR,
     "eps": number(0),
     "split": YES_NO,
@@ -562,7 +562,7 @@ COMMANDS: Mapping[str, Table] = {
 
 
 def kind_of(command: str, option: str) -> Kind | None:
-    """Return the kind of ``option``, such as "data.root", in a command; None where the command has no such option."""
+    """Return the kind of ``option``, such as "data.root", in a command; None if the command has no such option."""
     table = COMMANDS[command]
     if option in table:
         return table[option]

@@ -1,4 +1,4 @@
-"""What the papers say of each preset: conf/published.yaml, the one home of their numbers."""
+"""Published numbers of each preset, from conf/published.yaml."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from pmf_lightning.utils.precision import Number
 
 @dataclass(frozen=True)
 class Published:
-    """The data that a preset is made for, and its paper's numbers, None where there is none; see the file's head."""
+    """Data set of a preset and the numbers of its paper (None if not reported); see the head of published.yaml."""
 
     data: str
     parameters: int | None = None
@@ -27,6 +27,6 @@ class Published:
 
 @cache
 def published() -> dict[str, Published]:
-    """Return the entry of every preset that has one."""
+    """Return the entries of published.yaml by preset."""
     models = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))["models"]
     return {name: Published(**entry) for name, entry in models.items()}

@@ -1,4 +1,4 @@
-"""Resolvers of OmegaConf that the files of conf/ use, such as ${product:...}."""
+"""OmegaConf resolvers for the files of conf/, such as ${product:...}."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def _in_proportion(value: Number, size: Number, reference: Number) -> float:
 
 
 def _divided(value: int, by: int) -> int:
-    """Return the quotient, rounded down."""
+    """Divide and round down."""
     return value // by
 
 
@@ -27,7 +27,7 @@ def _product(*factors: Number) -> Number:
 
 
 def _named(value: Any, names: Mapping[str, str]) -> str:
-    """Return the name that ``names`` has for a value; of a list, for its entries joined by commas."""
+    """Look up the name of a value in ``names``; a list is looked up by its entries joined by commas."""
     key = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
     if key not in names:
         raise UserError(f"study.names has no name for {key}; it knows {', '.join(map(str, names))}")
@@ -35,13 +35,13 @@ def _named(value: Any, names: Mapping[str, str]) -> str:
 
 
 def _study_folder(otherwise: str, *, _root_: DictConfig) -> str:
-    """Return where a run of a study lies, ``otherwise`` for any other run: launchers name directories too."""
+    """Return the directory of a study's run, ``otherwise`` for any other run (a launcher may set one)."""
     study = _root_.get("study")
     return f"runs/{study.name}/{study.scale}/{study.arm}-seed{_root_.seed}" if study else otherwise
 
 
 def _half_life_kimg(beta: Number, batch: int) -> float:
-    """Return the half-life, in thousands of images, of an average that keeps ``beta`` per step of ``batch`` images."""
+    """Return the half-life, in thousands of images, of an EMA with decay ``beta`` per step of ``batch`` images."""
     return batch * math.log(0.5) / math.log(beta) / 1000
 
 
@@ -65,6 +65,6 @@ _RESOLVERS = {
 
 
 def register_resolvers() -> None:
-    """Make the functions known to OmegaConf under the names that YAML files use."""
+    """Register the resolvers with OmegaConf."""
     for name, function in _RESOLVERS.items():
         register_resolver(name, function)

@@ -1,4 +1,4 @@
-"""Numbers that do not fit each other, found before any work starts. Every message names key, value and remedy."""
+"""Check before any work that options fit each other. Every error names the key, the value and the remedy."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -15,7 +15,7 @@ PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
 
 
 def model(cfg: DictConfig) -> None:
-    """Check network against data, and the way the model is judged; raises UserError."""
+    """Check the network against the data, the schedule, and the sampling options of evaluation; raises UserError."""
     size, patch = cfg.data.resolution, cfg.backbone.patch
     if size % patch:
         fitting = max(1, round(size / patch)) * patch
@@ -26,8 +26,8 @@ def model(cfg: DictConfig) -> None:
     for name in ("warm_up", "decay"):
         if not 0 <= cfg.schedule[name] <= 1:
             raise UserError(f"schedule.{name}={cfg.schedule[name]}: it is a share of the run, from 0 to 1")
-    start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # older checkpoints set none
-    if rate >= 0 and not 0 <= start <= rate:  # the optimiser refuses other rates
+    start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # missing in older checkpoints
+    if rate >= 0 and not 0 <= start <= rate:  # the optimizer rejects negative rates
         raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
     if chosen not in known:
@@ -37,7 +37,7 @@ def model(cfg: DictConfig) -> None:
 
 
 def objective(cfg: DictConfig) -> None:
-    """Check that the model sets the numbers of its objective, all of them and no others; raises UserError."""
+    """Check that the model sets exactly the fields of its objective; raises UserError."""
     kind = get_object(cfg.objective["_target_"])
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
@@ -53,7 +53,7 @@ def objective(cfg: DictConfig) -> None:
 
 
 def method(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
-    """Check the way from noise to images against those that the model knows, none for no generator; UserError."""
+    """Check the sampling method and steps against the model's methods (none: no generator); raises UserError."""
     if known and chosen not in (None, *known):
         raise UserError(f"{prefix}method={chosen}: this model samples by {', '.join(known)}")
     if (chosen or next(iter(known), None)) == "one_step" and steps != 1:
@@ -61,18 +61,18 @@ def method(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "
 
 
 def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
-    """Return the names of averages: a half-life of 500 kimg (500,000 images) is called 500k; above 1000k in whole k."""
+    """Return the names of averages: 500k for a half-life of 500 kimg (500,000 images), rounded from 1000k on."""
     return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in half_lives_kimg]
 
 
 def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:
-    """Check what a sampler is asked for, which a command line may have made anything; raises UserError."""
+    """Check the sampling options, whose command-line values may have any type; raises UserError."""
     for name, value in (("omega", omega), ("t_min", t_min), ("t_max", t_max)):
         if not _is_number(value):
             raise UserError(f"{prefix}{name}={value}: give one number")
     if type(steps) is not int:
         raise UserError(f"{prefix}steps={steps}: give one whole number")
-    if not omega >= 1:  # which no number that is none is
+    if not omega >= 1:  # also rejects NaN
         raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
     if not 0 <= t_min <= t_max <= 1:
         raise UserError(f"{prefix}t_min={t_min} {prefix}t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
@@ -92,7 +92,7 @@ def classes(chosen: Any, known: int) -> None:
 
 
 def device(accelerator: str, devices: int | str | Sequence[int], asked: str | None = None) -> None:
-    """Check that the devices asked for are there; raises UserError, which begins with ``asked``."""
+    """Check that the requested devices exist; raises UserError, whose message starts with ``asked``."""
     asked = asked or f"trainer.accelerator={accelerator}"
     if accelerator == "cpu" and not (devices == "auto" or (isinstance(devices, int) and devices > 0)):
         raise UserError(
@@ -114,7 +114,7 @@ def device(accelerator: str, devices: int | str | Sequence[int], asked: str | No
 
 
 def torch_device(name: str) -> None:
-    """Check that the torch device ``name`` is there; raises UserError."""
+    """Check that the torch device ``name`` exists; raises UserError."""
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
@@ -125,9 +125,9 @@ def torch_device(name: str) -> None:
 
 
 def world_size(trainer: DictConfig) -> int:
-    """Return how many devices train together."""
+    """Return the number of devices that train together."""
     devices = trainer.devices
-    if devices in ("auto", -1):  # both of them Lightning's words for all
+    if devices in ("auto", -1):  # Lightning's values for all devices
         devices = max(1, torch.cuda.device_count())
     elif not isinstance(devices, int):
         devices = len(devices)
@@ -141,7 +141,7 @@ def training(cfg: DictConfig) -> None:
 
 
 def precision(cfg: DictConfig) -> None:
-    """Check the kinds of numbers that the passes and the products of matrices are made of; raises UserError."""
+    """Check the precision of the passes and of the matrix products; raises UserError."""
     if cfg.trainer.precision not in PRECISIONS:
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: use {' or '.join(PRECISIONS)}; weights stay float32, and the "

@@ -1,4 +1,4 @@
-"""Work dealt over the processes of torch.distributed so that what comes out does not depend on their number."""
+"""Split work over the ranks of torch.distributed, with results independent of the number of ranks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ Result = TypeVar("Result")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are; (0, 1) where torch.distributed is not in use."""
+    """Return (rank, world size); (0, 1) if torch.distributed is not in use."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def chunks_of_this_rank(n: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of this rank's chunks: number k of ``chunk`` images goes to rank ``k % world``, whole.
+    """Yield (first, end) of this rank's chunks of ``chunk`` images: chunk k goes to rank ``k % world``.
 
-    A chunk holds the same images whatever the number of ranks, so networks see equal batches and give equal bits.
+    A chunk holds the same images for any number of ranks, so networks get the same batches and return equal bits.
     """
     rank, world = rank_and_world()
     for first in range(rank * chunk, n, world * chunk):
@@ -29,10 +29,10 @@ def chunks_of_this_rank(n: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 def on_all_ranks(work: Callable[[], Result]) -> Result:
-    """Do ``work`` on every rank and return its result; where it fails on one, fail on all.
+    """Run ``work`` on every rank and return its result; if it fails on one rank, all ranks fail.
 
-    Without this, ranks that are well would wait for the failed one in their next exchange. What failed is raised on its
-    own rank as it is, and on the others as UserError (NonFiniteError and the like stay what they are) with its words.
+    Without this, the healthy ranks would hang in the next collective. The failed rank raises its error unchanged. The
+    others raise a UserError with its text, of the same subclass (such as NonFiniteError) if it was one.
     """
     result, error = None, None
     try:
@@ -54,7 +54,7 @@ def on_all_ranks(work: Callable[[], Result]) -> Result:
 
 
 def on_rank_zero(work: Callable[[], Result]) -> Result:
-    """Do ``work`` on rank 0 alone and return its result on all ranks; what it raises is raised on all."""
+    """Run ``work`` on rank 0 only and return its result on all ranks; its errors are raised on all ranks."""
     rank, world = rank_and_world()
     result = on_all_ranks(lambda: work() if rank == 0 else None)
     if world > 1:
@@ -65,7 +65,7 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
 
 
 def total(counts: dict[str, int]) -> dict[str, int]:
-    """Add up counts by name over all ranks; all of them call it."""
+    """Sum counts by name over all ranks. A collective: all ranks must call it."""
     everyone = [dict(counts)]
     world = rank_and_world()[1]
     if world > 1:

@@ -1,4 +1,4 @@
-"""Tensors that are spread over devices (DTensor): this device's part, the whole, and back. Plain tensors pass as is."""
+"""Convert between DTensors, their local shards and full tensors. Plain tensors are returned unchanged."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,17 +11,17 @@ from torch.nn.utils import get_total_norm
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return this device's part, which shares its memory; changes of it are changes of ``tensor``. Needs no_grad."""
+    """Return this device's shard, which shares memory with ``tensor``. Must be called under no_grad."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor. All devices must ask, in the same order."""
+    """Return the full tensor. A collective: all devices must call it, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a whole ``tensor``, which every device has, on the device of ``like``, cut as ``like`` is."""
+    """Shard a full ``tensor``, which every device has, like ``like`` and on its device."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor.to(like.device)
     home = tensor.to(like.device)
@@ -29,39 +29,39 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all tensors together, of all devices' parts where they are spread."""
+    """Return the Euclidean norm of all tensors together, over all shards."""
     return full_tensor(get_total_norm(tensors))
 
 
 def fsdp_units(network: nn.Module) -> Iterable[FSDPModule]:
-    """Yield the modules of ``network`` whose weights are gathered together."""
+    """Yield the FSDP modules of ``network``; the weights of each are gathered together."""
     return (module for module in network.modules() if isinstance(module, FSDPModule))
 
 
 def reshard(network: nn.Module) -> None:
-    """Drop the whole weights that a forward pass left behind, since the parts have changed. No communication."""
+    """Free the full weights of the last forward pass, which are outdated once shards change. No communication."""
     for part in fsdp_units(network):
         part.reshard()
 
 
 def unshard(network: nn.Module) -> None:
-    """Gather all weights, so that forward passes need no other device until ``reshard``. All devices must ask."""
+    """Gather all weights, so that forward passes need no communication until ``reshard``. A collective."""
     for part in fsdp_units(network):
         part.unshard()
 
 
 @torch.no_grad()
 def to_cpu(tensor: Tensor, keep: bool) -> Tensor | None:
-    """Return the whole tensor on the CPU where ``keep``, None elsewhere. All devices must ask."""
+    """Return the full tensor on the CPU if ``keep``, otherwise None. A collective: all devices must call it."""
     full = full_tensor(tensor.detach())
     return full.cpu() if keep else None
 
 
 @torch.no_grad()
 def differences(tensors: Sequence[Tensor]) -> Tensor:
-    """Return how far apart the devices are in each of their ``tensors``, by its norm and the sum of its numbers.
+    """Return the largest difference between devices of each of ``tensors``, in its norm and in the sum of its values.
 
-    In units of the norm of all tensors together. All devices must ask.
+    The unit is the norm of all tensors together. A collective: all devices must call it.
     """
     if not tensors:
         return torch.empty(0)
@@ -70,6 +70,6 @@ def differences(tensors: Sequence[Tensor]) -> Tensor:
     prints = torch.stack((norms, sums))
     everyone = [torch.empty_like(prints) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, prints)
-    seen = torch.stack(everyone).nan_to_num()  # not finite everywhere is the business of others
+    seen = torch.stack(everyone).nan_to_num()  # non-finite values are detected elsewhere
     scale = seen[:, 0].square().sum(1).sqrt().mean().clamp_min(torch.finfo(torch.float64).tiny)
     return ((seen.amax(0) - seen.amin(0)) / scale).amax(0)

@@ -1,4 +1,4 @@
-"""Joining the processes that torchrun started."""
+"""Join the process group of torchrun."""
 
 import os
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that prints: rank 0, or the only one."""
+    """Whether this process prints: it is rank 0 or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_on_main(lines: list[str]) -> None:
-    """Print lines, in one process alone."""
+    """Print lines on rank 0 only."""
     if lines and is_rank_zero():
         print("\n".join(lines), flush=True)
 
 
 @contextmanager
 def torchrun_group(device: str) -> Iterator[torch.device]:
-    """Yield this process's device, joined with the others where torchrun started several (WORLD_SIZE above 1).
+    """Yield this process's device, after joining the process group if torchrun started one (WORLD_SIZE above 1).
 
-    "cuda" becomes the GPU of the local rank. Ranks talk by gloo on CPUs, by NCCL on GPUs. Raises UserError for an
-    environment that is not torchrun's, or fewer GPUs than local ranks.
+    "cuda" becomes the GPU of the local rank. The backend is gloo on CPUs and NCCL on GPUs. Raises UserError for an
+    environment that is not torchrun's, or for fewer GPUs than local ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield torch.device(device)

@@ -1,7 +1,7 @@
-"""How this process was started, by the words of torchrun, srun and Lightning in its environment.
+"""Detect how this process was launched from the environment variables of torchrun, srun and Lightning.
 
-Such words are also left over: by a container, by an interactive allocation, by a batch script that starts one process
-without srun. What is left over is removed, so that one process is one process for Lightning and for us.
+Stale variables come from containers, interactive allocations, and batch scripts that start one process without srun.
+They are removed, so that Lightning and we treat such a process as a single one.
 """
 
 import os
@@ -14,21 +14,21 @@ SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
 MEETING = ("MASTER_ADDR", "MASTER_PORT")  # without them processes cannot find each other
 TASKS = ("SLURM_NTASKS", "SLURM_NPROCS")
 TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-_SHELLS = ("interactive", "bash", "sh", "zsh", "fish", "tcsh", "csh", "ksh")  # names of jobs of salloc and srun --pty
+_SHELLS = ("interactive", "bash", "sh", "zsh", "fish", "tcsh", "csh", "ksh")  # job names of salloc and srun --pty
 _LARGEST = 10_000_000
 
 Environment = MutableMapping[str, str]
 
 
 def settle(environment: Environment | None = None) -> list[str]:
-    """Remove what is left over of other launches; return a warning, as one line, for each thing that was ignored.
+    """Remove stale launch variables from the environment; return a one-line warning for each that was ignored.
 
-    Raises UserError where the words do not fit each other.
+    Raises UserError if variables contradict each other.
     """
     words = os.environ if environment is None else environment
     for name in (*RANKS, *SIZES, *MEETING, *TASKS, *TASK, "TORCHELASTIC_RUN_ID"):
         if name in words and not words[name].strip():
-            del words[name]  # empty: set by a script for a variable that it did not have
+            del words[name]  # a script copied an unset variable
     for names, lowest in ((RANKS, 0), (SIZES, 1), (TASKS, 1), (TASK, 0)):
         for name in names:
             _check_number(words, name, lowest)
@@ -47,7 +47,7 @@ def settle(environment: Environment | None = None) -> list[str]:
 
 
 def srun_tasks(environment: Environment | None = None) -> int:
-    """Return how many processes srun started of this command: 1 where it did not start this one."""
+    """Return the number of processes that srun started for this command; 1 if srun did not start this process."""
     words = os.environ if environment is None else environment
     count = words.get("SLURM_NTASKS", "").strip()
     return int(count) if count.isdigit() and _by_srun(words) else 1
@@ -67,7 +67,7 @@ def _check_number(words: Environment, name: str, lowest: int) -> None:
 
 
 def _settle_slurm(words: Environment) -> list[str]:
-    """Remove what SLURM says of tasks where srun did not start this process."""
+    """Remove SLURM's task variables if srun did not start this process."""
     count = int(words.get("SLURM_NTASKS", "1"))
     place = int(words.get("SLURM_PROCID", "0"))
     if _by_srun(words) or (count == 1 and place == 0 and "SLURM_PROCID" in words):
@@ -100,7 +100,7 @@ def _check_complete(words: Environment, needed: tuple[str, ...], launcher: str) 
 
 
 def _settle_ranks(words: Environment) -> list[str]:
-    """Remove ranks that belong to no meeting of processes; UserError where they say that there is one."""
+    """Remove rank variables without a process group; UserError if they describe one with several ranks."""
     if "RANK" in words and int(words.get("WORLD_SIZE", "1")) > 1:
         missing = [name for name in MEETING if name not in words]
         raise UserError(
@@ -117,7 +117,7 @@ def _settle_ranks(words: Environment) -> list[str]:
 
 
 def _check_order(words: Environment) -> None:
-    """Raise UserError where a rank is not below the number of processes."""
+    """Raise UserError if a rank is not below the number of processes."""
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in words and size in words and int(words[rank]) >= int(words[size]):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a run under SLURM does by itself: it goes back into the queue when its time is up."""
+"""SLURM support: requeue a job when its time limit is reached."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 
 def plugins() -> list[SLURMEnvironment]:
-    """Return Lightning's view of the tasks that srun started, without its own answer to SIGUSR1; [] elsewhere.
+    """Return Lightning's SLURM plugin without its SIGUSR1 handler if srun started this process, otherwise [].
 
-    Its answer would be a second checkpoint in the working directory, written in the middle of a step.
+    The handler would write a second checkpoint to the working directory in the middle of a step.
     """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
@@ -19,15 +19,15 @@ def plugins() -> list[SLURMEnvironment]:
 
 
 def job() -> str | None:
-    """Return the job this process belongs to, as scontrol takes it: of an array, the one element. None: no job."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:  # SLURM_JOB_ID of one of the elements is that of the whole array
+    """Return this process's job id for scontrol (of an array, the one element), or None outside a job."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # one element has the array's id as its SLURM_JOB_ID
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
 @rank_zero_only
 def requeue(cfg: DictConfig) -> None:
-    """Put this job back into the queue, if the same command then goes on with this run; say what came of it."""
+    """Requeue this job if its command will resume this run, and print the result."""
     name = job()
     if name is None:
         return

@@ -1,4 +1,4 @@
-"""How several devices share one training step: DDP (each has all weights) or FSDP2 (each keeps a part of them)."""
+"""Training strategies for several devices: DDP (each has all weights) and FSDP2 (each has a shard)."""
 
 import copy
 import warnings
@@ -24,9 +24,9 @@ OLDEST_FSDP = (2, 13)
 
 
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
-    """Return the arguments of Lightning's Trainer that ``cfg.trainer`` sets, with its strategy built.
+    """Return the arguments of Lightning's Trainer from ``cfg.trainer``, with the strategy instantiated.
 
-    Raises UserError for a strategy that does not go with the rest of ``cfg``.
+    Raises UserError for a strategy that is incompatible with the rest of ``cfg``.
     """
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     if isinstance(options["strategy"], Mapping):
@@ -37,23 +37,23 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def ddp(**settings: Any) -> DDPStrategy:
-    """Return Lightning's DDP. The derivative of a MeanFlow step runs inside its forward: gradients are averaged.
+    """Return Lightning's DDP strategy; ``settings`` are passed to torch's DistributedDataParallel.
 
-    ``settings`` go to torch's DistributedDataParallel.
+    The derivative of a MeanFlow step runs inside DDP's forward, so gradients are averaged.
     """
     return DDPStrategy(**settings)
 
 
 def fsdp(gather_dtype: str | None) -> "FullySharded":
-    """Return FSDP2; ``gather_dtype`` is the dtype in which matrices are gathered, null that of the weights.
+    """Return the FSDP2 strategy; ``gather_dtype`` is the dtype of gathered matrices, null that of the weights.
 
-    Raises UserError for a torch that is too old, or an unknown dtype.
+    Raises UserError if torch is too old or the dtype is unknown.
     """
     return FullySharded(gather_dtype)
 
 
 def refuse_old_torch(version: str) -> None:
-    """Raise UserError where FSDP2 does not get along with the derivative in this version of torch."""
+    """Raise UserError if this version of torch cannot take forward-mode derivatives through FSDP2."""
     if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_FSDP:
         raise UserError(
             f"trainer=fsdp: torch {version} cannot take forward-mode derivatives through FSDP2 (pytorch issue 182641); "
@@ -62,17 +62,17 @@ def refuse_old_torch(version: str) -> None:
 
 
 def takes_part(trainer: Trainer) -> bool:
-    """Whether this device runs the network where one would do: the first, or all where none has all weights."""
+    """Whether this device takes part in single-device inference: rank 0, or all ranks if weights are sharded."""
     return trainer.is_global_zero or isinstance(trainer.strategy, FullySharded)
 
 
 class FullySharded(DDPStrategy):
-    """FSDP2 with one gather per step: weights, gradients, moments and averages are spread over all devices.
+    """FSDP2 with one gather per step: weights, gradients, moments and averages are sharded over all devices.
 
-    The whole weights come together at the first forward pass of a step (guidance, where there is one) and stay until
-    their backward pass, since the derivative is taken along a tape that goes back to them. Checkpoints hold the whole
-    state in the format of one device: a run goes on with any strategy and any number of devices. When training ends,
-    every device gets the whole network back, and callbacks with a method ``gather`` are asked to do the like.
+    The full weights are gathered at the first forward pass of a step (guidance, if there is one) and freed after their
+    backward pass, since the derivative needs them. Checkpoints hold the full state in single-device format, so a run
+    resumes with any strategy and any number of devices. After training every device gets the full network, and the
+    method ``gather`` of callbacks that have one is called.
     """
 
     def __init__(self, gather_dtype: str | None):
@@ -84,11 +84,11 @@ class FullySharded(DDPStrategy):
         self._plain: nn.Module | None = None
 
     def setup(self, trainer: Trainer) -> None:
-        """Spread the network, which holds its starting weights by now, and build the optimiser over the parts."""
+        """Shard the network, whose initial weights are set by now, and build the optimizer over the shards."""
         self.accelerator.setup(trainer)
         module = self.lightning_module
         self.precision_plugin.convert_module(self.model)
-        self.model_to_device()  # first: NCCL compares nothing that lies on the CPU
+        self.model_to_device()  # first: NCCL cannot compare CPU tensors
         refuse_different_starts(module.network)
         self._plain = _without_weights(module.network)
         shard(module.network, init_device_mesh(self.root_device.type, (self.world_size,)), self._policy)
@@ -96,25 +96,25 @@ class FullySharded(DDPStrategy):
         self.setup_precision_plugin()
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
-        """Return the whole weights on rank 0, nothing elsewhere; all ranks must ask."""
+        """Return the full weights on rank 0, {} elsewhere. A collective: all ranks must call it."""
         return _whole_state(self.lightning_module.state_dict(), self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the whole state of the optimiser on rank 0, nothing elsewhere; all ranks must ask."""
+        """Return the full state of the optimizer on rank 0, {} elsewhere. A collective: all ranks must call it."""
         state = super().optimizer_state(optimizer)
         zero = self.is_global_zero
         whole_state = {number: _whole_state(moments, zero) for number, moments in state["state"].items()}
         return {**state, "state": whole_state} if zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this rank's part of the state of an optimiser."""
+        """Load this rank's shard of the optimizer state."""
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             state = {number: _spread_state(kept, weights[number]) for number, kept in stored["state"].items()}
             optimizer.load_state_dict({**stored, "state": state})
 
     def teardown(self) -> None:
-        """Give every device the whole network back, unless training broke off."""
+        """Restore the full network on every device, unless training was interrupted."""
         module = self.lightning_module
         trainer = module and module._trainer
         if self._plain is not None and trainer.state.status != TrainerStatus.INTERRUPTED:
@@ -128,7 +128,7 @@ class FullySharded(DDPStrategy):
 
 
 def refuse_different_starts(network: nn.Module) -> None:
-    """Raise UserError unless all devices have the same weights, since each is about to keep a part of its own."""
+    """Raise UserError unless all devices have the same weights, of which each will hold a shard."""
     apart = differences([weight.detach() for weight in network.parameters()])
     if apart.max() > 0:
         name = [name for name, _ in network.named_parameters()][int(apart.argmax())]
@@ -139,8 +139,8 @@ def refuse_different_starts(network: nn.Module) -> None:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    """Spread the weights of ``network`` over ``mesh``: block by block, then all that is in no block."""
-    # Networks return views; nobody changes a network's answer in place.
+    """Shard the weights of ``network`` over ``mesh``: block by block, then all weights outside blocks."""
+    # Networks return views, but no code modifies a network's output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for unit in [*_blocks(network), network]:
         fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
@@ -148,25 +148,25 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the members of lists that hold weights, such as the blocks of trunk and heads; inner ones first."""
+    """Return the members of module lists that have weights, such as blocks of trunk and heads; inner ones first."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     found = [block for blocks in lists for block in blocks if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
     return [block for block in reversed(found) if any(True for _ in block.parameters())]
 
 
 def _policy(gather: torch.dtype | None) -> MixedPrecisionPolicy:
-    """Gather matrices in another dtype; gradients are added up in float32, and inputs left to autocast."""
+    """Return FSDP2's policy: gather in dtype ``gather``, reduce gradients in float32, leave inputs to autocast."""
     if gather in (None, torch.float32):
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _without_weights(network: nn.Module) -> nn.Module:
-    """Copy a network without memory for its weights, and with the forward passes of its classes."""
+    """Copy a network with its weights on the meta device and with the original forward methods."""
     weights = {id(w): nn.Parameter(torch.empty_like(w, device="meta"), w.requires_grad) for w in network.parameters()}
     copied = copy.deepcopy(network, weights)
     for module in copied.modules():
-        module.__dict__.pop("forward", None)  # of recompute.py, which holds on to the original
+        module.__dict__.pop("forward", None)  # of models/activation_checkpointing.py, it refers to the original
     return copied
 
 
@@ -176,7 +176,7 @@ def _whole_state(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
 
 
 def _spread_state(state: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:
-    """Cut the moments of a weight as the weight is; other tensors, such as counters, stay whole."""
+    """Shard the moments of a weight like the weight; other tensors, such as counters, are not sharded."""
     return {
         name: spread_like(value, weight) if isinstance(value, Tensor) and value.shape == weight.shape else value
         for name, value in state.items()

@@ -1,4 +1,4 @@
-"""The contract of an extractor: a frozen network from uint8 images to features."""
+"""Protocol of feature extractors: frozen networks from uint8 images to features."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ Levels = UInt8[Tensor, "b c h w"]
 
 
 class Features(NamedTuple):
-    """What a network says of images: features [b, F], and logits [b, K] where it classifies."""
+    """Output of a network: features [b, F], and logits [b, K] if it is a classifier."""
 
     features: Float[Tensor, "b f"]
     logits: Float[Tensor, "b k"] | None
@@ -28,11 +28,11 @@ Network = Callable[[Levels], Features]
 
 @runtime_checkable
 class Extractor(Protocol):
-    """A kind of features, from ``conf/extractor``.
+    """Feature extractor, from ``conf/extractor``.
 
-    ``name`` stands in the names of scores ("inception" makes it an FID), ``features`` is the number of features,
-    ``logits`` that of classes (0: none), ``channels`` are those that images may have, and ``batch`` images go through
-    the network at a time: always as many, because the last bits of convolutions depend on it.
+    ``name`` is part of the names of scores ("inception" makes it an FID). ``features`` is the number of features,
+    ``logits`` the number of classes (0: none), ``channels`` the supported numbers of image channels. ``batch`` is the
+    number of images per forward pass; it is constant because the last bits of convolutions depend on it.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Extractor(Protocol):
     batch: int
 
     def check(self) -> None:
-        """Raise UserError where ``open`` cannot work, such as for a missing file, without heavy work."""
+        """Raise UserError if ``open`` would fail, for example for a missing file. Must be cheap."""
 
     def open(self, device: torch.device) -> Network:
-        """Return the frozen network on ``device``: uint8 images [b, C, H, W] to ``Features``."""
+        """Return the frozen network on ``device``, from uint8 images [b, C, H, W] to ``Features``."""
 
     def fingerprint(self) -> str:
-        """Return words that change whenever the features may have changed; statistics of others do not compare."""
+        """Return a text that changes whenever the features may change; only statistics with equal texts compare."""
 
 
 @torch.no_grad()
 def extract(network: Network, images: Levels, batch: int, device: torch.device) -> Features:
     """Return the features of all ``images`` in float32 on ``device``, ``batch`` at a time, in full precision."""
     with full_precision(device):
-        # one order in memory: convolutions of another differ in the last bits
+        # always contiguous: the last bits of convolutions depend on the memory format
         whole = images.to(device).clone(memory_format=torch.contiguous_format)
         parts = [network(part) for part in whole.split(batch)]
     logits = None if parts[0].logits is None else torch.cat([part.logits.float() for part in parts])
@@ -64,7 +64,7 @@ def extract(network: Network, images: Levels, batch: int, device: torch.device) 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Keep autocast and TF32 away, and cuDNN from choosing its algorithms by chance."""
+    """Disable autocast and TF32, and make cuDNN deterministic."""
     with (
         full_products(),
         torch.autocast(device.type, enabled=False),
@@ -74,14 +74,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def three_channels(images: Levels) -> UInt8[Tensor, "b 3 h w"]:
-    """Return images as networks of photographs take them: grey ones three times; ValueError for other channels."""
+    """Repeat the channel of grey images three times; ValueError unless there are 1 or 3 channels."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images of {images.shape[1]} channels; features of pictures are made of 1 or 3")
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hex digits of a file; they are kept as long as its size and time stay."""
+    """Return the SHA-256 of a file in hex; it is cached until the file's size or modification time changes."""
     status = path.stat()
     return _sha256(str(path.absolute()), status.st_size, status.st_mtime_ns)
 

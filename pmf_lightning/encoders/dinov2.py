@@ -1,4 +1,4 @@
-"""DINOv2's features (arXiv 2304.07193), for distances that follow human eyes closer (arXiv 2306.04675)."""
+"""DINOv2 features (arXiv 2304.07193), whose distances agree better with human judgement (arXiv 2306.04675)."""
 
 import os
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixe
 
 @dataclass(frozen=True)
 class DinoV2:
-    """The class token of a DINOv2 of torch's hub, on images that torch-fidelity's resize brings to 224 pixels.
+    """Class token of a DINOv2 from torch hub, on images resized to 224 pixels by torch-fidelity.
 
     Args:
-        name: stands in the names of scores.
-        model: its name in the hub, such as "dinov2_vitl14".
-        features: numbers per image of that model.
-        repository: a folder with the project's code (its hubconf.py is run); None: torch's hub cache.
-        weights: the file of weights; None: torch's hub cache.
-        download: whether the hub may fetch what is missing there.
-        batch: images at a time.
+        name: part of the names of scores.
+        model: name of the model in the hub, such as "dinov2_vitl14".
+        features: number of features of that model.
+        repository: folder with the project's code (its hubconf.py is run); None: torch's hub cache.
+        weights: file of weights; None: torch's hub cache.
+        download: whether the hub may download what is missing.
+        batch: images per forward pass.
     """
 
     name: str
@@ -43,23 +43,23 @@ class DinoV2:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Colour, or grey taken three times."""
+        """Supported channels: colour, or grey repeated three times."""
         return (1, 3)
 
     @property
     def code(self) -> Path:
-        """Where the project's code is looked for."""
+        """Path of the project's code."""
         cached = Path(torch.hub.get_dir(), PROJECT.replace("/", "_") + "_main")
         return cached if self.repository is None else Path(self.repository).expanduser()
 
     @property
     def path(self) -> Path:
-        """Where the weights are looked for."""
+        """Path of the weights."""
         cached = Path(torch.hub.get_dir(), "checkpoints", f"{self.model}_pretrain.pth")
         return cached if self.weights is None else Path(self.weights).expanduser()
 
     def check(self) -> None:
-        """Raise UserError where code or weights are not there and may not be fetched."""
+        """Raise UserError if code or weights are missing and may not be downloaded."""
         if self.batch < 1:
             raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
         if self.download and self.repository is None and self.weights is None:
@@ -75,12 +75,12 @@ class DinoV2:
                 )
 
     def fingerprint(self) -> str:
-        """Return words of the network and its weights."""
+        """Return a text that identifies the network and its weights."""
         self._fetch()
         return f"{self.model} {SIDE} {file_sha256(self.path)[:16]}"
 
     def open(self, device: torch.device) -> Network:
-        """Return the network on ``device``; UserError where code and weights do not belong together."""
+        """Return the network on ``device``; UserError if code and weights do not match."""
         self._fetch()
         model = self._load().requires_grad_(False).eval().to(device)
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) * 255 for x in (_MEAN, _STD))
@@ -93,13 +93,13 @@ class DinoV2:
         return network
 
     def _load(self) -> nn.Module:
-        os.environ["XFORMERS_DISABLED"] = "1"  # plain attention, as torch-fidelity asks for
+        os.environ["XFORMERS_DISABLED"] = "1"  # plain attention, as in torch-fidelity
         try:
             state = load_tensors(self.path)
             with torch.random.fork_rng(devices=[]):
                 model = torch.hub.load(str(self.code), self.model, source="local", pretrained=False, verbose=False)
             model.load_state_dict(unwrapped(state))
-        except Exception as error:  # foreign code and files raise nearly anything
+        except Exception as error:  # foreign code and files may raise any error
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(f"extractor.weights={self.path}: not the weights of {self.model} ({reason})") from error
         return model
@@ -109,10 +109,10 @@ class DinoV2:
         if self.path.is_file() and (self.code / "hubconf.py").is_file():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with sole_writer(self.path):  # ranks would write the same files
+        with sole_writer(self.path):  # otherwise several ranks would write the same files
             try:
                 torch.hub.load(PROJECT, self.model, trust_repo=True, verbose=False)
-            except Exception as error:  # networks fail in many ways
+            except Exception as error:  # connections fail in many ways
                 raise UserError(
                     f"extractor.download=true: {self.model} cannot be fetched ({type(error).__name__}: {error}); get "
                     "code and weights elsewhere and give extractor.repository= and extractor.weights="

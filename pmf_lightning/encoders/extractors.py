@@ -1,4 +1,4 @@
-"""Extractors besides Inception and DINOv2: a small classifier of the data at hand, and any module."""
+"""Feature extractors from a small classifier of the run's data, and from any module."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -17,7 +17,7 @@ from pmf_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ClassifierFeatures:
-    """The last hidden layer of the small classifier of ``source``, trained in seconds and kept; needs no download.
+    """Last hidden layer of the small classifier of ``source``, which is trained in seconds and cached; no download.
 
     ``settings`` are those of ``metrics=small``, which uses the same classifier.
     """
@@ -30,32 +30,32 @@ class ClassifierFeatures:
 
     @property
     def features(self) -> int:
-        """Numbers per image."""
+        """Features per image."""
         return self.settings.features
 
     @property
     def logits(self) -> int:
-        """Classes of the data."""
+        """Number of classes of the data."""
         return self.source.classes
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Those of the data."""
+        """Channels of the data."""
         return (self.source.channels,)
 
     def check(self) -> None:
-        """Raise UserError for data without classes to tell apart."""
+        """Raise UserError for data with fewer than two classes."""
         self.source.check()
         if self.source.classes < 2:
             raise UserError(f"extractor=classifier: data {self.source.name} has one class; choose another extractor")
 
     def fingerprint(self) -> str:
-        """Return words of the data and of how the classifier is trained."""
+        """Return a text that identifies the data and the classifier's settings."""
         parts = (VERSION, self.source.fingerprint(), self.source.classes, *astuple(self.settings))
         return f"classifier of {self.source.name} {digest(*parts)[:16]}"
 
     def open(self, device: torch.device) -> Network:
-        """Return the classifier, trained or from the cache, on ``device``."""
+        """Return the classifier on ``device``, read from the cache or trained."""
         classifier = cached_classifier(self.source, self.settings, self.cache_dir).to(device)
 
         def network(images: Tensor) -> Features:
@@ -77,18 +77,18 @@ class ModuleFeatures:
     logits: int = 0
 
     def check(self) -> None:
-        """Raise UserError for what cannot be called."""
+        """Raise UserError if the module is not callable."""
         if not callable(self.module):
             raise UserError(f"extractor.module={self.module}: give a module or function of uint8 images")
 
     def fingerprint(self) -> str:
-        """Return words of the module and its weights."""
-        kind = self.module if hasattr(self.module, "__qualname__") else type(self.module)  # else it is an object
+        """Return a text that identifies the module and its weights."""
+        kind = self.module if hasattr(self.module, "__qualname__") else type(self.module)  # function, else instance
         weights = checksum(self.module)[:16] if isinstance(self.module, nn.Module) and self.module.state_dict() else ""
         return f"{self.name} {kind.__module__}.{kind.__qualname__} {weights}".rstrip()
 
     def open(self, device: torch.device) -> Network:
-        """Return the module, frozen, on ``device``."""
+        """Return the frozen module on ``device``."""
         if isinstance(self.module, nn.Module):
             self.module.requires_grad_(False).eval().to(device)
 

@@ -1,4 +1,4 @@
-"""The Inception network of FID: TensorFlow's of 2015-12-05, as torch-fidelity ports it, after a resize by protocol."""
+"""Inception network of FID: torch-fidelity's port of TensorFlow's of 2015-12-05, with the protocol's resize."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ class Inception:
     """Inception's 2048 pooled features, and logits without bias for the inception score.
 
     Args:
-        name: stands in the names of scores.
-        weights: the file of weights; None: where torch-fidelity's own download puts it, in torch's hub cache.
-        download: whether it may be fetched there when it is missing.
-        batch: images at a time.
-        resize: the rule to 299 pixels, a name of ``RESIZES``; the protocol's.
+        name: part of the names of scores.
+        weights: file of weights; None: the path of torch-fidelity's download, in torch's hub cache.
+        download: whether a missing file may be downloaded there.
+        batch: images per forward pass.
+        resize: the protocol's rule to resize to 299 pixels, a name of ``RESIZES``.
     """
 
     name: str
@@ -37,28 +37,28 @@ class Inception:
 
     @property
     def features(self) -> int:
-        """Numbers per image."""
+        """Features per image."""
         return 2048
 
     @property
     def logits(self) -> int:
-        """Classes of the network."""
+        """Number of classes of the network."""
         return 1008
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Colour, or grey taken three times."""
+        """Supported channels: colour, or grey repeated three times."""
         return (1, 3)
 
     @property
     def path(self) -> Path:
-        """Where the weights are looked for."""
+        """Path of the weights."""
         if self.weights is not None:
             return Path(self.weights).expanduser()
         return Path(torch.hub.get_dir(), "checkpoints", FILE)
 
     def check(self) -> None:
-        """Raise UserError where the weights are not there and may not be fetched."""
+        """Raise UserError if the weights are missing and may not be downloaded."""
         if self.batch < 1:
             raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
         if self.resize not in RESIZES:
@@ -73,22 +73,22 @@ class Inception:
         )
 
     def fingerprint(self) -> str:
-        """Return words of the network, its weights, and a resize that is not torch-fidelity's own."""
+        """Return a text that identifies the network, its weights, and any resize other than torch-fidelity's."""
         words = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
         return words if self.resize == "tensorflow1" else f"{words} {self.resize}"
 
     def open(self, device: torch.device) -> Network:
-        """Return the network on ``device``; UserError for a file that does not hold its weights."""
+        """Return the network on ``device``; UserError if the file does not hold its weights."""
         path = self._present()
         try:
-            load_tensors(path)  # torch-fidelity would run code in the file
-            with torch.random.fork_rng(devices=[]):  # it draws weights before it loads them
+            load_tensors(path)  # checked first, because torch-fidelity would run pickled code
+            with torch.random.fork_rng(devices=[]):  # torch-fidelity initialises random weights before it loads
                 inception = FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
-        except Exception as error:  # a foreign file makes torch raise nearly anything
+        except Exception as error:  # torch may raise any error for a foreign file
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(f"extractor.weights={path}: not the weights of Inception, {FILE} ({reason})") from error
         inception = inception.to(device)
-        *body, head = inception.children()  # torch-fidelity registers the layers in the order in which it calls them
+        *body, head = inception.children()  # torch-fidelity registers the layers in calling order
 
         def network(images: Tensor) -> Features:
             x = (RESIZES[self.resize](three_channels(images).float(), inception.INPUT_IMAGE_SIZE) - 128) / 128
@@ -100,21 +100,21 @@ class Inception:
         return network
 
     def _present(self) -> Path:
-        """Return the path of the weights, fetched if need be and allowed."""
+        """Return the path of the weights, downloaded first if missing and allowed."""
         self.check()
         if not self.path.is_file():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with sole_writer(self.path):  # ranks would write the same file
+            with sole_writer(self.path):  # otherwise several ranks would write the same file
                 if not self.path.is_file():
                     fetch(self.path)
         return self.path
 
 
 def fetch(path: Path) -> None:
-    """Download the weights to ``path`` and check their hash; UserError where that fails."""
+    """Download the weights to ``path`` and check their hash; UserError if that fails."""
     try:
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=FILE.split("-")[-1].split(".")[0])
-    except Exception as error:  # networks fail in many ways
+    except Exception as error:  # connections fail in many ways
         raise UserError(
             f"extractor.download=true: {FILE} cannot be fetched ({type(error).__name__}: {error}); get it elsewhere "
             "and give its path as extractor.weights="

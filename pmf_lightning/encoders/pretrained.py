@@ -1,4 +1,4 @@
-"""Published weights, from a file or by download, and the base class of frozen distances."""
+"""Published weights from a file or download, and the base class of frozen distances."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Anything = TypeVar("Anything")
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights of a frozen network.
+    """Published weights of a frozen network.
 
-    ``name`` is that of the distance, ``what`` the network, ``source`` the file and where it is published; ``role`` says
-    what the weights are for, ``instead`` how to do without them.
+    ``name`` is the name of the distance, ``what`` the network, ``source`` the file and its published location. ``role``
+    is the purpose of the weights in errors, ``instead`` the way to do without them.
     """
 
     name: str
@@ -33,33 +33,33 @@ class PretrainedWeights:
 
     @property
     def remedy(self) -> str:
-        """Say what can be done without these weights."""
+        """Remedy in errors for missing weights."""
         return f"give its path as features.{self.name}.weights, or {self.instead}"
 
     def read(self, path: str) -> dict[str, Tensor]:
-        """Return the state dict in a .safetensors file or in a file of torch; no code in it is run.
+        """Return the state dict in a .safetensors or torch file, without running code in it.
 
-        Raises UserError for a missing file, or one that holds no state dict.
+        Raises UserError for a missing file, or one without a state dict.
         """
         key = f"features.{self.name}.weights={path}"
         if not Path(path).expanduser().is_file():
             raise UserError(f"{key}: no such file; get {self.source}, {self.remedy}")
         try:
             state = _read(Path(path).expanduser())
-        except Exception as error:  # a foreign file makes torch raise nearly anything
+        except Exception as error:  # torch may raise any error for a foreign file
             reason = type(error).__name__
             raise UserError(f"{key}: cannot be read as weights ({reason}); it should be {self.what}") from error
         if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-            state = state["model"]  # as original releases wrap them
+            state = state["model"]  # original releases nest it
         if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
             raise UserError(f"{key}: holds no state dict; it should be {self.what}, {self.source}")
         return dict(state)
 
     def fetch(self, download: Callable[[], Anything]) -> Anything:
-        """Return what the library's own download gives; raises UserError where it fails."""
+        """Return the result of a library's ``download``; raises UserError if it fails."""
         try:
             return download()
-        except Exception as error:  # every library has its own errors for a missing network
+        except Exception as error:  # every library has its own errors for a missing connection
             reason = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
             raise UserError(
                 f"{self.role} {self.name}: the weights of {self.what} are not on this machine and cannot be "
@@ -67,9 +67,9 @@ class PretrainedWeights:
             ) from error
 
     def fill(self, network: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-        """Let ``network``, built without memory, take its weights from ``state``, in float32; the rest is ignored.
+        """Load ``state`` into ``network``, which is on the meta device, in float32; other entries are ignored.
 
-        Raises UserError where some are missing or of another shape.
+        Raises UserError if weights are missing or of another shape.
         """
         wanted, state = network.state_dict(), unwrapped(state, f"features.{self.name}.weights={path}")
         wrong = [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]
@@ -94,10 +94,10 @@ Distances = Float[Tensor, " n"]
 
 
 class FrozenDistance(nn.Module):
-    """A distance between pairs of images, [n,C,side,side] in [-1, 1] with C = 1 or 3, in the features of a network.
+    """Distance between pairs of images, [n,C,side,side] in [-1, 1] with C = 1 or 3, in the features of a network.
 
-    ``distance(generated, real)`` gives one number per pair, 0 for equal images, with a gradient for ``generated`` and
-    none for weights. Once frozen it stays in evaluation mode, whatever module it may end up in.
+    ``distance(generated, real)`` returns one number per pair, 0 for equal images. Gradients flow to ``generated`` but
+    not to weights. Once frozen it always stays in evaluation mode.
     """
 
     def __init__(self, side: int):
@@ -107,7 +107,7 @@ class FrozenDistance(nn.Module):
         self.side = side
 
     def freeze(self) -> None:
-        """Take the weights out of training, for good."""
+        """Freeze the weights permanently."""
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "FrozenDistance":
@@ -120,7 +120,7 @@ class FrozenDistance(nn.Module):
 
 
 def three_channels(images: Square, like: Tensor) -> Float[Tensor, "n 3 side side"]:
-    """Return images as the networks of photographs take them: grey ones three times, in the dtype of ``like``."""
+    """Repeat the channel of grey images three times; return images in the dtype of ``like``."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images have {images.shape[1]} channels; perceptual distances know 1 or 3")
     return images.expand(-1, 3, -1, -1).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Networks trained once and kept in the cache folder: read where they are whole, trained again where they are not."""
+"""Cache of small trained networks: read from the cache folder, or trained again if missing or damaged."""
 
 import hashlib
 import logging
@@ -18,9 +18,10 @@ Trained = TypeVar("Kept", bound=nn.Module)
 
 
 def load_or_train(path: Path, empty: Callable[[], Trained], trained: Callable[[], Trained], what: str) -> Trained:
-    """Return the network whose weights lie at ``path``, or a ``trained()`` one, which is written there; frozen.
+    """Return the frozen network with the weights at ``path``, or that of ``trained()``, which is written there.
 
-    ``empty()`` makes one to fill; ``what`` is its name in the notice that a damaged file is replaced.
+    ``empty()`` returns a network to load weights into. ``what`` is its name in the notice that a damaged file is
+    replaced.
     """
     with sole_writer(path):
         network = _load(path, empty(), what) if path.exists() else None
@@ -37,22 +38,22 @@ def _load(path: Path, network: Trained, what: str) -> Trained | None:
         network.load_state_dict(kept["weights"])
         if kept["checksum"] != checksum(network):
             raise ValueError("checksum")
-    except Exception as reason:  # a damaged file makes torch raise nearly anything
+    except Exception as reason:  # torch may raise any error for a damaged file
         log.warning("%s is damaged (%s): training %s again", path, type(reason).__name__, what)
         return None
     return network
 
 
 def checksum(network: nn.Module) -> str:
-    """Return hex digits of all weights of a network, wherever it is and of whatever type."""
+    """Return a hash of all weights of a network in hex, on any device and of any dtype."""
     numbers = torch.cat([weight.detach().cpu().flatten() for weight in network.state_dict().values()])
-    content = numbers.view(torch.uint8).numpy()  # numpy knows no bfloat16
-    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load misses flipped bits
+    content = numbers.view(torch.uint8).numpy()  # numpy has no bfloat16
+    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load does not detect flipped bits
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sum in one order however many cores there are: more threads give other last bits, so another network."""
+    """Use one torch thread: the order of sums, and so the last bits of a trained network, depends on the number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""From parts to an evaluator, with every check that can be made before long work."""
+"""Build an evaluator from its parts, after all checks that are possible before long work."""
 
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics
 from pmf_lightning.utils.errors import UserError
 
-DATA = "data"  # as a reference: the training split of the data at hand
+DATA = "data"  # as a reference: the training split of the configured data
 
 
 def complete_extractor(extractor: Extractor | partial, source: DataSource | None, cache_dir: str | None) -> Extractor:
-    """Return the extractor, ``_partial_`` in its configuration where it has to see the data, checked.
+    """Return the checked extractor; one that depends on the data (``_partial_``) is completed with ``source``.
 
-    Raises UserError where it needs data and there are none, or where its weights are missing.
+    Raises UserError if it needs data and there are none, or if its weights are missing.
     """
     if isinstance(extractor, partial):
         if source is None:
@@ -46,17 +46,17 @@ def open_evaluator(
     source: DataSource | None = None,
     cache_dir: str | None = None,
 ) -> Evaluator:
-    """Build an ``Evaluator`` for images of ``resolution`` pixels of ``classes`` classes; all ranks call it.
+    """Build an ``Evaluator`` for images of ``resolution`` pixels and ``classes`` classes. All ranks must call it.
 
     Args:
-        extractor: as ``conf/extractor`` makes it; completed with ``source`` and ``cache_dir``.
-        reference: a file of statistics, or "data": those of the training split of ``source``, measured once (that is
-            the only long work here) and then kept in the cache.
-        resolution, classes, channels, crop: of the images; classes and crop None where they are not known.
+        extractor: from ``conf/extractor``; completed with ``source`` and ``cache_dir``.
+        reference: a file of statistics, or "data" for those of the training split of ``source``, which are measured
+            once (the only long work here) and cached.
+        resolution, classes, channels, crop: of the images; classes and crop are None if unknown.
         precision_recall_reference: a file of real images or of their features for precision and recall; None: those
-            of the reference, where it has some.
+            of the reference, if it has any.
 
-    Raises UserError where a file is missing or spoilt, or reference, extractor and images do not belong together.
+    Raises UserError if a file is missing or damaged, or if reference, extractor and images do not fit together.
     """
     extractor = complete_extractor(extractor, source, cache_dir)
     if channels not in extractor.channels:
@@ -83,7 +83,7 @@ def open_evaluator(
 
 
 def missing_reference(protocol: Protocol, resolution: int) -> str:
-    """Say which file of statistics a protocol compares with, and how else to get one."""
+    """Return the error text for a missing reference: the protocol's file of statistics, and other ways to get one."""
     files = protocol.reference.files
     known = files.get(resolution) or ", ".join(f"{name} ({side} px)" for side, name in files.items())
     return (
@@ -95,9 +95,9 @@ def missing_reference(protocol: Protocol, resolution: int) -> str:
 def check_same_images(
     reference: Reference | RealImages, protocol: Protocol, asked: dict[str, Any], option: str = "reference"
 ) -> None:
-    """Raise UserError where a reference says, or its published name, that it is of other images than ``asked``.
+    """Raise UserError if a reference, by its metadata or its published name, is of other images than ``asked``.
 
-    ``asked`` holds resolution, classes and crop; None where it is not known. ``option`` names the file.
+    ``asked`` holds resolution, classes and crop, None if unknown. ``option`` is the option that names the file.
     """
     path = reference.file.get("path", "in memory")
     said = dict(reference.about)

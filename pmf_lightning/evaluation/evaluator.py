@@ -1,4 +1,4 @@
-"""Generate, extract, compare: on any number of ranks the same images, the same features and the same scores."""
+"""Evaluator: generate images, extract features, compute scores; the result is the same for any number of ranks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,22 +25,21 @@ from pmf_lightning.evaluation.small_data import balanced_labels
 from pmf_lightning.utils.errors import UserError
 
 # (labels [b], number of the first image) -> float images [b, C, H, W] in about [-1, 1], unclipped, on any device; or
-# uint8 images, which are taken as they are.
+# uint8 images, which are used unchanged.
 Generate = Callable[[Int64[Tensor, " b"], int], Tensor]
-# (levels [b, C, H, W], labels [b], number of the first image): what is done with the images of this rank
+# Callback for the images of this rank: (uint8 images [b, C, H, W], labels [b], number of the first image)
 Keep = Callable[[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], int], None]
 
 
 class Evaluator:
-    """Judges generators by one protocol, one extractor and one reference.
+    """Evaluator of generators by one protocol, one extractor and one reference.
 
-    Every rank of torch.distributed calls it (or none, without distribution) and gets the same scores. ``chunk`` images
-    are generated at a time, whole chunks dealt to the ranks in turn, so that neither images nor features depend on the
-    number of ranks. Nothing of torch's global random numbers is used. Make it before long work: it checks that the
-    reference is of these features. ``real`` images, where given, are what precision and recall compare with, instead
-    of those of the reference.
+    Under torch.distributed every rank must call it; all get the same scores. Images are generated in chunks of
+    ``chunk``, which are assigned to the ranks round-robin, so images and features do not depend on the number of ranks.
+    Torch's global random numbers are not used. Construct it before long work: it checks that the reference has the
+    features of the extractor. Precision and recall use the ``real`` images, if given, in place of the reference's.
 
-    Raises UserError where protocol, extractor and reference do not belong together.
+    Raises UserError if protocol, extractor and reference do not fit together.
     """
 
     def __init__(
@@ -75,9 +74,9 @@ class Evaluator:
         return score_name(what, self.protocol, self.extractor.name, n)
 
     def without_features(self) -> "Evaluator":
-        """Return one that gives the Frechet distance and the inception score alone, and keeps no features.
+        """Return an evaluator for the Frechet distance and the inception score only, which stores no features.
 
-        It shares the network, which is opened now; all ranks call it.
+        It shares the network, which is opened now. All ranks must call it.
         """
         few = Evaluator(
             self.protocol, self.extractor, replace(self.reference, features=None, images=None), self.chunk, self.device
@@ -86,10 +85,10 @@ class Evaluator:
         return few
 
     def __call__(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Scores:
-        """Generate ``n`` images, labels in turn (``i % classes``), and compare them with the reference.
+        """Generate ``n`` images with labels ``i % classes`` and return their scores against the reference.
 
-        ``generate(labels, first)`` makes the images number ``first``, ``first + 1``, ... Raises UserError for n < 2,
-        and on all ranks NonFiniteError or UserError where pixels are not finite or a rank fails.
+        ``generate(labels, first)`` returns the images number ``first``, ``first + 1``, ... Raises UserError for n < 2.
+        If pixels are not finite or a rank fails, all ranks raise NonFiniteError or UserError.
         """
         measured = self.measure(generate, n, classes, keep)
         real, compared = self.reference_features, self.precision_recall_features
@@ -97,7 +96,7 @@ class Evaluator:
         return self._flagged(scores, classes)
 
     def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> FeatureStatistics:
-        """Generate as ``__call__`` does and return moments, logits and, where the reference has some, features."""
+        """Generate like ``__call__``; return moments, logits and, if there are real features to compare, features."""
         if n < 2:
             raise UserError(f"n={n}: two images at least make a distance")
         labels, to_levels = balanced_labels(n, classes), QUANTISERS[self.protocol.quantiser]
@@ -116,12 +115,12 @@ class Evaluator:
 
     @cached_property
     def reference_features(self) -> Float[Tensor, "m f"] | None:
-        """Features of real images: those of the reference, or made of its images, dealt over the ranks."""
+        """Features of the reference, or extracted from its images by all ranks."""
         return self._features_of(self.reference)
 
     @cached_property
     def precision_recall_features(self) -> Float[Tensor, "m f"] | None:
-        """Features of the real images of precision and recall: of ``real``, else those of the reference."""
+        """Real features for precision and recall: those of ``real`` if given, otherwise those of the reference."""
         return self.reference_features if self.real is None else self._features_of(self.real)
 
     def _features_of(self, held: Reference | RealImages) -> Float[Tensor, "m f"] | None:
@@ -154,9 +153,10 @@ def measure(
     kept: Int64[Tensor, " m"] | str | None,
     title: str = "images",
 ) -> FeatureStatistics:
-    """Measure images number 0 to n - 1, ``levels(first, end)`` a chunk at a time, dealt over the ranks.
+    """Compute statistics of images number 0 to n - 1, from ``levels(first, end)`` in chunks split over the ranks.
 
-    ``kept`` are the numbers of the images whose features are kept ("all", or None); ``title`` is the progress bar's.
+    ``kept`` holds the numbers of the images whose features are stored, "all" or None. ``title`` is that of the progress
+    bar.
     """
     moments = Moments(extractor.features, extractor.logits, kept).to(device)
     rank, world = rank_and_world()
@@ -173,9 +173,9 @@ def measure(
 
 
 def check_same_features(reference: Reference, extractor: Extractor, protocol: str) -> None:
-    """Raise UserError unless a reference is of the features of ``extractor``, as far as it says.
+    """Raise UserError unless a reference has the features of ``extractor``, as far as its metadata state them.
 
-    ``protocol`` is the name of the one that the extractor belongs to.
+    ``protocol`` is the name of the extractor's protocol.
     """
     path = reference.file.get("path", "in memory")
     if len(reference.mu) != extractor.features:
@@ -187,7 +187,7 @@ def check_same_features(reference: Reference, extractor: Extractor, protocol: st
 
 
 def check_real_images(real: RealImages, extractor: Extractor, protocol: str) -> None:
-    """Raise UserError unless real images for precision and recall can be compared in the features of ``extractor``."""
+    """Raise UserError unless the real images for precision and recall have, or can get, features of ``extractor``."""
     path = real.file.get("path", "in memory")
     if real.images is not None and real.images.shape[1] not in extractor.channels:
         raise UserError(
@@ -204,7 +204,7 @@ def check_real_images(real: RealImages, extractor: Extractor, protocol: str) -> 
 
 
 def _check_fingerprint(about: Mapping[str, Any], what: str, extractor: Extractor, protocol: str) -> None:
-    """Raise UserError where features were made otherwise than by ``extractor``; ``what`` names option and file."""
+    """Raise UserError if features come from another extractor than ``extractor``; ``what`` names option and file."""
     theirs, ours = about.get("extractor"), extractor.fingerprint()
     if theirs is None or theirs == ours:
         return

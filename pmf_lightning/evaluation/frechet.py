@@ -1,4 +1,4 @@
-"""Frechet distance between sets of uint8 images, in the feature space of any callable."""
+"""Frechet distance between sets of uint8 images, in the features of any callable."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,19 +16,19 @@ Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
 
 
 class NonFiniteError(UserError):
-    """Images with pixels that are infinite or not a number: converting them would hide a collapse."""
+    """Images have infinite or NaN pixels; converting them to uint8 would hide a divergence."""
 
 
 class FrechetDistance:
     """Frechet distance of image sets to one reference set, whose moments are computed once.
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` with means m and unbiased covariances S of the features in float64
-    (Heusel et al. 2017, arXiv:1706.08500, eq. 6), through torchmetrics. Features are computed ``batch`` images at a
-    time, without autocast; a module must be in evaluation mode. Any resizing is the business of ``embed``. No
-    collective communication: every process that calls it needs all images. Raises UserError for fewer than two images.
+    (Heusel et al. 2017, arXiv:1706.08500, eq. 6), computed by torchmetrics. Features are computed ``batch`` images at a
+    time, without autocast. A module must be in evaluation mode, and ``embed`` must do any resizing. There is no
+    communication: every process that calls it needs all images. Raises UserError for fewer than two images.
     """
 
-    @torch.inference_mode(mode=False)  # what it keeps must stay usable outside of Lightning's evaluation
+    @torch.inference_mode(mode=False)  # the stored tensors must be usable outside Lightning's evaluation
     def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
         _require_two(len(reference), "reference")
         first = next(in_batches(reference, 1))
@@ -36,7 +36,7 @@ class FrechetDistance:
         self._metric = FrechetInceptionDistance(
             _Float64Features(embed, embed(first).shape[1]),
             reset_real_features=False,
-            sync_on_compute=False,  # else one process measuring alone would wait for the others forever
+            sync_on_compute=False,  # otherwise a single measuring process would wait for the others forever
         ).set_dtype(torch.float64)
         self._update(in_batches(reference, batch), real=True)
 
@@ -46,8 +46,8 @@ class FrechetDistance:
 
     @torch.inference_mode(mode=False)
     def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
-        """Return the distance of images that come in parts, each looked at once and all at a time."""
-        self._metric.reset()  # keeps the reference
+        """Return the distance of images given in parts, which are iterated once."""
+        self._metric.reset()  # does not reset the reference
         _require_two(self._update(parts, real=False), "measured")
         return self._metric.compute().item()
 
@@ -61,14 +61,14 @@ class FrechetDistance:
 
 
 class _Float64Features(nn.Module):
-    """Features in float64, so that torchmetrics does not round its answer to float32.
+    """Features in float64, so that torchmetrics does not round its result to float32.
 
-    Holds a callable instead of a registered submodule: ``set_dtype`` would convert the weights of the caller's network.
+    The callable is not registered as a submodule, because ``set_dtype`` would convert the caller's weights.
     """
 
     def __init__(self, embed: Embed, num_features: int):
         super().__init__()
-        self.num_features = num_features  # else torchmetrics draws a random image to find out
+        self.num_features = num_features  # otherwise torchmetrics determines it from a random image
         self._embed = (embed,)
 
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
@@ -86,7 +86,7 @@ def frechet_distance(
 
 
 def in_batches(images: Tensor | np.ndarray | ImageDataset, batch: int) -> Iterator[Tensor]:
-    """Yield ``images`` in their order as tensors of at most ``batch`` rows, copied out of numpy arrays."""
+    """Yield ``images`` in order as tensors of at most ``batch`` rows; numpy arrays are copied."""
     for start in range(0, len(images), batch):
         end = min(start + batch, len(images))
         if isinstance(images, Tensor):
@@ -98,7 +98,7 @@ def in_batches(images: Tensor | np.ndarray | ImageDataset, batch: int) -> Iterat
 
 
 def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
-    """Raise NonFiniteError, with their number, when some pixels of ``what`` are infinite or not a number."""
+    """Raise NonFiniteError, with their number, if pixels of ``what`` are infinite or NaN."""
     bad = images.numel() - int(images.isfinite().sum())
     if bad:
         raise NonFiniteError(

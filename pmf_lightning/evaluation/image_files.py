@@ -1,4 +1,4 @@
-"""Images on disk for evaluation: write generated ones as PNG files or .npz, read existing ones."""
+"""Image files for evaluation: write generated images as PNG files or .npz, read existing ones."""
 
 import math
 import os
@@ -31,28 +31,28 @@ Levels = UInt8[Tensor, "b c h w"]
 
 
 class ImageSaver:
-    """What is kept of generated images: the first ones for a picture and, as ``kind`` says, all of them on disk.
+    """Writer of generated images: it stores the first ones for a picture and, depending on ``kind``, writes all.
 
-    "png" writes ``out/images/<number>.png``, "npz" ``out/images.npz`` (arr_0: uint8 NHWC, arr_1: labels). Ranks write
-    apart, so ``out`` must be one folder for all of them. ``kind`` is one of ``KINDS``. Raises UserError where images of
-    before lie there.
+    "png" writes ``out/images/<number>.png``, "npz" ``out/images.npz`` (arr_0: uint8 NHWC, arr_1: labels). Every rank
+    writes its own files, so ``out`` must be the same folder for all. ``kind`` is one of ``KINDS``. Raises UserError if
+    the folder already contains images.
     """
 
     def __init__(self, kind: str, out: Path, n: int, shown: int) -> None:
         self.kind, self.out, self.n, self.shown = kind, out, n, shown
-        self.first_images: Levels | None = None  # on rank 0, whose chunk is the first
-        self.latest = time.perf_counter()  # when the last images of this rank came
+        self.first_images: Levels | None = None  # on rank 0 only, which has the first chunk
+        self.latest = time.perf_counter()  # time of this rank's last images
         self._folder = out / ("images" if kind == "png" else ".images.parts")
         if kind != "none":
             on_rank_zero(self._make_room)
 
     @property
     def path(self) -> Path | None:
-        """Where the images lie in the end."""
+        """Final path of the images."""
         return {"png": self._folder, "npz": self.out / "images.npz"}.get(self.kind)
 
     def __call__(self, images: Levels, labels: Int64[Tensor, " b"], first: int) -> None:
-        """Keep the images number ``first``, ``first + 1``, ..."""
+        """Save the images number ``first``, ``first + 1``, ..."""
         self.latest = time.perf_counter()
         if first == 0:
             self.first_images = images[: self.shown].clone()
@@ -66,7 +66,7 @@ class ImageSaver:
             np.savez(self._folder / f"{first:012d}.npz", arr_0=arrays, arr_1=labels.numpy())
 
     def finish(self) -> None:
-        """Put the parts of an .npz together, on rank 0 when all are written; all ranks call it."""
+        """Join the parts of an .npz on rank 0 once all ranks have written. All ranks must call it."""
         on_all_ranks(lambda: None)
         if self.kind == "npz":
             on_rank_zero(self._put_together)
@@ -81,14 +81,14 @@ class ImageSaver:
 
     def _make_room(self) -> None:
         if self.kind == "npz" and self._folder.is_dir():
-            shutil.rmtree(self._folder)  # of an evaluation that was killed
+            shutil.rmtree(self._folder)  # left by a killed evaluation
         if self.kind == "png" and self._folder.is_dir() and any(self._folder.iterdir()):
             raise UserError(f"out={self.out}: {self._folder} holds images already; set another out, or remove them")
         self._folder.mkdir(parents=True, exist_ok=True)
 
 
 def _join(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
-    """Write one .npy of the arrays ``name`` of all parts, one after the other: they need not fit into memory."""
+    """Concatenate the arrays ``name`` of all parts into one .npy, part by part: they may exceed the memory."""
     shapes, dtype = [], None
     for part in parts:
         with np.load(part) as arrays:
@@ -103,19 +103,20 @@ def _join(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
 
 
 def _digits(n: int) -> int:
-    """Return the width of file names that sort as their numbers do."""
+    """Return the number of digits in file names, so that they sort by number."""
     return max(6, len(str(n - 1)))
 
 
-MOST_BYTES = 2**28  # of an image
+MOST_BYTES = 2**28  # per image
 
 LEVELS = UInt8[Tensor, "b c h w"]
 
 
 class FolderImages:
-    """The images below a folder in the order of their paths, all of one size; ``channels`` 3 (colour) or 1 (grey).
+    """Images below a folder, sorted by path, all of one size; ``channels`` is 3 (colour) or 1 (grey).
 
-    ``background`` is what transparent pixels show; ``done`` counts what the decoder did to the images read so far.
+    ``background`` is the colour behind transparent pixels. ``done`` counts the decoder's conversions of the images read
+    so far.
     """
 
     def __init__(self, folder: Path, channels: int, background: str) -> None:
@@ -131,12 +132,12 @@ class FolderImages:
         return len(self.names)
 
     def said(self) -> list[str]:
-        """Say in a few lines which images are there, and which files are left out."""
+        """Return lines that describe the images and the files left out."""
         lines = [f"{len(self):,} images in {shown(str(self.folder))}{say_kinds(self.names)}"]
         return lines + ([say_left_out(self.left_out)] if self.left_out else [])
 
     def said_done(self) -> list[str]:
-        """Say what the decoder did to the images that all ranks read; all of them call it."""
+        """Return a line on the decoder's conversions of the images read by all ranks. All ranks must call it."""
         done = total(self.done)
         return [say_done(done)] if done else []
 
@@ -156,20 +157,20 @@ class FolderImages:
         path = self.folder / name
         try:
             picture = open_picture(path, self.channels, self.background)
-        except Exception as error:  # broken files make Pillow raise nearly anything
+        except Exception as error:  # Pillow may raise any error for a damaged file
             raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
         return levels_of(picture.image), picture.done
 
 
 class NpzImages:
-    """The images ``arr_0`` of an .npz, uint8 [n, H, W, 1 or 3], read chunk by chunk without loading the others."""
+    """Images ``arr_0`` of an .npz, uint8 [n, H, W, 1 or 3], read in chunks without loading the complete array."""
 
     def __init__(self, path: Path, channels: int) -> None:
         self.path, self.channels = path, channels
         try:
             with open_npz(path) as arrays:
                 header = arrays.header("arr_0")
-            self._member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 - read as long as the object lives
+            self._member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 - open as long as the object exists
         except (OSError, ValueError) as error:
             raise UserError(f"images={path}: holds no readable arr_0 ({type(error).__name__}: {error})") from error
         shape, fortran, dtype, self._start = header.shape, header.fortran, header.dtype, header.start
@@ -185,15 +186,15 @@ class NpzImages:
         return self._stored[0]
 
     def said(self) -> list[str]:
-        """Say which images are there."""
+        """Return a line that describes the images."""
         return [f"{len(self):,} images in {self.path}"]
 
     def said_done(self) -> list[str]:
-        """Say what was done to the images: nothing."""
+        """Return no lines: the images are not converted."""
         return []
 
     def __call__(self, first: int, end: int) -> LEVELS:
-        """Return images number ``first`` to ``end - 1``; UserError where the file is damaged or ends before them."""
+        """Return images number ``first`` to ``end - 1``; UserError if the file is damaged or too short."""
         size = int(np.prod(self._stored[1:]))
         try:
             self._go_to(self._start + first * size)
@@ -206,7 +207,7 @@ class NpzImages:
         return images.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
 
     def _go_to(self, place: int) -> None:
-        """Go to a byte of the array, forwards by reading: from Python 3.12 a zip that seeks checks no checksum."""
+        """Move to a byte of the array, forwards by reading: since Python 3.12 seeking in a zip skips its checksum."""
         while (ahead := place - self._member.tell()) > 0 and self._member.read(min(ahead, 2**24)):
             pass
         if ahead < 0:

@@ -11,10 +11,10 @@ from pmf_lightning.encoders.base import Features
 
 
 class FeatureStatistics:
-    """What is known of ``n`` images: mean and unbiased covariance of their features, in float64 on the CPU.
+    """Statistics of ``n`` images: mean and unbiased covariance of their features, in float64 on the CPU.
 
-    ``features`` [m, F] are those of the images that ``kept`` asked for, ``logits`` [n, K] of all; both in the order of
-    the images, None where they were not kept. No dataclass: torchmetrics would take it apart.
+    ``features`` [m, F] are those of the images selected by ``kept``, ``logits`` [n, K] those of all images. Both are in
+    the order of the images, and None if not stored. It is not a dataclass, which torchmetrics would convert.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class FeatureStatistics:
 
 
 class Moments(Metric):
-    """Sums of features and of their products, added over the ranks by torchmetrics; computes ``FeatureStatistics``.
+    """Metric that computes ``FeatureStatistics`` from sums of features and of their products, reduced over the ranks.
 
     Args:
-        features: numbers per image.
-        logits: classes whose logits are kept, of all images; 0: none.
-        kept: numbers of the images whose features are kept; "all", or None.
+        features: features per image.
+        logits: number of logits per image, stored for all images; 0: none.
+        kept: numbers of the images whose features are stored, "all" or None.
     """
 
     full_state_update = False
@@ -49,7 +49,9 @@ class Moments(Metric):
         self.add_state("products", torch.zeros(features, features, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("rows", "vectors", "answers", "answer_rows"):
             self.add_state(name, [], dist_reduce_fx="cat")
-        self.update(Features(torch.zeros(0, features), torch.zeros(0, logits)), 0)  # a rank without a chunk joins in
+        self.update(
+            Features(torch.zeros(0, features), torch.zeros(0, logits)), 0
+        )  # so that ranks without a chunk can be reduced
 
     def update(self, seen: Features, first: int) -> None:
         """Add images number ``first``, ``first + 1``, ..."""
@@ -67,7 +69,7 @@ class Moments(Metric):
             self.answers.append(seen.logits)
 
     def compute(self) -> FeatureStatistics:
-        """Return what was measured over all ranks; the covariance divides by n - 1, as np.cov does."""
+        """Return the statistics over all ranks; the covariance divides by n - 1, like np.cov."""
         n, mu = int(self.count), self.total / self.count
         sigma = (self.products - n * torch.outer(mu, mu)) / (n - 1)
         return FeatureStatistics(
@@ -84,37 +86,37 @@ def _in_order(values: list[Tensor] | Tensor, rows: list[Tensor] | Tensor) -> Ten
     return values[rows.argsort()].cpu()
 
 
-TINY = 1e-12  # a covariance whose smallest eigenvalue is below so much of its largest counts as singular
+TINY = 1e-12  # ratio of smallest to largest eigenvalue up to which a covariance counts as singular
 
 
 class Gaussian:
-    """Mean [F] and covariance [F, F]; what the distance needs of these alone is computed once."""
+    """Gaussian with mean [F] and covariance [F, F], which caches the covariance's spectrum and root."""
 
     def __init__(self, mu: Float64[Tensor, " f"], sigma: Float64[Tensor, "f f"]) -> None:
         self.mu, self.sigma = mu, sigma
 
     @cached_property
     def spectrum(self) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
-        """Eigenvalues, ascending, and eigenvectors of the covariance."""
+        """Eigenvalues (ascending) and eigenvectors of the covariance."""
         return tuple(torch.linalg.eigh(self.sigma))
 
     @cached_property
     def root(self) -> Float64[Tensor, "f f"]:
-        """The positive root of the covariance; eigenvalues that rounding made negative are taken as 0."""
+        """The positive square root of the covariance; eigenvalues that are negative by rounding count as 0."""
         values, vectors = self.spectrum
         return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
     @property
     def near_singular(self) -> bool:
-        """Whether the smallest eigenvalue of the covariance is next to none of its largest."""
+        """Whether the smallest eigenvalue of the covariance is at most TINY times the largest."""
         values = self.spectrum[0]
         return bool(values[0] <= TINY * values[-1])
 
     def distance(self, mu: Float64[Tensor, " f"], sigma: Float64[Tensor, "f f"]) -> float:
         """Return ``|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)`` (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
 
-        The last trace is the sum of the roots of the eigenvalues of ``S1^(1/2) S2 S1^(1/2)``, which is symmetric: real
-        eigenvalues, those that rounding made negative taken as 0.
+        The last trace is the sum of the square roots of the eigenvalues of ``S1^(1/2) S2 S1^(1/2)``. This matrix is
+        symmetric, so they are real; those that are negative by rounding count as 0.
         """
         product = self.root @ sigma @ self.root
         cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()

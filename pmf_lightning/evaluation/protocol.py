@@ -1,4 +1,4 @@
-"""How published numbers are made: a protocol fixes everything but the images, and stands in the number's name."""
+"""Evaluation protocols of the papers: a protocol fixes everything but the images and is part of a score's name."""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from pmf_lightning.data.transforms import QUANTISERS
 from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.utils.errors import UserError, suggestions
 
-_ELSEWHERE = {"fid": "fd", "kid": "kd"}  # what Inception's distances are called in other features
+_ELSEWHERE = {"fid": "fd", "kid": "kd"}  # names of the distances in features other than Inception's
 
 
 @dataclass(frozen=True)
 class PublishedReference:
-    """The statistics that a protocol's papers compare with.
+    """Published reference statistics of a protocol.
 
     Args:
-        dialect: how their file names the moments (see references.DIALECTS).
-        files: their names by resolution in pixels.
-        where: how they are obtained.
-        others: names of further published files of the same images, with their resolutions.
-        precision_recall: names of the files of real images for precision and recall, where they are not in ``files``.
+        dialect: naming of the moments in the files (see references.DIALECTS).
+        files: file names by resolution in pixels.
+        where: how to obtain the files.
+        others: other published files of the same images, with their resolutions.
+        precision_recall: files of real images for precision and recall by resolution, if they are not in ``files``.
     """
 
     dialect: str
@@ -31,26 +31,26 @@ class PublishedReference:
 
     @property
     def sides(self) -> dict[str, int]:
-        """The resolution of every published file by its name."""
+        """Resolution of every published file, by file name."""
         named = (self.files, self.precision_recall)
         return {name: side for files in named for side, name in files.items()} | dict(self.others)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of one family of papers; ``conf/protocol`` holds the numbers.
+    """Evaluation protocol of one family of papers; the numbers are in ``conf/protocol``.
 
     Args:
-        name: stands in the names of all scores.
-        quantiser: the rule from floats to whole levels, a name of ``data.pixels.QUANTISERS``.
-        resize: the rule from there to the 299 pixels that Inception sees, a name of ``resizes.RESIZES``.
-        n: images of a full evaluation; labels go through the classes in turn, ``i % classes``.
-        extractor: the network whose features published numbers use.
-        inception_splits, inception_shuffle: parts of the inception score, and whether images are shuffled before.
-        kid_subsets, kid_size: subsets of the kernel distance and the images of each.
+        name: part of the names of all scores.
+        quantiser: rule from float to uint8 images, a name of ``data.transforms.QUANTISERS``.
+        resize: rule to resize to Inception's 299 pixels, a name of ``encoders.resizes.RESIZES``.
+        n: number of images of a full evaluation; image i has label ``i % classes``.
+        extractor: network whose features the published numbers use.
+        inception_splits, inception_shuffle: splits of the inception score, and whether images are shuffled first.
+        kid_subsets, kid_size: number of subsets of KID and images per subset.
         neighbours: k of improved precision and recall.
-        reference_images: how many real images these two compare with, at most.
-        seed: of the shuffle and the subsets, by numpy's RandomState as in torch-fidelity.
+        reference_images: largest number of real images for precision and recall.
+        seed: seed of the shuffle and the subsets, for numpy's RandomState as in torch-fidelity.
         reference: the published statistics.
     """
 
@@ -81,10 +81,10 @@ class Protocol:
 
 
 def score_name(score: str, protocol: Protocol, extractor: str, n: int) -> str:
-    """Return a score's name with count and protocol: "fid50k_jit", and "fd360_classifier_jit" in other features.
+    """Return a score's name with count and protocol: "fid50k_jit", or "fd360_classifier_jit" in other features.
 
-    ``score`` is "fid", "is", "kid", "precision" or "recall". FID and KID are Inception's by name: in other features the
-    first is "fd", the second "kd".
+    ``score`` is "fid", "is", "kid", "precision" or "recall". FID and KID imply Inception's features; in other features
+    they are called "fd" and "kd".
     """
     count = f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
     if extractor == "inception":

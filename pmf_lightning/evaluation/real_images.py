@@ -1,4 +1,4 @@
-"""Real images for precision and recall alone, where a protocol keeps them in a file apart from the moments."""
+"""Real images for precision and recall, for protocols that store them in a separate file from the moments."""
 
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ OPTION = "precision_recall_reference"
 
 @dataclass(frozen=True)
 class RealImages:
-    """Features [m, F] of real images (a file of ``make_stats``), or the images, uint8 [m, 3, H, W], never both.
+    """Features [m, F] of real images (from a file of ``make_stats``), or the uint8 images [m, 3, H, W]; never both.
 
     ``about`` and ``file`` are as in ``Reference``.
     """

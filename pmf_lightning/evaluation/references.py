@@ -1,4 +1,4 @@
-"""Statistics of real images in the three formats of published files, read without running code."""
+"""Read statistics of real images in the three published file formats, without running code."""
 
 import io
 import pickle
@@ -25,26 +25,26 @@ MOST_PICKLE_BYTES = 2**31
 
 
 def _text_to_bytes(text: str, encoding: str) -> bytes:
-    """Stand in for _codecs.encode, which old pickles call for the bytes of an array; other codecs are refused."""
+    """Safe replacement of _codecs.encode, which old pickles call for the bytes of an array; latin1 only."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding}")
     return text.encode("latin1")
 
 
 class _Array:
-    """Stands in for numpy's array in a pickle, which names it as the kind of array to make."""
+    """Placeholder for numpy.ndarray, which a pickle names as the type of an array."""
 
 
 def _empty_array(kind: type, shape: tuple, code: Any) -> np.ndarray:
-    """Stand in for numpy's way to begin an array, which its numbers then fill; one of a size of its own is refused."""
+    """Safe replacement of numpy's _reconstruct: an empty array to be filled; another shape than (0,) is refused."""
     if kind is not _Array or tuple(shape) != (0,):
         raise pickle.UnpicklingError(f"an array begins with the shape {shape!r:.40}")
     return multiarray._reconstruct(np.ndarray, (0,), b"b")
 
 
 def _dtype(*said: Any) -> np.dtype:
-    """Stand in for numpy's types of numbers: one of Python objects, or with parts, is refused."""
-    dtype = np.dtype(said[0], copy=True)  # a state is set next, and not that of numpy's own object
+    """Safe replacement of numpy.dtype: types of Python objects or with fields are refused."""
+    dtype = np.dtype(said[0], copy=True)  # a copy, because the pickle sets its state next
     if dtype.hasobject or dtype.fields is not None or dtype.itemsize > 1024:
         raise pickle.UnpicklingError(f"an array of {dtype}")
     return dtype
@@ -56,7 +56,7 @@ def _scalar(dtype: Any, content: bytes) -> Any:
     return multiarray.scalar(dtype, content)
 
 
-# What pickles of plain containers and numpy arrays name, by numpy 1 (core) and 2 (_core), by pickle protocols 0 to 5.
+# Names in pickles of plain containers and numpy arrays, for numpy 1 (core) and 2 (_core) and pickle protocols 0 to 5.
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _text_to_bytes,
@@ -69,9 +69,9 @@ _ALLOWED = {
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """An unpickler that knows a handful of names and no others, so that no code of the file is run.
+    """Unpickler that resolves only the names in ``_ALLOWED``, so that no code in the file is run.
 
-    That in Python: the one in C takes as much memory as a number in the file tells it to.
+    It extends Python's unpickler, because the C version allocates as much memory as a number in the file states.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -80,7 +80,7 @@ class _ArraysOnly(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
 
     def load_build(self) -> None:
-        """Fill an array or a type of numbers; nothing else has a state of its own to be set."""
+        """Set the state of an array or a dtype; other objects are refused."""
         if not isinstance(self.stack[-2], np.ndarray | np.dtype):
             raise pickle.UnpicklingError("it sets what is no array")
         super().load_build()
@@ -89,12 +89,12 @@ class _ArraysOnly(pickle._Unpickler):
 
 
 def load_arrays(path: Path) -> Any:
-    """Return what a .pkl of plain containers, numbers, words and numpy arrays holds; UserError for any other."""
+    """Return the content of a .pkl of plain containers, numbers, strings and numpy arrays; UserError for others."""
     try:
         if path.stat().st_size > MOST_PICKLE_BYTES:
             raise ValueError(f"it is longer than {MOST_PICKLE_BYTES:,} bytes")
-        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()  # bytes in memory end where the file does
-    except Exception as error:  # a foreign file makes pickle raise nearly anything
+        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()  # in memory, reads cannot exceed the file
+    except Exception as error:  # pickle may raise any error for a foreign file
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"reference={path}: cannot be read as a pickle of arrays ({reason}); "
@@ -102,29 +102,29 @@ def load_arrays(path: Path) -> Any:
         ) from error
 
 
-# How files name mean and covariance: ADM's and JiT's .npz, that of the JAX codes of pMF and iMF, and EDM2's .pkl.
+# Naming of mean and covariance: the .npz of ADM and JiT, the .npz of the JAX codes of pMF and iMF, EDM2's .pkl.
 DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
 
 _NPZ = {"mu_sigma": ("mu", "sigma"), "ref_mu_sigma": ("ref_mu", "ref_sigma")}
 
-EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # whose features a .pkl holds under which name
+EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # extractor -> its name in a .pkl
 
-# Of an array of numbers (8192 features), and of the images that are looked at (10,000 of 360 pixels).
+# Limits for an array of numbers (8192 features), and for the images that are read (10,000 of 360 pixels).
 MOST_BYTES, MOST_IMAGE_BYTES = 2**29, 2**32
 
-SYMMETRY = 1e-6  # largest difference across the diagonal, as a share of the largest entry
+SYMMETRY = 1e-6  # largest asymmetry of a covariance, relative to its largest entry
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of real images' features.
+    """Moments of the features of real images.
 
     Args:
         mu, sigma: mean [F] and covariance [F, F] in float64.
-        n: images they are of; None where the file does not say.
-        features: [m, F] of some of the images, for KID, precision and recall; None where there are none.
-        images: uint8 [m, 3, H, W], which ADM's files hold instead of features; None elsewhere.
-        about: what the file says of itself (files of ``make_stats`` do): data, resolution, classes, crop, extractor.
+        n: number of images; None if the file does not state it.
+        features: features [m, F] of some of the images, for KID, precision and recall, or None.
+        images: uint8 [m, 3, H, W], which ADM's files hold instead of features, otherwise None.
+        about: metadata in files of ``make_stats``: data, resolution, classes, crop, extractor.
         file: "path", "sha256" and "dialect" of the file.
     """
 
@@ -138,15 +138,15 @@ class Reference:
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """The moments, with what a distance to them needs."""
+        """The moments as a Gaussian, for distances to them."""
         return Gaussian(self.mu, self.sigma)
 
 
 def load_reference(path: str | Path, extractor: str, most_images: int = 10_000) -> Reference:
-    """Read a file of statistics, a .npz of either kind or EDM2's .pkl, and check it.
+    """Read and check a file of statistics: a .npz of either kind or EDM2's .pkl.
 
-    ``extractor`` is the name of the features wanted, of which a .pkl may hold several; of images (``arr_0``) the first
-    ``most_images`` are read. Raises UserError, naming file and remedy.
+    ``extractor`` is the name of the features, because a .pkl may hold several kinds. At most ``most_images`` images
+    (``arr_0``) are read. Raises UserError, naming file and remedy.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -211,7 +211,7 @@ def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str
 
 
 def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
-    """Return what a file says of itself, JSON in its entry ``about``; UserError, naming the ``option``, for no JSON."""
+    """Parse a file's metadata, JSON in its entry ``about``; UserError, naming the ``option``, for invalid JSON."""
     try:
         about = parse_json(text)
     except (TypeError, ValueError) as error:
@@ -222,7 +222,7 @@ def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
 
 
 def _moments(mu: Any, sigma: Any, path: Path) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
-    """Return mean and covariance in float64, or say what is wrong with them."""
+    """Return checked mean and covariance in float64; UserError if they are invalid."""
     mu, sigma = np.asarray(mu), np.asarray(sigma)
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         raise UserError(f"reference={path}: mean and covariance are {mu.dtype} and {sigma.dtype}, not floats")

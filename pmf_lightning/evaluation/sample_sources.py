@@ -1,4 +1,4 @@
-"""What is judged, a checkpoint's images or images that exist, and what judges them, from a command's configuration."""
+"""Sources of the images to evaluate (a checkpoint or image files), and the evaluator for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from pmf_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SampleSource:
-    """What is judged: ``generate(labels, first)`` makes its images, ``about`` says what they are.
+    """Source of images to evaluate: ``generate(labels, first)`` returns its images, ``about`` describes them.
 
-    ``n`` is how many there are (None: any number), ``shape`` that of an image [C, H, W]; ``classes`` and ``config``,
-    the configuration, are of a model. ``said`` says which images are there, ``said_done`` what was done to those that
-    all ranks read.
+    ``n`` is the number of images (None: unlimited), ``shape`` the shape of an image [C, H, W]. ``classes`` and
+    ``config`` (the configuration) are those of a model. ``said`` returns lines that describe image files, ``said_done``
+    lines on their conversions over all ranks.
     """
 
     generate: Callable[[Tensor, int], Tensor]
@@ -43,7 +43,7 @@ class SampleSource:
 
 
 def existing_images(cfg: DictConfig) -> SampleSource:
-    """Return the images of ``images=``, with the channels of the data that a classifier saw; raises UserError."""
+    """Return the image files of ``images=`` as a source, with the channels of ``data=`` if set; raises UserError."""
     images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
     about = {"judged": str(cfg.images), "quantiser": "none: the images were whole levels"}
     return SampleSource(
@@ -58,7 +58,7 @@ def existing_images(cfg: DictConfig) -> SampleSource:
 
 
 def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
-    """Return what the checkpoint ``ckpt=`` makes, on its device, with the options of sampling; raises UserError."""
+    """Return the checkpoint ``ckpt=`` as a source, on ``device``, with its sampling options; raises UserError."""
     module = load_checkpoint(cfg.ckpt, cfg.ema)
     check_generates(cfg.ckpt, module)
     prepare_decoder(module, cfg.decoder.weights)
@@ -75,13 +75,13 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
 
 
 def check_generates(ckpt: str, module: GenerativeModule) -> None:
-    """Raise UserError for a model that makes no images."""
+    """Raise UserError for a model that is not a generator."""
     if not module.objective.samplers:
         raise UserError(f"ckpt={ckpt}: {module.config['name']} makes no images to judge; give a generator")
 
 
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
-    """Say which weights are judged and how they sample."""
+    """Return the description of the evaluated weights and their sampling options."""
     options = options | {"method": options["method"] or module.objective.samplers[0]}
     return {
         "judged": str(cfg.ckpt),
@@ -101,9 +101,9 @@ def evaluator_of(
     config: Mapping[str, Any] | None,
     device: torch.device,
 ) -> Evaluator:
-    """Return what judges images of ``shape`` [C, H, W] as ``cfg`` says; all ranks call it. Raises UserError.
+    """Return the evaluator of ``cfg`` for images of ``shape`` [C, H, W]. All ranks must call it. Raises UserError.
 
-    ``config`` is that of the checkpoint they are made by, if any.
+    ``config`` is the configuration of the checkpoint, or None for image files.
     """
     return open_evaluator(
         make_part(cfg, "protocol"),
@@ -122,7 +122,7 @@ def evaluator_of(
 
 
 def _data_at_hand(cfg: DictConfig, config: Mapping[str, Any] | None) -> DataSource | None:
-    """Return the data that ``data=`` names, or those of the checkpoint; None where there are neither, or not wanted."""
+    """Return the data of ``data=`` or of the checkpoint, None if there are none or they are not needed."""
     if not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
         return None
     if cfg.get("data") is not None:

@@ -1,4 +1,4 @@
-"""From features to scores: FID from moments, and the rest by torch-fidelity's own functions on features."""
+"""Compute scores: the Frechet distance from moments, the others by torch-fidelity's functions on features."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.references import Reference
 
-ROWS = 2000  # of a block of distances, for precision and recall: bounds the memory
+ROWS = 2000  # rows per block of distances in precision and recall, which limits the memory
 FLAGS = {
     "rank-deficient": "fewer images than features + 1: the covariance is singular, the distance biased upwards",
     "reference-rank-deficient": "as rank-deficient, of the reference",
@@ -31,10 +31,10 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured on ``n`` images; None where a score cannot be had (no logits, no reference features).
+    """Scores of ``n`` images; a score is None if it cannot be computed (no logits, no reference features).
 
-    ``fid`` is the Frechet distance in the extractor's features, an FID proper in Inception's. ``flags`` are keys of
-    ``FLAGS``, which says what they mean.
+    ``fid`` is the Frechet distance in the extractor's features; it is an FID only with Inception. ``flags`` are keys of
+    ``FLAGS``, which explains them.
     """
 
     fid: float
@@ -48,7 +48,7 @@ class Scores:
     flags: tuple[str, ...]
 
     def named(self, protocol: Protocol, extractor: str) -> dict[str, float]:
-        """Return the scores that were had by their full names, such as "fid50k_jit"."""
+        """Return the available scores by full name, such as "fid50k_jit"."""
         short = {"fid": "fid", "is": "inception_score", "kid": "kid", "precision": "precision", "recall": "recall"}
         named = {score_name(s, protocol, extractor, self.n): getattr(self, field) for s, field in short.items()}
         return {name: value for name, value in named.items() if value is not None}
@@ -66,10 +66,10 @@ def score(
     device: torch.device | str = "cpu",
     compared: Float[Tensor, "k f"] | None = None,
 ) -> Scores:
-    """Compare what was measured with a reference, and with features of ``real`` images, as a protocol says.
+    """Compute the scores of ``measured`` against a reference and features of ``real`` images, by a protocol.
 
-    Distances between features are computed on ``device``, in float64. Precision and recall compare with ``compared``
-    where it is given, else with ``real``. Without ``measured.features`` or these there is no KID, precision or recall.
+    Distances between features are computed on ``device``, in float64. Precision and recall use ``compared`` if given,
+    otherwise ``real``. KID, precision and recall need ``measured.features`` and these real features.
     """
     compared = real if compared is None else compared
     flags, fake = list(_moment_flags(measured, reference)), measured.features

@@ -1,4 +1,4 @@
-"""Quality in training on small data: Frechet distance and class accuracy by a classifier of the real images."""
+"""Evaluation during training on small data: Frechet distance and class accuracy by a classifier of real images."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +23,10 @@ Generate = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class SmallDataSettings:
-    """When and how to measure: every ``every_images`` training images, ``chunk`` images at a time.
+    """Settings of the evaluation: after every ``every_images`` training images, ``chunk`` images at a time.
 
-    ``extra_steps`` are numbers of sampling steps to measure at besides, once at the end; of the training split the
-    first ``reference_images`` are compared with (None: all).
+    ``extra_steps`` are additional numbers of sampling steps, evaluated once at the end. The reference is the first
+    ``reference_images`` images of the training split (None: all).
     """
 
     enabled: bool
@@ -47,12 +47,12 @@ class SmallDataSettings:
 
 @dataclass(frozen=True)
 class SmallDataScores:
-    """What was measured on ``n`` generated images.
+    """Scores of ``n`` generated images.
 
     ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
-    ``n`` held-out images.
-    ``class_accuracy`` is how often the classifier sees the label that was asked for, ``real_accuracy`` its accuracy on
-    the held-out images. ``per_class_accuracy`` has None where no image was asked for.
+    ``n`` held-out images. ``class_accuracy`` is the fraction of images that the classifier assigns to the requested
+    label, ``real_accuracy`` its accuracy on the held-out images. ``per_class_accuracy`` has None for classes without
+    images.
     """
 
     fd: float
@@ -64,7 +64,7 @@ class SmallDataScores:
 
 
 class Judge:
-    """A classifier with the real images it compares with; what concerns these alone is computed once."""
+    """Classifier with the real images of the comparison; scores of the real images are computed once."""
 
     def __init__(
         self,
@@ -92,14 +92,14 @@ class Judge:
         return torch.cat(hits).double().mean().item()
 
     def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SmallDataScores:
-        """Judge generated images and the labels asked for; see ``measure_parts``."""
+        """Score generated images against the requested labels; see ``measure_parts``."""
         self._check(tuple(images.shape))
         return self.measure_parts(zip(in_batches(images, self.batch), labels.split(self.batch), strict=True))
 
     def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> SmallDataScores:
-        """Judge generated images, uint8, that come in parts with the labels asked for; no part is kept.
+        """Score uint8 generated images, given in parts with the requested labels; no part is stored.
 
-        Raises ValueError unless they are as many and as large as the held-out images: the distance depends on both.
+        Raises ValueError unless their number and size equal those of the held-out images: the distance depends on both.
         """
         hits, labels = [], []
 
@@ -134,9 +134,9 @@ class Judge:
 
 
 class SmallDataEvaluator:
-    """Measures a generator of ``source``'s images against them; the classifier and the floor are prepared once.
+    """Evaluator of a generator against ``source``'s images; the classifier and ``fd_floor`` are computed once.
 
-    Runs on the CPU without collective communication, so one process may measure alone.
+    It runs on the CPU without communication, so one process may evaluate while others do not.
     """
 
     def __init__(self, source: DataSource, settings: SmallDataSettings, cache_dir: str | None):
@@ -144,9 +144,9 @@ class SmallDataEvaluator:
 
     @cached_property
     def judge(self) -> Judge:
-        """The prepared judge; the first use trains the classifier or reads it from the cache.
+        """The ``Judge``; the first access trains the classifier or reads it from the cache.
 
-        Raises UserError for data that cannot be judged: fewer than two classes or two held-out images.
+        Raises UserError for data with fewer than two classes or two held-out images.
         """
         source, train, held_out = self.source, self.source.train(), self.source.held_out()
         if len(held_out) < 2:
@@ -157,9 +157,9 @@ class SmallDataEvaluator:
         return Judge(classifier, train, held_out, held_out.labels, self.settings.chunk)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
-        """Generate as many images as are held out, labels in turn, and judge them.
+        """Generate as many images as are held out, with labels ``i % classes``, and return their scores.
 
-        ``generate(labels, first)`` makes the images number ``first``, ``first + 1``, ... Raises NonFiniteError.
+        ``generate(labels, first)`` returns the images number ``first``, ``first + 1``, ... Raises NonFiniteError.
         """
         judge = self.judge
         labels = balanced_labels(len(judge.held_out_labels), self.source.classes)
@@ -182,19 +182,19 @@ def measure_quality(
     generated_labels: Int64[Tensor, " k"],
     batch: int,
 ) -> SmallDataScores:
-    """Judge one set of generated images; keep a ``Judge`` to judge several.
+    """Score one set of generated images; use a ``Judge`` for several sets.
 
-    Raises ValueError unless they are as many and as large as the held-out images.
+    Raises ValueError unless their number and size equal those of the held-out images.
     """
     judge = Judge(classifier, train_images, held_out_images, held_out_labels, batch)
     return judge.measure(generated_images, generated_labels)
 
 
 def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:
-    """Return the labels to ask for: the classes in turn, ``i % classes``."""
+    """Return ``n`` balanced labels: ``i % classes``."""
     return torch.arange(n) % classes
 
 
 def metric_name(source: DataSource) -> str:
-    """Return the distance's name in logs, ``fd_<data name>``: it is no FID, whose features are Inception's."""
+    """Return the distance's name in logs, ``fd_<data name>``; it is not an FID, which uses Inception's features."""
     return "fd_" + re.sub(r"\W+", "_", source.name.lower())

@@ -1,4 +1,4 @@
-"""Statistics of real images: measured, written in all dialects, or kept in the cache for the data at hand."""
+"""Compute statistics of real images, write them in all dialects, and cache those of the run's data."""
 
 import json
 import pickle
@@ -36,9 +36,10 @@ def statistics(
     device: torch.device | str,
     about: dict[str, Any],
 ) -> Reference:
-    """Measure images number 0 to n - 1, ``levels(first, end)``; keep the features of ``features`` of them by chance.
+    """Compute statistics of images number 0 to n - 1, ``levels(first, end)``.
 
-    ``about`` says what the images are. All ranks call it and get the same. Raises UserError for fewer than two images.
+    The features of ``features`` randomly chosen images are stored too. ``about`` describes the images. All ranks must
+    call it and get the same result. Raises UserError for fewer than two images.
     """
     if n < 2:
         raise UserError(f"n={n}: two images at least make statistics")
@@ -63,9 +64,9 @@ def split_statistics(
     device: torch.device | str,
     workers: int = 0,
 ) -> Reference:
-    """Return ``statistics`` of a source's training split, or of ``n`` images of it chosen by chance.
+    """Return ``statistics`` of a source's training split, or of ``n`` randomly chosen images of it.
 
-    ``workers`` processes of each rank read ahead. Raises UserError for latents, and for more images than there are.
+    Each rank prefetches with ``workers`` processes. Raises UserError for latents, or if ``n`` exceeds the split.
     """
     split = _pixels(source)
     count = len(split) if n is None else n
@@ -83,7 +84,7 @@ def _pixels(source: DataSource) -> Any:
 
 
 def _read_ahead(split: Any, rows: Tensor | None, n: int, chunk: int, workers: int) -> Iterator[Tensor]:
-    """Yield the images of this rank's chunks in order; UserError where too many records cannot be read."""
+    """Yield the images of this rank's chunks in order; UserError if too many records cannot be read."""
     wanted = torch.arange(n) if rows is None else rows
     batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, chunk)]
     for images, _, _ in iterate_batches(split, batches, workers, tally_of(split, rank_and_world()[1])):
@@ -110,14 +111,16 @@ def cached_statistics(
     device: torch.device | str,
     cache_dir: str | None,
 ) -> Reference:
-    """Return ``split_statistics`` of a whole training split, measured once and then read from the cache folder."""
+    """Return ``split_statistics`` of the complete training split, computed once and cached."""
     folder = cache_root(cache_dir) / "statistics"
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
     if not on_rank_zero(path.is_file):
         measured = split_statistics(source, extractor, None, chunk, features, device)
         on_rank_zero(lambda: _keep(measured, path))
-    reference = on_rank_zero(lambda: load_reference(path, extractor.name))  # other machines have other cache folders
+    reference = on_rank_zero(
+        lambda: load_reference(path, extractor.name)
+    )  # read on rank 0: other machines have other cache folders
     kept = f"data={source.name} (kept at {reference.file['path']})"
     return replace(reference, file={**reference.file, "path": kept})
 
@@ -128,9 +131,9 @@ def _keep(reference: Reference, path: Path) -> None:
 
 
 def save_all(reference: Reference, out: Path) -> list[Path]:
-    """Write ``out`` (.npz: mu, sigma, features, about) and beside it the other dialects; return the paths.
+    """Write ``out`` (.npz: mu, sigma, features, about) and, next to it, the other dialects; return the paths.
 
-    They are ``<name>_ref.npz`` (ref_mu, ref_sigma) and ``<name>.pkl`` (EDM2's). Raises OSError.
+    These are ``<name>_ref.npz`` (ref_mu, ref_sigma) and ``<name>.pkl`` (EDM2's). Raises OSError.
     """
     other, pickled = out.with_name(f"{out.stem}_ref.npz"), out.with_suffix(".pkl")
     save_npz(reference, out)
@@ -144,7 +147,7 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
 
 
 def save_npz(reference: Reference, path: Path) -> None:
-    """Write mu, sigma, features where there are some, and what the statistics are of."""
+    """Write mu, sigma, features if there are any, and the metadata ``about``."""
     arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
     if reference.features is not None:
         arrays["features"] = reference.features.numpy()

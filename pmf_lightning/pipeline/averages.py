@@ -1,4 +1,4 @@
-"""The average that a command line means: by its name, its half-life in images, or its decay per step."""
+"""Find an EMA by its name, its half-life in images, or its decay per step."""
 
 import math
 import re
@@ -14,11 +14,11 @@ _HALF_LIFE = re.compile(r"(\d+)(?:\.(\d+))?\s*(k|kimg|m|mimg|)", re.IGNORECASE)
 
 
 def find_average(requested: str | Number, known: Iterable[str], config: Mapping[str, Any]) -> str:
-    """Return the one of the ``known`` averages that is ``requested``.
+    """Return the ``requested`` average among the ``known`` names.
 
-    ``requested`` is a name ("500k", "raw"); a half-life in images in another form ("0.5M", "500000"); or the share of
-    the old average that a step keeps ("0.9999"), for the batch of the model's configuration ``config``. Half-lives and
-    decays agree when they are equal at the digits that are given. Raises UserError where no average agrees, or several.
+    ``requested`` is a name ("500k", "raw"), a half-life in images in another form ("0.5M", "500000"), or a decay per
+    step ("0.9999") for the batch of the model's configuration ``config``. Half-lives and decays match if they are equal
+    at the given digits. Raises UserError if no average or several match.
     """
     known, text = list(known), str(requested).strip()
     if text in known:
@@ -40,18 +40,18 @@ def find_average(requested: str | Number, known: Iterable[str], config: Mapping[
 
 
 def _half_lives(config: Mapping[str, Any]) -> dict[str, Number]:
-    """Return the half-lives of a model's averages in images, unrounded, by name."""
+    """Return the unrounded half-lives of a model's averages, in images, by name."""
     kimg = config.get("ema", {}).get("half_lives_kimg", [])
     return dict(zip(ema_names(kimg), (1000 * half_life for half_life in kimg), strict=True))
 
 
 def _decay(text: str) -> float | None:
-    """Return the decay that a text is, None where it is something else."""
+    """Parse a decay, None if the text is not one."""
     return float(text) if re.fullmatch(r"0?\.\d+", text) and float(text) > 0 else None
 
 
 def _of_half_life(text: str, half_lives: Mapping[str, Number]) -> list[str]:
-    """Return the averages whose half-life is the one in ``text``, to its last digit."""
+    """Return the averages whose half-life equals that in ``text`` to its last digit."""
     found = _HALF_LIFE.fullmatch(text)
     if found is None:
         return []
@@ -61,5 +61,5 @@ def _of_half_life(text: str, half_lives: Mapping[str, Number]) -> list[str]:
 
 
 def _shown(decay: float) -> str:
-    """Return a decay with three digits of what it leaves out."""
+    """Format a decay with three significant digits of 1 - decay."""
     return f"{decay:.{max(2, 2 - math.floor(math.log10(1 - decay)))}f}" if 0 < decay < 1 else f"{decay:g}"

@@ -1,4 +1,4 @@
-"""Build network, objective and optimiser from a composed configuration."""
+"""Build network, objective and optimizer from a composed configuration."""
 
 import copy
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from pmf_lightning.utils.hydra_compat import instantiate
 
 
 def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
-    """Build network, objective and optimiser of a composed configuration; the weights are a function of ``cfg.seed``.
+    """Build the module of a composed configuration; its initial weights are a function of ``cfg.seed``.
 
-    ``empty`` leaves the network on the meta device, without memory, for weights that follow.
-    Raises UserError where the numbers do not fit each other.
+    ``empty`` leaves the network on the meta device, without memory, for weights that are loaded later.
+    Raises UserError if options do not fit each other.
     """
     validate.model(cfg)
     validate.objective(cfg)
@@ -44,26 +44,26 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
     shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
-    start = cfg.schedule.get("start", 0.0)  # older checkpoints set none
+    start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
     schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
     try:
-        module.configure_optimizers()  # bad numbers show up now, not when training begins
+        module.configure_optimizers()  # report bad numbers now, before training starts
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     return module
 
 
 def _recomputed(cfg: DictConfig, network: nn.Module, objective: Any) -> Any:
-    """Let the blocks be computed again; return the objective, with a derivative in a pass of its own."""
+    """Turn on activation checkpointing; return the objective with its derivative in a separate pass."""
     if not recompute_blocks(network):
         raise UserError(f"recompute=true: the network of {cfg.name} has no transformer blocks to save memory in")
     return replace(objective, derivative="two_pass") if hasattr(objective, "derivative") else objective
 
 
 def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
-    """Leave out the heads of the backbone that the objective does not train."""
+    """Drop the backbone's heads that the objective does not train."""
     heads = cfg.backbone.get("heads")
     if heads is None or set(heads) <= set(trained):
         return cfg
@@ -73,7 +73,7 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
 
 
 def make_part(cfg: DictConfig, part: str) -> Any:
-    """Instantiate ``cfg[part]``; what its constructor objects to becomes a UserError that names the part."""
+    """Instantiate ``cfg[part]``; errors of its constructor are raised as UserError naming the part."""
     try:
         return instantiate(cfg[part], _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:

@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or not there, also after a power failure or on a full disk, and known to be whole."""
+"""Checkpoint files: atomic writes that survive power failures and full disks, and integrity checks."""
 
 import errno
 import os
@@ -19,16 +19,16 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 
 def numbered(step: int) -> str:
-    """Return the name of the checkpoint of a step among those that are kept."""
+    """Return the file name of the checkpoint of a step."""
     return f"step-{step:08d}.ckpt"
 
 
 def write(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a new file; it is on the disk when this returns, and gone when it raises OSError, for want of room or else.
+    """Write a new file and fsync it. On an error the file is removed; OSError for a full disk or another disk error.
 
-    The tensors go to the file one by one: there is no second copy of them in memory.
+    The tensors are written one at a time, without a second copy in memory.
     """
-    path.unlink(missing_ok=True)  # never write into what a killed process left: it may be a checkpoint's second name
+    path.unlink(missing_ok=True)  # a killed process's file may be hard-linked to a checkpoint: never overwrite it
     if shutil.disk_usage(path.parent).free < size(checkpoint):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
@@ -43,20 +43,20 @@ def write(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def _error_of_disk(error: BaseException | None) -> OSError | None:
-    """Return what the disk said, which torch.save turns into an error of its own."""
+    """Return the OSError behind an error of torch.save, None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
 def size(checkpoint: Mapping[str, Any]) -> int:
-    """Return about how many bytes the file of a checkpoint has: its tensors, each with a little around it."""
+    """Return the approximate size of a checkpoint file in bytes: its tensors, each with a small overhead."""
     storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, tensors(checkpoint))}
     return sum(storages.values()) + 256 * len(storages)
 
 
 def room(checkpoint: Mapping[str, Any], folder: Path) -> str:
-    """Say how much room a checkpoint takes and how much there is in its folder; a quota may allow less."""
+    """Return as text the bytes that a checkpoint needs and those free in its folder; a quota may allow less."""
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
     except OSError as error:
@@ -77,9 +77,9 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def name(draft: Path, last: Path, others: list[Path]) -> None:
-    """Give a written ``draft`` its names in the same folder: ``last``, and those of ``others``, which take no room.
+    """Rename a written ``draft`` to ``last`` and hard-link (or else copy) it to ``others``, in the same folder.
 
-    At no moment does a name lead to less than a whole checkpoint, or ``last`` to none if there was one.
+    At every moment each name refers to a complete checkpoint, and ``last`` exists if it did before.
     """
     for path in others:
         spare = path.with_suffix(".link.draft")
@@ -94,41 +94,41 @@ def name(draft: Path, last: Path, others: list[Path]) -> None:
         os.replace(spare, path)
     os.replace(draft, last)
     try:
-        to_disk(last.parent)  # a rename is on the disk when its folder is
+        to_disk(last.parent)  # a rename is durable once its folder is synced
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
 
 
 def clear_drafts(folder: Path) -> None:
-    """Remove what a killed process did not finish."""
+    """Remove the unfinished files of killed processes."""
     for path in folder.glob("*.draft"):
         path.unlink(missing_ok=True)
 
 
 def remove_oldest(folder: Path, keep: int) -> None:
-    """Keep the ``keep`` numbered checkpoints written last; others, such as those of an abandoned branch, go first."""
+    """Remove all but the ``keep`` most recently written numbered checkpoints (by time, not by step number)."""
     for path in sorted(folder.glob("step-*.ckpt"), key=_written)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a checkpoint is there with all its bytes as they were written; reads the file once."""
+    """Whether a checkpoint exists and its checksums match; reads the file once."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None  # torch.load itself overlooks changed bytes
+            return archive.testzip() is None  # torch.load does not check the checksums
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError):
         return False
 
 
 def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
-    """Return the whole checkpoint of a folder that was written last, ``but`` left out, or None."""
+    """Return the most recently written intact checkpoint of a folder, excluding ``but``, or None."""
     files = sorted(folder.glob("*.ckpt"), key=_written, reverse=True)
     return next((path for path in files if path != but and is_whole(path)), None)
 
 
 def whole_beside(path: Path) -> str:
-    """Say which checkpoint could be taken in the place of a damaged one."""
+    """Return a hint at an intact checkpoint in the folder of a damaged one."""
     other = newest_whole(path.parent, but=path)
     return f"whole beside it: ckpt={other}" if other else "no other checkpoint beside it is whole"
 

@@ -28,11 +28,11 @@ from pmf_lightning.weights import flax
 from pmf_lightning.weights.drifting import generator_preset, generator_tensors
 from pmf_lightning.weights.flax import read_msgpack
 
-RELEASED = "official"  # what the weights of a release are called
+RELEASED = "official"  # name of the weights of a release
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint file at ``path``, or the last one of the run directory ``path``; UserError if none."""
+    """Return the checkpoint file ``path``, or the last checkpoint of the run directory ``path``; UserError if none."""
     path = Path(path)
     if weights_folder.is_weights_folder(path):
         raise UserError(f"ckpt={path}: this folder holds weights to sample with; training goes on from a checkpoint")
@@ -46,7 +46,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file of weights of ``path``, a checkpoint, a folder of weights or a release; UserError if none."""
+    """Return the file of a checkpoint, a weights folder or a release; UserError if none."""
     if flax.is_release(path):
         return flax.find(path)[0]
     return Path(path) / weights_folder.WEIGHTS if weights_folder.is_weights_folder(path) else find_checkpoint(path)
@@ -67,13 +67,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> GenerativeModule:
-    """Rebuild the module of a checkpoint with the averaged weights called ``ema``; None: as judged, "raw": unaveraged.
+    """Build the module of a checkpoint with the weights ``ema``; None: the average of evaluation, "raw": no average.
 
     An average is found by its name ("500k", a half-life in images) or its decay per step (0.9999): see
     pipeline/averages.py.
 
-    A folder that pmf_lightning.convert wrote holds one set of weights, and so does a release of Drifting's generators
-    (.msgpack, or its folder): None takes it, and ``ema`` may only name it.
+    A folder written by pmf_lightning.convert, or a release of Drifting's generators (.msgpack, or its folder), holds
+    one set of weights: ``ema`` is None or names that set.
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
     """
     if holds_one_set(path):
@@ -86,12 +86,11 @@ def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> Genera
 
 
 def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Mapping[str, Tensor]]]:
-    """Rebuild the module of a checkpoint; return it with every set of weights that the checkpoint has, by name.
+    """Build the module of a checkpoint; return it with every set of weights in the checkpoint, by name.
 
-    The network holds the unaveraged ones, "raw", until another set is loaded into it (``load_state_dict``, not strict:
-    weights that are not trained have no average). A folder that pmf_lightning.convert wrote, or a release, has one set,
-    in place already, whose entry is therefore empty. Raises UserError for a missing or foreign file, or one that names
-    foreign code.
+    The network holds the unaveraged weights, "raw". Load another set by ``load_state_dict``, not strict: weights that
+    are not trained have no average. A folder written by pmf_lightning.convert, or a release, has one set, which is
+    already loaded; its entry is empty. Raises UserError for a missing or foreign file, or one that names foreign code.
     """
     if holds_one_set(path):
         module, name = _load_one_set(Path(path), None)
@@ -100,7 +99,7 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
     averages = checkpoint["ema"]
     raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw))
-    _place(module.network, raw, path, copy=True)  # the file is mapped, not read
+    _place(module.network, raw, path, copy=True)  # copied because the file is memory-mapped
     trained = {name for name, value in module.network.named_parameters() if value.requires_grad}
     for name, values in averages.items():
         fits = isinstance(values, Mapping) and trained <= values.keys() <= raw.keys()
@@ -110,10 +109,10 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
 
 
 def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] = ()) -> GenerativeModule:
-    """Build the module of a configuration that was stored somewhere, without executing foreign code; no weights yet.
+    """Build the module of a stored configuration, without weights and without executing foreign code.
 
-    ``source`` is what errors call the place. The network lies on the meta device, without memory; one of far more than
-    the ``stored`` weights (tensors) is not built. ``trust``: as for ``check_stored``. Raises UserError.
+    ``source`` names the configuration in errors. The network is on the meta device, without memory. A network with far
+    more than ``stored`` weights (tensors) is refused. ``trust`` is that of ``check_stored``. Raises UserError.
     """
     config = check_stored(config, source, trust)
     try:
@@ -129,14 +128,15 @@ def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] =
 
 
 def holds_one_set(path: str | Path) -> bool:
-    """Whether ``path`` is a folder that pmf_lightning.convert wrote, or a release of Drifting's generators."""
+    """Whether ``path`` is a folder written by pmf_lightning.convert, or a release of Drifting's generators."""
     return weights_folder.is_weights_folder(path) or flax.is_release(path)
 
 
 def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeights:
-    """Read the released .msgpack of a generator of Drifting, or the folder that holds it, as the model of ``cfg``.
+    """Read a released .msgpack of Drifting's generator, or its folder, as the model of ``cfg``.
 
-    ``cfg`` None: the preset of the file's sizes, on its data. Raises UserError, naming the path as ckpt.
+    If ``cfg`` is None, the preset with the file's sizes is used, on its data. Raises UserError, naming the path as
+    ckpt.
     """
     source = f"ckpt={path}"
     try:
@@ -158,7 +158,7 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
 
 
 def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
-    """Return the module, and what its weights are called."""
+    """Return the module and the name of its weights."""
     stored = weights_folder.read(folder) if weights_folder.is_weights_folder(folder) else read_release(folder)
     about = stored.about
     if ema is not None and not _is_average(ema, about):
@@ -170,7 +170,7 @@ def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeMod
 
 
 def _is_average(ema: str | Number, about: weights_folder.WeightsInfo) -> bool:
-    """Tell whether ``ema`` means the weights of a folder."""
+    """Whether ``ema`` names the weights of a folder."""
     try:
         return find_average(ema, [about.weights], about.config) == about.weights
     except (UserError, KeyError, TypeError):
@@ -178,9 +178,9 @@ def _is_average(ema: str | Number, about: weights_folder.WeightsInfo) -> bool:
 
 
 def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path, copy: bool = False) -> None:
-    """Give an empty network (on the meta device) its ``weights``, in float32 at least; with ``copy`` none is shared.
+    """Assign ``weights`` to a network on the meta device, in float32 or wider; with ``copy`` no memory is shared.
 
-    Raises UserError, naming ``source``, unless they are exactly the network's.
+    Raises UserError, naming ``source``, unless names and shapes are exactly the network's.
     """
     shapes, there = ({name: _shape(value) for name, value in held.items()} for held in (network.state_dict(), weights))
     if shapes != there:
@@ -191,5 +191,5 @@ def _place(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path
 
 
 def _shape(value: Any) -> torch.Size | None:
-    """Return the shape of a weight, None for what is none."""
+    """Return the shape of a weight, None for anything but a real tensor."""
     return value.shape if isinstance(value, Tensor) and not value.is_complex() else None

@@ -1,4 +1,4 @@
-"""Between weights and what must be known beside them: which preset an official file fits, which heads it has."""
+"""Convert official files, releases and checkpoints to ``StoredWeights``, and back to official files."""
 
 import copy
 import hashlib
@@ -30,21 +30,21 @@ from pmf_lightning.weights import (
     translate,
 )
 
-_OFFICIAL = "official"  # the name of the weights in a released file that holds one set
+_OFFICIAL = "official"  # name of the weights in a released file with one set
 _CHUNK = 2**24  # bytes hashed at a time
 
 
 def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
-    """Turn the contents of an official file into weights and configuration; head v goes unless the file has it whole.
+    """Convert the contents of an official file to weights and configuration; an incomplete head v is dropped.
 
-    The preset is that of ``cfg`` (conf/convert.yaml) where ``model`` is chosen there, else the one whose shapes fit;
-    ``cfg.ema`` picks one of several sets of weights. Raises UserError where none or several presets fit, or as ``bare``
-    and ``translate`` do.
+    The preset is that of ``cfg`` (conf/convert.yaml) if ``model`` is set there, otherwise the one whose shapes fit.
+    ``cfg.ema`` selects one of several sets of weights. Raises UserError if no preset or several fit, and the errors of
+    ``bare`` and ``translate``.
     """
     weights = bare(contents, f"official weights {path}", cfg.ema, key="ema")
     module, ours, aside = _fitting(weights, cfg)
     config = copy.deepcopy(module.config)
-    if "heads" in config["backbone"]:  # of a choice of heads; other networks have the one that they have
+    if "heads" in config["backbone"]:  # only networks with optional heads have this option
         known, there = config["backbone"]["heads"], heads_of(ours)
         config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
     chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
@@ -52,9 +52,9 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
 
 
 def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
-    """Read a released .msgpack of a generator of Drifting, or its folder, as the model of ``cfg`` or of its sizes.
+    """Read a released .msgpack of Drifting's generator, or its folder, as the model of ``cfg`` or of its sizes.
 
-    Raises UserError as ``read_release`` does, and for options that do not apply to such a file.
+    Raises the UserErrors of ``read_release``, and one for options that do not apply to such a file.
     """
     if cfg.ema is not None:
         raise UserError(f"ema={cfg.ema}: {path} holds one set of weights; leave ema out")
@@ -66,13 +66,13 @@ def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
 
 
 def heads_of(weights: Iterable[str]) -> list[str]:
-    """Return the names of the heads that weights (by our names) belong to."""
+    """Return the names of the heads in weights (with our names)."""
     parts = (name.split(".") for name in weights)
     return list(dict.fromkeys(part[1] for part in parts if part[0] == "heads"))
 
 
 def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
-    """Take one average of a training checkpoint, None: the one it is judged by; UserError as ``load_checkpoint``."""
+    """Return one average of a checkpoint; None: that of evaluation. Raises the UserErrors of ``load_checkpoint``."""
     module = load_checkpoint(path, ema)
     config = copy.deepcopy(module.config)
     config["sampling"]["ema"] = module.average
@@ -81,9 +81,9 @@ def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
 
 
 def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
-    """Return what an official file of these weights holds, each tensor in memory of its own; see official_weights.
+    """Return the contents of an official file of these weights (see ``official_weights``); no tensors share memory.
 
-    Raises UserError where no official file has this architecture.
+    Raises UserError if no official file has this architecture.
     """
     network = build_stored(stored.about.config, "in", len(stored.network)).network
     weights = official_weights(network, inference=inference, weights=stored.network, aside=stored.aside)
@@ -91,12 +91,12 @@ def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
 
 
 def _is_part(value: Tensor) -> bool:
-    """Whether a tensor lies in a larger memory, all of which torch.save would write."""
+    """Whether a tensor is a view of a larger storage, all of which torch.save would write."""
     return value.untyped_storage().nbytes() != value.nbytes
 
 
 def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[GenerativeModule, dict, dict]:
-    """Return the module, without values, that the weights fit, and what ``translate`` says of them."""
+    """Return the module (without weights) that the weights fit, and the two results of ``translate``."""
     names = [cfg.name] if cfg.get("name") else _candidates(weights)
     fits, refusals = {}, []
     for name in tqdm(names, desc="presets", disable=len(names) == 1):
@@ -117,21 +117,23 @@ def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[Generative
 
 
 def _candidates(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the preset that the sizes belong to; where the papers have no such model, our own presets."""
+    """Return the preset with the sizes of the weights; if no paper has such a model, all presets of our own."""
     seen = recognise(weights)
     papers = {preset(model) for family in FAMILIES for model in family.models}
     return [seen.preset] if seen.preset else sorted(published().keys() - papers)
 
 
 def _run_config(name: str, cfg: DictConfig) -> DictConfig:
-    """Compose what ``train model=name`` would, on the data that the preset is made for, with the changes in ``cfg``."""
+    """Compose the configuration of ``train model=name`` on the preset's data, with the changes in ``cfg``."""
     choices = [f"model={name}"]
     if cfg.get("data") is None:
         if name not in published():
             raise UserError(f"model={name}: it is made for no data in particular; add data=")
         choices.append(f"data={published()[name].data}")
     run = compose(choices)
-    changed = [key for key in cfg if key in run and key not in ("ema", "hydra")]  # ``ema`` means another thing here
+    changed = [
+        key for key in cfg if key in run and key not in ("ema", "hydra")
+    ]  # ``ema`` has another meaning in this command
     with open_dict(run):
         for key in changed:
             run[key] = cfg._get_node(key)
@@ -146,7 +148,7 @@ def _family_name(network: nn.Module) -> str | None:
 
 
 def _source(path: Path) -> dict[str, str]:
-    """Return name and SHA-256 of a file."""
+    """Return the name and SHA-256 of a file."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,

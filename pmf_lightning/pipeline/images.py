@@ -1,4 +1,4 @@
-"""Draw images from a module: decoder, sampling options, batches of uint8 images."""
+"""Sample images from a module: decoder, sampling options, batches of uint8 images."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from pmf_lightning.utils.errors import UserError
 
 
 def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
-    """Load the decoder of a latent model now, from ``weights`` where they are given; raises UserError."""
+    """Load the decoder of a latent model, from ``weights`` if given; raises UserError."""
     if module.decoder is None:
         if weights is not None:
             raise UserError(f"decoder.weights={weights}: this model makes pixels and decodes nothing; leave it out")
@@ -28,7 +28,7 @@ def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
 
 
 def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
-    """Return steps, method, omega, t_min and t_max: those of ``cfg``, else those the model is judged by; checked."""
+    """Return the checked steps, method, omega, t_min and t_max of ``cfg``; the model's own are the defaults."""
     judged = module.config["sampling"]
     options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
     validate.guidance(**{name: value for name, value in options.items() if name != "method"})
@@ -39,7 +39,7 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
 def draw(
     module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, chunk: int, options: dict
 ) -> UInt8[Tensor, "n c h w"]:
-    """Return the images as levels on the CPU; as floats, 50,000 of 256 pixels would take 39 GB instead of 10."""
+    """Sample images and return them as uint8 on the CPU: 50,000 of 256 pixels take 10 GB, as floats 39 GB."""
     levels = torch.empty(len(labels), *module.image_shape, dtype=torch.uint8)
     for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
         part = slice(first, first + chunk)
@@ -50,7 +50,7 @@ def draw(
 def finite_images(
     module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, first: int, **options: Any
 ) -> Float[Tensor, "n c h w"]:
-    """Return ``numbered_images``; UserError where one is not made of numbers, which whole levels would not show."""
+    """Return ``numbered_images``; UserError if one is not finite, which uint8 images would not show."""
     images = numbered_images(module, labels, seed, first, **options)
     if not (good := images.isfinite().flatten(1).all(1)).all():
         number = first + int(good.int().argmin())

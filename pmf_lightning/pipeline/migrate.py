@@ -1,9 +1,9 @@
-"""Checkpoints and configurations of earlier versions: moved classes, renamed callbacks, and options added since."""
+"""Migrate checkpoints and configurations of earlier versions: moved classes, renamed callbacks, added options."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Classes and functions that configurations of earlier versions name elsewhere.
+# Old name -> new name of classes and functions.
 MOVED_TARGETS = {
     "pmf_lightning.data.imagenet.ImageNet": "pmf_lightning.data.shards.source.Shards",
     "pmf_lightning.data.imagenet.ImageNetLatents": "pmf_lightning.data.shards.source.LatentShards",
@@ -41,9 +41,9 @@ MOVED_TARGETS = {
     "pmf_lightning.strategies.ddp": "pmf_lightning.distributed.strategies.ddp",
     "pmf_lightning.strategies.fsdp": "pmf_lightning.distributed.strategies.fsdp",
 }
-# Callbacks whose state earlier checkpoints store under another class name.
+# Old -> new class name of callbacks with state in checkpoints.
 RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
-# Options that earlier configurations do not have, with the values that their runs were made by.
+# Options missing in earlier configurations, with the values that those runs used.
 ADDED_OPTIONS = {"flip": False, "decoder": None, "recompute": False, "compile": False}
 ADDED_OBJECTIVE_OPTIONS = {
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
@@ -51,7 +51,7 @@ ADDED_OBJECTIVE_OPTIONS = {
 
 
 def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration (plain data) with the names and options of this version."""
+    """Convert a stored configuration (plain data) to the names and options of this version."""
     config = {**ADDED_OPTIONS, **_with_moved_targets(config)}
     objective = config["objective"]
     config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
@@ -59,7 +59,7 @@ def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_callbacks(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose callbacks find their state under the class names of this version."""
+    """Convert a checkpoint's callback states to the class names of this version."""
     callbacks = checkpoint.get("callbacks", {})
     return {**checkpoint, "callbacks": {RENAMED_CALLBACKS.get(name, name): callbacks[name] for name in callbacks}}
 

@@ -1,4 +1,4 @@
-"""The LightningModule of every objective: keyed draws, one call of the objective, logging. No formula lives here."""
+"""LightningModule of every objective: sample keyed random numbers, call the objective, log. It has no formulas."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,17 +19,17 @@ from pmf_lightning.utils.state_names import unwrapped
 
 
 class GenerativeModule(LightningModule):
-    """A network, an objective and an optimiser.
+    """A network with its objective and optimizer.
 
     Args:
-        network: the backbone; its weights are the only ones of the module.
-        objective: a pure function (see objectives/base.py) that also draws its random numbers from keys.
-        optimizer: from parameter groups to a torch optimiser.
-        rate_factor: from the step (from 0) to the factor on the learning rate.
-        seed: key of all random draws of training.
-        config: the resolved configuration as plain data; it travels in the checkpoint.
-        decoder: what turns the latents of a latent model into pixels (models/sd_vae.py); None: the network makes
-            pixels. It is no part of parameters, checkpoint and averages.
+        network: the backbone; the module has no other weights.
+        objective: a pure function (see objectives/base.py) that also samples its random numbers from keys.
+        optimizer: function from parameter groups to a torch optimizer.
+        rate_factor: function from the step (from 0) to the factor on the learning rate.
+        seed: key of all random numbers of training.
+        config: the resolved configuration as plain data; it is stored in checkpoints.
+        decoder: decodes the latents of a latent model to pixels (models/sd_vae.py); None if the network outputs
+            pixels. It is not part of parameters, checkpoints and averages.
     """
 
     def __init__(
@@ -48,20 +48,20 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self.decoder = decoder
-        self.average: str | None = None  # which of a checkpoint's averages the weights are, once it is loaded
-        self._features: list[Any] = [{}]  # in a list: networks of the loss are no part of parameters and checkpoint
+        self.average: str | None = None  # name of the average that was loaded from a checkpoint
+        self._features: list[Any] = [{}]  # in a list, so that they are not part of parameters and checkpoints
         self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
     @property
     def features(self) -> Any:
-        """What the loss of a run looks through: perceptual distances by name, or the features drifting compares."""
+        """Frozen feature networks of the loss: perceptual distances by name, or the features of drifting."""
         return self._features[0]
 
     @property
     def compiled_network(self) -> Any:
-        """The network as the loss calls it: compiled, where the configuration says so."""
+        """The network that the loss calls: compiled if the configuration sets it."""
         return self._compiled or self.network
 
     def set_features(self, features: Any) -> None:
@@ -69,22 +69,22 @@ class GenerativeModule(LightningModule):
         self._features = [features]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Build the optimiser over the network's tagged parameters, and the schedule of its learning rate."""
+        """Build the optimizer over the network's tagged parameters, and its learning-rate schedule."""
         optimizer = self._optimizer(parameter_groups(self.network))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Take the perceptual distances along to the device."""
+        """Move the feature networks to the device."""
         for part in self.features.values() if isinstance(self.features, dict) else [self.features]:
             part.to(self.device)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
-        """Return the loss of one micro-batch, and what to watch by time, where the objective has times.
+        """Return the loss of one micro-batch, and per-sample errors by time if the objective has times.
 
-        The micro-batch is images [B,...] and labels [B]; for drifting, real images [n,P,...], labels [n] and negatives
-        [n,N,...]; see ``inputs`` for what an image may be. "by_time" holds name -> (t [n], squares per pixel [n]) for
-        the rows that count: all of them for squared errors, those with t != r for what is watched of du/dt.
+        The micro-batch is images [B,...] and labels [B]; for drifting, positives [n,P,...], labels [n] and negatives
+        [n,N,...]. See ``inputs`` for the kinds of images. "by_time" holds name -> (t [n], squares per pixel [n]): all
+        rows for squared errors, the rows with t != r for the diagnostics of du/dt.
         """
         shard = self._shard(batch_idx)
         batch = self._seen(batch, shard)
@@ -107,7 +107,7 @@ class GenerativeModule(LightningModule):
         return {"loss": losses.total, "by_time": by_time}
 
     def _seen(self, batch: Sequence[Tensor], shard: BatchRows) -> Batch | DriftingBatch:
-        """Turn what the loader hands out into what the objective takes."""
+        """Convert a loaded batch to the batch of the objective."""
         images, labels, *negatives = batch
         rows, flip = shard.rows(len(labels)), self.config["flip"]
         if not negatives:
@@ -119,11 +119,12 @@ class GenerativeModule(LightningModule):
     def inputs(
         self, images: Tensor, rows: Int64[Tensor, " b"], step: int, role: str | None = None, flip: bool = False
     ) -> Tensor:
-        """Return what the network sees of images: the global ``rows`` of a step, or its labels' images in a ``role``.
+        """Convert the images of the global ``rows`` of a step to network inputs.
 
-        Images are uint8 pixels [b,C,H,W], with ``flip`` mirrored at random; or floats: moments [b,2,C,h,w] of raw
-        latents, of which latents are drawn and normalised; or [b,C,H,W], seen as they are. With a role there are
-        several to a row, [b,n,...]. The random numbers are keyed by the run's seed, the role, the step and the row.
+        Images are uint8 pixels [b,C,H,W], with ``flip`` mirrored at random; or float moments [b,2,C,h,w] of raw
+        latents, from which latents are sampled and normalised; or floats [b,C,H,W], which are unchanged. With a
+        ``role`` (positives or negatives of drifting) a row has several images, [b,n,...]. The random numbers are keyed
+        by the run's seed, the role, the step and the row.
         """
         key = (rows, self.seed, step, *([role] if role else []))
         if images.dtype == torch.uint8:
@@ -135,34 +136,34 @@ class GenerativeModule(LightningModule):
         return latents_seen(images, self.decoder.normalise, *key)
 
     def _mean_of_all_devices(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """Turn sums and counts of this device into means over all."""
+        """Return the means over all devices from this device's sums and counts."""
         if self.trainer.world_size > 1:
             sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
         return sums / counts
 
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
-        """Return what the network's images show, in about [-1, 1]: latents decoded, pixels as they are."""
+        """Return the network's images as pixels in about [-1, 1]: latents are decoded, pixels are unchanged."""
         return images if self.decoder is None else self.decoder.decode(images)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what ``to_pixels`` returns."""
+        """Channels, height and width of the output of ``to_pixels``."""
         network, decoder = self.network, self.decoder
         channels, scale = (network.channels, 1) if decoder is None else (3, decoder.scale)
         return (channels, network.resolution * scale, network.resolution * scale)
 
     def _shard(self, batch_idx: int) -> BatchRows:
-        """Return which rows of the global batch this rank's micro-batch holds; the data loader deals alike."""
+        """Return the rows of the global batch in this rank's micro-batch; the data loader assigns the same rows."""
         micro_batches, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
         return BatchRows(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store the configuration and the images seen with the weights."""
+        """Store the configuration and the number of images seen in the checkpoint."""
         checkpoint["config"] = self.config
         checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Take moments from a checkpoint, but learning rate and other settings from this run's configuration."""
+        """Load optimizer moments from the checkpoint, but settings such as the learning rate from this run."""
         unwrap_checkpoint(checkpoint, "this checkpoint")
         stored = checkpoint["optimizer_states"][0]["param_groups"]
         for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
@@ -172,7 +173,7 @@ class GenerativeModule(LightningModule):
 
 
 def unwrap_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
-    """Take the names of wrappers out of a checkpoint's weights and averages, in place, and return it; UserError."""
+    """Remove wrapper names from a checkpoint's weights and averages, in place, and return it; raises UserError."""
     checkpoint["state_dict"] = unwrapped(checkpoint["state_dict"], source)
     averages = checkpoint["ema"]
     checkpoint["ema"] = {k: unwrapped(v, source) if isinstance(v, Mapping) else v for k, v in averages.items()}

@@ -1,8 +1,8 @@
-"""What a stored configuration may build: a fixed list of objects for each part, compared before anything is built.
+"""Allowlist of the objects that each part of a stored configuration may build, checked before anything is built.
 
-A checkpoint, a folder of weights and a run of Weights & Biases hold a configuration that somebody else may have
-written. Hydra builds whatever ``_target_`` names in it, any function of any module. So the configuration is read as
-plain data first, and every ``_target_`` in it, at any depth, must be one of this list.
+Checkpoints, weights folders and runs of Weights & Biases hold configurations that are untrusted. Hydra calls any
+function of any module that ``_target_`` names. The configuration is therefore read as plain data first, and every
+``_target_`` in it, at any depth, must be in this list.
 """
 
 import re
@@ -15,8 +15,8 @@ from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.utils.errors import UserError
 
 _OURS = "pmf_lightning"
-# Part of a configuration -> the objects that it may name, by their true module. A star marks those that conf/ names
-# with _partial_: no other may be one, because a partial is called again with arguments that come later.
+# Part of a configuration -> the objects that it may name, by their defining module. A star marks those that conf/
+# builds with _partial_. Others may not be partials, because a partial is called later with more arguments.
 _PARTS = {
     "backbone": (
         *("models.vit.ViT", "models.jit_vit.JiTViT", "models.drifting_vit.DriftingViT", "models.mae.network.MAE"),
@@ -33,7 +33,7 @@ _PARTS = {
         *("data.sources.digits.Digits", "data.sources.folder.Folder", "data.sources.shapes.source.Shapes"),
         *("data.shards.source.Shards", "data.shards.source.LatentShards"),
     ),
-    # The rest is stored with a run, and not built from a stored configuration.
+    # The rest is stored with a run but never built from a stored configuration.
     "trainer": ("distributed.strategies.ddp", "distributed.strategies.fsdp"),
     "metrics": (
         *("training.callbacks.fid.FidSettings", "evaluation.small_data.SmallDataSettings"),
@@ -57,22 +57,22 @@ _PARTS = {
         *("encoders.drifting.train_mae.MAESettings", "encoders.drifting.convnext.ConvNeXtMaps"),
     ),
 }
-_HYDRAS = re.compile(r"_\w*_")  # keys that Hydra obeys
-_MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # the longest of ours: about 500 values, 6 deep
-_MOST_LISTED = 4  # targets in an error
+_HYDRAS = re.compile(r"_\w*_")  # keys that Hydra interprets
+_MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # our longest has about 500 values and 6 levels
+_MOST_LISTED = 4  # targets listed in an error
 
 
 def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a stored configuration as new plain data with today's names, known to build only what the list has.
+    """Return a stored configuration as checked plain data with current names, which builds only listed objects.
 
     Args:
         config: the configuration as it was read.
-        source: what it comes from, as errors call it, such as "ckpt=model.ckpt".
+        source: its name in errors, such as "ckpt=model.ckpt".
         trust: packages of the user whose functions and classes it may build as well.
 
-    Raises UserError for a ``_target_`` that its part may not build, for ``_partial_`` where conf/ has none, for other
-    keys that Hydra obeys, for interpolations, which could read the environment or files, and for anything but plain
-    data of a sensible length. Each ``_target_`` is named. Imports only the modules of the list, and those of ``trust``.
+    Raises UserError for a ``_target_`` that its part may not build, a ``_partial_`` that conf/ does not have, other
+    keys that Hydra interprets, interpolations (they could read the environment or files), and anything but plain data
+    of limited length. The error names each ``_target_``. Only modules of the list and of ``trust`` are imported.
     """
     config = plain(config, source)
     problems = [] if "_target_" not in config else [_said(config["_target_"])]
@@ -89,21 +89,21 @@ def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[
 
 
 def plain(config: Any, source: str) -> dict[str, Any]:
-    """Return a copy of a stored configuration, known to be plain data; UserError as ``check_stored``."""
+    """Return a copy of a stored configuration, checked to be plain data; raises UserError like ``check_stored``."""
     if not isinstance(config, Mapping):
         raise UserError(f"{source}: its configuration is no mapping; it is damaged, or no file of {_OURS}")
     return _Plain(source).copy(config, 0)
 
 
 def buildable() -> dict[str, dict[str, bool]]:
-    """Return part -> the full name of each object that it may build -> whether conf/ builds it as a partial."""
+    """Return part -> full name of each object that it may build -> whether conf/ builds it as a partial."""
     return {part: _known(part) for part in _PARTS}
 
 
 def resolve(name: str) -> Any:
-    """Return the function or class that is defined under ``name``, "pipeline.module.object".
+    """Import and return the function or class defined under ``name``, "package.module.object".
 
-    Imports that module. Raises LookupError where the module only refers to it, and it is defined elsewhere.
+    Raises LookupError if it is missing, or defined in another module and only imported there.
     """
     module, _, attribute = name.rpartition(".")
     try:
@@ -123,7 +123,7 @@ def _known(part: str) -> dict[str, bool]:
 
 
 def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[str, ...]) -> str:
-    """Say what a mapping would run that it may not; empty where nothing. Today's name replaces an older one."""
+    """Describe the forbidden object that a mapping would build, "" if none. Old names are replaced in place."""
     if "_target_" not in node:
         return ""
     target, partial = node["_target_"], node.get("_partial_", False)
@@ -139,7 +139,7 @@ def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[st
 
 
 def _defined(target: str, known: Mapping[str, bool], trust: tuple[str, ...]) -> bool:
-    """Tell whether a target is on the list, or of a trusted package, and is what is defined under that name."""
+    """Whether a target is listed or in a trusted package, and is defined under exactly that name."""
     package = target.partition(".")[0]
     if target not in known and (package == _OURS or package not in trust):
         return False
@@ -159,18 +159,18 @@ def _mappings(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _said(target: Any) -> str:
-    """Return a target for an error, in one short line."""
+    """Format a target for an error, in one short line."""
     return shorten(target if isinstance(target, str) else repr(target), 120, placeholder="...") or "''"
 
 
 class _Plain:
-    """Copies plain data, and counts: a file may hold the same list a thousand times in each of a thousand lists."""
+    """Copier of plain data with a limit on the number of values: nested YAML aliases grow exponentially."""
 
     def __init__(self, source: str):
         self.source, self.left = source, _MOST_VALUES
 
     def copy(self, value: Any, depth: int) -> Any:
-        """Return a copy of a value; UserError for what is no plain data, or too long, or would be resolved."""
+        """Return a copy of a value; UserError if it is not plain data, too long, or an interpolation."""
         self.left -= 1
         if self.left < 0 or depth > _MOST_DEPTH or (isinstance(value, str) and len(value) > _MOST_LETTERS):
             raise UserError(f"{self.source}: its configuration is too long or too deep to be one of ours; refused")

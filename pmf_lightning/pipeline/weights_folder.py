@@ -1,4 +1,4 @@
-"""A folder of weights to sample with: model.safetensors, and config.json, which says what they are."""
+"""Weights folder for sampling: model.safetensors and config.json, which describes the weights."""
 
 import json
 import shutil
@@ -18,18 +18,18 @@ from pmf_lightning.utils.state_names import unwrapped
 
 FORMAT, VERSION = "pmf_lightning weights", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_ASIDE = "official."  # before the names of tensors that only the official file format has a place for
+_ASIDE = "official."  # name prefix of tensors that exist only in the official format
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a folder's weights are; ``config.json`` holds these fields beside its format and version.
+    """Description of a folder's weights; ``config.json`` holds these fields and its format and version.
 
     Args:
-        family: "pMF", "iMF" or "JiT" where the architecture is the official one, else None.
-        weights: the average that they are ("2000k", "raw"), or "official", or the set of JiT's file ("model_ema1").
-        source: ``file``, the name of the file they come from, and its ``sha256``.
-        config: the resolved configuration; ``backbone.heads``, where it has that, names the heads that are there.
+        family: "pMF", "iMF" or "JiT" if the architecture is the official one, otherwise None.
+        weights: name of the average ("2000k", "raw"), "official", or the set of JiT's file ("model_ema1").
+        source: ``file``, the name of the source file, and its ``sha256``.
+        config: the resolved configuration; ``backbone.heads``, if present, names the stored heads.
     """
 
     family: str | None
@@ -40,13 +40,13 @@ class WeightsInfo:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The contents of a folder.
+    """Contents of a weights folder.
 
     Args:
-        network: the weights by our names, all that the network of ``about.config`` has.
-        aside: official names and values of what our network has no place for (iMF's final v layer without v-heads,
-            JiT's table of positions); kept for the way back.
-        about: what they are.
+        network: all weights of the network of ``about.config``, by our names.
+        aside: official names and values of tensors that our network does not have (iMF's final v layer without
+            v-heads, JiT's position table); saved for the conversion back.
+        about: description of the weights.
     """
 
     network: dict[str, Tensor]
@@ -55,14 +55,14 @@ class StoredWeights:
 
 
 def is_weights_folder(path: str | Path) -> bool:
-    """Whether ``path`` is a folder of this kind, be it a spoilt one."""
+    """Whether ``path`` is a weights folder, possibly a damaged one."""
     return (Path(path) / CONFIG).is_file()
 
 
 def write(folder: Path, stored: StoredWeights, force: bool = False) -> None:
-    """Write ``folder``, whole or not at all; with ``force`` in the place of an older one.
+    """Write ``folder`` atomically; with ``force`` an older weights folder is replaced.
 
-    Raises OSError where the disk refuses, FileExistsError where ``folder`` exists and may not be replaced.
+    Raises OSError for a disk error, FileExistsError if ``folder`` exists and may not be replaced.
     """
     if folder.exists() and not (force and is_weights_folder(folder)):
         raise FileExistsError(f"{folder} exists")
@@ -73,14 +73,14 @@ def write(folder: Path, stored: StoredWeights, force: bool = False) -> None:
         draft.mkdir()
         (draft / CONFIG).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
         save_file({name: value.contiguous() for name, value in tensors.items()}, draft / WEIGHTS, {"format": "pt"})
-        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)  # safetensors keeps others out
+        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)  # safetensors gives the owner access only
         if folder.exists():
             folder.replace(older)
     shutil.rmtree(older, ignore_errors=True)
 
 
 def read(folder: str | Path) -> StoredWeights:
-    """Read a folder, without executing anything it holds; UserError where it is spoilt or of another format."""
+    """Read a folder without executing code from it; UserError if it is damaged or of another format."""
     folder = Path(folder)
     about = _read_about(folder / CONFIG)
     try:

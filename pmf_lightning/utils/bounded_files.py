@@ -1,8 +1,8 @@
-"""Files that somebody else may have written, read only as far as their sizes make sense: JSON, YAML, .npz and .tar.
+"""Read untrusted JSON, YAML, .npz and .tar files with limits on their sizes.
 
-Nothing here executes anything, and all raise ValueError (OSError where the disk refuses) for what cannot be read: it
-says why in a few words. Sizes are compared before memory is taken: a header may promise 10^12 numbers, and a zip of a
-kilobyte may hold a gigabyte of zeros.
+No content is executed. Every function raises ValueError, with a short reason, for a file that cannot be read, and
+OSError for a disk error. Sizes are compared before memory is allocated: a header may claim 10^12 numbers, and a zip
+of a kilobyte may expand to a gigabyte of zeros.
 """
 
 import ast
@@ -20,23 +20,23 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 
 Kind = TypeVar("Kind")
-MOST_TEXT = 256 * 2**20  # bytes of a JSON or YAML file: a manifest has about 200 a shard, an index 100 a run
-_MOST_VALUES, _MOST_DEPTH = 200_000, 100  # of a YAML file: a configuration has 500
-_MOST_RATIO = 1100  # of the sizes of a zip's member before and after: deflate reaches 1032
+MOST_TEXT = 256 * 2**20  # bytes of a JSON or YAML file; a manifest has about 200 per shard, an index 100 per run
+_MOST_VALUES, _MOST_DEPTH = 200_000, 100  # of a YAML file; a configuration has 500 values
+_MOST_RATIO = 1100  # compression ratio of a zip member; deflate reaches 1032
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> Any:
-    """Return what a JSON file holds; ValueError where it is none, longer than ``most`` bytes or nested too deeply."""
+    """Return the content of a JSON file; ValueError if invalid, longer than ``most`` bytes or nested too deeply."""
     return parse_json(read_text(path, most))
 
 
 def parse_json(text: str) -> Any:
-    """Return what a text of JSON holds; ValueError where it is none, or nested too deeply."""
+    """Parse a JSON text; ValueError if it is invalid or nested too deeply."""
     return _parsed(json.loads, text)
 
 
 def as_record(kind: type[Kind], found: Any) -> Kind:
-    """Return the dataclass ``kind`` of a mapping of JSON; ValueError where a value is of another kind, or missing."""
+    """Build the dataclass ``kind`` from a JSON mapping; ValueError if a value is missing or has the wrong type."""
     if not isinstance(found, Mapping):
         raise ValueError(f"it holds no {kind.__name__.lower()}")
     hints = get_type_hints(kind)
@@ -50,7 +50,7 @@ def as_record(kind: type[Kind], found: Any) -> Kind:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Tell whether a value of JSON is what an annotation says."""
+    """Whether a JSON value matches a type annotation."""
     parts = get_args(hint)
     if get_origin(hint) in (list, Sequence):
         return isinstance(value, list) and all(_is(one, parts[0]) for one in value)
@@ -64,7 +64,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log, an object of JSON in each line; lines that are none, as a kill leaves, are left out."""
+    """Return the JSON objects of a log, one per line. Invalid lines, which a killed process leaves, are skipped."""
     rows = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -74,14 +74,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_yaml(path: Path, parse: Callable[[str], Any], most: int = MOST_TEXT) -> Any:
-    """Return what ``parse`` makes of a YAML file; ValueError where it is none, or too long without its aliases."""
+    """Read a YAML file with ``parse``; ValueError if it is invalid, or too long once its aliases are expanded."""
     found = _parsed(parse, read_text(path, most))
     _check_extent(found)
     return found
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """Return the text of a file; ValueError where it is no UTF-8, or longer than ``most`` bytes."""
+    """Return the text of a file; ValueError if it is not UTF-8 or longer than ``most`` bytes."""
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -97,7 +97,7 @@ def _parsed(parse: Callable[[str], Any], text: str) -> Any:
 
 
 def _check_extent(value: Any) -> None:
-    """Raise ValueError for values without end: aliases may hold the same list a thousand times in a thousand lists."""
+    """Raise ValueError for too many values: nested YAML aliases grow exponentially when expanded."""
     left, waiting = _MOST_VALUES, [(value, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -110,12 +110,12 @@ def _check_extent(value: Any) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a .npy says of its array."""
+    """Header of a .npy array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
-    start: int  # of the numbers, in bytes
+    start: int  # offset of the numbers, in bytes
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +124,7 @@ class Header:
 
 
 class Npz:
-    """An open .npz whose arrays are read one by one; see ``open_npz``."""
+    """Open .npz file whose arrays are read one at a time; see ``open_npz``."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self._archive = archive
@@ -136,12 +136,12 @@ class Npz:
         return set(self._members)
 
     def header(self, name: str) -> Header:
-        """Return shape and type of an array; ValueError where there is none, or not as many bytes as it says."""
+        """Return the header of an array; ValueError if the array is missing or its size does not match the header."""
         with _damaged(), self._open(name) as file:
             return self._header(name, file)
 
     def read(self, name: str, most: int, rows: int | None = None) -> np.ndarray:
-        """Return an array, or its first ``rows``; ValueError where that has more than ``most`` bytes."""
+        """Return an array, or its first ``rows``; ValueError if the result has more than ``most`` bytes."""
         with _damaged(), self._open(name) as file:
             header = self._header(name, file)
             shape = header.shape
@@ -157,7 +157,7 @@ class Npz:
         return array.reshape(shape, order="F" if header.fortran else "C")
 
     def text(self, name: str, otherwise: str) -> str:
-        """Return a text that is stored as an array; ``otherwise`` where there is none. ValueError for no text."""
+        """Return a text stored as an array, ``otherwise`` if it is missing; ValueError if the array is not text."""
         if name not in self._members:
             return otherwise
         stored = self.read(name, MOST_TEXT)
@@ -182,7 +182,7 @@ class Npz:
 
 
 def read_header(file: Any) -> Header:
-    """Read the header of a .npy, at whose end ``file`` then stands; ValueError where it is none, or of objects."""
+    """Read a .npy header and leave ``file`` at its end; ValueError if it is invalid or the array holds objects."""
     major, _ = np.lib.format.read_magic(file)
     if major not in (1, 2, 3):
         raise ValueError(f"version {major} of .npy")
@@ -204,7 +204,7 @@ def read_header(file: Any) -> Header:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """Open a .npz; ValueError where it is none, or one of its arrays cannot be read."""
+    """Open a .npz; ValueError if it is invalid or one of its arrays cannot be read."""
     with _damaged():
         archive = zipfile.ZipFile(path)
     with archive:
@@ -212,7 +212,7 @@ def open_npz(path: Path) -> Iterator[Npz]:
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar, whose size is sensible: Python before 3.11.14 reads a negative one for ever."""
+    """Tar member with a checked size: Python before 3.11.14 loops forever on a negative one."""
 
     def _block(self, count: int) -> int:
         if count < 0 or (self.type in _TAR_HEADERS and count > _MOST_HEADER):
@@ -224,20 +224,20 @@ _TAR_HEADERS = {
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 }
-_MOST_HEADER = 2**20  # bytes of a long name, or of other words before a member
+_MOST_HEADER = 2**20  # bytes of a long name or an extended header before a member
 
 
 def open_tar(path: Path, inside: io.BufferedIOBase | None = None) -> tarfile.TarFile:
-    """Open a tar that is not compressed, that of the file ``inside`` where there is one.
+    """Open an uncompressed tar, read from the file object ``inside`` if given.
 
-    Raises tarfile.TarError where it is none, OSError of the disk.
+    Raises tarfile.TarError for an invalid tar and OSError for a disk error.
     """
     return tarfile.open(path, "r:", fileobj=inside, tarinfo=_Member)
 
 
 @contextmanager
 def _damaged() -> Iterator[None]:
-    """Turn what goes wrong with a damaged zip, in many ways, into a ValueError; an OSError is the disk's."""
+    """Turn the many errors of a damaged zip into ValueError. OSError passes: it is a disk error."""
     try:
         yield
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that are computed once: cache folders and keys, atomic writes, and folders that commands write to."""
+"""Cache folders and keys, atomic writes, and checks of output folders."""
 
 import hashlib
 import os
@@ -15,13 +15,13 @@ from pmf_lightning.utils.locks import FOR_EVER, held
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """Return the cache folder, made if missing: ``cache_dir``, or the user's own cache folder when that is empty.
+    """Return the cache folder: ``cache_dir``, or the user's cache folder if that is empty. It is created if missing.
 
-    Raises UserError when the folder cannot be made or written.
+    Raises UserError if the folder cannot be created or written.
     """
     try:
         root = Path(cache_dir or platformdirs.user_cache_dir("pmf_lightning")).expanduser().absolute()
-    except RuntimeError as error:  # in containers, where HOME is not set and nobody knows the user
+    except RuntimeError as error:  # in containers where HOME is not set and the user has no entry
         raise UserError(f"cache folder: {error}; or set PMF_CACHE to a folder that can be written") from error
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -34,16 +34,16 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def digest(*parts: int | float | str | None) -> str:
-    """Hash named values into 32 hex digits, the same in every process."""
+    """Hash values into 32 hex digits, the same in every process."""
     text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
     return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a free name beside ``path`` to write a file or a folder at; it becomes ``path`` if the block ends well.
+    """Yield a temporary path next to ``path``; the file or folder written there is renamed to ``path`` on success.
 
-    After an error or Ctrl-C nothing is left. A folder must not exist at ``path`` yet; a file is replaced.
+    It is removed after an error or Ctrl-C. A folder must not exist at ``path`` yet; a file is replaced.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -55,7 +55,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Let one process at a time make ``path``; the others wait. Clears what a killed writer left behind."""
+    """Let one process at a time write ``path``; the others wait. Partial files of killed writers are removed."""
     with held(path.with_name(f".{path.name}.lock"), str(path), "is making it", patience=FOR_EVER):
         for partial in path.parent.glob(f".{path.name}.*.partial"):
             _remove(partial)
@@ -63,8 +63,8 @@ def sole_writer(path: Path) -> Iterator[None]:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file or a folder is on the disk: a power cut could leave its name with too few bytes, or none."""
-    if path.is_dir() and os.name == "nt":  # which opens no folder
+    """fsync a file or a folder: after a power cut the name could exist with too few bytes, or none."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -80,20 +80,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-ERROR = "error.txt"  # in the directory of a run: why the last attempt failed
+ERROR = "error.txt"  # file in a run directory: why the last attempt failed
 
-SWEEP = "sweep.json"  # in the folder of a sweep: which runs it is made of, and where they lie
+SWEEP = "sweep.json"  # file in a sweep folder: its runs and their directories
 
-RUN_DIR = "PMF_LIGHTNING_RUN_DIR"  # in the environment: the directory that the run of this process has chosen
+RUN_DIR = "PMF_LIGHTNING_RUN_DIR"  # environment variable: the run directory of this process
 
 
 def writable(folder: Path, key: str) -> Path:
-    """Make ``folder`` and see that it can be written; UserError, naming the option ``key``, where it cannot."""
+    """Create ``folder`` and check that it can be written; UserError, naming the option ``key``, if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process of the same run may have been faster
+        probe.unlink(missing_ok=True)  # another process of the run may have removed it
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); set another {key}") from error
     return folder

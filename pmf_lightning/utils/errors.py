@@ -1,4 +1,4 @@
-"""Errors that commands print as a single line: bad input, named, with its remedy; a machine that ran out of room."""
+"""Errors that commands print as one line: bad input with its remedy, and exhausted memory or disk."""
 
 import difflib
 import errno
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message names the thing, the value and the remedy; commands print it and exit with 2."""
+    """Bad input. The message names the option, the value and the remedy; commands print it and exit with 2."""
 
 
 class NotResumed(UserError):
-    """A run that exists is another one than requested, or complete; nothing is written into its directory."""
+    """The existing run is complete or differs from the requested one; nothing is written to its directory."""
 
 
 class Diverged(UserError):
-    """Training met numbers that are not finite and ended itself; commands print the message and exit with 3."""
+    """Training stopped at non-finite numbers; commands print the message and exit with 3."""
 
 
 class NotSaved(UserError):
@@ -22,21 +22,23 @@ class NotSaved(UserError):
 
 
 class ProcessLost(UserError):
-    """Another process of the run is gone; commands print the message and exit with 5."""
+    """Another process of the run died; commands print the message and exit with 5."""
 
 
 class OutOfResources(UserError):
-    """Memory of a GPU or room on a disk ran out in the middle of work; commands print the message and exit with 1."""
+    """Memory or disk space ran out during work; commands print the message and exit with 1."""
 
 
 def translate_os_error(error: BaseException) -> BaseException:
-    """Return the ``OutOfResources`` that an error of the machine comes to, any other error as it is."""
+    """Convert errors of exhausted memory or disk to ``OutOfResources``; return any other error unchanged."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename}: " if error.filename else ""
         return OutOfResources(
             f"{where}there is no room left on its disk ({error.strerror}); make room, or write elsewhere"
         )
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module is imported where torch is not
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's class, matched by name because this module does not import torch
         said = " ".join(str(error).split(". ")[:2])
         return OutOfResources(
             f"{said}; training takes less with a smaller micro_batch= or recompute=true, others with chunk="
@@ -47,7 +49,7 @@ def translate_os_error(error: BaseException) -> BaseException:
 
 
 def suggestions(name: str, known: Iterable[str]) -> str:
-    """Say what ``name`` could have been: the closest of ``known``, or all of them when nothing is close."""
+    """Return a hint for a misspelt ``name``: the closest of ``known``, or all of them if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Figures that are drawn to files, without pyplot: its backend and its open figures belong to the caller's session."""
+"""Matplotlib figures for files, made without pyplot: its backend and open figures are the caller's global state."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def new_figure(**options: Any) -> Figure:
-    """Return an empty figure; ``options`` as of matplotlib.figure.Figure."""
+    """Return an empty figure; ``options`` are those of matplotlib.figure.Figure."""
     figure = Figure(**options)
     FigureCanvasAgg(figure)
     return figure
@@ -16,6 +16,6 @@ def new_figure(**options: Any) -> Figure:
 def subplots(
     rows: int, columns: int, figsize: tuple[int | float, int | float], layout: str | None = None, **shared: Any
 ) -> tuple:
-    """Return a figure and its axes, as pyplot.subplots does."""
+    """Return a figure and its axes, like pyplot.subplots."""
     figure = new_figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **shared)

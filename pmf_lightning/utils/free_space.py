@@ -1,16 +1,16 @@
-"""How much memory and disk is left, asked before something large is made."""
+"""Free memory and disk space, checked before a large allocation."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
-GROUP_MEMORY = Path("/sys/fs/cgroup")  # of containers and batch systems: their limit is lower than the machine's
+GROUP_MEMORY = Path("/sys/fs/cgroup")  # limits of containers and batch systems, lower than the machine's
 MACHINE_MEMORY = Path("/proc/meminfo")
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take: what the machine has available, or less in a container."""
+    """Return the bytes that this process may still allocate: the machine's free memory, or less in a container."""
     amounts = [_of_the_machine()]
     try:
         limit, used = ((GROUP_MEMORY / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -22,7 +22,7 @@ def free_memory() -> int:
 
 
 def _cached_files() -> int:
-    """Return the bytes of files that the group was charged for by reading them; the system takes them back at need."""
+    """Return the bytes of the cgroup's page cache, which the kernel reclaims when memory is needed."""
     counts = dict(line.split() for line in (GROUP_MEMORY / "memory.stat").read_text().splitlines())
     return sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
 
@@ -31,14 +31,14 @@ def _of_the_machine() -> int:
     try:
         lines = dict(line.split(":", 1) for line in MACHINE_MEMORY.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: all memory there is, the best that the standard library knows
-        if not hasattr(os, "sysconf"):  # Windows, where it does not know that either
+    except (OSError, KeyError):  # not Linux: the standard library gives the total memory only
+        if not hasattr(os, "sysconf"):  # Windows: not even the total
             return sys.maxsize
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_disk(folder: Path) -> int:
-    """Return the bytes that are free where ``folder`` is, or where it would be made."""
+    """Return the free bytes of the disk of ``folder``, which need not exist yet."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""What differs between the supported versions of Hydra and OmegaConf, so that commands behave the same with each."""
+"""Compatibility layer: commands behave the same with all supported versions of Hydra and OmegaConf."""
 
 import inspect
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-try:  # its own reader of YAML, from 2.4 and before
+try:  # OmegaConf's YAML loader, which moved to omegaconf._yaml in 2.4
     from omegaconf._yaml import get_yaml_loader as yaml_loader
 except ImportError:
     from omegaconf._utils import get_yaml_loader as yaml_loader  # noqa: F401
 
-# From 1.4: no version_base any more, and calls say which targets they trust. Ours trust all: a command line is the
-# user's own, and a configuration that was stored somewhere is checked before it comes here (pipeline/trusted.py).
+# Hydra 1.4 drops version_base, and its calls name the targets that they trust. Ours trust all targets: the command
+# line is the user's own, and stored configurations are checked earlier (pipeline/trusted.py).
 _TRUST = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
 VERSION_BASE = {"version_base": "1.3"} if _TRUST is None else {}
 MAIN = VERSION_BASE if _TRUST is None else {"execution_whitelist": _TRUST}
 
 
 def instantiate(config: Any, **options: Any) -> Any:
-    """Build what ``config`` describes; whatever a constructor raises becomes an InstantiationException around it."""
+    """Build the object that ``config`` describes; errors of its constructor are raised as InstantiationException."""
     trust = {} if _TRUST is None else {"_execution_whitelist_": _TRUST}
     try:
         return hydra.utils.instantiate(config, **trust, **options)
@@ -33,9 +33,9 @@ def instantiate(config: Any, **options: Any) -> Any:
 
 
 def register_resolver(name: str, function: Callable[..., Any]) -> None:
-    """Make ``function`` known to OmegaConf as the resolver ``${name:...}``."""
+    """Register ``function`` with OmegaConf as the resolver ``${name:...}``."""
     register = OmegaConf.register_new_resolver
-    known = getattr(OmegaConf, "register_resolver", None)  # before 2.4 this was another, older function
+    known = getattr(OmegaConf, "register_resolver", None)  # before 2.4 this was a different function
     if known is not None and "replace" in inspect.signature(known).parameters:
         register = known
     register(name, function, replace=True)

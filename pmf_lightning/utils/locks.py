@@ -1,7 +1,7 @@
-"""A file that one process at a time holds: two runs, or two sweeps, do not write to the same directories at once.
+"""File locks that stop two runs or sweeps from writing to the same directory at once.
 
-The lock is the file system's (filelock) and ends with its process, also where that is killed: the file alone says
-nothing. Processes that this one forks do not hold it.
+The lock is the file system's (filelock). It ends with its process, also if that is killed, so an existing lock file
+alone means nothing. Forked processes do not inherit it.
 """
 
 import errno
@@ -22,16 +22,16 @@ FOR_EVER = -1.0
 
 
 class LockHeld(UserError):
-    """Another process holds what this one needs."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def held(path: Path, what: str, doing: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the file ``path``, made for it and taken away again, while the block runs; not inherited by processes.
+    """Hold a lock on the file ``path`` during the block; the file is created and removed again.
 
-    Where another process holds it, this one waits for ``patience`` seconds, then raises Held: "``what``: process 1234
-    on ... ``doing``". Where the file system has no locks a warning says so, and nothing is held. Raises OSError where
-    the file cannot be written.
+    If another process holds the lock, this one waits ``patience`` seconds and then raises LockHeld: "``what``: process
+    1234 on ... ``doing``". On a file system without locks, a warning is printed and the block runs unlocked. Raises
+    OSError if the file cannot be written.
     """
     lock = FileLock(path, timeout=patience, fallback_to_soft=False)
     try:
@@ -48,16 +48,16 @@ def held(path: Path, what: str, doing: str, patience: float = 0.0) -> Iterator[N
         _sign(path)
         yield
     finally:
-        with suppress(PermissionError):  # Windows removes no open file
-            path.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes another
+        with suppress(PermissionError):  # Windows cannot remove an open file
+            path.unlink(missing_ok=True)  # before the release: a waiting process sees that it is gone and makes another
         lock.release()
 
 
 def _sign(path: Path) -> None:
-    """Write down who holds the lock, behind the first byte, which others cannot read under Windows."""
+    """Write the lock's holder into the file, after the first byte, which Windows hides from other processes."""
     with path.open("r+b") as file:
         file.seek(1)
-        file.truncate()  # of one that was killed
+        file.truncate()  # remove the text of a killed holder
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {platform.node()} (since {stamp})\n".encode())
 
@@ -67,7 +67,7 @@ def _holder(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(1)
             return file.read().decode(errors="replace").strip() or "another process"
-    except OSError:  # it has just been taken away
+    except OSError:  # it has just been removed
         return "another process"
 
 

@@ -1,4 +1,4 @@
-"""What a number was made with: command, commit, versions, machine."""
+"""Provenance of a run's numbers: command, commit, versions and machine."""
 
 import os
 import platform
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 PACKAGES = ("pmf_lightning", "torch", "lightning", "numpy")
-SWEEP = "PMF_LIGHTNING_SWEEP"  # in the environment: the arguments of a multirun, for its jobs in other processes
+SWEEP = "PMF_LIGHTNING_SWEEP"  # environment variable: the arguments of a multirun, for its jobs in other processes
 _HERE = Path(__file__).resolve().parent.parent
 
 
 def provenance(accelerator: str) -> dict[str, Any]:
-    """Return what goes into a run's run.json; ``commit`` is None where the package does not lie in a git checkout."""
+    """Return the provenance entries of run.json; ``commit`` is None if the package is not in a git checkout."""
     on_gpu = accelerator in ("gpu", "cuda") and torch.cuda.is_available()
     return {
         "command": command_line(),
@@ -34,7 +34,7 @@ def provenance(accelerator: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the running command as it was typed; in a process that a launcher made, that of its multirun."""
+    """Return the running command as typed; in a process started by a launcher, the command of its multirun."""
     name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
     if SWEEP in os.environ and not str(name).startswith("pmf_lightning."):
         return f"python -m pmf_lightning.train {os.environ[SWEEP]}"
@@ -44,7 +44,7 @@ def command_line() -> str:
 
 
 def commit() -> str | None:
-    """Return the first digits of the commit that the package is at, None where git does not know it."""
+    """Return the short hash of the package's commit, None outside a git checkout."""
     return _git("rev-parse", "--short=9", "HEAD") if (_HERE.parent / ".git").exists() else None
 
 
@@ -61,7 +61,7 @@ def _version(package: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints, None where it is missing or fails."""
+    """Return the output of git, None if git is missing or fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(_HERE.parent), *arguments], capture_output=True, text=True, timeout=10, check=True

@@ -1,4 +1,4 @@
-"""The signals that ask this process to stop, and those that did: a sweep looks here before its next run."""
+"""Stop signals, and the list of those received, which a sweep checks before its next run."""
 
 import signal
 

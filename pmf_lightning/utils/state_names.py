@@ -1,4 +1,4 @@
-"""Names of weights without what wrappers put into them: DataParallel and DDP, torch.compile, FSDP, checkpointing."""
+"""Remove wrapper prefixes (DataParallel, DDP, torch.compile, FSDP, checkpointing) from names of weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 
 
 def unwrapped(weights: Mapping[str, Any], source: str = "these weights") -> dict[str, Any]:
-    """Return ``weights`` without the parts of their names that are wrappers, wherever these stand and how often.
+    """Return ``weights`` with all wrapper parts removed from their names, at any position.
 
-    Raises UserError, naming ``source``, where two weights would get one name.
+    Raises UserError, naming ``source``, if two weights would get the same name.
     """
     names = {name: _bare(name) for name in weights}
     found = {names[name]: value for name, value in weights.items()}
@@ -22,7 +22,7 @@ def unwrapped(weights: Mapping[str, Any], source: str = "these weights") -> dict
 
 
 def _bare(name: Any) -> Any:
-    """Return a name without its wrappers; what is no text stays as it is."""
+    """Return a name without its wrappers; a key that is not a string is unchanged."""
     if not isinstance(name, str):
         return name
     return ".".join(part for part in name.split(".") if part not in WRAPPERS) or name

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without executing code, and only where their sizes make sense."""
+"""Read torch.save files without executing code, with limits on their sizes."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ _MOST_DEPTH = 20  # of dictionaries and lists in a file
 
 
 def load_tensors(path: Path | str, mmap: bool = False) -> Any:
-    """Return what a file of torch.save holds, on the CPU; with ``mmap`` numbers are read when they are used.
+    """Load a torch.save file onto the CPU; with ``mmap`` numbers are read when they are used.
 
     Only plain data and tensors are read: no pickled code is run. Raises ValueError for compressed members, which
-    torch.save never writes, and for tensors that are larger than what is stored of them; other errors are torch's,
-    which raises nearly anything for a foreign file.
+    torch.save never writes, and for tensors larger than their storage. For a foreign file torch may raise any other
+    error.
     """
     zipped = zipfile.is_zipfile(path)
     if zipped:
@@ -31,11 +31,11 @@ def load_tensors(path: Path | str, mmap: bool = False) -> Any:
 
 @contextmanager
 def at_most_weights(stored: int) -> Iterator[None]:
-    """Raise ValueError where far more weights are made than are ``stored``: a billion blocks would take days."""
+    """Raise ValueError once far more weights are created than are ``stored``: a billion blocks would take days."""
     made = count()
 
     def one_more(module: nn.Module, name: str, value: Any) -> None:
-        if next(made) >= 2 * stored + 1000:  # a few that are missing are named later
+        if next(made) >= 2 * stored + 1000:  # a few missing weights are reported later
             raise ValueError("it is of a network with far more weights than are stored")
 
     hook = register_module_parameter_registration_hook(one_more)
@@ -54,7 +54,7 @@ def _check_members(path: Path | str) -> None:
 
 
 def _check_tensors(found: Any, length: int) -> None:
-    """Raise ValueError where all tensors in nested dictionaries and lists take far more memory than the file has."""
+    """Raise ValueError if the tensors in nested dictionaries and lists need far more memory than the file has bytes."""
     waiting, seen, total = [(found, 0)], set(), 0
     while waiting:
         value, depth = waiting.pop()

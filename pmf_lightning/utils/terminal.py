@@ -1,4 +1,4 @@
-"""How a command ends when its output is not read on, or on Ctrl-C: without a traceback, with the usual exit code."""
+"""End commands without a traceback, with the usual exit code, on a closed output pipe or Ctrl-C."""
 
 import errno
 import os
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
-UNREAD, INTERRUPTED = 141, 130  # exit codes, those of a program that SIGPIPE or SIGINT ends
+UNREAD, INTERRUPTED = 141, 130  # exit codes of a program that SIGPIPE or SIGINT ends
 
 
 class Unread(SystemExit):
-    """Nobody reads the output any more, as with ``| head``; no Exception, so that it passes through Hydra."""
+    """The output pipe is closed, as with ``| head``. Not an Exception, so Hydra does not catch it."""
 
 
 class _Stream:
-    """A stream that raises Unread where its other end is closed; from then on output is dropped."""
+    """Stream that raises Unread once its other end is closed, and then drops all output."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -45,7 +45,7 @@ def _one_ending(stream: Any) -> Iterator[None]:
 
 
 def _drop(stream: Any) -> None:
-    """Let what is still in the buffer, and what comes, go nowhere: Python flushes once more when it ends."""
+    """Redirect the stream to the null device: Python flushes its buffer once more at exit."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -53,19 +53,19 @@ def _drop(stream: Any) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Give a process that was started with closed streams (``>&-``) ones that drop what they get."""
+    """Open the null device in place of streams that were closed at the start (``>&-``)."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextmanager
 def plain_ending() -> Iterator[None]:
-    """Run a command: exit with 141 where its output is not read on, with 130 and one line on Ctrl-C."""
+    """Run a command: exit with 141 on a closed output pipe, and with 130 and one line on Ctrl-C."""
     _open_closed_streams()
     with redirect_stdout(_Stream(sys.stdout)), redirect_stderr(_Stream(sys.stderr)):
         try:
@@ -82,7 +82,7 @@ def plain_ending() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Write what is in the buffer while an error can still be told; a disk may be full."""
+    """Flush the output while an error, such as a full disk, can still be reported."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -92,7 +92,7 @@ def _flush() -> None:
 
 
 def be_brief() -> None:
-    """Let Ctrl-C while a command is still importing be one line."""
+    """Print one line in place of a traceback on Ctrl-C during imports."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):

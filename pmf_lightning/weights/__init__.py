@@ -1,4 +1,4 @@
-"""The released PyTorch weights of pMF, iMF and JiT, into our backbones and back."""
+"""Convert the released PyTorch weights of pMF, iMF and JiT to our backbones and back."""
 
 from pmf_lightning.weights.families import WeightFormat, preset
 from pmf_lightning.weights.read import DECAYS, PREFIX, SETS, bare, read_official, read_tensors, sets_in

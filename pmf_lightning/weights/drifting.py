@@ -1,7 +1,7 @@
-"""The released weights of drifting's generators (arXiv 2602.04770, flax) into our DriftingViT, and back under theirs.
+"""Convert the released weights of Drifting's generators (arXiv 2602.04770, flax) to our DriftingViT and back.
 
-Names are mapped, matrices are turned from flax's layout into torch's ([in, out] to [out, in]; that of the patches, over
-(row, column, colour), into a convolution's), and nothing is skipped in silence.
+Names are mapped. Matrices are transposed from flax's layout to torch's ([in, out] to [out, in]); the patch matrix, over
+(row, column, colour), becomes a convolution kernel. No weight is skipped silently.
 """
 
 import re
@@ -18,7 +18,7 @@ from pmf_lightning.weights import flax
 from pmf_lightning.weights.flax import read_msgpack
 
 _TRUNK = "LightningDiT_0/"
-_STYLE = "conditions.style.table.weight"  # one table of ours, many of theirs
+_STYLE = "conditions.style.table.weight"  # one table here, several in the official file
 _PATCHES = "patch_embedding.patches.weight"
 _RULES = (  # pairs (pattern of our name, official name), all applied in order
     (r"^patch_embedding\.patches\.", f"{_TRUNK}TorchLinear_0/Dense_0/"),
@@ -44,7 +44,7 @@ _RULES = (  # pairs (pattern of our name, official name), all applied in order
     (r"^heads\.u\.out\.", f"{_TRUNK}FinalLayer_0/TorchLinear_1/Dense_0/"),
     (r"/Dense_0/weight$", "/Dense_0/kernel"),
 )
-# Width, blocks and numbers in a patch of the released models.
+# (width, blocks, numbers per patch) of the released models.
 _PRESETS = {
     (768, 12, 768): "drifting_b16",
     (1024, 24, 768): "drifting_l16",
@@ -55,7 +55,7 @@ _ALWAYS = ("use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm")  # switches th
 
 
 def generator_arrays(network: DriftingViT) -> dict[str, Tensor]:
-    """Return the weights under official names (parts joined with "/") in flax's layout; they share memory."""
+    """Return the weights under official names (parts joined with "/") in flax's layout; memory is shared."""
     found: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         found |= _to_flax(network, name, value)
@@ -65,10 +65,10 @@ def generator_arrays(network: DriftingViT) -> dict[str, Tensor]:
 def generator_tensors(
     official: Mapping[str, Tensor], network: DriftingViT, source: str = "official generator"
 ) -> dict[str, Tensor]:
-    """Return ``official`` arrays (names joined with "/", flax's layout) as a float32 state dict of ``network``.
+    """Convert ``official`` arrays (names joined with "/", flax's layout) to a float32 state dict of ``network``.
 
-    ``network`` may lie on the meta device. A leading "params/" is dropped. Raises UserError, naming ``source``, for
-    names that are missing or that nobody knows, and for arrays of another shape.
+    ``network`` may be on the meta device. A leading "params/" is dropped. Raises UserError, naming ``source``, for
+    missing or unknown names and for arrays of another shape.
     """
     given, wanted = flax.without_root(official), generator_arrays(network)
     remedy = _remedy(given)
@@ -83,9 +83,9 @@ def generator_tensors(
 
 
 def load_official_generator(path: str | Path, network: DriftingViT) -> DriftingViT:
-    """Load a released .msgpack, or the folder that holds it, into ``network`` in place and return it.
+    """Load a released .msgpack, or its folder, into ``network`` in place and return ``network``.
 
-    Raises UserError for files that are missing or damaged, or of another network.
+    Raises UserError for a missing or damaged file, or one of another network.
     """
     path, _ = flax.find(path)
     ours = generator_tensors(read_msgpack(path), network, str(path))
@@ -94,7 +94,7 @@ def load_official_generator(path: str | Path, network: DriftingViT) -> DriftingV
 
 
 def generator_preset(official: Mapping[str, Tensor], source: str) -> str:
-    """Return the ``model=`` whose sizes official arrays have; UserError, naming ``source``, where none has them."""
+    """Return the ``model=`` with the sizes of official arrays; UserError, naming ``source``, if there is none."""
     sizes = _sizes_in(flax.without_root(official))
     if sizes is None:
         raise UserError(
@@ -107,9 +107,9 @@ def generator_preset(official: Mapping[str, Tensor], source: str) -> str:
 
 
 def official_generator_sizes(path: str | Path) -> dict[str, Any]:
-    """Return the sizes of a released folder, from its metadata, as DriftingViT takes them.
+    """Return the sizes in the metadata of a released folder, as arguments of DriftingViT.
 
-    Raises UserError for metadata that are missing, of something else or of another architecture.
+    Raises UserError if the metadata are missing, of another kind of network or of another architecture.
     """
     return flax.sizes(path, "a generator", lambda about: _sizes(about, path))
 
@@ -172,7 +172,7 @@ def _from_flax(network: DriftingViT, name: str, given: Mapping[str, Tensor]) -> 
 
 
 def _remedy(given: Mapping[str, Tensor]) -> str:
-    """Say what the file's sizes are, and which preset has them."""
+    """Return an error hint: the sizes of the file and the preset with these sizes."""
     sizes = _sizes_in(given)
     if sizes is None:
         return "is it a generator of drifting?"
@@ -183,7 +183,7 @@ def _remedy(given: Mapping[str, Tensor]) -> str:
 
 
 def _sizes_in(given: Mapping[str, Tensor]) -> tuple[int, int, int] | None:
-    """Return width, blocks and numbers in a patch; None for what is no generator."""
+    """Return (width, blocks, numbers per patch), None if the arrays are not those of a generator."""
     blocks = {match[1] for name in given if (match := re.match(rf"{_TRUNK}blocks_(\d+)/", name))}
     patches = given.get(f"{_TRUNK}TorchLinear_0/Dense_0/kernel")
     if not blocks or patches is None or patches.ndim != 2:

@@ -1,6 +1,6 @@
-"""Weight formats of released PyTorch files (pMF, iMF, JiT): official names and shapes from ours.
+"""Weight formats of the released PyTorch files (pMF, iMF, JiT): official names and shapes for our weights.
 
-Such a file is a training checkpoint: three sets of weights (SETS in reading.py), the optimiser's state, and the
+A file of JiT is a training checkpoint: three sets of weights (SETS in read.py), the optimizer's state, and the
 arguments of its run. No file of size G is released.
 """
 
@@ -21,22 +21,23 @@ def _nothing(network: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """The official files of one family of models. Official names are without the prefix ``net.``.
+    """Official file format of one family of models. Official names are without the prefix ``net.``.
 
     Args:
-        name: as the paper writes it.
-        rules: pairs (pattern of our name, official name), tried in order on the whole name.
-        mark: the official name by which the family is recognised.
-        patches: the official name of the first patch convolution.
-        norm: the official name of a vector as long as the width.
-        table: the official name of the class table.
-        stacks: a pattern for each stack of blocks on the way to u, of one weight of every block, its number in group 1.
+        name: name of the family in the paper.
+        rules: pairs (pattern of our name, official name), all applied in order to the full name.
+        mark: official name of a weight that identifies the family.
+        patches: official name of the first patch convolution.
+        norm: official name of a vector whose length is the width.
+        table: official name of the class table.
+        stacks: a pattern for each stack of blocks on the path to u; it matches one weight per block, group 1 is the
+            block's number.
         flat_tokens: learned tokens are [n, width]; ours are [1, n, width].
-        recomputed: official buffers that hold no learned value and are not looked at.
-        fixed: what the files of a network hold that is not learned, by official name; the file's must be the same.
-        keeps_v_layer: files without v-heads still hold the final layer behind them.
-        head_v: files of training hold a head v, which those for sampling lack.
-        models: (width, blocks on the way to u, patch) of each size of the papers, and of its presets at other patches.
+        recomputed: official buffers without learned values, which are ignored.
+        fixed: values in the files that are not learned, by official name; the file's must be equal.
+        keeps_v_layer: files without v-heads still hold their final layer.
+        head_v: training files hold a head v, sampling files do not.
+        models: (width, blocks on the path to u, patch) of each size of the papers, and of its presets at other patches.
     """
 
     name: str
@@ -54,7 +55,7 @@ class WeightFormat:
     fixed: Callable[[nn.Module], dict[str, Tensor]] = _nothing
 
     def official_name(self, name: str) -> str:
-        """Return the name that official files give to our weight ``name``, without the prefix ``net.``."""
+        """Return the official name of our weight ``name``, without the prefix ``net.``."""
         for ours, theirs in self.rules:
             name = re.sub(ours, theirs, name)
         return name
@@ -69,7 +70,7 @@ class WeightFormat:
 
 
 def preset(model: str) -> str:
-    """Return the ``model=`` of a model by its name in the papers: pmf_b16 for pMF-B/16."""
+    """Return the preset (``model=``) of a model's name in the papers: pmf_b16 for pMF-B/16."""
     return model.lower().replace("-", "_").replace("/", "")
 
 
@@ -78,7 +79,7 @@ def _is_tokens(name: str) -> bool:
 
 
 def fixed(network: JiTViT) -> dict[str, Tensor]:
-    """Return the table of positions, computed as the official code does: in float64, kept in float32, on the CPU."""
+    """Return the position table as the official code computes it: in float64 on the CPU, stored in float32."""
     return {"pos_embed": sincos_2d(network.grid, network.width, torch.empty(0, dtype=torch.float64)).float()}
 
 
@@ -100,7 +101,7 @@ JIT = WeightFormat(
         (r"\.attention\.", ".attn."),
         (r"modulation\.", "adaLN_modulation.1."),
     ),
-    mark="in_context_posemb",  # the name of the patch convolution is pMF's too
+    mark="in_context_posemb",  # the patch convolution has the same name in pMF
     patches="x_embedder.proj1.weight",
     norm="final_layer.norm_final.weight",
     table="y_embedder.embedding_table.weight",

@@ -1,8 +1,8 @@
-"""Files of flax.serialization (.msgpack): nested names and arrays, read into flat dictionaries of tensors.
+"""Read files of flax.serialization (.msgpack) into flat dictionaries of tensors.
 
-The format: a msgpack map of maps; an array is an extension of type 1 whose bytes are again msgpack, (shape, name of the
-dtype, row-major bytes); a scalar of numpy is the same with type 3. An array above 2^30 bytes is a map of flat pieces
-under "__msgpack_chunked_array__". Nothing in such a file is code. Written from the format, not from flax.
+The format is a msgpack map of maps. An array is an extension of type 1 whose bytes are again msgpack: (shape, name of
+the dtype, row-major bytes). A numpy scalar is the same with type 3. An array above 2^30 bytes is a map of flat pieces
+under "__msgpack_chunked_array__". The files contain no code. This reader follows the format and does not use flax.
 """
 
 import math
@@ -17,13 +17,13 @@ from torch import Tensor
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError
 
-ARRAY, SCALAR = 1, 3  # extension types; 2 is a complex Python number, which no weights are
+ARRAY, SCALAR = 1, 3  # extension types; 2 is a complex Python number, which weights do not contain
 
 CHUNKED = "__msgpack_chunked_array__"
 
-_MOST_ENTRIES = 64  # of a list: those of flax are shapes, and memory is taken for what a list says of itself
+_MOST_ENTRIES = 64  # of a list: flax's lists are shapes, and memory is allocated for the length that a list claims
 
-_MOST_DEPTH = 100  # of names within names
+_MOST_DEPTH = 100  # of nested names
 
 INSTALL = "pip install 'pmf_lightning[flax-files]'"
 
@@ -35,10 +35,10 @@ _DTYPES = {
 
 
 def read_msgpack(path: str | Path) -> dict[str, Tensor]:
-    """Return the arrays of a file by their nested names joined with "/", in their own dtype and layout (flax's).
+    """Return the arrays of a file by their nested names joined with "/", in their stored dtype and layout (flax's).
 
-    Numbers outside arrays become tensors of one number. Raises UserError for a missing file, one that is no such file,
-    or an entry whose bytes and shape do not belong together (named).
+    Numbers outside arrays become scalar tensors. Raises UserError for a missing or foreign file, or for an entry
+    (named) whose bytes do not match its shape.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -53,11 +53,11 @@ def read_msgpack(path: str | Path) -> dict[str, Tensor]:
 
 
 class _BadEntry(Exception):
-    """What is wrong with one entry of a file, with its name."""
+    """One entry of a file is invalid; the message names it."""
 
 
 class _Packed:
-    """The bytes of an array that is not read yet: its name in the tree is only known to the one who walks it."""
+    """Bytes of an array that is not decoded yet: its name, needed for errors, is known only while walking the tree."""
 
     def __init__(self, data: bytes):
         self.data = data
@@ -65,7 +65,7 @@ class _Packed:
 
 def _msgpack() -> Any:
     try:
-        import msgpack  # an extra that only these files need
+        import msgpack  # an optional dependency for these files only
     except ImportError as error:
         raise UserError(f".msgpack files need the package msgpack: {INSTALL}") from error
     return msgpack
@@ -82,13 +82,13 @@ def _unpack(path: Path) -> Any:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return msgpack.unpackb(content, ext_hook=extension, raw=False, max_array_len=_MOST_ENTRIES)
-    except Exception as error:  # msgpack has many kinds of its own for foreign bytes
+    except Exception as error:  # msgpack raises many kinds of errors for foreign bytes
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{path}: cannot be read as a .msgpack of flax ({why})") from error
 
 
 def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor), emptying the tree on the way, so that no two copies of all weights exist."""
+    """Yield (name, tensor) and remove each from the tree, so that the weights are never in memory twice."""
     while tree:
         key = next(iter(tree))
         name, value = f"{prefix}{key}", tree.pop(key)
@@ -130,7 +130,7 @@ def _array(packed: _Packed, name: str) -> Tensor:
 
 
 def _joined(pieces: dict, name: str) -> Tensor:
-    """Put an array together from its pieces."""
+    """Concatenate the pieces of a chunked array."""
     try:
         chunks, shape = ([table[str(i)] for i in range(len(table))] for table in (pieces["chunks"], pieces["shape"]))
         flat = torch.cat([_array(chunk, f"{name}, piece {i}") for i, chunk in enumerate(chunks)])
@@ -141,16 +141,16 @@ def _joined(pieces: dict, name: str) -> Tensor:
         raise _BadEntry(f"{name} cannot be put together from its pieces ({type(error).__name__})") from error
 
 
-# Files of a release, and of a run's folder as older code wrote them: weights, and what they are of.
+# (weights, metadata) of a release, and of a run's folder written by older code.
 FILES = (("ema_params.msgpack", "metadata.json"), ("ema_model.msgpack", "ema_model.metadata.json"))
 
-_MOST_LISTED = 6  # names of one kind of problem in an error
+_MOST_LISTED = 6  # names listed per problem in an error
 
 
 def find(path: str | Path) -> tuple[Path, Path]:
-    """Return the file of weights at ``path``, a file or the folder of a release, and where its metadata would be.
+    """Return the paths of weights and metadata of ``path``, a file or the folder of a release.
 
-    Raises UserError for a folder without such a file.
+    The metadata need not exist. Raises UserError for a folder without weights.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -163,7 +163,7 @@ def find(path: str | Path) -> tuple[Path, Path]:
 
 
 def is_release(path: str | Path) -> bool:
-    """Whether ``path`` is named as a .msgpack, or is a folder that holds released weights."""
+    """Whether ``path`` has the suffix .msgpack, or is a folder with released weights."""
     path = Path(path).expanduser()
     if not path.is_dir():
         return path.suffix == ".msgpack"
@@ -171,9 +171,9 @@ def is_release(path: str | Path) -> bool:
 
 
 def sizes(path: str | Path, what: str, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``read`` makes of the model_config in the metadata beside the weights at ``path``.
+    """Apply ``read`` to the model_config in the metadata of the weights at ``path`` and return the result.
 
-    Raises UserError for metadata that are missing or not those of ``what``.
+    Raises UserError if the metadata are missing or not those of ``what``.
     """
     _, metadata = find(path)
     if not metadata.is_file():
@@ -185,12 +185,12 @@ def sizes(path: str | Path, what: str, read: Callable[[Mapping[str, Any]], dict[
 
 
 def without_root(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return arrays without a leading "params/" in their names."""
+    """Remove a leading "params/" from the names of arrays."""
     return {name.removeprefix("params/"): value for name, value in official.items()}
 
 
 def check_names(source: str, missing: Iterable[str], unknown: Iterable[str], question: str) -> None:
-    """Raise UserError, with ``question`` as the remedy, where names are missing or of no weight of the network."""
+    """Raise UserError, with ``question`` as the remedy, if names are missing or unknown to the network."""
     for what, names in (("lacks", sorted(missing)), ("holds, and this network has not,", sorted(unknown))):
         if names:
             more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""

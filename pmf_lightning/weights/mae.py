@@ -1,7 +1,7 @@
-"""The released weights of drifting's masked autoencoder (arXiv 2602.04770, flax) into ours.
+"""Convert the released weights of Drifting's masked autoencoder (arXiv 2602.04770, flax) to our MAE.
 
-Names are mapped, kernels are turned from flax's layout into torch's (convolutions [h, w, in, out] to [out, in, h, w],
-matrices [in, out] to [out, in]), and nothing is skipped in silence.
+Names are mapped. Kernels are transposed from flax's layout to torch's (convolutions [h, w, in, out] to
+[out, in, h, w], matrices [in, out] to [out, in]). No weight is skipped silently.
 """
 
 import re
@@ -18,7 +18,7 @@ from pmf_lightning.weights import flax
 from pmf_lightning.weights.flax import read_msgpack
 
 _UPS = ("up43", "up32", "up21", "up10")
-_RULES = (  # a pattern of our names, and the official one without its last part
+_RULES = (  # pairs (pattern of our name, official name without its last part)
     (r"encoder\.stem\.0", "encoder/conv1"),
     (r"encoder\.stem\.1", "encoder/gn1"),
     (r"encoder\.stages\.(\d)\.norm", lambda m: f"encoder/layer{int(m[1]) + 1}_norm"),
@@ -39,7 +39,7 @@ _RULES = (  # a pattern of our names, and the official one without its last part
 
 
 def official_mae_name(name: str, dimensions: int) -> str:
-    """Return the official name, parts joined with "/", of our weight ``name`` (of an MAE) with so many dimensions."""
+    """Return the official name, parts joined with "/", of our MAE weight ``name`` of ``dimensions`` dimensions."""
     owner, _, kind = name.rpartition(".")
     last = "bias" if kind == "bias" else "scale" if dimensions == 1 else "kernel"
     for pattern, theirs in _RULES:
@@ -49,11 +49,11 @@ def official_mae_name(name: str, dimensions: int) -> str:
 
 
 def mae_tensors(official: Mapping[str, Tensor], network: MAE | MAEEncoder, source: str = "official MAE") -> dict:
-    """Return ``official`` arrays (names joined with "/", flax's layout) as a float32 state dict of ``network``.
+    """Convert ``official`` arrays (names joined with "/", flax's layout) to a float32 state dict of ``network``.
 
-    ``network`` may be the encoder alone, which leaves the rest of the file unread; it may lie on the meta device. A
-    leading "params/" is dropped. Raises UserError, naming ``source``, for names that are missing or that nobody knows,
-    and for arrays of another shape.
+    ``network`` may be only the encoder, which ignores the rest of the file. It may be on the meta device. A leading
+    "params/" is dropped. Raises UserError, naming ``source``, for missing or unknown names and for arrays of another
+    shape.
     """
     given = flax.without_root(official)
     prefix = "encoder." if isinstance(network, MAEEncoder) else ""
@@ -76,9 +76,9 @@ def mae_tensors(official: Mapping[str, Tensor], network: MAE | MAEEncoder, sourc
 
 
 def load_official_mae(path: str | Path, network: MAE | MAEEncoder) -> nn.Module:
-    """Load a released .msgpack, or the folder that holds it, into ``network`` in place and return it.
+    """Load a released .msgpack, or its folder, into ``network`` in place and return ``network``.
 
-    Raises UserError for files that are missing or damaged, or of another network.
+    Raises UserError for a missing or damaged file, or one of another network.
     """
     path, _ = flax.find(path)
     network.load_state_dict(mae_tensors(read_msgpack(path), network, str(path)), assign=True)
@@ -86,10 +86,11 @@ def load_official_mae(path: str | Path, network: MAE | MAEEncoder) -> nn.Module:
 
 
 def official_mae_sizes(path: str | Path) -> dict[str, Any]:
-    """Return channels, patch, base_channels and blocks of a released folder, from its metadata, as MAE takes them.
+    """Return channels, patch, base_channels, blocks and classes of a released folder, as arguments of MAE.
 
-    The resolution is not written there (the official grid has 32 x 32 patches); the classes are 1000 where none are.
-    Also "cell", the side of a hidden cell in patches. Raises UserError for metadata that are missing or others.
+    They come from its metadata, as does "cell", the side of a masked cell in patches. The resolution is not stored
+    (the official grid has 32 x 32 patches). The default of classes is 1000. Raises UserError for missing or foreign
+    metadata.
     """
     return flax.sizes(
         path,

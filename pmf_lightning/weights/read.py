@@ -1,4 +1,4 @@
-"""Files of official weights, read without executing pickled code, and the set of weights that is meant."""
+"""Read files of official weights without executing pickled code, and select one of their sets of weights."""
 
 import re
 from argparse import Namespace
@@ -13,17 +13,17 @@ from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.state_names import unwrapped
 from pmf_lightning.utils.tensor_files import load_tensors
 
-PREFIX = "net."  # of every name in the released files
-# The sets of weights in a file of JiT, the first by default: averages that keep 0.9999 and 0.9996, and the raw weights.
+PREFIX = "net."  # prefix of every name in the released files
+# Sets of weights in a file of JiT: averages with decays 0.9999 (the default) and 0.9996, and the raw weights.
 SETS = ("model_ema1", "model_ema2", "model")
-DECAYS = {"0.9999": SETS[0], "0.9996": SETS[1]}  # they are found by these too
+DECAYS = {"0.9999": SETS[0], "0.9996": SETS[1]}  # decay -> set, as another way to name it
 
 
 def read_official(source: Mapping[str, object] | str | Path, weights: str | None = None) -> dict[str, Tensor]:
-    """Return official weights by their names without the prefix ``net.``; a file is mapped into memory, not copied.
+    """Return official weights by their names without the prefix ``net.``; a file is memory-mapped, not copied.
 
-    ``weights`` picks one of ``SETS`` in a file of JiT's training; None is the first. Raises UserError for a file that
-    is absent, cannot be read as plain data, or is neither such a file nor a flat dictionary of tensors.
+    ``weights`` selects one of ``SETS`` in a JiT checkpoint; None is the first. Raises UserError for a file that is
+    missing, cannot be read as plain data, or is neither a JiT checkpoint nor a flat dictionary of tensors.
     """
     if isinstance(source, Mapping):
         return bare(source, "official weights", weights)
@@ -31,9 +31,9 @@ def read_official(source: Mapping[str, object] | str | Path, weights: str | None
 
 
 def read_tensors(path: str | Path) -> object:
-    """Read a file of torch.save without executing pickled code, on the CPU; UserError where that is impossible.
+    """Read a torch.save file on the CPU without executing pickled code; UserError if that is impossible.
 
-    Beside tensors and plain data it may hold an argparse.Namespace, as JiT's files do; another class is refused.
+    It may hold tensors, plain data, and an argparse.Namespace as in JiT's files. Other classes are refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,14 +53,15 @@ def read_tensors(path: str | Path) -> object:
 
 
 def bare(contents: object, name: str, weights: str | Number | None = None, key: str = "weights") -> dict[str, Tensor]:
-    """Return the weights in an official file's contents, without the prefix ``net.``.
+    """Return the weights in the contents of an official file, without the prefix ``net.``.
 
     Args:
-        name: what errors call the file.
+        contents: the contents of the file.
+        name: name of the file in errors.
         weights: one of ``SETS``, in a file that holds them; None is the first.
-        key: what errors call ``weights``.
+        key: name of ``weights`` in errors.
 
-    Raises UserError for other contents, and for a set that is not there.
+    Raises UserError for other contents or a missing set.
     """
     sets = sets_in(contents)
     weights = DECAYS.get(str(weights), weights) if sets else weights
@@ -76,5 +77,5 @@ def bare(contents: object, name: str, weights: str | Number | None = None, key: 
 
 
 def sets_in(contents: object) -> list[str]:
-    """Return which of ``SETS`` the contents of a file hold."""
+    """Return the ``SETS`` in the contents of a file."""
     return [name for name in SETS if isinstance(contents, Mapping) and isinstance(contents.get(name), Mapping)]

@@ -1,4 +1,4 @@
-"""What official weights look like: family and sizes, read from names and shapes."""
+"""Recognise the family and sizes of official weights from their names and shapes."""
 
 import math
 import re
@@ -12,9 +12,9 @@ from pmf_lightning.weights.families import WeightFormat, preset
 
 @dataclass(frozen=True)
 class WeightsDescription:
-    """Family and sizes of a set of official weights; None: the weights do not tell.
+    """Family and sizes of a set of official weights; a size is None if it cannot be determined.
 
-    ``blocks`` counts those on the way to u; ``side`` is the image's, in pixels (iMF's files do not tell it).
+    ``blocks`` counts the blocks on the path to u. ``side`` is that of images, in pixels (unknown from iMF's files).
     """
 
     family: WeightFormat
@@ -27,13 +27,13 @@ class WeightsDescription:
 
     @property
     def model(self) -> str | None:
-        """The name in the papers, such as pMF-B/16; None where no model has this width, depth and patch."""
+        """The name in the papers, such as pMF-B/16; None if no model has this width, depth and patch."""
         sizes = (self.width, self.blocks, self.patch)
         return next((name for name, known in self.family.models.items() if known == sizes), None)
 
     @property
     def preset(self) -> str | None:
-        """The ``model=`` of these sizes, such as pmf_b16, where there is one."""
+        """The preset (``model=``) of these sizes, such as pmf_b16, or None."""
         return self.model and preset(self.model)
 
     def __str__(self) -> str:
@@ -47,13 +47,13 @@ class WeightsDescription:
         return f"{self.model or self.family.name} ({', '.join(told)})"
 
     def differs(self, other: "Look") -> bool:
-        """Whether a size that both know is another one, or the family is."""
+        """Whether the families differ, or a size that is known in both."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return any(a != b for a, b in pairs if a is not None and b is not None)
 
 
 def look(family: WeightFormat, weights: Mapping[str, Tensor]) -> WeightsDescription:
-    """Read the sizes of official weights (names without the prefix ``net.``); values are not looked at."""
+    """Determine the sizes of official weights (names without the prefix ``net.``) from their shapes only."""
 
     def size(name: str, dimensions: int, axis: int) -> int | None:
         shape = weights[name].shape if name in weights else ()
@@ -73,13 +73,13 @@ def look(family: WeightFormat, weights: Mapping[str, Tensor]) -> WeightsDescript
 
 
 def _blocks(weights: Mapping[str, Tensor], stack: str) -> int:
-    """Count blocks by the last one of a weight, so that one weight too many or too few makes no other size."""
+    """Return the number of blocks from the last index, so that a missing weight in the middle does not change it."""
     found = (re.fullmatch(stack, name) for name in weights)
     return max((1 + int(match[1]) for match in found if match), default=0)
 
 
 def _side(weights: Mapping[str, Tensor], patch: int | None) -> int | None:
-    """Read the image's side from the positions: condition tokens, then a square of patches."""
+    """Return the side of images from the position table: condition tokens, then a square of patches."""
     tokens = [value for name, value in weights.items() if re.fullmatch(r"\w+_tokens", name) and value.ndim > 1]
     if patch is None or "pos_embed" not in weights or weights["pos_embed"].ndim != 3:
         return None

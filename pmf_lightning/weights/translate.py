@@ -1,4 +1,4 @@
-"""Official weights into our backbones and out of it: names are mapped, and nothing is skipped in silence."""
+"""Convert official weights to our backbones and back; names are mapped, and no weight is skipped silently."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,17 +16,17 @@ from pmf_lightning.weights.read import PREFIX, read_official
 from pmf_lightning.weights.recognize import WeightsDescription, look
 
 FAMILIES = (PMF, IMF, JIT)
-_MOST_LISTED = 6  # names of one kind of problem in an error
-_SAME = 0.01  # how far fixed values may be from ours: bfloat16 is off by 0.004
+_MOST_LISTED = 6  # names listed per problem in an error
+_SAME = 0.01  # tolerance of fixed values: the error of bfloat16 is 0.004
 
 
 def official_name(name: str, family: WeightFormat = PMF) -> str:
-    """Return the name that official PyTorch files of ``family`` give to our weight ``name``, without ``net.``."""
+    """Return the name of our weight ``name`` in official PyTorch files of ``family``, without ``net.``."""
     return family.official_name(name)
 
 
 def family_of(network: nn.Module) -> WeightFormat:
-    """Return the family whose official architecture ``network`` has; UserError where it has none's."""
+    """Return the family whose official architecture ``network`` has; UserError if there is none."""
     if isinstance(network, DriftingViT):
         raise UserError(
             "drifting's official files are not PyTorch's: generator_arrays of models.official.drifting gives them"
@@ -53,15 +53,15 @@ def family_of(network: nn.Module) -> WeightFormat:
 def load_official(
     state_dict_or_path: Mapping[str, object] | str | Path, network: nn.Module, weights: str | None = None
 ) -> nn.Module:
-    """Load official weights of pMF, iMF, JiT or drifting's generator into ``network`` in place and return it.
+    """Load official weights of pMF, iMF, JiT or Drifting's generator into ``network`` in place and return it.
 
-    Takes a flat state dict, or the path of a .pt or .pth file (read without executing pickled code); ``translate``
-    says what may be absent. A head v whose weights the file lacks keeps the values that it had. A checkpoint of JiT's
-    training holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Drifting's files are the
-    .msgpack of flax, or the folder that holds it; given as a state dict, their names are joined with "/".
+    The source is a flat state dict, or the path of a .pt or .pth file (read without executing pickled code). See
+    ``translate`` for weights that may be missing; a head v that the file lacks is left unchanged. A JiT checkpoint
+    holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Drifting's files are flax's
+    .msgpack, or its folder; the names of a state dict of Drifting are joined with "/".
 
-    Raises UserError where the file is no weights file, is of another family or size (named, with the model that it
-    fits), lacks a weight, or holds one that the network does not know or that has another shape.
+    Raises UserError if the file holds no weights, is of another family or size (named, with the model that it fits),
+    lacks a weight, or holds a weight that is unknown to the network or has another shape.
     """
     if isinstance(network, DriftingViT):
         return _load_generator(state_dict_or_path, network, weights)
@@ -82,8 +82,8 @@ def _load_generator(
 
 
 def recognise(weights: Mapping[str, Tensor]) -> WeightsDescription:
-    """Return family and sizes of official weights (names without ``net.``); UserError where they are of no family."""
-    for family in reversed(FAMILIES):  # pMF's mark is in JiT's files too
+    """Return family and sizes of official weights (names without ``net.``); UserError if they are of no family."""
+    for family in reversed(FAMILIES):  # JiT before pMF, whose mark is in JiT's files too
         if family.mark in weights:
             return look(family, weights)
     marks = " nor ".join(f"{family.mark} ({family.name})" for family in FAMILIES)
@@ -91,14 +91,14 @@ def recognise(weights: Mapping[str, Tensor]) -> WeightsDescription:
 
 
 def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return official weights under our names and shapes, and those that ``network`` has no use for.
+    """Return (official weights under our names and shapes, official weights that ``network`` does not use).
 
-    The v-heads serve training alone and are absent in the released files. Where the file has none, or the network has
-    no head v, nothing of v is taken: also not the final v layer that iMF's files keep, meaningless without its blocks.
-    Part of a head v is never taken. RoPE buffers are recomputed and appear nowhere. JiT's table of positions is fixed:
-    it must be there, be ours, and has no use.
+    The v-heads are used in training only and are missing in the released files. If the file has none, or the network
+    has no head v, no weight of v is used; this includes the final v layer in iMF's files, which is meaningless without
+    its blocks. A head v is never used partially. RoPE buffers are recomputed and in neither result. JiT's position
+    table is fixed: it must be present and equal ours, and is unused.
 
-    Raises UserError as ``load_official`` does. Other values are not looked at: meta tensors will do.
+    Raises the UserErrors of ``load_official``. Only the position table's values are read: meta tensors are allowed.
     """
     ours, seen = family_of(network), recognise(weights)
     weights = {key: value for key, value in weights.items() if key not in seen.family.recomputed}
@@ -129,15 +129,16 @@ def official_weights(
     """Return the weights of ``network`` under official names and in official shapes; the tensors share its memory.
 
     Args:
-        prefix: of every name; the released files have ``net.``.
-        inference: leave the v-heads out, as the released files do. pMF's leave the final v layer out too; iMF's keep
-            it, and the official code refuses a file without it although sampling never reads it. Where ``network`` has
-            no head v, it is written as it starts (norm 1, the rest 0).
+        network: the network.
+        prefix: prefix of every name; the released files have ``net.``.
+        inference: leave the v-heads out, like the released files. pMF's files also lack the final v layer. iMF's have
+            it: the official code requires it although sampling never reads it. If ``network`` has no head v, the layer
+            is written with its initial values (norm 1, the rest 0).
         weights: values by our names to write instead of the network's own, such as an average's.
-        aside: official weights that ``translate`` found no use for, to write too.
+        aside: the unused official weights from ``translate``, to write too.
 
-    pMF's RoPE buffer is not written: the official code recomputes it. JiT's table of positions is, from ``aside`` or as
-    we compute it. Raises UserError as ``family_of`` does.
+    pMF's RoPE buffer is not written, because the official code recomputes it. JiT's position table is written, from
+    ``aside`` or computed. Raises the UserErrors of ``family_of``.
     """
     family = family_of(network)
     weights = official_tensors(network, network.state_dict() if weights is None else weights)
@@ -168,9 +169,9 @@ def _fresh_v_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _without_half_heads(
     weights: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Take head v out of what a file has and what is expected of it, unless both have it; return also what was cut."""
+    """Remove head v from the weights of a file and from the expected ones unless both have it; also return it."""
     there = [any(key.startswith("v_heads.") for key in keys) for keys in (weights, expected)]
-    lone_layer = not any(there) and _holds(weights, "v_") and _holds(expected, "v_")  # a head v of no blocks
+    lone_layer = not any(there) and _holds(weights, "v_") and _holds(expected, "v_")  # a head v without blocks
     if all(there) or lone_layer:
         return weights, expected, {}
     cut = {key: value for key, value in weights.items() if key.startswith("v_") and (there[0] or key in _V_LAYER)}
@@ -189,7 +190,7 @@ def _holds(names: Iterable[str], start: str) -> bool:
 
 
 def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: WeightFormat) -> None:
-    """Raise UserError that names missing and unexpected weights and those of another shape."""
+    """Raise UserError naming missing and unexpected weights and those of another shape."""
     shapes = [
         f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
         for key, value in weights.items()
@@ -208,7 +209,7 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family
 
 
 def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
-    """Raise UserError where a file's fixed values are not those that we compute."""
+    """Raise UserError if fixed values of a file differ from ours."""
     apart = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
     if not apart <= _SAME:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A small convolutional classifier of uint8 images; its last hidden layer is where Frechet distances are measured."""
+"""Small convolutional classifier of uint8 images; Frechet distances use the features of its last hidden layer."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -9,18 +9,18 @@ from pmf_lightning.utils.rng import generator
 
 
 class Classifier(nn.Module):
-    """Three convolutions, a layer of ``features`` numbers and a linear head; no batch statistics, no dropout.
+    """Three convolutions, a hidden layer of ``features`` units and a linear head; no batch statistics, no dropout.
 
-    The answer for one image thus depends on that image alone. The weights are drawn from ``seed``, never from the
-    global generator. Images are uint8 [B, C, H, W] of any size; larger than ``side`` pixels are averaged down to it
-    (area, so without aliasing), which also averages pixel noise away: judge at full size where noise matters. Not from
-    a paper: only its determinism matters, the scale of its features is arbitrary.
+    The output for an image thus depends on that image only. The weights are sampled from ``seed``, never from the
+    global generator. Images are uint8 [B, C, H, W] of any size. Images larger than ``side`` pixels are averaged down to
+    it (area, so without aliasing); this also removes pixel noise, so evaluate at full size if noise matters. The
+    architecture is ours: only its determinism matters, and the scale of its features is arbitrary.
     """
 
     def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):
         super().__init__()
         self.side = side
-        self.num_features = features  # the name torchmetrics looks for
+        self.num_features = features  # torchmetrics reads this name
         with torch.device("meta"):  # building on a real device would advance the global generator
             self.body = nn.Sequential(
                 nn.Conv2d(channels, 24, 5, stride=2, padding=2, bias=False),
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _draw_weights(self, seed: int):
-        """He's normal initialisation for matrices and kernels, each from its own stream; one or zero for the rest."""
+        """Initialise matrices and kernels by He's normal rule, each from its own stream; the rest to one or zero."""
         for name, weight in self.named_parameters():
             if weight.ndim > 1:
                 weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator(seed, "classifier", name))
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         return functional.adaptive_avg_pool2d(pixels, (min(height, self.side), min(width, self.side)))
 
     def embed(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
-        """Return the last hidden layer, ``num_features`` numbers per image."""
+        """Return the features of the last hidden layer, ``num_features`` per image."""
         return self.body(self.shrink(images))
 
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:

@@ -1,4 +1,4 @@
-"""Train the small classifier on a real training split, once: seconds of work, then a file in the cache folder."""
+"""Train the small classifier on a training split; it takes seconds and is cached."""
 
 import math
 from dataclasses import astuple, dataclass
@@ -16,16 +16,16 @@ from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import generator
 
-VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+VERSION = 1  # part of the cache key: increase it when the network or its training changes
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How the classifier is made: ``conf/metrics/small.yaml`` holds the numbers.
+    """Settings of the classifier and its training; the numbers are in ``conf/metrics/small.yaml``.
 
-    ``seed`` is apart from the run's seed on purpose: runs can be compared only when one classifier judges them all.
-    Images are judged at ``side`` pixels at most. ``shift`` is the largest augmenting shift as a share of the side;
-    ``warm_up`` counts steps.
+    ``seed`` is not the run's seed, because runs are comparable only if the same classifier evaluates them. Images are
+    reduced to at most ``side`` pixels. ``shift`` is the largest augmenting shift as a fraction of the side. ``warm_up``
+    counts steps.
     """
 
     seed: int
@@ -40,10 +40,9 @@ class ClassifierSettings:
 
 
 def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
-    """Return the classifier of ``source``'s training split, from the cache folder or trained and kept there.
+    """Return the classifier of ``source``'s training split, read from the cache folder or trained and cached.
 
-    A damaged file is replaced, with a notice. Raises UserError when the cache folder cannot be written, and for data of
-    latents.
+    A damaged file is replaced, with a notice. Raises UserError if the cache folder cannot be written, or for latents.
     """
     if getattr(source, "latents", False):
         raise UserError(f"{source.name} hands out latents: the small classifier learns from pixels; do without it")
@@ -61,14 +60,14 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
 
 
 @one_thread()
-@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
 def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSettings) -> Classifier:
-    """Train on the CPU by AdamW, its rate warmed up and then lowered along a cosine; return it frozen.
+    """Train a classifier on the CPU by AdamW with warm-up and cosine decay; return it frozen.
 
-    ``split`` holds pixels. The same input gives the same weights bit for bit, for any number of threads, with the same
-    version of torch on the same kind of processor. Raises UserError for fewer than two classes, or if it diverges.
+    ``split`` holds pixels. The weights are bit-identical for any number of threads, given the same input, version of
+    torch and kind of processor. Raises UserError for fewer than two classes, or if training diverges.
     """
     if classes < 2:
         raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")

@@ -1,4 +1,4 @@
-"""The choices of conf/drift_features: which encoder gives the features of a run."""
+"""Build the feature encoder of Drifting: one function per choice of conf/drift_features."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +24,10 @@ _TARGET = f"{MAE.__module__}.{MAE.__name__}"
 
 
 def run_encoder(path: str | Path) -> MAEEncoder:
-    """Return the encoder of a run directory or a checkpoint file, with the averaged weights it is judged by; frozen.
+    """Return the frozen encoder of an MAE's run directory or checkpoint, with the average used for evaluation.
 
-    Sizes, resolution and channels are those of the run. Nothing in the file is executed. Raises UserError for a missing
-    or foreign file, or a checkpoint of something else than an MAE.
+    Sizes, resolution and channels are those of the run. No code in the file is executed. Raises UserError for a missing
+    or foreign file, or a checkpoint of another network than an MAE.
     """
     checkpoint = _read(Path(path).expanduser())
     try:
@@ -47,7 +47,7 @@ def run_encoder(path: str | Path) -> MAEEncoder:
         encoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except UserError:
         raise
-    except Exception as error:  # values of the wrong kind fail in many places
+    except Exception as error:  # values of the wrong type fail in many places
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: its weights and configuration make no encoder ({type(error).__name__}: {reason}); give a whole "
@@ -57,7 +57,7 @@ def run_encoder(path: str | Path) -> MAEEncoder:
 
 
 def _differing(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str:
-    """Name a weight that is in one of them alone, or of another shape; empty where there is none."""
+    """Return the name of a weight that is missing in one of both or differs in shape, "" if there is none."""
     names = sorted(wanted.keys() ^ there.keys()) or [name for name in wanted if wanted[name].shape != there[name].shape]
     return names[0] if names else ""
 
@@ -68,7 +68,7 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: no checkpoint there; give a run directory of model=mae_r256 or the like, or a file")
     try:
         return load_tensors(file)
-    except Exception as error:  # a foreign file makes torch raise nearly anything
+    except Exception as error:  # torch may raise any error for a foreign file
         raise UserError(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
 
 
@@ -76,11 +76,11 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-OFFICIAL_GRID = 32  # patches along a side, of all released encoders
+OFFICIAL_GRID = 32  # patches per side of all released encoders
 
 
 def pixels_alone(*, source: DataSource, cache_dir: str | None, convnext: nn.Module | None = None) -> DriftFeatures:
-    """Return features without an MAE: the pixels as one vector, and those of ``convnext`` where one is given."""
+    """Return features without an MAE: the pixels as one vector, and the features of ``convnext`` if given."""
     return _checked(DriftFeatures(None, convnext), source)
 
 
@@ -93,9 +93,9 @@ def trained_on_data(
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
-    """Return features of a small MAE of ``source``'s training split, trained now or read from the cache folder.
+    """Return features of a small MAE of ``source``'s training split, read from the cache folder or trained.
 
-    Raises UserError where it cannot be made.
+    Raises UserError if it cannot be built or trained.
     """
     return _checked(DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, sets, every_block), source)
 
@@ -109,9 +109,9 @@ def released(
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
-    """Return features of a released encoder in the folder ``path`` (see ``released_encoder``).
+    """Return features of the released encoder in the folder ``path`` (see ``released_encoder``).
 
-    Raises UserError for a missing or foreign folder, or an encoder that was trained on other images than ``source``'s.
+    Raises UserError for a missing or foreign folder, or an encoder for images unlike ``source``'s.
     """
     if path is None:
         raise UserError("drift_features.path is not set: give the folder with ema_params.msgpack and metadata.json")
@@ -127,9 +127,9 @@ def trained_by_run(
     cache_dir: str | None,
     convnext: nn.Module | None = None,
 ) -> DriftFeatures:
-    """Return features of the encoder that a run of the train command made (see ``run_encoder``).
+    """Return features of an encoder trained by the train command (see ``run_encoder``).
 
-    Raises UserError for a missing or foreign run, or an encoder that was trained on other images than ``source``'s.
+    Raises UserError for a missing or foreign run, or an encoder for images unlike ``source``'s.
     """
     if path is None:
         raise UserError("drift_features.path is not set: give the directory of a run of model=mae_r256 or the like")
@@ -137,9 +137,9 @@ def trained_by_run(
 
 
 def released_encoder(path: str | Path) -> MAEEncoder:
-    """Return the encoder in a folder of ema_params.msgpack and metadata.json, as the official code writes them; frozen.
+    """Return the frozen encoder in a folder of the official code, with ema_params.msgpack and metadata.json.
 
-    Its images have 32 patches along a side, as all official ones. Raises UserError for a missing or foreign folder.
+    Its images have 32 patches per side, like all official ones. Raises UserError for a missing or foreign folder.
     """
     sizes = official_mae_sizes(path)
     patch, names = sizes["patch"], ("channels", "patch", "base_channels", "blocks")

@@ -1,4 +1,4 @@
-"""Drifting's features from ConvNeXt-V2 (arXiv 2301.00808, by ``timm``); pixel generators add them to the MAE's."""
+"""Drifting's ConvNeXt-V2 features (arXiv 2301.00808, from ``timm``), which pixel generators add to the MAE's."""
 
 import timm
 import torch
@@ -11,17 +11,17 @@ from pmf_lightning.encoders.perceptual.convnext import pretrained
 from pmf_lightning.encoders.pretrained import three_channels
 from pmf_lightning.utils.precision import at_least_float32
 
-SIDE = 224  # pixels that the network sees
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of colours in [0, 1]
+SIDE = 224  # input size of the network in pixels
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for colours in [0, 1]
 LOSS = "feature encoder"
 REMEDY = "take drifting's features without ConvNeXt"
 
 
 class ConvNeXtMaps(nn.Module):
-    """A ConvNeXt-V2 whose four stages are looked at; frozen.
+    """Frozen ConvNeXt-V2 that returns features of its four stages.
 
-    ``network`` is timm's name (the paper's: convnextv2_base.fcmae_ft_in22k_in1k); ``weights`` the path of its state
-    dict, or None for timm's own copy or download. Raises UserError where these are missing or others.
+    ``network`` is timm's name (the paper's is convnextv2_base.fcmae_ft_in22k_in1k). ``weights`` is the path of its
+    state dict, or None for timm's cache or download. Raises UserError if the weights are missing or do not fit.
     """
 
     def __init__(self, network: str, weights: str | None):
@@ -41,13 +41,13 @@ class ConvNeXtMaps(nn.Module):
 def convnext_features(net: timm.models.ConvNeXt, images: Images) -> FeatureDict:
     """Return the features of images [B,C,H,W] in [-1, 1], C = 1 or 3, each [B, locations, channels].
 
-    For stage i = 0..3, its map normalised at every place over channels, (y - mean) / (deviation + 1e-3): all places of
-    stages 1 to 3 as "convnext_stage_i", and mean and deviation over places of all four ("..._mean", "..._std");
-    "convnext_global_mean", the network's last LayerNorm of the pooled raw map; "convnext_global_std", the deviation of
-    the last normalised map (which equals "convnext_stage_3_std": the official code counts it twice, and so do we).
-    timm's GRN adds its eps to the norm where the official code adds it to the square, a difference of about 1e-6.
+    The map of stage i = 0..3 is normalised over channels at every place, (y - mean) / (deviation + 1e-3). The features
+    are all places of stages 1 to 3 ("convnext_stage_i"); mean and deviation over places of all four stages ("..._mean",
+    "..._std"); "convnext_global_mean", the network's last LayerNorm of the pooled raw map; and "convnext_global_std",
+    the deviation of the last normalised map. The last one equals "convnext_stage_3_std": the official code counts it
+    twice, and so do we. timm's GRN adds eps to the norm, the official code to the square: they differ by about 1e-6.
 
-    Raises ValueError for other channel counts.
+    Raises ValueError for other numbers of channels.
     """
     x = _seen(three_channels(images, net.stem[0].weight))
     found: FeatureDict = {}
@@ -61,9 +61,9 @@ def convnext_features(net: timm.models.ConvNeXt, images: Images) -> FeatureDict:
 
 
 def _seen(images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 side side"]:
-    """Bring [-1, 1] to [0, 1], then to ImageNet's mean and deviation, then to 224 pixels; nothing is clipped.
+    """Scale [-1, 1] to [0, 1], normalise by ImageNet's mean and deviation, resize to 224 pixels; no clipping.
 
-    Bilinear with a kernel that is widened where the image gets smaller, as jax.image.resize does.
+    The resize is bilinear with antialiasing when downsampling, like jax.image.resize.
     """
     mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (MEAN, STD))
     images = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]

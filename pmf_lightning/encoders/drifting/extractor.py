@@ -1,4 +1,4 @@
-"""The features of a training run: what the drifting loss compares, from frozen networks that are nobody's weights."""
+"""Frozen feature networks of the drifting loss."""
 
 from torch import nn
 
@@ -19,11 +19,12 @@ from pmf_lightning.utils.errors import UserError
 class DriftFeatures(nn.Module):
     """Features of images [B,C,H,W] in [-1, 1] (or latents) by name, each [B, locations, channels].
 
-    ``encoder`` gives those of an MAE, ``convnext`` (ConvNeXtMaps) those of a ConvNeXt besides; without both there are
-    the pixels alone, as one vector. Gradients flow to the images; the weights are frozen here for good, and training
-    mode never reaches them. Keep it out of the modules that are trained and saved (as module.features does).
+    ``encoder`` adds the features of an MAE, ``convnext`` (ConvNeXtMaps) those of a ConvNeXt; without an encoder the
+    pixels are used, as one vector. Gradients flow to the images. The weights are frozen, and the networks always stay
+    in evaluation mode. It must not be a submodule of a module that is trained and saved (see
+    GenerativeModule.features).
 
-    Raises ValueError for ``sets`` that do not exist (see summaries.py) or ``every_block`` below 1.
+    Raises ValueError for unknown ``sets`` (see mae.py) or ``every_block`` below 1.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class DriftFeatures(nn.Module):
         return super().train(False)
 
     def check(self, channels: int, resolution: int) -> None:
-        """Raise UserError, before any long work, unless these networks can look at such images."""
+        """Raise UserError, before any long work, unless these networks support such images."""
         if self.convnext is not None and channels not in (1, 3):
             raise UserError(
                 f"data.channels={channels}: ConvNeXt looks at pictures of 1 or 3 channels; "

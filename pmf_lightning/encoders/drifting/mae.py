@@ -1,9 +1,8 @@
 """Features of Drifting (arXiv 2602.04770, appendix): summaries of the maps of a masked autoencoder, and raw pixels.
 
-Four sets, of which the paper's ablation takes the first two, three or all (arXiv 2602.04770, table 3, "features"):
-a, every place by itself; b, mean and standard deviation over all places; c, those of 2 x 2 cells; d, those of 4 x 4
-cells. The official code computes all of them and does not name them; that the letters stand in this order is our
-reading of the article.
+There are four sets of summaries: a, every place; b, mean and standard deviation over all places; c, those of 2 x 2
+cells; d, those of 4 x 4 cells. The paper's ablation uses the first two, three or all (table 3, "features"). The
+official code computes all of them without names; the order of the letters is our reading of the paper.
 """
 
 import torch
@@ -16,24 +15,25 @@ from pmf_lightning.utils.precision import at_least_float32
 
 SETS = "abcd"
 
-CELLS = {"c": 2, "d": 4}  # places along a side
+CELLS = {"c": 2, "d": 4}  # places per side
 
-STD_EPS = 1e-6  # under the root
+STD_EPS = 1e-6  # added under the square root
 
 Features = Float[Tensor, "b locations channels"]
 
 
 def check_sets(sets: str) -> None:
-    """Raise ValueError unless ``sets`` is made of letters of SETS."""
+    """Raise ValueError unless ``sets`` consists of letters of SETS."""
     if not sets or set(sets) - set(SETS):
         raise ValueError(f"sets={sets}: take letters of {SETS}, such as ab, abc or abcd")
 
 
 def summaries(name: str, x: Float[Tensor, "b c h w"], sets: str = SETS) -> dict[str, Float[Tensor, "b _t c"]]:
-    """Return the vectors of a map by name, [B, locations, C] in float32 at least; places in raster order.
+    """Return the summaries of a map by name, each [B, locations, C] in float32 or wider; places in raster order.
 
-    "name" has all h w places; "name_mean" and "name_std" one location; "name_mean_2" (and _4, and "name_std_2") one per
-    cell. Cells that do not tile the map are left out. Standard deviations are sqrt(var + 1e-6), of the biased variance.
+    "name" has all h w places; "name_mean" and "name_std" have one location; "name_mean_2" (and _4, and "name_std_2")
+    have one per cell. Cells that do not tile the map are omitted. Standard deviations are sqrt(var + 1e-6), of the
+    biased variance.
     """
     check_sets(sets)
     x = at_least_float32(x)
@@ -48,7 +48,7 @@ def summaries(name: str, x: Float[Tensor, "b c h w"], sets: str = SETS) -> dict[
 
 
 def _cells(x: Tensor, size: int) -> Float[Tensor, "b c rows columns places"]:
-    """Cut a map into cells of size x size places."""
+    """Split a map into cells of size x size places."""
     cut = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [B, C, rows, size, columns, size]
     return cut.transpose(3, 4).flatten(4)
 
@@ -61,7 +61,7 @@ def _moments(cells: Float[Tensor, "b c rows columns places"]) -> tuple[Tensor, T
 
 
 def root_mean_square(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
-    """Return sqrt(mean of squares over all places + 1e-6) of every channel."""
+    """Return sqrt(mean of squares over all places + 1e-6) for every channel."""
     return (at_least_float32(x).square().mean((2, 3)) + STD_EPS).sqrt()[:, None]
 
 
@@ -71,15 +71,15 @@ def as_one_vector(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 _n"]:
 
 
 def per_place(x: Float[Tensor, "b c h w"], eps: float = 1e-3) -> Float[Tensor, "b c h w"]:
-    """Bring the channels of every place to mean 0 and deviation 1: (x - mean) / (deviation + eps)."""
+    """Normalise the channels of every place: (x - mean) / (deviation + eps)."""
     x = at_least_float32(x)
     centred = x - x.mean(1, keepdim=True)
-    # The root of an exact zero has no gradient; no place of a trained network is that flat.
+    # The square root has no gradient at exactly zero; places of a trained network are never that flat.
     deviation = centred.square().mean(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
     return centred / (deviation + eps)
 
 
-EVERY_BLOCK = 2  # the paper's: the output of every second block
+EVERY_BLOCK = 2  # the paper's value: the output of every second block
 
 Images = Float[Tensor, "b channels height width"]
 
@@ -87,20 +87,19 @@ FeatureDict = dict[str, Float[Tensor, "b _locations _channels"]]
 
 
 def raw_features(images: Images) -> FeatureDict:
-    """Return "global", the pixels of an image as one vector [B, 1, H W C]: features without an encoder."""
+    """Return the features without an encoder: "global", the pixels of an image as one vector [B, 1, H W C]."""
     return {"global": as_one_vector(images)}
 
 
 def mae_features(encoder: MAEEncoder, images: Images, sets: str = SETS, every_block: int = EVERY_BLOCK) -> FeatureDict:
-    """Return the features of images [B,C,H,W] by the official names, each [B, locations, channels] in float32 at least.
+    """Return the features of images [B,C,H,W] by official name, each [B, locations, channels] in float32 or wider.
 
-    "global" (pixels); "norm_x", the root mean square of every channel of the patches; and ``summaries`` of conv1, of
-    layer1 to layer4 and of layer{i}_blk{k} for every ``every_block``-th block: 65 in all for blocks (2, 2, 2, 2) at
-    32 x 32 patches, 86 for (3, 4, 6, 3). ``sets`` chooses among the summaries. Gradients flow to the images, and to the
+    They are "global" (pixels); "norm_x", the root mean square of every channel of the patches; and ``summaries`` of
+    conv1, of layer1 to layer4 and of layer{i}_blk{k} for every ``every_block``-th block. Blocks (2, 2, 2, 2) at 32 x 32
+    patches give 65, (3, 4, 6, 3) give 86. ``sets`` selects the summaries. Gradients flow to the images, and to the
     encoder's weights unless these are frozen.
 
-    Raises ValueError for images of another size or channel count than the encoder was made for, and for sets that do
-    not exist.
+    Raises ValueError for unknown sets, or images whose size or channels are not the encoder's.
     """
     check_images(encoder, *images.shape[1:])
     patches = patchify(images.to(encoder.stem[0].weight.dtype), encoder.patch)
@@ -111,7 +110,7 @@ def mae_features(encoder: MAEEncoder, images: Images, sets: str = SETS, every_bl
 
 
 def check_images(encoder: MAEEncoder, channels: int, height: int, width: int) -> None:
-    """Raise ValueError unless ``encoder`` was made for such images."""
+    """Raise ValueError unless channels and size are those of ``encoder``."""
     if channels != encoder.channels:
         raise ValueError(
             f"the feature encoder was trained on {encoder.channels} channels, these images have {channels}; set "

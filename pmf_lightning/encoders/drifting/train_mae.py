@@ -1,6 +1,6 @@
-"""A small masked autoencoder of the data at hand, trained once: a minute or two, then a file in the cache folder.
+"""Train a small masked autoencoder on the run's data; it takes a minute or two and is cached.
 
-For data that no published encoder was trained on, such as digits. Large ones are trained by the train command
+It is for data without a published encoder, such as digits. Large encoders are trained by the train command
 (model=mae_r256) instead, on all devices and with averaged weights.
 """
 
@@ -23,17 +23,17 @@ from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
-VERSION = 1  # raise it when the network or its training changes: old files are then left alone
+VERSION = 1  # part of the cache key: increase it when the network or its training changes
 
 
 @dataclass(frozen=True)
 class MAESettings:
-    """How the autoencoder is made; the numbers are in conf/drift_features.
+    """Settings of the autoencoder and its training; the numbers are in conf/drift_features.
 
-    ``seed`` is apart from the run's: runs can be compared only where one encoder serves them all. ``patch``,
-    ``base_channels``, ``blocks``: see MAEEncoder; ``cell`` to ``class_rise``: see MaskedAutoencoder. AdamW takes
-    ``steps`` of ``batch`` images at ``lr``, risen over ``warm_up`` steps and falling to 0 over the last half, gradient
-    norms cut at ``clip``.
+    ``seed`` is not the run's seed, because runs are comparable only with the same encoder. ``patch``, ``base_channels``
+    and ``blocks`` are those of MAEEncoder, ``cell`` to ``class_rise`` those of MaskedAutoencoder. Training is ``steps``
+    steps of AdamW on ``batch`` images at ``lr``, with a warm-up of ``warm_up`` steps, a linear decay to 0 over the last
+    half, and gradient norms clipped at ``clip``.
     """
 
     seed: int
@@ -53,7 +53,7 @@ class MAESettings:
     clip: Number
 
     def network(self, source: DataSource) -> MAE:
-        """Return the untrained network, its weights a function of the seed; UserError where sizes do not fit."""
+        """Return the untrained network, initialised from the seed; UserError if the sizes do not fit."""
         try:
             network = MAE(
                 resolution=source.resolution,
@@ -69,7 +69,7 @@ class MAESettings:
         return network
 
     def objective(self) -> MaskedAutoencoder:
-        """Return what is minimised; UserError for numbers that mean nothing."""
+        """Return the training objective; UserError for invalid numbers."""
         names = ("patch", "cell", "mask_fraction", "class_weight", "class_steps", "class_rise", "steps")
         try:
             return MaskedAutoencoder(**{name: getattr(self, name) for name in names}, crop=None, mirror=False)
@@ -78,10 +78,10 @@ class MAESettings:
 
 
 def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None) -> MAE:
-    """Return the autoencoder of ``source``'s training split, from the cache folder or trained and kept there; frozen.
+    """Return the frozen autoencoder of ``source``'s training split, read from the cache folder or trained and cached.
 
-    A damaged file is replaced, with a notice. Raises UserError where sizes do not fit the data, where these are
-    latents, where it diverges, or where the cache folder cannot be written.
+    A damaged file is replaced, with a notice. Raises UserError if the sizes do not fit the data, the data are latents,
+    training diverges, or the cache folder cannot be written.
     """
     if getattr(source, "latents", False):
         raise UserError(
@@ -98,14 +98,14 @@ def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None)
 
 
 @one_thread()
-@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, whose tensors cannot be trained
+@torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
 def train_mae(source: DataSource, settings: MAESettings) -> MAE:
-    """Train on the CPU, with a progress bar; return the network frozen.
+    """Train an autoencoder on the CPU, with a progress bar; return it frozen.
 
-    The same input gives the same weights bit for bit, for any number of threads, with the same version of torch on the
-    same kind of processor. Raises UserError where sizes do not fit the data, or if it diverges.
+    The weights are bit-identical for any number of threads, given the same input, version of torch and kind of
+    processor. Raises UserError if the sizes do not fit the data, or if training diverges.
     """
     network, objective, split = settings.network(source), settings.objective(), source.train()
     adam = torch.optim.AdamW(
@@ -132,5 +132,5 @@ def train_mae(source: DataSource, settings: MAESettings) -> MAE:
 
 
 def _rate(step: int, settings: MAESettings) -> float:
-    """Return the factor on the learning rate: up over the warm-up, down to 0 over the last half."""
+    """Return the factor on the learning rate: linear warm-up, linear decay to 0 over the last half."""
     return min(1.0, (step + 1) / (settings.warm_up + 1), 2 * (settings.steps - step) / settings.steps)

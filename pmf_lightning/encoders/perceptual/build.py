@@ -1,4 +1,4 @@
-"""From a configuration to the perceptual distances of a run."""
+"""Build the perceptual distances of a run from its configuration."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,11 +15,11 @@ from pmf_lightning.utils.hydra_compat import instantiate
 
 
 def make_features(cfg: DictConfig, source: DataSource) -> dict[str, Distance]:
-    """Return the distance of every name in ``objective.perceptual``, built as ``features`` says.
+    """Return the distances named in ``objective.perceptual``, built from their ``features`` configurations.
 
-    A distance that has to see the data is ``_partial_`` in the configuration; it gets ``source`` and ``cache_dir``
-    last, when the weights of all others are known to be there. Raises UserError where weights are missing or do not
-    fit, for a name without a configuration, a weight that is not positive, or data that are no pictures.
+    A distance that depends on the data is ``_partial_`` in the configuration. It gets ``source`` and ``cache_dir``
+    last, after the weights of all others are loaded. Raises UserError for weights that are missing or do not fit, a
+    name without a configuration, a loss weight that is not positive, or data without 1 or 3 channels.
     """
     weights = cfg.objective.get("perceptual") or {}
     for name, weight in weights.items():
@@ -43,7 +43,7 @@ def make_features(cfg: DictConfig, source: DataSource) -> dict[str, Distance]:
 
 
 def describe(cfg: DictConfig, features: Mapping[str, Distance]) -> str:
-    """Say in a line which distances are part of the loss."""
+    """Return a line that lists the distances in the loss."""
     terms = (f"{cfg.objective.perceptual[name]:g} {name} ({d.side} pixels)" for name, d in features.items())
     return f"perceptual loss where t < {cfg.objective.t_thr:g}, in random crops: {', '.join(terms)}"
 

@@ -1,4 +1,4 @@
-"""A distance in the features of a small classifier of the data at hand, where no published weights can be had."""
+"""Perceptual distance in the features of a small classifier of the run's data; it needs no published weights."""
 
 from copy import deepcopy
 
@@ -14,15 +14,15 @@ from pmf_lightning.utils.precision import Number, at_least_float32
 
 
 class ClassifierDistance(FrozenDistance):
-    """Squared differences in the four layers of a classifier (encoders/classifier/network.py), ours, from no paper.
+    """Squared differences in the four layers of a classifier (encoders/classifier/network.py); not from a paper.
 
-    In every layer they are averaged over channels and places, then summed over layers. The same network made from
-    another seed may judge the samples (metrics=small): give this one a seed of its own, so that the judge is not the
-    trainer.
+    They are averaged over channels and places of every layer, then summed over layers. Samples may be evaluated by the
+    same architecture (metrics=small): use a different seed here, so that training and evaluation use different
+    networks.
 
-    ``norm_eps`` takes the place of the eps of the group norms. An untrained network answers an exactly grey image,
-    whose features have no variance: with torch's 1e-5 the gradient of the first step was 1000 times that of the others
-    (pmf_digits), which Adam's second moment remembers for hundreds of steps. Images of any contrast hardly notice.
+    ``norm_eps`` replaces the eps of the group norms. An untrained generator outputs an exactly grey image, whose
+    features have no variance. With torch's 1e-5 the gradient of the first step was 1000 times that of later steps
+    (pmf_digits), which stays in Adam's second moment for hundreds of steps. Images with contrast hardly change.
     """
 
     def __init__(self, classifier: Classifier, side: int, norm_eps: Number):
@@ -53,9 +53,9 @@ class ClassifierDistance(FrozenDistance):
 def classifier_features(
     settings: ClassifierSettings, norm_eps: Number, source: DataSource, cache_dir: str | None
 ) -> ClassifierDistance:
-    """Return the distance in a classifier of ``source``'s training split, trained now or read from the cache folder.
+    """Return the distance in a classifier of ``source``'s training split, read from the cache folder or trained.
 
-    Raises UserError where the data have fewer than two classes, or the classifier cannot be made.
+    Raises UserError if the data have fewer than two classes, or the classifier cannot be trained.
     """
     if source.classes < 2:
         raise UserError(
@@ -70,7 +70,7 @@ def classifier_features(
 
 
 def _cut(body: nn.Sequential) -> list[nn.Sequential]:
-    """Cut a network behind each of its activations."""
+    """Split a network after each of its activations."""
     parts: list[list[nn.Module]] = [[]]
     for layer in body:
         parts[-1].append(layer)

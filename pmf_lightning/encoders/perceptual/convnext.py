@@ -1,4 +1,4 @@
-"""A distance in the pooled features of ConvNeXt-V2 (arXiv 2301.00808), by ``timm``."""
+"""Perceptual distance in the pooled features of ConvNeXt-V2 (arXiv 2301.00808), from ``timm``."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ FILE = "model.safetensors"
 
 
 class ConvNeXtFeatures(FrozenDistance):
-    """Sum of squared differences of the features after global average pooling and the last LayerNorm; no head.
+    """Sum of squared differences of the features after global average pooling and the last LayerNorm, without a head.
 
-    Images go in as they are, in [-1, 1]: pMF's official code does not bring them to the mean and deviation of ImageNet.
-    ``network`` is timm's name of a ConvNeXt; ``weights`` the path of its state dict (timm's file, or that of the
-    original release), or None for timm's own copy or download. Raises UserError where these are missing or others.
+    Images in [-1, 1] are not normalised to ImageNet's mean and deviation, as in pMF's official code. ``network`` is
+    timm's name of a ConvNeXt. ``weights`` is the path of its state dict (timm's file, or that of the original release),
+    or None for timm's cache or download. Raises UserError if the weights are missing or do not fit.
     """
 
     def __init__(self, network: str, weights: str | None, side: int):
@@ -38,14 +38,14 @@ class ConvNeXtFeatures(FrozenDistance):
 
 
 def pretrained(network: str, weights: str | None, **purpose: str) -> nn.Module:
-    """Return timm's ``network`` without its classifier, its weights from a file or by timm's own copy or download.
+    """Return timm's ``network`` without its classifier, with weights from a file or timm's cache or download.
 
-    ``purpose`` may say what they are for (``role`` and ``instead`` of Published). Raises UserError where they are
-    missing or others.
+    ``purpose`` may set ``role`` and ``instead`` of PretrainedWeights. Raises UserError if the weights are missing or do
+    not fit.
     """
     published = _published(network, purpose)
     state = published.read(weights) if weights else published.fetch(lambda: _download(network))
-    with torch.device("meta"):  # without memory, and without the global generator
+    with torch.device("meta"):  # uses no memory and no global random numbers
         net = timm.create_model(network, num_classes=0)
     published.fill(net, _in_timms_names(state, net), weights or network)
     return net
@@ -69,7 +69,7 @@ def _published(network: str, purpose: Mapping[str, str]) -> PretrainedWeights:
 
 
 def _in_timms_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """Rename the weights of the original release; what is neither stays as it is, and will not fit."""
+    """Rename the weights of the original release to timm's names; other weights are unchanged and will not fit."""
     try:
         return checkpoint_filter_fn(state, network)
     except KeyError:

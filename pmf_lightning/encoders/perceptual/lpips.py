@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924) in the features of VGG16, by the ``lpips`` package."""
+"""LPIPS (arXiv 1801.03924) in the features of VGG16, from the ``lpips`` package."""
 
 import warnings
 from pathlib import Path
@@ -18,19 +18,19 @@ VGG16 = PretrainedWeights("lpips", "torchvision's VGG16", f"{Path(_FILE.url).nam
 
 
 class LPIPS(FrozenDistance):
-    """LPIPS version 0.1 with the package's own calibration; images in [-1, 1], which it scales itself.
+    """LPIPS version 0.1 with the package's calibration, for images in [-1, 1], which the package scales.
 
-    ``weights`` is the path of torchvision's VGG16 state dict, or None for torchvision's own copy or download. Raises
-    UserError where these are missing or others.
+    ``weights`` is the path of torchvision's VGG16 state dict, or None for torchvision's cache or download. Raises
+    UserError if the weights are missing or do not fit.
 
-    The package's networks, its value; features are brought to unit length here, because at a place where all of them
-    are zero the package's gradient is not a number.
+    Networks and values are the package's. Features are normalised to unit length here, because the package's gradient
+    is NaN at a place where all features are zero.
     """
 
     def __init__(self, weights: str | None, side: int):
         super().__init__(side)
         state = VGG16.read(weights) if weights else VGG16.fetch(_download)
-        with torch.device("meta"), warnings.catch_warnings():  # without memory, and without the global generator
+        with torch.device("meta"), warnings.catch_warnings():  # uses no memory and no global random numbers
             warnings.filterwarnings("ignore", message=".*'?pretrained'?.*", category=UserWarning)
             warnings.filterwarnings("ignore", message="Arguments other than a weight enum", category=UserWarning)
             parts = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
@@ -56,14 +56,14 @@ def _download() -> dict[str, Tensor]:
 
 
 def _whole(net: nn.Module) -> nn.Module:
-    """Return the layers of ``net``, which the package cuts into slices, under torchvision's names."""
+    """Return the layers of ``net``, which the package splits into slices, under torchvision's names."""
     whole = nn.Module()
     whole.features = nn.ModuleDict({i: layer for part in net.children() for i, layer in part.named_children()})
     return whole
 
 
 def _numbered(calibration: dict[str, Tensor]) -> dict[str, Tensor]:
-    """lin0.model.1.weight -> 0.model.1.weight."""
+    """Rename lin0.model.1.weight to 0.model.1.weight."""
     return {name.removeprefix("lin"): value for name, value in calibration.items()}
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a guidance search: the distance over guidance scale and interval, as maps and as curves."""
+"""Plots of a guidance search: the distance over guidance scale and interval, as heat maps and as curves."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
 from pmf_lightning.utils.figures import subplots
 
-COLOURS = "viridis_r"  # light is good
-LEAST_SPREAD = 1.05  # of the colours: smaller differences look as small as they are
-MOST_NUMBERED = 16  # columns of a map up to which its cells hold their numbers
+COLOURS = "viridis_r"  # light means a small distance
+LEAST_SPREAD = 1.05  # smallest ratio of the colour scale, so that small differences are not exaggerated
+MOST_NUMBERED = 16  # maps with more columns have no numbers in their cells
 
 
 def save_maps(records: Sequence[Record], axes: SearchSpace, best: SamplingSetting, name: str, path: Path) -> Path:
-    """Draw the distance over omega and interval: a row of panels per average, a column per steps and method.
+    """Plot the distance over omega and interval: a row of panels per average, a column per steps and method.
 
-    ``best`` has a frame; cells that were not measured are blank, those without a number hold a cross. ``name`` is what
-    the distance is called. Returns the path.
+    ``best`` is framed. Cells that were not measured are blank; a cross marks images that are not finite. ``name`` is
+    the name of the distance. Returns the path.
     """
     numbers = {record.point: record.fid for record in records}
     norm = _shared_scale(numbers)
@@ -46,7 +46,7 @@ def save_maps(records: Sequence[Record], axes: SearchSpace, best: SamplingSettin
 
 
 def save_lines(records: Sequence[Record], axes: SearchSpace, best: SamplingSetting, name: str, path: Path) -> Path:
-    """Draw the distance over omega, a line per interval, in the same panels as the maps; ``best`` has a ring."""
+    """Plot the distance over omega, a line per interval, in the panels of the maps; a ring marks ``best``."""
     numbers = {record.point: record.fid for record in records}
     figure, panels = _panels(axes, 4.2, 3.2, sharex=True, sharey=True)
     colours = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(axes.interval)))
@@ -72,7 +72,7 @@ def save_lines(records: Sequence[Record], axes: SearchSpace, best: SamplingSetti
 
 
 def _panels(axes: SearchSpace, width: float, height: float, **shared):
-    """Return a figure, and of each panel its axis and the point in its corner, titled."""
+    """Return a figure, and for each titled panel its axes and the setting of its first cell."""
     ways = [(steps, method) for method in axes.method for steps in axes.steps]
     size = (width * len(ways) + 1.4, height * len(axes.ema) + 0.4)
     figure, grid = subplots(

@@ -1,4 +1,4 @@
-"""Measuring points with one network in memory: its averages are put in place in turn, the noise is always the same."""
+"""Measure sampling settings with one network in memory; averages are loaded in turn, the noise is always the same."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +20,14 @@ Evaluate = Callable[[Callable[[Tensor, int], Tensor], int, int], Any]
 
 
 class PointEvaluator:
-    """Measures points, each once: what ``records`` know is not measured again.
+    """Evaluator of sampling settings, which does not measure again what is in ``records``.
 
     Args:
         module: the network, on its device.
-        averages: names of sets of weights, to the weights.
-        seed: image i comes from noise i of it, at every point.
-        conditions: what else the numbers depend on; see ``Record``.
-        records: where results are kept.
+        averages: sets of weights by name.
+        seed: seed of the noise; image i has the same noise at every setting.
+        conditions: everything else that the scores depend on; see ``Record``.
+        records: store of the results.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class PointEvaluator:
         self._in_place: str | None = None
 
     def measure(self, point: SamplingSetting, n: int, evaluate: Evaluate, what: str) -> Record:
-        """Return the record of ``n`` images at ``point``, known or measured now; all ranks call it together.
+        """Return the record of ``n`` images at ``point``, stored or measured now. All ranks must call it.
 
-        ``what`` says which scores ``evaluate`` gives: records with others do not stand in for it.
+        ``what`` names the scores of ``evaluate``; only records with the same text are reused.
         """
         conditions = {**self.conditions, "n": n, "seed": self.seed, "what": what}
         if (known := self.records.find(point, conditions)) is not None:
@@ -60,12 +60,12 @@ class PointEvaluator:
         return self.records.add(record, write=rank_and_world()[0] == 0)
 
     def draw(self, point: SamplingSetting, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
-        """Return the first ``count`` images at ``point``, on the CPU, ``chunk`` at a time."""
+        """Return the first ``count`` images at ``point`` on the CPU, sampled ``chunk`` at a time."""
         labels, generate = torch.arange(count) % self.module.network.classes, self.generator(point)
         return torch.cat([generate(part, number * chunk).cpu() for number, part in enumerate(labels.split(chunk))])
 
     def generator(self, point: SamplingSetting) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
-        """Put the point's weights in place, and return what makes its images: ``(labels, first)`` to floats."""
+        """Load the point's weights and return its sampler, from ``(labels, first)`` to float images."""
         if self._in_place != point.ema:
             self.module.network.load_state_dict(self.averages[point.ema], strict=False)
             self._in_place = point.ema

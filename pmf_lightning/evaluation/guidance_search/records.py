@@ -1,4 +1,4 @@
-"""What was measured, a file for each point, so that a search that was stopped goes on where it was."""
+"""Results of a guidance search, one file per sampling setting, from which a stopped search resumes."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from pmf_lightning.utils.cache import atomic_write, digest
 
 @dataclass(frozen=True)
 class Record:
-    """A measured point: its scores by name, network evaluations per image, and under which ``conditions``.
+    """Result at one point: scores by name, network evaluations per image, seconds, and the ``conditions``.
 
-    ``conditions`` is everything besides the point that the numbers depend on: n, seed, protocol, extractor, reference,
-    and the hash of the checkpoint. ``problem`` says why there are no scores.
+    ``conditions`` is everything else that the scores depend on: n, seed, protocol, extractor, reference, and the hash
+    of the checkpoint. ``problem`` is the reason if there are no scores.
     """
 
     point: SamplingSetting
@@ -33,30 +33,27 @@ class Record:
 
     @property
     def fid(self) -> float | None:
-        """The Frechet distance; None where the images could not be measured."""
+        """The Frechet distance, None if the images could not be measured."""
         return self.scores.get("fid")
 
     def plain(self) -> dict[str, Any]:
-        """Return what JSON holds."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 
 class Records:
-    """The folder of the measured points.
-
-    What lies there under the same point and conditions is read once, at the beginning; ``add`` writes one more.
-    """
+    """Folder of records, which are read once at construction; ``add`` writes a new one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._known = {_key(record.point, record.conditions): record for record in _read(folder)}
 
     def find(self, point: SamplingSetting, conditions: Mapping[str, Any]) -> Record | None:
-        """Return what is known of a point, or None."""
+        """Return the record of a point under the same conditions, or None."""
         return self._known.get(_key(point, conditions))
 
     def add(self, record: Record, write: bool = True) -> Record:
-        """Keep a record, and write its file, whole or not at all; one process of several writes."""
+        """Store a record and, with ``write`` (set on one rank only), write its file atomically."""
         key = _key(record.point, record.conditions)
         self._known[key] = record
         if write:
@@ -75,7 +72,7 @@ def _key(point: SamplingSetting, conditions: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> list[Record]:
-    """Read the records of a folder; files that are none are left alone."""
+    """Read the records of a folder; other files are ignored."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""What a guidance search says before, and leaves behind: table, results.csv, best.json, edges that held it back."""
+"""Output of a guidance search: announcement, table, results.csv, best.json, and warnings at edges of the space."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ _COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "method", "n", "nfe")
 
 
 def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence[int], what: str) -> None:
-    """Print what is about to be tried; ``evaluations`` of the network at each point, ``what`` is measured there."""
+    """Print the search space; ``evaluations`` of the network are needed at the points, where ``what`` is measured."""
     values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "method": axes.method}
     listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
     intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
@@ -30,7 +30,7 @@ def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence
 
 
 def write_csv(records: Sequence[Record], path: Path) -> Path:
-    """Write a row per record with options, all scores and seconds; return the path."""
+    """Write one row per record with options, all scores and seconds; return the path."""
     rows = [_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
@@ -41,9 +41,9 @@ def write_csv(records: Sequence[Record], path: Path) -> Path:
 
 
 def print_table(records: Sequence[Record], last: Sequence[tuple[str, Record]], names: Mapping[int, str]) -> None:
-    """Print the best points of the search, and under them those of ``last``, each with its title.
+    """Print the best points of the search, then those of ``last``, each with its title.
 
-    ``names`` is what the distance of n images is called, by n.
+    ``names`` holds the name of the distance of n images, by n.
     """
     table = Table(title="guidance search")
     for name in ("", *_COLUMNS, "lower is better", "distance", "inception score"):
@@ -61,14 +61,14 @@ def print_table(records: Sequence[Record], last: Sequence[tuple[str, Record]], n
 
 
 def write_best(path: Path, best: Record, last: Mapping[str, Record], command_lines: Mapping[str, str]) -> Path:
-    """Write the best point with its scores, what was measured of it in the end, and how to use it; return the path."""
+    """Write the best point with its scores, the ``last`` measurements and the command lines; return the path."""
     stored = {"best": best.plain(), **{name: record.plain() for name, record in last.items()}, **command_lines}
     path.write_text(json.dumps(stored, indent=2) + "\n")
     return path
 
 
 def edges(best: SamplingSetting, axes: SearchSpace) -> list[str]:
-    """Say where the best value lies at the end of what was tried, so that a better one may lie beyond."""
+    """Return a hint for each best value at the edge of the search space, beyond which a better one may exist."""
     said = []
     for key, value, tried, floor in (("omega", best.omega, axes.omega, 1), ("steps", best.steps, axes.steps, None)):
         if len(tried) > 1 and value == max(tried):

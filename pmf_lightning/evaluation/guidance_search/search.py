@@ -1,4 +1,4 @@
-"""The guidance search: few images at many settings, then many images at the best one and without guidance."""
+"""Guidance search: few images at many settings, then many images at the best one and without guidance."""
 
 import math
 from collections.abc import Callable
@@ -20,21 +20,21 @@ COORDINATES = ("omega", "interval", "ema", "steps", "method")
 
 Measure = Callable[
     [SamplingSetting], float | None
-]  # the number to minimise; None: there is none, such as after a collapse
+]  # the number to minimise; None if it is undefined, for example after divergence
 
 
 def search_by(strategy: str, axes: SearchSpace, start: SamplingSetting, measure: Measure) -> SamplingSetting | None:
-    """Return the best point by ``strategy``, "grid" or "coordinate"; None where no point has a number.
+    """Return the best point by ``strategy``, "grid" or "coordinate"; None if no point has a number.
 
-    "coordinate" starts from ``start`` and keeps what is best along each axis in turn, round after round until a round
-    changes nothing: a few times fewer points than a grid, and its answer may be a local one. ``measure`` is asked for
-    the same point more than once.
+    "coordinate" is coordinate descent: it starts at ``start`` and minimises along each axis in turn until a round
+    changes nothing. It measures several times fewer points than a grid, but may find a local minimum. ``measure`` may
+    be called for the same point more than once.
     """
     return best_of(axes.grid(), measure) if strategy == "grid" else _coordinate(axes, start, measure)
 
 
 def best_of(points: list[SamplingSetting], measure: Measure) -> SamplingSetting | None:
-    """Return the point with the lowest number, the first of equals; every point is measured."""
+    """Measure every point and return the one with the lowest number, the first if several are equal."""
     numbers = [(math.inf if (number := measure(point)) is None else number, i) for i, point in enumerate(points)]
     lowest, place = min(numbers, default=(math.inf, 0))
     return points[place] if lowest < math.inf else None
@@ -47,7 +47,7 @@ def _coordinate(axes: SearchSpace, start: SamplingSetting, measure: Measure) -> 
         for name in COORDINATES:
             candidate = best_of(axes.along(name, best), measure)
             number = None if candidate is None else measure(candidate)
-            if number is not None and (found is None or number < found):  # equals change nothing, so that it ends
+            if number is not None and (found is None or number < found):  # strictly less, so that it terminates
                 best, found = candidate, number
         if best == before:
             return best if found is not None else None
@@ -56,9 +56,9 @@ def _coordinate(axes: SearchSpace, start: SamplingSetting, measure: Measure) -> 
 def try_all(
     bench: PointEvaluator, axes: SearchSpace, strategy: str, n: int, evaluator: Evaluator
 ) -> tuple[Record | None, list[Record]]:
-    """Measure points of ``n`` images by the strategy: the best record, and all of them in the order of the grid.
+    """Search with ``n`` images per point; return the best record, and all records in grid order.
 
-    There is no best one where no point has finite images. All ranks call it together.
+    The best is None if no point has finite images. All ranks must call it.
     """
     few = evaluator.without_features()
     seen: dict[SamplingSetting, Record] = {}
@@ -79,12 +79,12 @@ def try_all(
 
 
 def measure_last(bench: PointEvaluator, best: SamplingSetting, n: int, evaluator: Evaluator) -> dict[str, Record]:
-    """Measure the best point with ``n`` images and all scores ("final"), and the same "unguided"."""
+    """Measure all scores of ``n`` images at the best point ("final"), and at omega=1 ("unguided")."""
     points, what = {"final": best, "unguided": replace(best, omega=1)}, _all_scores(evaluator.reference)
     return {name: bench.measure(point, n, evaluator, what) for name, point in points.items()}
 
 
 def _all_scores(reference: Reference) -> str:
-    """Say what is measured: some scores compare with features of real images, which moments do not tell apart."""
+    """Return a text for all scores, with a hash of the real features: the reference's moments do not identify them."""
     compared = reference.images if reference.features is None else reference.features
     return "all scores" if compared is None else f"all scores, beside {digest(compared.numpy().tobytes().hex())}"

@@ -1,4 +1,4 @@
-"""The search space of a guidance search: averages, guidance scales, intervals, steps and samplers."""
+"""Search space of a guidance search: averages, guidance scales, intervals, steps and sampling methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -19,7 +19,7 @@ Interval = tuple[Number, Number]  # t_min, t_max
 
 @dataclass(frozen=True)
 class SamplingSetting:
-    """One way to sample: the average of the weights, guidance ``omega`` within ``interval``, steps, and the method."""
+    """Sampling setting: average of the weights, guidance ``omega`` within ``interval``, steps and method."""
 
     ema: str
     omega: Number
@@ -35,7 +35,7 @@ class SamplingSetting:
 
     @property
     def arguments(self) -> list[str]:
-        """The options as a command line takes them."""
+        """The options as command-line arguments."""
         return [f"ema={self.ema}", *(f"{name}={show(value)}" for name, value in self.options.items())]
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class SamplingSetting:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The values that are tried; field ``name`` of a Point takes those of the field ``name`` here."""
+    """Values to try for each field of ``SamplingSetting``."""
 
     ema: tuple[str, ...]
     omega: tuple[Number, ...]
@@ -54,16 +54,16 @@ class SearchSpace:
     method: tuple[str, ...]
 
     def grid(self) -> list[SamplingSetting]:
-        """Return every point; the averages change slowest, since each must be put in place."""
+        """Return every point; the average changes slowest, because a change loads weights."""
         points = product(self.ema, self.method, self.steps, self.interval, self.omega)
         return [SamplingSetting(ema, omega, interval, steps, method) for ema, method, steps, interval, omega in points]
 
     def along(self, name: str, point: SamplingSetting) -> list[SamplingSetting]:
-        """Return the points that differ from ``point`` in the field ``name`` alone, and ``point`` where it is on it."""
+        """Return the points with all values of the field ``name`` and otherwise the values of ``point``."""
         return [replace(point, **{name: value}) for value in getattr(self, name)]
 
     def nearest(self, point: SamplingSetting) -> SamplingSetting:
-        """Return the point of the grid that is nearest to ``point``, each field by itself."""
+        """Return the grid point nearest to ``point``, for each field independently."""
         chosen = {field.name: _nearest(getattr(self, field.name), getattr(point, field.name)) for field in fields(self)}
         return SamplingSetting(**chosen)
 
@@ -75,7 +75,7 @@ class SearchSpace:
 
 
 def show(value: Number | str) -> str:
-    """Return a number as short as it goes."""
+    """Format a number in its shortest form."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -91,9 +91,9 @@ def _nearest(values: Sequence, wanted):
     return min(values, key=distance)
 
 
-KEYS = ("omega", "intervals", "ema", "steps", "method")  # of the command line, and of ``search`` in a recipe
+KEYS = ("omega", "intervals", "ema", "steps", "method")  # keys of the command line, and of ``search`` in a recipe
 
-_PRESETS = {  # whose recipe it is, by objective; those of pMF and iMF share one class
+_PRESETS = {  # objective -> preset whose recipe is used; pMF and iMF share one class
     ("PixelMeanFlow", "x"): "pmf_b16",
     ("PixelMeanFlow", "u"): "imf_b2",
     "JiT": "jit_b16",
@@ -102,10 +102,10 @@ _PRESETS = {  # whose recipe it is, by objective; those of pMF and iMF share one
 
 
 def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> SearchSpace:
-    """Return what is tried: what ``cfg`` sets, else what the model's recipe says, else as the model is judged.
+    """Return the search space from ``cfg``; defaults are the model's recipe, then its sampling options.
 
-    ``averages`` are the names of the sets of weights that the checkpoint has: where nothing else is said, all of them
-    but "raw". Raises UserError for values that cannot be sampled with, naming key and value.
+    ``averages`` are the names of the checkpoint's sets of weights; by default all but "raw" are tried. Raises UserError
+    for values that cannot be used for sampling, naming key and value.
     """
     known = recipe(module.config)
     given = {key: known.get(key) if cfg[key] is None else _plain(cfg[key]) for key in KEYS}
@@ -130,7 +130,7 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
 
 
 def recipe(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the ``search`` block of a checkpoint's configuration, or of the preset or recipe it was made by; {}."""
+    """Return the ``search`` block of a checkpoint's configuration, its preset or its objective's preset, or {}."""
     if config.get("search"):
         return config["search"]
     name = config.get("name")
@@ -143,7 +143,7 @@ def recipe(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def judged_point(module: GenerativeModule, axes: SearchSpace) -> SamplingSetting:
-    """Return the point of the grid that is nearest to how the model is judged."""
+    """Return the grid point nearest to the model's own sampling options."""
     judged = module.config["sampling"]
     method = judged.get("method") or module.objective.samplers[0]
     interval = (judged["t_min"], judged["t_max"])
@@ -170,7 +170,7 @@ def _text(value) -> str:
 
 
 def _each(key: str, values: Any, kind: type) -> tuple:
-    """Return one value or a list of them as numbers or names of one kind; UserError."""
+    """Convert one value or a list of values to a tuple of one kind; raises UserError."""
     values = values if isinstance(values, list) else [values]
     try:
         if not values or any(isinstance(value, bool | list | dict | None) for value in values):
@@ -188,7 +188,7 @@ _EXAMPLES = {"omega": "[1,2,3]", "ema": "[500k,1000k]", "steps": "[1,2]", "metho
 
 
 def _pairs(values: Any) -> list:
-    """Return intervals as a list of them, also where only one is given."""
+    """Return a list of intervals, also if only one interval is given."""
     alone = isinstance(values, list) and len(values) == 2 and not any(isinstance(value, list) for value in values)
     return [values] if alone else values if isinstance(values, list) and values else [values]
 

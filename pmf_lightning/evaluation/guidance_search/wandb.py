@@ -1,4 +1,4 @@
-"""A guidance search as a run of Weights & Biases: heat map, curves by guidance scale, samples, and every point."""
+"""Log a guidance search to Weights & Biases: heat map, curves over guidance scale, samples, and every point."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ PICTURES = {"maps": "guidance/heat_map", "lines": "guidance/curves", "samples": 
 
 
 def send(found: Mapping[str, Any], options: Mapping[str, Any], out: Path, config: Mapping[str, Any]) -> None:
-    """Open a run of W&B, send what ``search`` found, and close it.
+    """Log the results ``found`` by a search as one W&B run.
 
-    A row per point has "guidance/omega" and the distance by the name of its curve; runs of the same study stand beside
-    it, whose ``config`` the checkpoint holds. ``options`` are those of conf/logger/wandb.yaml, ``out`` is the folder of
-    results. Raises UserError where W&B refuses.
+    Each point is a row with "guidance/omega" and the distance under the name of its curve. The run is grouped with
+    those of the same study, by the checkpoint's ``config``. ``options`` are those of conf/logger/wandb.yaml, ``out`` is
+    the folder of results. Raises UserError for an error of W&B.
     """
     import wandb
 
@@ -45,7 +45,7 @@ def send(found: Mapping[str, Any], options: Mapping[str, Any], out: Path, config
 
 
 def rows(tried: Sequence[Record]) -> list[dict[str, Number]]:
-    """Return the points that have a distance, along the curves: a name per average, steps, method and interval."""
+    """Return a row per point with a distance, by omega; a curve has one average, steps, method and interval."""
     known = sorted((record for record in tried if record.fid is not None), key=lambda record: record.point.omega)
     return [{"guidance/omega": record.point.omega, _curve(record): record.fid} for record in known]
 
