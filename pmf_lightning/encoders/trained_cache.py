@@ -14,7 +14,7 @@ from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.tensor_files import load_tensors
 
 log = logging.getLogger(__name__)
-Trained = TypeVar("Kept", bound=nn.Module)
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 def load_or_train(path: Path, empty: Callable[[], Trained], trained: Callable[[], Trained], what: str) -> Trained:

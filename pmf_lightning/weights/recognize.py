@@ -46,7 +46,7 @@ class WeightsDescription:
         ]
         return f"{self.model or self.family.name} ({', '.join(told)})"
 
-    def differs(self, other: "Look") -> bool:
+    def differs(self, other: "WeightsDescription") -> bool:
         """Whether the families differ, or a size that is known in both."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return any(a != b for a, b in pairs if a is not None and b is not None)

@@ -28,9 +28,7 @@ def official_name(name: str, family: WeightFormat = PMF) -> str:
 def family_of(network: nn.Module) -> WeightFormat:
     """Return the family whose official architecture ``network`` has; UserError if there is none."""
     if isinstance(network, DriftingViT):
-        raise UserError(
-            "drifting's official files are not PyTorch's: generator_arrays of models.official.drifting gives them"
-        )
+        raise UserError("drifting's official files are not PyTorch's: generator_arrays of weights.drifting gives them")
     if not isinstance(network, ViT | JiTViT):
         raise UserError(f"no official weights have the architecture of {type(network).__name__}: give a ViT or JiTViT")
     bottleneck = not isinstance(network.patch_embedding.expand, nn.Identity)

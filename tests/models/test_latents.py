@@ -20,6 +20,7 @@ from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.models import sd_vae
 from pmf_lightning.models.sd_vae import SDVAE
+from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.sample import main as sample_main
 from pmf_lightning.sampling.generate import image_noise, numbered_images
 from pmf_lightning.train import train
