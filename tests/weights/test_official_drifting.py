@@ -220,7 +220,7 @@ def test_what_is_no_generator_is_refused(release, tmp_path):
         load_official(release, on_meta(), weights="model")
     with pytest.raises(UserError, match=r"absent\.msgpack: no such file"):
         load_official_generator(tmp_path / "absent.msgpack", on_meta())
-    with pytest.raises(UserError, match="drifting's official files are not PyTorch's: generator_arrays of models"):
+    with pytest.raises(UserError, match="drifting's official files are not PyTorch's: generator_arrays of weights"):
         official_weights(on_meta())
 
 
