@@ -155,6 +155,7 @@ def test_two_thousand_images_give_the_right_pixels(gallery, made):
                 assert np.array_equal(image, adm(original)), key
 
 
+@pytest.mark.slow
 def test_the_odd_ones_follow_the_rule(made):
     out, summary = made
     found = {key.removeprefix("ants/"): image for key, (image, _) in records_of(out).items() if "photo" not in key}

@@ -25,7 +25,7 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.compose import CONF
 from pmf_lightning.distributed import strategies
 from pmf_lightning.distributed.dtensor import full_tensor
-from pmf_lightning.distributed.strategies import FullySharded, fsdp, refuse_old_torch, trainer_options
+from pmf_lightning.distributed.strategies import OLDEST_FSDP, FullySharded, fsdp, refuse_old_torch, trainer_options
 from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
 from pmf_lightning.optim.distributed_muon import assign, chunks
@@ -33,6 +33,9 @@ from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.training import run_dir
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
+
+OLD = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < OLDEST_FSDP
+NEEDS_FSDP = pytest.mark.skipif(OLD, reason="FSDP2 takes forward-mode derivatives from torch 2.13")
 
 MODELS = ["pmf_tiny", "imf_digits", "jit_tiny", "drifting_tiny", "mae_tiny"]
 DRIFTING = ["objective.generated=8"]  # images of a label: each of the two ranks takes one label
@@ -77,7 +80,7 @@ def one(tmp_path_factory):
     return together(1, runs, str(tmp_path_factory.mktemp("one")), "cpu", ["pmf_tiny"], 4, (4,))[0][0]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=NEEDS_FSDP)])
 def test_two_processes_train_as_one(one, kind, tmp_path):
     first, second = (found[0] for found in together(2, runs, str(tmp_path), kind, ["pmf_tiny"], 4, (4,)))
     check_alike(one, first, second, steps=4)
@@ -87,7 +90,7 @@ def test_two_processes_train_as_one(one, kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=NEEDS_FSDP)])
 def test_all_objectives_train_alike_for_twenty_steps(kind, tmp_path):
     limit = {"timeout": 250}  # twice that is less than pytest's own limit, which would not tell where the ranks are
     singles = together(1, runs, str(tmp_path), "cpu", MODELS, 20, (20,), **limit)[0]
@@ -124,6 +127,7 @@ def go_on(saved, folder):
     return fit("pmf_tiny", folder, "steps=4", f"ckpt={saved}", *DRAWN, at=(4,), finish=True)
 
 
+@NEEDS_FSDP
 @pytest.mark.slow
 def test_a_run_in_parts_goes_on_whole_and_the_other_way_round(one, tmp_path):
     in_parts_or_whole = together(2, in_turns, str(tmp_path))[0]
@@ -199,7 +203,12 @@ def injured(folder, kind, what, *overrides):
             "weights",
             r"step 1: the weights of the 2 devices differ, .*sync_tolerance=1e-05.*must start alike",
         ),
-        ("fsdp", "start", r"the devices start with different weights, most of all in .*: take the same seed"),
+        pytest.param(
+            "fsdp",
+            "start",
+            r"the devices start with different weights, most of all in .*: take the same seed",
+            marks=NEEDS_FSDP,
+        ),
     ],
 )
 def test_devices_that_differ_are_stopped(kind, what, message, tmp_path):
@@ -208,7 +217,7 @@ def test_devices_that_differ_are_stopped(kind, what, message, tmp_path):
         assert re.search(message, told), told
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=NEEDS_FSDP)])
 def test_all_devices_skip_the_step_that_one_spoils(kind, tmp_path):
     for run in together(2, injured, str(tmp_path), kind, "nan"):
         assert math.isnan(run.losses[1])
@@ -222,6 +231,7 @@ def test_weights_past_help_end_all_devices(tmp_path):
         assert re.match(r"step 3: the weights are not finite and are not saved", told), told
 
 
+@NEEDS_FSDP
 def test_weights_are_on_their_device_before_devices_compare_them(monkeypatch):
     """NCCL, unlike gloo, has no way to send what lies on the CPU."""
     strategy, done = FullySharded(None), []
@@ -335,6 +345,7 @@ def test_how_many_devices_train_together(devices, size, monkeypatch):
     assert validate.world_size(cfg.trainer) == size
 
 
+@NEEDS_FSDP
 def test_trainers_build_their_strategies():
     options = {kind: trainer_options(compose([f"trainer={kind}"])) for kind in ("cpu", "ddp", "fsdp")}
     assert options["cpu"]["strategy"] == "auto"
@@ -344,6 +355,7 @@ def test_trainers_build_their_strategies():
         fsdp("int8")
 
 
+@NEEDS_FSDP
 def test_what_fsdp_cannot_do_is_refused():
     with pytest.raises(
         UserError, match="compile=true: trainer=fsdp gathers weights around passes that are not compiled"

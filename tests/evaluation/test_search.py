@@ -217,6 +217,7 @@ def test_what_a_search_writes(found, capsys):
     assert Image.open(out / "samples.png").size[0] > 10 * 64
 
 
+@pytest.mark.slow
 def test_a_point_is_what_evaluating_it_gives(found, trained, cache):
     """By hand: the checkpoint's average, the point's options, noise 0, 1, ... of the seed."""
     cfg = compose(["data=digits", *CLASSIFIER], "evaluate")

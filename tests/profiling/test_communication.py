@@ -56,6 +56,7 @@ def test_bytes_that_are_exchanged(found, weights):
     assert fsdp.updates == pytest.approx((4 + 2) * matrices / 8 * 7 / 8)
 
 
+@pytest.mark.slow
 def test_memory_that_stays(found, weights):
     """Weights, gradients, two averages, one moment of a matrix and two of anything else."""
     everything, matrices = weights

@@ -90,6 +90,7 @@ def test_every_panel_finds_what_training_logs(trained, logged):
     assert "_runtime" in logged  # the axis "time"
 
 
+@pytest.mark.slow
 def test_matches_take_what_they_should(logged):
     taken = {p.title: {k for k in logged if re.search(p.match, k)} for p in _panels(layout_of(), Lines) if p.match}
     assert taken["FID or Frechet distance by images seen"] == {"fd_digits"}

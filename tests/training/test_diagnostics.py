@@ -160,6 +160,7 @@ def test_a_row_is_a_mean_over_the_window_and_its_micro_batches(tmp_path):
         assert window[name] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_window_goes_on_after_a_stop(straight, tmp_path):
     run(tmp_path, "steps=3", "log_every_steps=2")
     run(tmp_path, "steps=4", "log_every_steps=2", "ckpt=last")

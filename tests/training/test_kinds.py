@@ -57,6 +57,7 @@ def _stop_after(step, model, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_summary_says_how_it_is_judged(straight):
     model, folder, summary = straight
     assert json.loads((folder / "summary.json").read_text()) == summary

@@ -75,6 +75,7 @@ def test_the_last_pictures_are_drawn_where_the_training_was(tmp_path, monkeypatc
     assert homes[-1] == "the CPU, when all is over"
 
 
+@pytest.mark.slow
 def test_training_learns(straight):
     errors = [row["loss_u"] for row in rows(straight[0])]
     assert np.mean(errors[-5:]) < 0.9 * np.mean(errors[:5])
