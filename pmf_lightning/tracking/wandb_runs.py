@@ -1,6 +1,7 @@
 """Open runs of Weights & Biases, each of its own job, and derive their names, groups and tags."""
 
 import os
+import re
 import shlex
 import sys
 import uuid
@@ -166,4 +167,6 @@ def address(run: Any) -> str | None:
 
 def sync_command(folder: Path, run_id: str) -> str:
     """Return the command that sends an offline run opened in ``folder`` to W&B, with all its sessions in order."""
-    return shlex.join(["wandb", "sync", *map(str, sorted((Path(folder) / "wandb").glob(f"offline-run-*-{run_id}")))])
+    found = (Path(folder) / "wandb").glob(f"offline-run-*-{run_id}*")
+    sessions = [path for path in found if re.fullmatch(rf".*-{re.escape(run_id)}(-\d+)?", path.name)]
+    return shlex.join(["wandb", "sync", *map(str, sorted(sessions))])  # W&B numbers sessions of the same second

@@ -107,6 +107,18 @@ def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path, monke
         assert {row["images"] for row in one.rows} == {16}
 
 
+def test_sessions_of_the_same_second_are_sent_too(tmp_path):
+    names = [
+        "offline-run-20260101_000000-ab12",
+        "offline-run-20260101_000000-ab12-1",
+        "offline-run-20260101_000001-ab12",
+    ]
+    for name in [*names, "offline-run-20260101_000000-ab123", "run-20260101_000000-ab12"]:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    sent = shlex.split(sync_command(tmp_path, "ab12"))
+    assert sent == ["wandb", "sync", *(str(tmp_path / "wandb" / name) for name in names)]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_in_its_place_and_elsewhere_in_another(tmp_path, capsys):
     run(tmp_path / "run", "steps=1")
