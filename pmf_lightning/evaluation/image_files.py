@@ -109,8 +109,6 @@ def _digits(n: int) -> int:
 
 MOST_BYTES = 2**28  # per image
 
-LEVELS = UInt8[Tensor, "b c h w"]
-
 
 class FolderImages:
     """Images below a folder, sorted by path, all of one size; ``channels`` is 3 (colour) or 1 (grey).
@@ -141,7 +139,7 @@ class FolderImages:
         done = total(self.done)
         return [say_done(done)] if done else []
 
-    def __call__(self, first: int, end: int) -> LEVELS:
+    def __call__(self, first: int, end: int) -> Levels:
         """Return images number ``first`` to ``end - 1``; UserError for a bad file, or one of another size."""
         names = self.names[first:end]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -193,7 +191,7 @@ class NpzImages:
         """Return no lines: the images are not converted."""
         return []
 
-    def __call__(self, first: int, end: int) -> LEVELS:
+    def __call__(self, first: int, end: int) -> Levels:
         """Return images number ``first`` to ``end - 1``; UserError if the file is damaged or too short."""
         size = int(np.prod(self._stored[1:]))
         try:
