@@ -20,6 +20,7 @@ from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.training.callbacks.fid import FIDEvaluation, FidSettings
+from pmf_lightning.training.callbacks.image_grids import ImageGrids
 from pmf_lightning.training.callbacks.loss_by_time import LossByTime
 from pmf_lightning.training.callbacks.rank_consistency import RankConsistencyCheck
 from pmf_lightning.training.callbacks.reconstructions import Reconstructions
@@ -110,7 +111,7 @@ class TrainingCallbacks:
     finite: SkipNonFinite
     progress: ThroughputBar
     checkpoint: CheckpointWriter
-    grids: SampleGrids | Reconstructions | None
+    grids: ImageGrids | None
     quality: SampleEvaluation | None
     sync: RankConsistencyCheck | None
 
@@ -134,12 +135,12 @@ def make_callbacks(cfg: DictConfig, module: GenerativeModule, source: DataSource
 
     grids = None
     if cfg.grid.enabled:
-        every_steps, size = every(cfg.grid.every_images), (cfg.grid.rows, cfg.grid.columns)
+        options = {"every_steps": every(cfg.grid.every_images), "rows": cfg.grid.rows, "columns": cfg.grid.columns}
+        options |= {"folder": folder / "grids", "averages": averages, "progress": progress}
         if module.objective.samplers:
-            grids = SampleGrids(folder / "grids", every_steps, *size, sampling, averages, progress)
+            grids = SampleGrids(sampling, **options)
         else:  # an autoencoder
-            held_out, ema = source.held_out(), sampling["ema"]
-            grids = Reconstructions(folder / "grids", every_steps, *size, held_out, ema, averages, progress)
+            grids = Reconstructions(source.held_out(), ema=sampling["ema"], **options)
     quality = make_check(cfg, source, module, sampling=sampling, averages=averages, progress=progress)
     saving = every(cfg.checkpoint.every_images), cfg.checkpoint.keep_last
     checkpoint = CheckpointWriter(folder / "checkpoints", *saving, finite, signals, quality)

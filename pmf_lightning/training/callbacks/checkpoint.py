@@ -6,20 +6,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm.auto import tqdm
 
 from pmf_lightning.pipeline import checkpoint_io
 from pmf_lightning.pipeline.migrate import migrate_callbacks
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
+from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
 from pmf_lightning.utils.errors import NotSaved
 from pmf_lightning.utils.pasted import path_argument
 
 
-class CheckpointWriter(Callback):
+class CheckpointWriter(OncePerStep):
     """Saves ``last.ckpt`` every ``every_steps`` steps, and when training ends or is stopped.
 
     The file is written to a draft, synced to disk and renamed, so that the previous one stays intact until the new one
@@ -51,7 +52,7 @@ class CheckpointWriter(Callback):
         self.best: dict[str, Any] | None = None
         self._new_best: dict[str, Any] | None = None
         self.failed = self._failed_in_a_row = 0
-        self._saved = self._seen = self._retry_at = -1  # steps
+        self._saved = self._retry_at = -1  # steps
         self._due = False
         self._disk = AtomicCheckpointIO(keep_last)
 
@@ -66,18 +67,17 @@ class CheckpointWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove old drafts and install the signal handlers."""
-        self._saved = self._seen = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        self._saved = self.step
         if trainer.is_global_zero:
             checkpoint_io.clear_drafts(self.path.parent)
         self.signals.listen()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Save if due. This runs before the next step because only then the log has the row of the last one."""
-        step = trainer.global_step
-        if step == self._seen:
+        if not self.new_step(trainer):
             return
-        self._seen = step
-        self._due |= step % self.every_steps == 0 or step == self._retry_at
+        self._due |= self.step % self.every_steps == 0 or self.step == self._retry_at
         self._new_best = None if self.finite.in_a_row else self._improved(trainer)
         if (self._due or self._new_best) and not self.finite.in_a_row:
             self.save(trainer)

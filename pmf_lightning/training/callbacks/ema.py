@@ -4,17 +4,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pmf_lightning.config.validate import ema_names
 from pmf_lightning.distributed.dtensor import local_tensor, reshard, spread_like, to_cpu, unshard
 from pmf_lightning.optim.schedules import ema_beta
+from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.utils.precision import Number
 
 
-class EMA(Callback):
+class EMA(OncePerStep):
     """Averages the trainable weights of ``module.network`` after every optimiser step.
 
     The averages are float32 or wider, on the device of the weights. The checkpoint stores them under "ema" by name
@@ -31,7 +32,6 @@ class EMA(Callback):
         self.half_lives = dict(zip(ema_names(half_lives_kimg), (1000 * h for h in half_lives_kimg), strict=True))
         self.ramp, self.batch = ramp, batch
         self.averages: dict[str, dict[str, Tensor]] = {}
-        self._step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initialise each average with the checkpoint's, or else with the current weights."""
@@ -40,18 +40,13 @@ class EMA(Callback):
             known = self.averages.get(name, weights)
             self.averages[name] = {key: _average(known[key], value) for key, value in weights.items()}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
-        self._step = trainer.global_step
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Update every average, once per optimiser step."""
-        if trainer.global_step == self._step:
+        if not self.new_step(trainer):
             return
-        self._step = trainer.global_step
         weights = [local_tensor(value.detach()) for value in _trainable(pl_module).values()]
         for name, half_life in self.half_lives.items():
-            beta = ema_beta(self._step * self.batch, self.batch, half_life, self.ramp)
+            beta = ema_beta(self.step * self.batch, self.batch, half_life, self.ramp)
             averages = [local_tensor(value) for value in self.averages[name].values()]
             torch._foreach_lerp_(averages, [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)], 1 - beta)
 

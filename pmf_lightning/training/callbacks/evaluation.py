@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations, numbered_images
 from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.training.callbacks.throughput import ThroughputBar
 
 
-class SampleEvaluation(Callback):
+class SampleEvaluation(OncePerStep):
     """Evaluates samples of the averaged weights every ``every_steps`` steps and at the end of training.
 
     Image i comes from noise i of the run's seed, so an evaluation does not change the training that follows.
@@ -40,7 +41,7 @@ class SampleEvaluation(Callback):
         self.averages, self.progress = averages, progress
         self.latest: Any = None
         self.by_steps: dict[int, Any] = {}
-        self.measured_at = self._step = -1
+        self.measured_at = -1
 
     @property
     @abstractmethod
@@ -67,17 +68,12 @@ class SampleEvaluation(Callback):
     def titles(self) -> Mapping[str, str]:
         """Return titles for entries of ``summary``; the printed table lists these entries first."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the checkpoint's step: the first micro-batch does not complete a new one."""
-        self._step = trainer.global_step
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Evaluate if due."""
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
-        if step != self._step and due and (takes_part(trainer) or not self.alone):
+        if self.new_step(trainer) and due and (takes_part(trainer) or not self.alone):
             self.take(trainer, pl_module)
-        self._step = step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if the final evaluation is missing: the run was killed after its last step and then resumed."""

@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.utils.errors import Diverged
 
 
@@ -62,7 +63,7 @@ class BinnedMeans:
         return found
 
 
-class LossByTime(Callback):
+class LossByTime(OncePerStep):
     """Logs "loss_u/t0.2-0.4" and the like: means over all rows since the last log whose t lies in the bin.
 
     One step has few rows per bin, so the means cover all steps since the last log, all micro-batches and all devices.
@@ -76,21 +77,12 @@ class LossByTime(Callback):
 
     def __init__(self, bins: int, every_steps: int):
         self.bins, self.every_steps = BinnedMeans(bins, roots=["du_dt"]), every_steps
-        self._step = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the current step."""
-        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: dict, *_) -> None:
         """Add a micro-batch, and log if due."""
         for name, (t, values) in outputs["by_time"].items():
             self.bins.add(name, t, values)
-        step = trainer.global_step
-        if step == self._step:
-            return
-        self._step = step
-        if step % self.every_steps == 0:
+        if self.new_step(trainer) and self.step % self.every_steps == 0:
             self._log(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -5,13 +5,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from tqdm.auto import tqdm
+
+from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 
 _REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log file than on a terminal
 
 
-class ThroughputBar(Callback):
+class ThroughputBar(OncePerStep):
     """Progress bar over optimiser steps, and training speed.
 
     The clock starts after the first step (warm-up). Callbacks that draw or evaluate pause it with
@@ -25,12 +27,12 @@ class ThroughputBar(Callback):
     def __init__(self, batch: int, every_steps: int):
         self.batch, self.every_steps = batch, every_steps
         self._bar: tqdm | None = None
-        self._step, self._first, self._begun, self._idle = 0, 0, 0.0, 0.0
+        self._first, self._begun, self._idle = 0, 0.0, 0.0
 
     @property
     def images_per_second(self) -> float:
         """Training speed of this session; 0 before the second step."""
-        steps = self._step - self._first
+        steps = self.step - self._first
         return steps * self.batch / (self._now - self._begun - self._idle) if steps > 0 and self._begun else 0.0
 
     @contextmanager
@@ -42,11 +44,11 @@ class ThroughputBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        self._step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             self._bar = tqdm(
                 total=trainer.max_steps,
-                initial=self._step,
+                initial=self.step,
                 unit="step",
                 desc="training",
                 dynamic_ncols=True,
@@ -55,16 +57,16 @@ class ThroughputBar(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Count a completed step."""
-        if trainer.global_step == self._step:
+        if not self.new_step(trainer):
             return
-        self._step, self._now = trainer.global_step, time.perf_counter()
+        self._now = time.perf_counter()
         if not self._begun:
-            self._first, self._begun, self._idle = self._step, self._now, 0.0
-        if self._step % self.every_steps == 0 and self.images_per_second:
+            self._first, self._begun, self._idle = self.step, self._now, 0.0
+        if self.step % self.every_steps == 0 and self.images_per_second:
             pl_module.log("images_per_second", self.images_per_second, rank_zero_only=True)
         if self._bar is not None:
             self._bar.update()
-            if self._step % self.every_steps == 0:
+            if self.step % self.every_steps == 0:
                 losses = {name: f"{float(value):.4f}" for name, value in trainer.progress_bar_metrics.items()}
                 self._bar.set_postfix({**losses, "images/s": f"{self.images_per_second:.0f}"})
 
