@@ -23,8 +23,9 @@ SCALES = ("small", "paper")
 def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
     """Merge ``scale=`` into ``experiment=``; overrides without an experiment are unchanged.
 
-    ``experiments`` is the folder of the experiment files. The default scale is small. Raises UserError for an unknown
-    scale, a scale without an experiment, or a scale that the experiment does not have.
+    ``experiments`` is the folder of the experiments: a file of it is one, and so is a folder with a file for each
+    scale. The default scale is small. Raises UserError for an unknown scale, a scale without an experiment, or a scale
+    that the experiment does not have.
     """
     given = dict(override.split("=", 1) for override in overrides if override.startswith(("scale=", "experiment=")))
     scale, name = given.get("scale"), given.get("experiment")
@@ -38,21 +39,32 @@ def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
         return list(overrides)
     if "," in name:
         raise UserError(f"experiment={name}: an experiment is a sweep by itself; take one after the other")
-    chosen = f"{scale or SCALES[0]}/{name}"
-    if (experiments / f"{chosen}.yaml").is_file():
-        rest = (f"experiment={chosen}" if o == f"experiment={name}" else o for o in overrides)
-        return [override for override in rest if override != f"scale={scale}"]
-    files = sorted(path.relative_to(experiments).with_suffix("").as_posix() for path in experiments.rglob("*.yaml"))
-    if name in files:
+    chosen = _file_of(name, scale, experiments)
+    rest = (f"experiment={chosen}" if o == f"experiment={name}" else o for o in overrides)
+    return [override for override in rest if override != f"scale={scale}"]
+
+
+def _file_of(name: str, scale: str | None, experiments: Path) -> str:
+    """Return the file of an experiment at a scale, relative to ``experiments`` and without .yaml; raises UserError."""
+    scales = {path.name: [s for s in SCALES if (path / f"{s}.yaml").is_file()] for path in experiments.glob("*/")}
+    single = [path.stem for path in experiments.glob("*.yaml")]
+    if name in single:
         if scale is not None:
             raise UserError(f"scale={scale}: experiment={name} has one scale only; leave scale= out")
-        return list(overrides)
-    if there := [file.split("/")[0] for file in files if file.endswith(f"/{name}")]:
+        return name
+    first, _, second = name.partition("/")
+    if first in scales.get(second, ()):  # older records write the scale first
+        first, second, name = second, first, f"{second}/{first}"
+    if second and second in scales.get(first, ()):
+        if scale not in (None, second):
+            raise UserError(f"scale={scale}: experiment={name} is the scale {second}; leave one of them out")
+        return name
+    if second or not scales.get(name):
+        raise UserError(f"experiment={name}: there is no such experiment; {suggestions(first, {*single, *scales})}")
+    if (wanted := scale or SCALES[0]) not in scales[name]:
         asked = f"experiment={name}" + (f" scale={scale}" if scale else "")
-        raise UserError(f"{asked}: it has the scale {there[0]} only; set scale={there[0]}")
-    raise UserError(
-        f"experiment={name}: there is no such experiment; {suggestions(name, {Path(f).name for f in files})}"
-    )
+        raise UserError(f"{asked}: it has the scale {scales[name][0]} only; set scale={scales[name][0]}")
+    return f"{name}/{wanted}"
 
 
 register_resolvers()

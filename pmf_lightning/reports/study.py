@@ -45,7 +45,9 @@ class Study:
 def read_study(block: Mapping[str, Any], where: str) -> Study:
     """Return the study that ``block`` describes. Raises UserError, with ``where`` as prefix, for bad input."""
     if missing := [key for key in _NEEDED if block.get(key) is None]:
-        raise UserError(f"{where}: the study lacks {', '.join(missing)}; see conf/study for whole ones")
+        raise UserError(
+            f"{where}: the study lacks {', '.join(missing)}; conf/experiment/pmf_table2/study.yaml is an example"
+        )
     arms = block["arms"]
     if not isinstance(arms, Mapping) or not arms:
         raise UserError(f"{where}: study.arms={arms!r}; give each arm the paper's number, or null")

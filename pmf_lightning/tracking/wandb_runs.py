@@ -61,7 +61,7 @@ def labels(config: Mapping[str, Any], folder: Path, job: Job, kind: str = "train
     the overrides, else the folder's name.
     """
     said, study = _saying(job.overrides), config.get("study")
-    chosen = [o.partition("=")[2].rpartition("/")[2] for o in job.overrides if o.startswith("experiment=")]
+    chosen = [o.partition("=")[2].partition("/")[0] for o in job.overrides if o.startswith("experiment=")]
     sweep = " ".join(_saying(job.sweep))
     if study:
         group, arm = f"{study['name']}-{study['scale']}", study["arm"]

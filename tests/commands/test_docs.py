@@ -282,7 +282,7 @@ def test_presets_are_what_the_papers_say(name):
         assert numbers_in(quality) == [n for n in (facts.fid, facts.inception_score) if n is not None]
 
 
-STUDIES = {path.stem: OmegaConf.load(path).study for path in sorted((CONF / "study").glob("*.yaml"))}
+STUDIES = {path.parent.name: OmegaConf.load(path).study for path in sorted((CONF / "experiment").glob("*/study.yaml"))}
 
 
 def experiments_of(page: Path) -> dict[str, str]:
@@ -300,7 +300,7 @@ def test_every_study_is_on_the_page_of_its_method():
 def test_the_numbers_of_the_paper_are_those_of_the_study(study):
     (cell,) = [cells[study] for cells in map(experiments_of, METHODS.values()) if study in cells]
     missing = [n for n in STUDIES[study].arms.values() if n is not None and n not in numbers_in(cell)]
-    assert not missing, f"{missing} of conf/study/{study}.yaml"
+    assert not missing, f"{missing} of conf/experiment/{study}/study.yaml"
 
 
 MODELS = {"pmf": "pmf_digits", "imf": "imf_digits", "jit": "jit_tiny", "drifting": "drifting_tiny"}

@@ -110,9 +110,9 @@ def test_jit_on_any_backbone(backbone, prediction, loss):
     assert (module.objective.prediction, module.objective.loss) == (prediction, loss)
 
 
-# Recipes come with their models, studies with their experiments, the classifier with metrics= and extractor=; hydra/ is
+# Recipes come with their models, the classifier with metrics= and extractor=; hydra/ is
 # what launchers and sweepers are made of.
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe", "study", "hydra", "classifier"}
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe", "hydra", "classifier"}
 
 # Two need a root; the others are what all sizes share.
 LEFT_OUT = {("data", "folder"), ("data", "shards"), *(("backbone", name) for name in ("vit", "drifting", "mae"))}

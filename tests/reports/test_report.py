@@ -170,7 +170,9 @@ def test_a_study_is_judged_by_its_claims(tmp_path):
 
 
 def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match=r"here: the study lacks arms; see conf/study"):
+    with pytest.raises(
+        UserError, match=r"here: the study lacks arms; conf/experiment/pmf_table2/study.yaml is an example"
+    ):
         read_study(study("x-small", arms=None), "here")
     with pytest.raises(UserError, match=r"study.arms.a='many'; give the paper's number, or null"):
         read_study(study("x-small", arms={"a": "many"}), "here")

@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from shrunk import BACKBONE, backbone
 
 from pmf_lightning import build, compose
-from pmf_lightning.config.compose import CONF, SCALES, choices
+from pmf_lightning.config.compose import CONF, SCALES
 from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments
 from pmf_lightning.reports.claims import check
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.utils import rng
 
-STUDIES = choices("study")
+STUDIES = sorted(path.parent.name for path in (CONF / "experiment").glob("*/study.yaml"))
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 BOTH = pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in STUDIES for scale in SCALES])
 DRIFTING = [name for name in STUDIES if name.startswith("drifting_")]
@@ -29,7 +29,7 @@ PMF = [name for name in STUDIES if name.startswith(("pmf_", "imf_"))]
 
 def swept(name: str, scale: str) -> dict[str, str]:
     """The sweep of an experiment, as its files say it."""
-    files = (CONF / "study" / f"{name}.yaml", CONF / "experiment" / scale / f"{name}.yaml")
+    files = (CONF / "experiment" / name / f"{file}.yaml" for file in ("study", scale))
     params = {}
     for file in files:
         params |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params", default={})
@@ -38,7 +38,7 @@ def swept(name: str, scale: str) -> dict[str, str]:
 
 @cache
 def composed(name: str, scale: str, groups: tuple[str, ...]) -> DictConfig:
-    return compose([f"experiment={scale}/{name}", *groups])
+    return compose([f"experiment={name}/{scale}", *groups])
 
 
 @cache
@@ -123,10 +123,10 @@ def test_claims_hold_on_the_numbers_of_the_paper(name):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_headers_give_the_command(name):
-    for file in (CONF / "study", CONF / "experiment" / "small", CONF / "experiment" / "paper"):
-        first = " ".join((file / f"{name}.yaml").read_text().splitlines()[:6])
+    for file in ("study", *SCALES):
+        first = " ".join((CONF / "experiment" / name / f"{file}.yaml").read_text().splitlines()[:6])
         assert f"python -m pmf_lightning.train -m experiment={name}" in first
-        assert ("scale=paper" in first) == (file.name != "small")
+        assert ("scale=paper" in first) == (file != "small")
 
 
 def shrink(cfg: DictConfig) -> None:
@@ -306,6 +306,6 @@ def test_plain_multiruns_of_imagenet_presets(model, data, sweep):
 def test_folders_may_follow_the_resolution(name):
     """What the headers of the paper's scale tell to give: one folder of shards, one reference for each resolution."""
     given = ["data.root=/shards/imagenet${data.resolution}", "metrics.reference=/stats/imagenet${data.resolution}.npz"]
-    cfg = compose([f"experiment=paper/{name}", *given])
+    cfg = compose([f"experiment={name}/paper", *given])
     assert cfg.data.root == f"/shards/imagenet{cfg.data.resolution}"
     assert cfg.metrics.reference == f"/stats/imagenet{cfg.data.resolution}.npz"

@@ -67,7 +67,7 @@ def test_labels_of_a_multirun():
 
 def test_labels_of_a_study():
     job = Job(
-        ("experiment=small/pmf_table2", "objective.prediction=x", "seed=2"), ("-m", "experiment=small/pmf_table2")
+        ("experiment=pmf_table2/small", "objective.prediction=x", "seed=2"), ("-m", "experiment=pmf_table2/small")
     )
     found = labels({**PLAIN, "study": STUDY}, Path("runs/x-large-seed2"), job)
     assert (found.group, found.job_type) == ("pmf_table2-small", "x-large")

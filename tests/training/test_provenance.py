@@ -16,7 +16,7 @@ from pmf_lightning.utils import provenance
 
 @pytest.fixture
 def experiments(tmp_path):
-    for name in ("small/table", "paper/table", "small/figure", "smoke"):
+    for name in ("table/small", "table/paper", "table/study", "figure/small", "figure/study", "smoke"):
         path = tmp_path / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -27,10 +27,11 @@ def experiments(tmp_path):
     ("given", "wanted"),
     [
         ("seed=1", "seed=1"),
-        ("-m experiment=table seed=1", "-m experiment=small/table seed=1"),
-        ("-m scale=paper experiment=table", "-m experiment=paper/table"),
-        ("experiment=table scale=small", "experiment=small/table"),
-        ("experiment=paper/table", "experiment=paper/table"),
+        ("-m experiment=table seed=1", "-m experiment=table/small seed=1"),
+        ("-m scale=paper experiment=table", "-m experiment=table/paper"),
+        ("experiment=table scale=small", "experiment=table/small"),
+        ("experiment=table/paper", "experiment=table/paper"),
+        ("experiment=paper/table", "experiment=table/paper"),
         ("experiment=smoke", "experiment=smoke"),
     ],
 )
@@ -46,6 +47,8 @@ def test_the_scale_picks_the_file_of_an_experiment(given, wanted, experiments):
         ("experiment=smoke scale=paper", "scale=paper: experiment=smoke has one scale only"),
         ("experiment=figure scale=paper", "experiment=figure scale=paper: it has the scale small only"),
         ("experiment=tabel", "experiment=tabel: there is no such experiment; did you mean table?"),
+        ("experiment=table/study", "experiment=table/study: there is no such experiment; did you mean table"),
+        ("experiment=table/paper scale=small", "scale=small: experiment=table/paper is the scale paper"),
         ("experiment=table,figure", "experiment=table,figure: an experiment is a sweep by itself"),
     ],
 )
@@ -67,8 +70,8 @@ def test_a_run_records_what_it_is_made_with():
 
 
 def test_a_process_of_a_launcher_records_the_command_of_its_sweep(monkeypatch):
-    monkeypatch.setenv(provenance.SWEEP, "-m experiment=small/pmf_table2 seed=0,1")
-    assert provenance.command_line() == "python -m pmf_lightning.train -m experiment=small/pmf_table2 seed=0,1"
+    monkeypatch.setenv(provenance.SWEEP, "-m experiment=pmf_table2/small seed=0,1")
+    assert provenance.command_line() == "python -m pmf_lightning.train -m experiment=pmf_table2/small seed=0,1"
 
 
 def test_the_commit_is_the_one_of_git():
