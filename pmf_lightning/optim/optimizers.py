@@ -1,12 +1,8 @@
-"""Parameter groups from the ``optim_kinds`` of a model's modules, and Adam and AdamW over these groups."""
+"""Parameter groups from the ``optim_kinds`` of a model's modules. Optimizers other than MuonAdam ignore the kinds."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import nn
 
 from pmf_lightning.optim.muon_adam import KINDS
-from pmf_lightning.utils.precision import Number
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
@@ -31,15 +27,3 @@ def parameter_groups(module: nn.Module) -> list[dict]:
                 raise ValueError(f"parameter {full} of shape {tuple(parameter.shape)} is no matrix; tag it adam")
             members[kind][parameter] = None  # a dictionary, so that a shared parameter is listed once
     return [{"params": list(parameters), "kind": kind} for kind, parameters in members.items() if parameters]
-
-
-def adam(groups: list[dict], lr: Number, betas: Sequence[Number], eps: Number) -> torch.optim.Adam:
-    """Return torch's Adam (Kingma and Ba 2015) without weight decay; the kinds of the groups are ignored."""
-    return torch.optim.Adam(groups, lr=lr, betas=tuple(betas), eps=eps)
-
-
-def adamw(
-    groups: list[dict], lr: Number, betas: Sequence[Number], eps: Number, weight_decay: Number
-) -> torch.optim.AdamW:
-    """Return torch's AdamW (Loshchilov and Hutter 2019); every parameter decays, as in optax.adamw without a mask."""
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)

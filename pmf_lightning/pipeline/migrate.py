@@ -29,8 +29,10 @@ MOVED_TARGETS = {
     "pmf_lightning.metrics.train_classifier.ClassifierSettings": (
         "pmf_lightning.encoders.classifier.train.ClassifierSettings"
     ),
-    "pmf_lightning.optim.adam.adam": "pmf_lightning.optim.optimizers.adam",
-    "pmf_lightning.optim.adamw.adamw": "pmf_lightning.optim.optimizers.adamw",
+    "pmf_lightning.optim.adam.adam": "torch.optim.Adam",
+    "pmf_lightning.optim.adamw.adamw": "torch.optim.AdamW",
+    "pmf_lightning.optim.optimizers.adam": "torch.optim.Adam",
+    "pmf_lightning.optim.optimizers.adamw": "torch.optim.AdamW",
     "pmf_lightning.perceptual.classifier.classifier_features": (
         "pmf_lightning.encoders.perceptual.classifier.classifier_features"
     ),

@@ -15,8 +15,9 @@ from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.utils.errors import UserError
 
 _OURS = "pmf_lightning"
-# Part of a configuration -> the objects that it may name, by their defining module. A star marks those that conf/
-# builds with _partial_. Others may not be partials, because a partial is called later with more arguments.
+# Part of a configuration -> the objects that it may name: ours by their defining module, torch's by their public name.
+# A star marks those that conf/ builds with _partial_. Others may not be partials, because a partial is called later
+# with more arguments.
 _PARTS = {
     "backbone": (
         *("models.vit.ViT", "models.jit_vit.JiTViT", "models.drifting_vit.DriftingViT", "models.mae.network.MAE"),
@@ -27,7 +28,7 @@ _PARTS = {
         *("objectives.masked_autoencoder.MaskedAutoencoder", "objectives.crops.CropLaw"),
         *(f"objectives.preconditioners.{name}" for name in ("EDM", "Linear", "SCM")),
     ),
-    "optimizer": ("optim.optimizers.adam*", "optim.optimizers.adamw*", "optim.muon_adam.MuonAdam*"),
+    "optimizer": ("torch.optim.Adam*", "torch.optim.AdamW*", "optim.muon_adam.MuonAdam*"),
     "decoder": ("models.sd_vae.SDVAE",),
     "data": (
         *("data.sources.digits.Digits", "data.sources.folder.Folder", "data.sources.shapes.source.Shapes"),
@@ -103,23 +104,23 @@ def buildable() -> dict[str, dict[str, bool]]:
 def resolve(name: str) -> Any:
     """Import and return the function or class defined under ``name``, "package.module.object".
 
-    Raises LookupError if it is missing, or defined in another module and only imported there.
+    A package may also export what one of its own modules defines, as torch.optim does. Raises LookupError if the object
+    is missing, or defined elsewhere and only imported there.
     """
     module, _, attribute = name.rpartition(".")
     try:
         found = vars(import_module(module)).get(attribute)
     except (ImportError, ValueError) as error:
         raise LookupError(name) from error
-    if not callable(found) or (getattr(found, "__module__", None), getattr(found, "__qualname__", None)) != (
-        module,
-        attribute,
-    ):
+    inside = f"{getattr(found, '__module__', None)}.".startswith(f"{module}.")
+    if not callable(found) or not inside or getattr(found, "__qualname__", None) != attribute:
         raise LookupError(name)
     return found
 
 
 def _known(part: str) -> dict[str, bool]:
-    return {f"{_OURS}.{name.rstrip('*')}": name.endswith("*") for name in _PARTS.get(part, ())}
+    names = [name if name.startswith("torch.") else f"{_OURS}.{name}" for name in _PARTS.get(part, ())]
+    return {name.rstrip("*"): name.endswith("*") for name in names}
 
 
 def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[str, ...]) -> str:

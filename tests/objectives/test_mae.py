@@ -21,7 +21,7 @@ from pmf_lightning.models.mae.network import UNetDecoder
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.crops import CropLaw
 from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder, augmented
-from pmf_lightning.optim.optimizers import adamw, parameter_groups
+from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -469,7 +469,8 @@ def test_presets(overrides, sizes):
 def test_weight_decay_is_decoupled_and_everyones():
     weight = torch.nn.Parameter(torch.tensor([2.0]))
     weight.grad = torch.zeros(1)
-    adamw([{"params": [weight], "kind": "adam"}], lr=0.1, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.5).step()
+    cfg = compose(["model=mae_tiny", "optimizer.lr=0.1", "optimizer.weight_decay=0.5"])
+    make_part(cfg, "optimizer")([{"params": [weight], "kind": "adam"}]).step()
     assert weight.item() == pytest.approx(2 * (1 - 0.1 * 0.5))
 
 

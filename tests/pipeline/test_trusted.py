@@ -69,7 +69,7 @@ RUNNING = {
         "module": {"_target_": "os.system", "command": "touch {mark}"},
     },
     "in a partial of ours": {
-        "_target_": "pmf_lightning.optim.optimizers.adamw",
+        "_target_": "torch.optim.AdamW",
         "_partial_": True,
         "lr": [{"_target_": "os.system", "command": "touch {mark}"}],
     },
@@ -82,8 +82,8 @@ OTHER = {
     "another name for ours": {"_target_": "pmf_lightning.pipeline.checkpoints.GenerativeModule"},
     "ours from where it is only imported": {"_target_": "pmf_lightning.encoders.drifting.build.MAE"},
     "a partial that we do not ship": {"_target_": "pmf_lightning.models.vit.ViT", "_partial_": True},
-    "a partial in words": {"_target_": "pmf_lightning.optim.optimizers.adamw", "_partial_": "true"},
-    "positional arguments": {"_target_": "pmf_lightning.optim.optimizers.adamw", "_args_": [1]},
+    "a partial in words": {"_target_": "torch.optim.AdamW", "_partial_": "true"},
+    "positional arguments": {"_target_": "torch.optim.AdamW", "_args_": [1]},
     "a list": {"_target_": ["os.system"]},
     "a mapping": {"_target_": {"_target_": "os.system"}},
     "nothing": {"_target_": None},
@@ -251,7 +251,7 @@ def targets_of_conf():
         while waiting:
             value = waiting.pop()
             if isinstance(value, dict):
-                if str(value.get("_target_", "")).startswith("pmf_lightning."):
+                if str(value.get("_target_", "")).startswith(("pmf_lightning.", "torch.")):
                     yield value["_target_"], value.get("_partial_", False)
                 waiting += [inner for key, inner in value.items() if key != "hydra"]
             elif isinstance(value, list):
