@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from importlib import import_module
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from pmf_lightning.config import job_arguments
+from pmf_lightning.config import job_arguments, search_path
 from pmf_lightning.config.command_line import swept
 from pmf_lightning.config.compose import CONF, compose, one_line, prepared
 from pmf_lightning.config.option_checks import check_values
@@ -26,8 +27,7 @@ _SHOWING = {"--cfg", "-c", "--info", "-i"}
 _HELP = {"--help", "-h", "--hydra-help", "--shell-completion", "-sc"}
 # Flags whose value is the next argument.
 _TAKES_VALUE = {
-    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-    "--experimental-rerun",
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),
 }
 # Overrides that need a Hydra plugin -> (its module, the extra that installs it)
 _PLUGINS = {
@@ -53,8 +53,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         run = hydra.main(config_path=str(CONF), config_name=config_name, **MAIN)(reporting)
 
         def main() -> None:
-            with plain_ending():
+            with plain_ending(), ExitStack() as ending:
                 with_one_line_errors(_settle)
+                with_one_line_errors(lambda: _add_folders(ending))
                 with_one_line_errors(lambda: _check_arguments(config_name))
                 if _MULTIRUN.isdisjoint(sys.argv[1:]):
                     run()
@@ -75,6 +76,12 @@ def _settle() -> None:
         from lightning.pytorch.utilities import rank_zero_only
 
         rank_zero_only.rank = 0  # Lightning read the rank when it was imported
+
+
+def _add_folders(ending: ExitStack) -> None:
+    """Move --config-dir and hydra.searchpath from sys.argv to the search path of this command; raises UserError."""
+    sys.argv[1:], entries = search_path.taken_from(sys.argv[1:])
+    ending.enter_context(search_path.added(entries))
 
 
 def _check_arguments(config_name: str) -> None:

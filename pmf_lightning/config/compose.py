@@ -1,4 +1,4 @@
-"""Compose a checked configuration from Hydra overrides and the files of conf/."""
+"""Compose a checked configuration from Hydra overrides, the files of conf/ and folders of the user."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,11 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.config import option_checks
+from pmf_lightning.config import option_checks, search_path
 from pmf_lightning.config.command_line import readable, refuse_empty
-from pmf_lightning.config.groups import CONF, check_choices, choices, without_null
+from pmf_lightning.config.groups import check_choices, choices, without_null
 from pmf_lightning.config.resolvers import register_resolvers
+from pmf_lightning.config.search_path import CONF
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
@@ -68,6 +69,7 @@ def _file_of(name: str, scale: str | None, experiments: Path) -> str:
 
 
 register_resolvers()
+search_path.register()
 
 __all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 
@@ -75,12 +77,14 @@ __all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
     """Compose and check the configuration of a command from Hydra overrides, as the command line does.
 
-    Raises UserError for an unknown group choice, an unknown option, a value of the wrong kind, or an unreadable
-    override.
+    Folders of the user are named by hydra.searchpath=[...] or PMF_CONF (config/search_path.py). Raises UserError for an
+    unknown group choice, an unknown option, a value of the wrong kind, or an unreadable override.
     """
-    overrides = prepared(overrides, config_name)
-    cfg = _composed(overrides, config_name)
-    option_checks.check(cfg, overrides, config_name, lambda fewer: _composed(fewer, config_name))
+    left, entries = search_path.taken_from(overrides)
+    with search_path.added(entries):
+        overrides = prepared(left, config_name)
+        cfg = _composed(overrides, config_name)
+        option_checks.check(cfg, overrides, config_name, lambda fewer: _composed(fewer, config_name))
     return cfg
 
 
@@ -117,8 +121,11 @@ def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def scaled(overrides: Sequence[str]) -> list[str]:
-    """Merge ``scale=`` into ``experiment=`` for the experiments of conf/; raises UserError, see ``at_scale``."""
-    return at_scale(overrides, CONF / "experiment")
+    """Merge ``scale=`` into ``experiment=``, of conf/ or of the user's folders; raises UserError, see ``at_scale``."""
+    named = [override.partition("=")[2] for override in overrides if override.startswith("experiment=")]
+    places = [folder / "experiment" for folder in search_path.folders()]
+    holding = [at for at in places if named and ((at / f"{named[-1]}.yaml").is_file() or (at / named[-1]).is_dir())]
+    return at_scale(overrides, (holding or places)[0])
 
 
 def one_line(error: BaseException) -> str:

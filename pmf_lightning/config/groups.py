@@ -1,4 +1,4 @@
-"""Config groups of conf/: their names, their choices, and the meaning of ``group=null``."""
+"""Config groups of conf/ and of the user's folders: names, choices, and the meaning of ``group=null``."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -6,24 +6,26 @@ from pathlib import Path
 
 import yaml
 
+from pmf_lightning.config.search_path import CONF, folders
 from pmf_lightning.utils.errors import UserError, suggestions
 
-_HERE = Path(__file__).resolve().parent.parent
-# An installed package contains conf/; in a checkout it is next to the package.
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 NONE = {"logger": "files"}  # the choice for group=null, if it is not called none; log files are always written
 
 
-@cache
 def groups() -> frozenset[str]:
     """Return the names of all groups."""
-    return frozenset(path.name for path in CONF.iterdir() if path.is_dir())
+    return _groups(folders())
+
+
+@cache
+def _groups(searched: tuple[Path, ...]) -> frozenset[str]:
+    return frozenset(path.name for folder in searched for path in folder.iterdir() if path.is_dir())
 
 
 def choices(group: str) -> list[str]:
     """Return the valid names for ``group=``."""
-    folder = CONF / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    places = [folder / group for folder in folders()]
+    return sorted({path.relative_to(at).with_suffix("").as_posix() for at in places for path in at.rglob("*.yaml")})
 
 
 def is_group(key: str) -> bool:
@@ -32,7 +34,7 @@ def is_group(key: str) -> bool:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raise UserError, with similar names, if an override chooses a file that is not in conf/."""
+    """Raise UserError, with similar names, if an override chooses a file that is in no folder."""
     for group, names in _picked(overrides):
         if group in groups():
             for name in names:

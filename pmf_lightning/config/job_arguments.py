@@ -7,6 +7,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from pmf_lightning.config import search_path
+
 
 def strip_launcher(overrides: Sequence[str]) -> list[str]:
     """Remove the multirun overrides (launcher, sweeper), which a single run rejects."""
@@ -23,4 +25,4 @@ def resume_arguments(folder: Path) -> list[str]:
     given = job_overrides() if HydraConfig.initialized() else strip_launcher(sys.argv[1:])
     arguments = [one for one in given if not one.startswith(("run_dir=", "ckpt="))]
     submitted = ["-m"] if "launcher=slurm" in arguments else []  # the SLURM launcher works in multiruns only
-    return [*submitted, *arguments, f"run_dir={folder}", "ckpt=last"]
+    return [*submitted, *search_path.arguments(), *arguments, f"run_dir={folder}", "ckpt=last"]

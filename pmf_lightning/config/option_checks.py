@@ -73,7 +73,7 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
         for one in typed:
             if one not in plain:
                 _check_left_out(one, base) if one.sign == "~" else _check_added(one, cfg, base, command)
-    _check_options(cfg, command, {one.option for one in typed})
+    _check_options(cfg, command, {one.option for one in typed}, {one.option for one in typed if one.sign == ""})
 
 
 def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:
@@ -265,10 +265,14 @@ def _options(node: DictConfig, above: str = "") -> Iterator[_Leaf]:
                 yield from _options(inner, f"{option}.")
 
 
-def _check_options(cfg: DictConfig, command: str, given: set[str]) -> None:
-    """Check every value of a configuration against the kind of its option; raises UserError."""
+def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set[str]) -> None:
+    """Check every value of a configuration against the kind of its option; raises UserError.
+
+    ``given`` are the options of the command line, ``declared`` those of them that it did not add: Hydra has found them
+    in conf/ or in a folder of the user, whose own options are not in the table.
+    """
     for one in _options(cfg):
-        is_given = any(f"{one.option}.".startswith(f"{option}.") for option in given)
+        is_given = _is_below(one.option, given)
         if str(one.key).startswith("_"):
             if is_given:
                 _check_for_hydra(one)
@@ -277,7 +281,7 @@ def _check_options(cfg: DictConfig, command: str, given: set[str]) -> None:
         if kind is None:
             if one.is_mapping or not is_given:
                 continue  # a key of conf/ that is missing in the table; a test reports it
-            kind = _kind_beyond_the_table(one, cfg, command)
+            kind = _kind_beyond_the_table(one, cfg, command, _is_below(one.option, declared))
         if one.option in given or not one.node._is_interpolation():  # interpolations of conf/ follow from other options
             one.check(kind)
 
@@ -295,7 +299,12 @@ def _check_for_hydra(one: _Leaf) -> None:
             raise UserError(f"{one.option}={one.value}: {HYDRAS[one.key].words} ({why})") from error
 
 
-def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str) -> Kind:
+def _is_below(option: str, others: set[str]) -> bool:
+    """Whether an option is one of ``others`` or below one."""
+    return any(f"{option}.".startswith(f"{other}.") for other in others)
+
+
+def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str, declared: bool) -> Kind:
     """Return the kind of an option missing in the table, from the object built with it; UserError if unknown."""
     parameters = _parameters(leaf.parent) or {}
     if leaf.key in parameters:
@@ -309,4 +318,6 @@ def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str) -> Kind:
         node = node._get_parent()
     if below := [key for key in COMMANDS[command] if key.startswith(f"{leaf.option}.") and "*" not in key]:
         raise UserError(f"{leaf.option}={shown(leaf.value)}: set what stands below it: {', '.join(below[:4])}")
+    if declared:
+        return ANYTHING
     raise _no_such(leaf.option, cfg)
