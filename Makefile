@@ -5,11 +5,11 @@ ARGS ?=
 # Shapes and types are checked everywhere in the slow tests; in the fast ones, where most numbers are.
 CHECKED := pmf_lightning.objectives,pmf_lightning.models,pmf_lightning.optim,pmf_lightning.sampling,pmf_lightning.data
 
-.PHONY: help train test test-slow format lint clean
+.PHONY: help train test test-slow format lint docs docs-serve clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 train: .venv/ready  ## train pMF on the bundled digits (ARGS="seed=1 steps=300" adds overrides)
 	$(PY) -m pmf_lightning.train $(ARGS)
@@ -26,6 +26,12 @@ format: .venv/ready  ## format the code and mend what ruff can mend
 
 lint: .venv/ready  ## check format and style
 	$(PY) -m ruff format --check . && $(PY) -m ruff check .
+
+docs: .venv/ready  ## build the site into site/, with no warning allowed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+docs-serve: .venv/ready  ## serve the site at http://127.0.0.1:8000 and build it again at every change
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
 clean:  ## remove the environment
 	rm -rf .venv

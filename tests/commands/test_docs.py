@@ -21,7 +21,10 @@ from pmf_lightning.config.presets import published
 from pmf_lightning.objectives.drifting import DriftingBatch
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 METHODS = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("pmf", "imf", "jit", "drifting")}
 JAX = ROOT / "docs" / "from_jax.md"
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}

@@ -1,4 +1,4 @@
-"""The Python of README.md runs, and the numbers printed there are those that were measured."""
+"""The Python of README.md and docs/python.md runs, and README's numbers are those of committed files."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from shrunk import BACKBONE, backbone
 
 import pmf_lightning
 from pmf_lightning import build, compose, load_checkpoint, official_weights, sample_images
+from pmf_lightning.config.presets import published
 from pmf_lightning.info import info
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
@@ -19,21 +20,66 @@ from pmf_lightning.weights.drifting import generator_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+FIRST = "".join(re.findall(r"```python\n(.*?)```", README, re.S))
 IMF = ["backbone.bottleneck=null"]  # as in its official files
 STUDY = ROOT / "experiments" / "2026-11-22_digits"
+SPEED = ROOT / "experiments" / "2026-11-22_speed_cpu"
 
 
 def test_the_numbers_are_those_of_the_run_that_is_kept():
     kept = json.loads((STUDY / "summary.json").read_text())
     fd, floor, accuracy = f"{kept['fd']:.1f}", f"{kept['fd_floor']:.1f}", f"{kept['class_accuracy']:.3f}"
     assert f"class accuracy {accuracy}, Frechet distance {fd}" in " ".join(README.split())
-    assert floor in README
+    assert f"held-out images have {floor}" in README
     assert f'print(f"{{quality.fd:.1f}}")  # {fd}, ' in BLOCKS[1]
 
 
+def numbers_of(row: str) -> list[float]:
+    """The numbers of README's table row that begins with ``row``."""
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row}")]
+    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", line.split("|", 2)[2])]
+
+
+def test_the_ratios_are_those_of_the_benchmarks():
+    step, data = (json.loads((SPEED / f"{name}.json").read_text()) for name in ("step_small", "data_npy"))
+    there = step["textbook"]
+    ours = [step["loss_and_gradients_ms"], there["ms"], there["ratio"], there["ratio_min"], there["ratio_max"]]
+    assert numbers_of("loss and gradients") == pytest.approx(ours, rel=5e-3)
+    two = data["by_workers"]["2"]
+    ours = [two["shards"], two["files"], two["ratio"], two["ratio_min"], two["ratio_max"]]
+    assert numbers_of("reading shards") == pytest.approx(ours, rel=1e-2)
+
+
+def test_memory_and_speed_of_small_models_are_those_of_their_files():
+    memory = json.loads((SPEED / "memory.json").read_text())["models"].values()
+    assert numbers_of("peak memory of the process") == [
+        n for model in memory for n in (model["peak_mb"], model["batch"])
+    ]
+    study = (ROOT / "experiments" / "2026-11-22_four_objectives" / "README.md").read_text()
+    speeds = [
+        int(row.split("|")[5]) for row in study.splitlines() if re.match(r"\| (pMF|iMF|Drifting|JiT), 1 step", row)
+    ]
+    assert sorted(numbers_of("training images/s")) == sorted(speeds)
+
+
+def test_published_numbers_are_those_of_the_presets():
+    rows = re.findall(r"^\| \[\w+\]\(docs/methods/.*\| ([\d.]+) \(`(\w+)`\) \|$", README, re.M)
+    assert len(rows) == 4
+    for fid, best in rows:
+        family = best.split("_")[0]
+        there = {
+            name: facts.fid for name, facts in published().items() if name.startswith(family) and "256" in facts.data
+        }
+        assert float(fid) == there[best] == min(value for value in there.values() if value)
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 130
+
+
 def test_the_mathematics_runs():
-    exec(compile(BLOCKS[0], "README.md", "exec"), {})
+    exec(compile(BLOCKS[0], "python.md", "exec"), {})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +100,10 @@ def test_the_example_draws_and_judges_as_the_run_does(home, monkeypatch, capsys)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PMF_CACHE", str(folder / "cache"))
     names = {}
-    exec(compile(BLOCKS[1].replace("<time>", "now"), "README.md", "exec"), names)
+    exec(compile(FIRST.replace("<time>", "now"), "README.md", "exec"), names)
+    first = names["images"]
+    exec(compile(BLOCKS[1].replace("<time>", "now"), "python.md", "exec"), names)
+    assert torch.equal(names["images"], first)
     assert names["quality"].fd == pytest.approx(summary["fd"], rel=1e-6)
     assert capsys.readouterr().out.endswith(f"{summary['fd']:.1f}\n")
     assert names["images"].shape == (4, 1, 32, 32)
@@ -108,13 +157,14 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
             continue
         weights = official_weights(network)
         torch.save({"model_ema1": weights} if "jit" in overrides else weights, name)
-    exec(compile(text, "README.md", "exec"), {})
+    exec(compile(text, "python.md", "exec"), {})
 
 
 @pytest.mark.slow
 def test_the_memory_of_the_large_run_is_what_info_counts():
-    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?recompute=true)", README.replace("\\\n", ""), re.S)[1]
-    said = re.search(r"on 8 GPUs (\d+) GB each.*?(\d+) GB without", README, re.S)
+    recipes = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", "")
+    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?recompute=true)", recipes, re.S)[1]
+    said = re.search(r"counts (\d+) GB for each of the 8 GPUs.*?(\d+) GB without", recipes, re.S)
     overrides = [one for one in line.split() if not one.startswith("trainer=")]
     counted = info(overrides)[0].memory.peak / 1e9
     assert f"{counted:.0f}" == said[1]
