@@ -1,22 +1,19 @@
 """Save finished sweeps in a form small enough to commit, and list them in experiments/README.md."""
 
-import json
 import platform
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pmf_lightning.reports.formatting import slugs
 from pmf_lightning.reports.markdown import MADE, headlines
-from pmf_lightning.reports.plots import rows_of, run_of_samples, save_small, strip_of
+from pmf_lightning.reports.plots import save_strips
 from pmf_lightning.reports.runs import Run
+from pmf_lightning.reports.runs_file import RUNS, SAMPLES, pack, to_text
 from pmf_lightning.reports.section import section_of
 from pmf_lightning.reports.sweeps import Sweep, read_sweeps
-from pmf_lightning.utils.cache import ERROR, atomic_write, writable
+from pmf_lightning.utils.cache import atomic_write, writable
 from pmf_lightning.utils.errors import UserError
 
 README = "README.md"
@@ -30,51 +27,45 @@ _FILES = ("checkpoint", "best", "grid", "curves", "time_bins", "reference")  # e
 _PATH = re.compile(r"(?<![\w.:/~])/[\w.+@=-]+(?:/[\w.+@=-]*)*")
 
 
-def is_kept(folder: Path) -> bool:
-    """Return whether a folder contains a saved sweep: its README.md has the mark of this program."""
-    readme = folder / README
+def is_generated(readme: Path) -> bool:
+    """Return whether a README.md was written by this program, and not by hand."""
     return readme.is_file() and readme.read_text().startswith(MADE)
 
 
-def keep_runs(sweep: Sweep, folder: Path) -> None:
-    """Copy the files that the page of a sweep needs to ``folder``/runs, replacing earlier ones.
+def save_runs(sweep: Sweep, folder: Path) -> None:
+    """Write runs.json and samples.png of a sweep to ``folder``, replacing earlier ones.
 
-    Raises UserError if that would overwrite files of another origin, or the runs themselves.
+    Raises UserError if the folder has a README.md that was written by hand, or the runs themselves.
     """
-    if (folder / README).is_file() and not is_kept(folder):
-        raise UserError(f"--keep {folder}: it has a {README} written by hand; name another folder")
+    if (folder / README).is_file() and not is_generated(folder / README):
+        raise UserError(f"--save {folder}: its {README} was written by hand; name another folder")
     if any(run.folder.resolve().is_relative_to(folder.resolve()) for run in sweep.runs):
-        raise UserError(f"--keep {folder}: the runs lie there themselves; name another folder")
-    writable(folder, "--keep")
-    old = folder / "runs"
-    with atomic_write(old) as draft:
-        for arm, name in zip(sweep.arms, slugs([arm.name for arm in sweep.arms]), strict=True):
-            shown = run_of_samples(arm)
-            for run in arm.runs:
-                _keep_run(run, draft / f"{name}-seed{run.seed}", rows_of(sweep) if run is shown else None)
-            if not arm.runs and arm.reason:
-                place = draft / f"{name}-seed0"
-                place.mkdir(parents=True)
-                (place / ERROR).write_text(without_paths(arm.reason) + "\n")
-        if old.is_dir():
-            shutil.rmtree(old)
+        raise UserError(f"--save {folder}: the runs themselves are in it; name another folder")
+    writable(folder, "--save")
+    boxes = save_strips(sweep, folder / SAMPLES, coarse=True)
+    packed = []
+    for arm, name in zip(sweep.arms, slugs([arm.name for arm in sweep.arms]), strict=True):
+        packed += [_saved(run, f"{name}-seed{run.seed}", boxes.get(run.folder)) for run in arm.runs]
+        if not arm.runs and arm.reason:
+            packed.append({"name": f"{name}-seed0", "error": without_paths(arm.reason)})
+    with atomic_write(folder / RUNS) as draft:
+        draft.write_text(to_text(pack(packed)) + "\n", encoding="utf-8", newline="\n")
 
 
-def _keep_run(run: Run, place: Path, rows: int | None) -> None:
-    """Save one run with ``rows`` rows of its samples; None: without samples."""
-    place.mkdir(parents=True)
-    config = yaml.safe_dump(without_paths(dict(run.config)), sort_keys=False, allow_unicode=True, width=120)
-    (place / "config.yaml").write_text(config)
-    if run.summary:
-        _write_json(place / "summary.json", {key: run.summary[key] for key in run.summary if key not in _FILES})
-    if run.record:
-        _write_json(place / "run.json", run.record)
-    if run.error:
-        (place / ERROR).write_text(without_paths(run.error) + "\n")
-    if log := thinned(run.log):
-        (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    if rows is not None:
-        save_small(strip_of(run, rows), place / "final.png", coarse=True)
+def _saved(run: Run, name: str, box: Sequence[int] | None) -> dict[str, Any]:
+    """Return the entry of a run in runs.json; ``box`` is its part of samples.png."""
+    entry = {
+        "name": name,
+        "overrides": [] if run.config.get("study") else list(run.overrides),
+        "config": dict(run.config),
+        "record": dict(run.record),
+        "summary": {key: run.summary[key] for key in run.summary if key not in _FILES},
+        "error": run.error,
+        "samples": box and list(box),
+        "log": thinned(run.log),
+    }
+    filled = {key: value for key, value in entry.items() if value or key in ("name", "config")}
+    return without_paths(filled)
 
 
 def thinned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -104,10 +95,6 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(without_paths(content), indent=2) + "\n")
-
-
 MARK = re.compile(r"<!-- /?studies -->")
 
 
@@ -126,9 +113,9 @@ def write_index(folder: Path) -> tuple[Path, int]:
             f"--index {folder}: {README} has {len(marks)} marks; put <!-- studies --> before the table and "
             "<!-- /studies --> after it, each once"
         )
-    kept = sorted(place for place in folder.iterdir() if place.is_dir() and is_kept(place))
-    lines = [section_of(sweep).headline for place in kept for sweep in read_sweeps([place])]
-    table = headlines(lines, [place.name for place in kept]) if lines else "Nothing is kept yet."
+    saved = sorted(path.parent for path in folder.glob(f"*/{RUNS}") if is_generated(path.parent / README))
+    lines = [section_of(sweep).headline for place in saved for sweep in read_sweeps([place])]
+    table = headlines(lines, [place.name for place in saved]) if lines else "There is no study yet."
     with atomic_write(path) as draft:
         draft.write_text(f"{text[: marks[0].end()]}\n\n{table}\n\n{text[marks[1].start() :]}", newline="\n")
     return path, len(lines)

@@ -1,6 +1,7 @@
 """Plots of a sweep: the measure next to the paper's, curves over images seen, and sample strips."""
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ ROWS = 2  # rows of a sample grid: mode collapse shows within a column ...
 
 MANY = 8  # ... but one row if a sweep has more arms than this
 
-GREYS, COLOURS = 16, 64  # levels of saved pictures
+GREYS, COLOURS = 16, 64  # levels of pictures to commit
 
 GAP = 2  # pixels between the images of a grid, and around it
 
@@ -167,25 +168,35 @@ LABEL = 24  # pixels for the name above a strip
 DPI = 100
 
 
-def save_strips(sweep: Sweep, path: Path) -> Path | None:
-    """Draw the sample strips of all arms below each other, without rescaling; None if no run has a grid."""
+def save_strips(sweep: Sweep, path: Path, coarse: bool = False) -> dict[Path, tuple[int, int, int, int]]:
+    """Draw the sample strips of all arms below each other, without rescaling.
+
+    Returns the box (left, top, right, bottom) of each strip by the folder of its run; empty if no run has a grid. A
+    picture that contains all strips already is copied. ``coarse``: with few greys or colours, for a file to commit.
+    """
     found = [(arm, run) for arm in sweep.arms if (run := run_of_samples(arm)) is not None]
     if not found:
-        return None
-    strips = [(_label(arm, run), np.asarray(strip_of(run, rows_of(sweep)))) for arm, run in found]
-    width = max(strip.shape[1] for _, strip in strips)
-    height = sum(strip.shape[0] + LABEL for _, strip in strips)
+        return {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {run.samples.path for _, run in found}
+    if all(run.samples.box for _, run in found) and len(pictures) == 1:
+        if (picture := pictures.pop()).resolve() != path.resolve():
+            shutil.copyfile(picture, path)
+        return {run.folder: run.samples.box for _, run in found}
+    strips = [(arm, run, np.asarray(strip_of(run, rows_of(sweep)))) for arm, run in found]
+    width = max(strip.shape[1] for _, _, strip in strips)
+    height = sum(strip.shape[0] + LABEL for _, _, strip in strips)
     figure = new_figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    top = height
-    for label, strip in strips:
-        figure.text(2 / width, (top - LABEL + 6) / height, label, fontsize=9.5, va="baseline")
-        top -= LABEL + strip.shape[0]
-        figure.figimage(np.stack([strip] * 3, -1) if strip.ndim == 2 else strip, 0, top, resize=False)
+    bottom, boxes = height, {}  # from below, as in matplotlib
+    for arm, run, strip in strips:
+        figure.text(2 / width, (bottom - LABEL + 6) / height, _label(arm, run), fontsize=9.5, va="baseline")
+        bottom -= LABEL + strip.shape[0]
+        figure.figimage(np.stack([strip] * 3, -1) if strip.ndim == 2 else strip, 0, bottom, resize=False)
+        boxes[run.folder] = (0, height - bottom - strip.shape[0], strip.shape[1], height - bottom)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_small(Image.fromarray(pixels), path, coarse=all(run.is_kept for _, run in found))
-    return path
+    _save_small(Image.fromarray(pixels), path, coarse)
+    return boxes
 
 
 def rows_of(sweep: Sweep) -> int:
@@ -200,9 +211,12 @@ def run_of_samples(arm: ReportArm) -> Run | None:
 
 
 def strip_of(run: Run, rows: int) -> Image.Image:
-    """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a saved strip is returned unchanged."""
-    with Image.open(run.samples) as opened:
+    """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a part of samples.png is one already."""
+    with Image.open(run.samples.path) as opened:
         image = opened.convert("RGB")
+    if run.samples.box:
+        image = image.crop(run.samples.box)
+        return image.convert("L") if _is_grey(image) else image
     columns = _columns(run.config)
     pitch = (image.width - GAP) / columns
     image = image.crop((0, 0, image.width, min(image.height, round(rows * pitch) + GAP)))
@@ -211,7 +225,7 @@ def strip_of(run: Run, rows: int) -> Image.Image:
     return image.convert("L") if _is_grey(image) else image
 
 
-def save_small(image: Image.Image, path: Path, coarse: bool) -> Path:
+def _save_small(image: Image.Image, path: Path, coarse: bool) -> Path:
     """Write a PNG, with one channel if the image is grey; ``coarse``: with few greys or colours, half the size."""
     image, options = image.convert("L") if _is_grey(image) else image, {}
     if coarse and image.mode == "L":

@@ -1,16 +1,17 @@
-"""Read run directories: configuration, results, log, and whether the run is finished."""
+"""Read run directories and runs.json: configuration, results, log, and whether a run is finished."""
 
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pmf_lightning.reports.runs_file import RUNS, SAMPLES, unpack
 from pmf_lightning.utils.bounded_files import read_json, read_rows, read_yaml
 from pmf_lightning.utils.cache import ERROR, SWEEP
 from pmf_lightning.utils.errors import UserError
@@ -20,25 +21,39 @@ STATES = ("finished", "failed", "stopped", "missing")
 
 
 @dataclass(frozen=True)
+class Samples:
+    """A picture with the last sample grid of a run; ``box`` is its part (left, top, right, bottom), None: all of it."""
+
+    path: Path
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One run; ``name`` is its folder relative to the requested root.
 
-    ``summary`` and ``record`` (run.json) are empty if the file is missing; ``error`` (error.txt) is None then.
+    A run of runs.json has ``folder`` "<name>" next to that file, which does not exist. ``source`` is the file of its
+    configuration. ``summary`` and ``record`` (run.json) are empty if there is none; ``error`` (error.txt) is None then.
+    ``overrides`` are those that sweep.json or else the command lists.
     """
 
     folder: Path
     name: str
+    source: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     record: Mapping[str, Any]
     error: str | None
+    log: Sequence[Mapping[str, Any]]
+    samples: Samples | None
+    overrides: Sequence[str] = ()
 
     @property
     def seed(self) -> int | None:
-        """The seed in the configuration; raises UserError if it is no integer."""
+        """The seed in the configuration; raises UserError if it is not an integer."""
         seed = self.config.get("seed")
         if seed is not None and not isinstance(seed, int):
-            raise UserError(f"{self.folder / 'config.yaml'}: seed={seed!r} is no whole number; move this run away")
+            raise UserError(f"{self.source}: seed={seed!r} is not an integer; move this run away")
         return seed
 
     @property
@@ -65,24 +80,6 @@ class Run:
         """The start time in run.json; empty if unknown."""
         return str(self.record.get("started") or "")
 
-    @cached_property
-    def log(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, without a row that a kill truncated."""
-        path = self.folder / "metrics.jsonl"
-        rows = read_rows(path) if path.is_file() else []
-        return [row for row in rows if _finite(row.get("images"))]
-
-    @property
-    def samples(self) -> Path | None:
-        """The last sample grid: in grids/, or for a saved run next to its summary.json."""
-        places = (self.folder / "grids" / "final.png", self.folder / "final.png")
-        return next((path for path in places if path.is_file()), None)
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether this folder has the small files of --keep, and not the run itself."""
-        return self.samples is not None and self.samples.parent == self.folder
-
     def number(self, key: str) -> Any:
         """Return the value of ``key`` in summary.json ("by_steps.4.fd" for nested ones), None if it is missing.
 
@@ -99,47 +96,106 @@ class Run:
 def read_runs(root: Path) -> list[Run]:
     """Return all runs below ``root``, in the order of their folders, including those that failed before they began.
 
-    Runs elsewhere that sweep.json of ``root`` lists are included. Raises UserError if there is no such folder, no run
-    in it, or a file that cannot be read.
+    These are run directories, the runs in files runs.json, and the runs elsewhere that sweep.json of ``root`` lists.
+    Raises UserError if there is no such folder, no run in it, or a file that cannot be read.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
+    overrides = _overrides_of_sweeps(root)
+    runs = [read_run(folder, root, overrides.get(folder.resolve(), ())) for folder in _run_dirs(root)]
+    for path in root.rglob(RUNS):
+        if "wandb" not in path.relative_to(root).parts:
+            runs += _read_runs_file(path, root)
+    if not any(run.config for run in runs):
+        raise UserError(
+            f"{root}: there is no run below it (no config.yaml and no {RUNS}); give a folder of run directories"
+        )
+    return sorted(runs, key=lambda run: _natural(run.folder))
+
+
+def _run_dirs(root: Path) -> set[Path]:
     found = [path.relative_to(root).parent for name in ("config.yaml", ERROR) for path in root.rglob(name)]
     folders = {root / place for place in found if "wandb" not in place.parts}  # W&B has its own config.yaml there
     below = {folder.resolve() for folder in folders}
-    folders |= {folder for folder in _listed(root) if folder.resolve() not in below}
-    if not any((folder / "config.yaml").is_file() for folder in folders):
-        raise UserError(f"{root}: there is no run below it (no config.yaml); give a folder of run directories")
-    return [read_run(folder, root) for folder in sorted(folders, key=_natural)]
+    listed = [root / one["run_dir"] for one in _entries(root / SWEEP) if one.get("run_dir")]
+    there = [folder for folder in listed if any((folder / name).is_file() for name in ("config.yaml", ERROR))]
+    return folders | {folder for folder in there if folder.resolve() not in below}
 
 
-def _listed(root: Path) -> list[Path]:
-    """Return the existing run directories that sweep.json in ``root`` lists."""
-    arms = _mapping(root / SWEEP, read_json).get("arms", [])
-    if not isinstance(arms, list) or not all(_is_arm(one) for one in arms):
-        raise UserError(f"{root / SWEEP}: its arms are no runs with a run_dir; move the file away")
-    places = [root / one["run_dir"] for one in arms if one.get("run_dir")]
-    return [place for place in places if any((place / name).is_file() for name in ("config.yaml", ERROR))]
+def _overrides_of_sweeps(root: Path) -> dict[Path, list[str]]:
+    """Return the overrides of each run directory that a sweep.json in ``root`` or below it lists."""
+    found = {}
+    for path in root.rglob(SWEEP):
+        for one in _entries(path):
+            if one.get("run_dir") and isinstance(overrides := one.get("overrides"), list):
+                found[(path.parent / one["run_dir"]).resolve()] = [str(override) for override in overrides]
+    return found
 
 
-def _is_arm(one: Any) -> bool:
+def _entries(path: Path) -> list[Mapping[str, Any]]:
+    """Return the entries of a sweep.json, none if it is missing."""
+    arms = _mapping(path, read_json).get("arms", [])
+    if not isinstance(arms, list) or not all(map(_is_entry, arms)):
+        raise UserError(f"{path}: an entry of arms is not a run with a run_dir; move the file away")
+    return arms
+
+
+def _is_entry(one: Any) -> bool:
     """Return whether an entry of sweep.json is valid: its run_dir is a path or null."""
     folder = one.get("run_dir") if isinstance(one, Mapping) else 0
     return folder is None or (isinstance(folder, str) and "\0" not in folder)
 
 
-def read_run(folder: Path, root: Path) -> Run:
-    """Return the run in ``folder``; raises UserError for a file that cannot be read."""
+def read_run(folder: Path, root: Path, overrides: Sequence[str] = ()) -> Run:
+    """Return the run in ``folder``; raises UserError for a file that cannot be read.
+
+    Without ``overrides`` they are taken from the command in run.json.
+    """
     name = Path(os.path.relpath(folder, root)).as_posix()
-    error = folder / ERROR
+    error, log, grid = folder / ERROR, folder / "metrics.jsonl", folder / "grids" / "final.png"
+    record = _mapping(folder / "run.json", read_json)
     return Run(
         folder,
         folder.name if name == "." else name,
+        str(folder / "config.yaml"),
         _mapping(folder / "config.yaml", lambda path: read_yaml(path, lambda text: yaml.load(text, LOADER))),
         _mapping(folder / "summary.json", read_json),
-        _mapping(folder / "run.json", read_json),
-        " ".join(error.read_text().split()) or "it left an empty error.txt" if error.is_file() else None,
+        record,
+        " ".join(error.read_text().split()) or "error.txt is empty" if error.is_file() else None,
+        [row for row in (read_rows(log) if log.is_file() else []) if _finite(row.get("images"))],
+        Samples(grid) if grid.is_file() else None,
+        overrides or _overrides_of_command(record.get("command")),
     )
+
+
+def _read_runs_file(path: Path, root: Path) -> list[Run]:
+    """Return the runs of a runs.json; raises UserError if it cannot be read."""
+    runs, picture = [], path.parent / SAMPLES
+    for run in _parsed(path, lambda path: unpack(_as_mapping(read_json(path)))):
+        folder, record, box = path.parent / run["name"], run.get("record", {}), run.get("samples")
+        runs.append(
+            Run(
+                folder,
+                Path(os.path.relpath(folder, root)).as_posix(),
+                f"{path}: {run['name']}",
+                run.get("config", {}),
+                run.get("summary", {}),
+                record,
+                run.get("error"),
+                [row for row in run.get("log", []) if _finite(row.get("images"))],
+                Samples(picture, tuple(box)) if box and picture.is_file() else None,
+                run.get("overrides") or _overrides_of_command(record.get("command")),
+            )
+        )
+    return runs
+
+
+def _overrides_of_command(command: Any) -> list[str]:
+    try:
+        tokens = shlex.split(str(command or ""))
+    except ValueError:  # an unbalanced quote
+        tokens = str(command).split()
+    return [token for token in tokens if "=" in token and not token.startswith("-")]
 
 
 def log_name(rows: Sequence[Mapping[str, Any]], key: str, summary: Mapping[str, Any]) -> str | None:
@@ -161,14 +217,19 @@ def _finite(value: Any) -> bool:
 
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
-    """Parse a file; returns an empty mapping if it is missing, raises UserError if it is no mapping."""
-    if not path.is_file():
-        return {}
+    """Parse a file; returns an empty mapping if it is missing, raises UserError if it is not a mapping."""
+    return _parsed(path, lambda path: _as_mapping(parse(path))) if path.is_file() else {}
+
+
+def _as_mapping(found: Any) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise ValueError("it has no keys and values")
+    return found
+
+
+def _parsed(path: Path, parse: Any) -> Any:
     try:
-        found = parse(path)
+        return parse(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: it cannot be read ({first}); move this run away, or repeat it") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: it holds no keys and values; move this run away, or repeat it")
-    return found
+        raise UserError(f"{path}: it cannot be read ({first}); move it away, or repeat the run") from error

@@ -1,4 +1,4 @@
-"""Group runs into sweeps and arms: by their study, or by the differences of their configurations."""
+"""Group runs into sweeps and arms: by their study, or by their overrides."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.reports.differences import distinguishing_keys
 from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
+from pmf_lightning.reports.settings import fingerprint, settings_of
 from pmf_lightning.reports.study import Study, read_study
 
 MEASURES = ("fid", "fd", "class_accuracy")  # a sweep without a study uses the first that any run has
+_CHOICES = ("model", "experiment")  # their values are shown without the key
 
 
 @dataclass(frozen=True)
@@ -84,54 +85,63 @@ def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
             else:
                 loose[root].append(run)
     sweeps = [_of_study(runs, lost) for runs in studies.values()]
-    return sweeps + [_of_differences(root, runs, lost) for root, runs in loose.items()]
+    return sweeps + [_of_settings(root, runs, lost) for root, runs in loose.items()]
 
 
 def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
     newest = max(runs, key=lambda run: run.started)
-    study = read_study(newest.config["study"], str(newest.folder / "config.yaml"))
+    study = read_study(newest.config["study"], newest.source)
     by_arm: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_arm[str(run.config["study"].get("arm"))].append(run)
     arms, left_out = [], []
     for name in [*study.paper, *(name for name in by_arm if name not in study.paper)]:
-        kept, older = _one_per_seed(by_arm.get(name, []))
+        chosen, older = _one_per_seed(by_arm.get(name, []))
         left_out += older
-        columns = (kept[0].config["study"].get("columns") or {}) if kept else {}
-        reason = "" if kept else _why_lost(name, runs, lost)
-        arms.append(ReportArm(name, kept, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason))
+        columns = (chosen[0].config["study"].get("columns") or {}) if chosen else {}
+        reason = "" if chosen else _why_lost(name, runs, lost)
+        arms.append(
+            ReportArm(name, chosen, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason)
+        )
     return Sweep(study.name, arms, study.measure, study, left_out)
 
 
 def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
     """Return the error of an arm that failed before it had a configuration, found by the name of its directory."""
     parents = {run.folder.parent for run in runs}
-    names = (f"{arm}-seed", f"{slug(arm)}-seed")  # names of a run and of a saved one
+    names = (f"{arm}-seed", f"{slug(arm)}-seed")  # names of a run directory and in runs.json
     return next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(names)), "") or ""
 
 
-def _of_differences(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
-    hints = [token.split("=")[0].lstrip("+") for run in runs for token in str(run.record.get("command") or "").split()]
-    settings = distinguishing_keys([run.config for run in runs], list(dict.fromkeys(hints)))
-    by_arm: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
-    for run, setting in zip(runs, settings, strict=True):
-        by_arm[tuple((key, text(value)) for key, value in setting.items())].append(run)
+def _of_settings(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
+    by_arm: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run, setting in zip(runs, settings_of(runs), strict=True):
+        by_arm[(*((key, text(value)) for key, value in setting.items()), fingerprint(run))].append(run)
     arms, left_out = [], [f"{run.name} failed before it began: {run.error}" for run in lost]
-    for setting, members in by_arm.items():
-        kept, older = _one_per_seed(members)
+    for (*setting, _), members in by_arm.items():
+        chosen, older = _one_per_seed(members)
         left_out += older
-        name = ", ".join(value if key == "name" else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
-        arms.append(ReportArm(name or str(kept[0].config.get("name", "one arm")), kept, dict(setting)))
+        name = ", ".join(value if key in _CHOICES else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
+        arms.append(ReportArm(name or _name_of(chosen[0], len(by_arm)), chosen, dict(setting)))
     summaries = [run.summary for arm in arms for run in arm.finished]
     measure = next((key for key in MEASURES if any(is_number(summary.get(key)) for summary in summaries)), None)
     return Sweep(root.resolve().name, _unique(arms), measure, None, left_out)
 
 
+def _name_of(run: Run, arms: int) -> str:
+    """Return the name of an arm without overrides that differ: the model's, or of several arms the run's."""
+    return run.name if arms > 1 else str(run.config.get("name", "one arm"))
+
+
 def _unique(arms: list[ReportArm]) -> list[ReportArm]:
-    """Rename arms with equal names so that they show their full keys."""
-    names = [arm.name for arm in arms]
-    whole = [", ".join(f"{key} {value}" for key, value in arm.columns.items()) for arm in arms]
-    return [replace(arm, name=w) if names.count(arm.name) > 1 else arm for arm, w in zip(arms, whole, strict=True)]
+    """Rename arms with equal names: they show the complete keys, and if these are equal too the first run."""
+    for rename in (
+        lambda arm: ", ".join(f"{key} {value}" for key, value in arm.columns.items()),
+        lambda arm: f"{arm.name} ({arm.runs[0].name})",
+    ):
+        names = [arm.name for arm in arms]
+        arms = [replace(arm, name=rename(arm)) if names.count(arm.name) > 1 else arm for arm in arms]
+    return arms
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -139,14 +149,14 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     by_seed: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         by_seed[run.seed].append(run)
-    kept, others = [], []
+    chosen, others = [], []
     for _, same in sorted(by_seed.items(), key=lambda item: (item[0] is None, item[0])):
         best = max(same, key=lambda run: (run.state == "finished", run.started, run.name))
-        kept.append(best)
+        chosen.append(best)
         others += [
             f"{run.name} is left out: {best.name} has the same setting and seed" for run in same if run is not best
         ]
-    return kept, others
+    return chosen, others
 
 
 def text(value: Any) -> str:

@@ -85,7 +85,7 @@ def _draw(section: SweepPage, sweep: Sweep, out: Path, start: str) -> None:
     """Draw the pictures of a sweep, with ``start`` as prefix of their names, and add them to its section."""
     for name, (save, title, kind) in PICTURES.items():
         file = f"{start}{name}"
-        if save(sweep, out / file) is not None:
+        if save(sweep, out / file):
             words = title.format(measure=sweep.measure, paper=" beside the paper's" if sweep.study else "")
             section.pictures.append(Picture(words, file, kind))
         else:

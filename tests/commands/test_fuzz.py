@@ -384,6 +384,11 @@ RUN = {
     "run.json": {"started": "2026-11-01", "versions": {"torch": "2"}},
     "sweep.json": {"format": 1, "title": "t", "arms": [{"arm": "a", "seed": 1, "run_dir": ".", "state": "finished"}]},
     "metrics.jsonl": {"images": 3, "loss_u": 0.5, "step": 1},
+    "runs.json": {
+        "format": 1,
+        "common": {"config": {"seed": 1}},
+        "runs": [{"name": "a", "config": {}, "overrides": ["a=1"], "samples": [0, 0, 9, 9], "log": {"images": [3]}}],
+    },
 }
 
 

@@ -1,6 +1,7 @@
 """Run directories that tests write themselves: files as training leaves them, no training."""
 
 import json
+import shlex
 
 import numpy as np
 import yaml
@@ -34,7 +35,10 @@ def study(arm, **changes):
 
 
 def write_run(folder, seed=0, fd=5.0, block=None, log=True, grey=True, record=None, summary=(), **config):
-    """Write a finished run of one measurement; ``fd=None``: without an end, as a kill leaves it."""
+    """Write a finished run of one measurement; ``fd=None``: without an end, as a kill leaves it.
+
+    The command of a run outside a study names ``config`` as overrides.
+    """
     folder.mkdir(parents=True)
     whole = {
         **{"seed": seed, "run_dir": str(folder), "cache_dir": "/home/somebody/.cache/pmf", "name": "pmf_digits"},
@@ -43,7 +47,8 @@ def write_run(folder, seed=0, fd=5.0, block=None, log=True, grey=True, record=No
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
     if record is not False:
-        (folder / "run.json").write_text(json.dumps({**RECORD, **(record or {})}))
+        command = {} if block else {"command": " ".join(["python -m pmf_lightning.train", *overrides(config)])}
+        (folder / "run.json").write_text(json.dumps({**RECORD, **command, **(record or {})}))
     if log:
         rows = [{"step": n, "images": 64 * n, "loss_u": 2.0 / n, "loss_u/t0-0.2": 1.0} for n in range(1, 11)]
         rows[4]["fd_digits"], rows[9]["fd_digits"] = 2.0 * (fd or 1), fd
@@ -54,6 +59,15 @@ def write_run(folder, seed=0, fd=5.0, block=None, log=True, grey=True, record=No
         (folder / "summary.json").write_text(json.dumps({**numbers, **end, **dict(summary)}))
         write_grid(folder / "grids" / "final.png", grey)
     return folder
+
+
+def overrides(config, above=""):
+    """The overrides that make a nested configuration."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from overrides(value, f"{above}{key}.")
+        else:
+            yield shlex.quote(f"{above}{key}={value}")
 
 
 RECORD = {

@@ -18,18 +18,21 @@ from written_runs import ARMS, FD, study, write_grid, write_run, write_study
 from pmf_lightning import UserError
 from pmf_lightning.report import main
 from pmf_lightning.reports import writing
-from pmf_lightning.reports.commands import write_kept
-from pmf_lightning.reports.committed import is_kept, thinned, without_paths
-from pmf_lightning.reports.differences import distinguishing_keys
+from pmf_lightning.reports.commands import write_page
+from pmf_lightning.reports.committed import is_generated, thinned, without_paths
 from pmf_lightning.reports.markdown import headlines, plain
-from pmf_lightning.reports.runs import log_name, read_run
+from pmf_lightning.reports.plots import strip_of
+from pmf_lightning.reports.runs import log_name, read_run, read_runs
+from pmf_lightning.reports.runs_file import pack, to_text, unpack
 from pmf_lightning.reports.section import section_of
+from pmf_lightning.reports.settings import settings_of
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.reports.sweeps import read_sweeps
 from pmf_lightning.reports.table import runs_table, table_of
 from pmf_lightning.sweeps import sweep_file
 
-COMMITTED = sorted((Path(__file__).parents[2] / "experiments").glob("*/runs"))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+COMMITTED = sorted(path.parent for path in EXPERIMENTS.glob("*/runs.json") if is_generated(path.parent / "README.md"))
 
 
 def only(*roots):
@@ -52,7 +55,7 @@ def only_samples(monkeypatch):
 # Runs and their numbers
 
 
-def test_a_run_is_read_as_it_lies_there(tmp_path):
+def test_a_run_is_read_with_its_numbers_and_log(tmp_path):
     run = read_run(write_run(tmp_path / "r", 3, 5.0, summary={"by_steps": {"4": {"fd": 7.0}}}), tmp_path)
     assert (run.name, run.seed, run.state, run.reason) == ("r", 3, "finished", "")
     assert (run.number("fd"), run.number("by_steps.4.fd"), run.number("by_steps.2.fd"), run.number("no")) == (
@@ -80,7 +83,7 @@ def test_a_log_that_a_kill_cut_short_loses_its_last_row_only(tmp_path):
     assert len(read_run(folder, tmp_path).log) == 10
 
 
-def test_what_wandb_keeps_in_a_run_directory_is_no_run(tmp_path):
+def test_wandb_files_in_a_run_directory_are_not_runs(tmp_path):
     write_study(tmp_path)
     place = tmp_path / "x-small-seed0" / "wandb" / "run-20261122_120000-abc" / "files"
     place.mkdir(parents=True)
@@ -184,28 +187,41 @@ def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("configs", "settings"),
+    ("runs", "settings"),
     [
-        ([{"a": {"patch": 4}, "seed": 0}, {"a": {"patch": 8}, "seed": 1}], [{"a.patch": 4}, {"a.patch": 8}]),
-        # what follows from other keys, budgets and paths tell nothing new
         (
-            [{"p": p, "q": q, "r": p * q, "images": p, "data": {"root": f"{p}"}} for p in (1, 2) for q in (3, 5)],
-            [{"p": p, "q": q} for p in (1, 2) for q in (3, 5)],
+            [("a.patch=4 seed=0", {"a": {"patch": 4}}), ("a.patch=8", {"a": {"patch": 8}})],
+            [{"a.patch": 4}, {"a.patch": 8}],
         ),
+        # a default equals the same value typed; seeds and paths are ignored
+        ([("a=1 seed=0", {"a": 1}), ("cache_dir=x", {"a": 1})], [{}, {}]),
+        ([("a=1", {"a": 1}), ("", {"a": 2})], [{"a": 1}, {"a": 2}]),
+        # the choice of a group is shown as typed
+        ([("model=a +b=3", {"b": 3}), ("model=c ~d", {"b": None})], [{"model": "a", "b": 3}, {"model": "c", "b": "-"}]),
         (
-            [{"name": n, "width": w, "deep": d} for n, w, d in (("a", 1, 1), ("b", 2, 1), ("c", 2, 2))],
-            [{"name": n} for n in "abc"],
+            [("optimizer=adam", {"optimizer": {"lr": 1}}), ("", {"optimizer": {}})],
+            [{"optimizer": "adam"}, {"optimizer": "-"}],
         ),
-        ([{"f": {}}, {"f": {"net": {"w": 1, "h": 2}}}], [{"f": "none"}, {"f": "net"}]),
-        ([{"a": 1, "seed": 0}, {"a": 1, "seed": 1}], [{}, {}]),
-        ([{"a": 1}, {"b": 1}], [{"a": 1}, {"a": "-"}]),
     ],
 )
-def test_arms_are_told_apart_by_few_keys(configs, settings):
-    assert distinguishing_keys(configs) == settings
+def test_settings_are_the_overrides_that_differ(tmp_path, runs, settings):
+    found = []
+    for number, (command, config) in enumerate(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "run.json").write_text(json.dumps({"command": f"python -m pmf_lightning.train {command}"}))
+        found.append(read_run(folder, tmp_path))
+    assert settings_of(found) == settings
 
 
-def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
+def test_runs_of_other_configurations_are_other_arms(tmp_path):
+    for name, seed, width in (("a", 0, 1), ("b", 1, 1), ("c", 0, 2)):
+        write_run(tmp_path / name, seed, 1.0, width=width, record={"command": "python mine.py"})
+    assert [(arm.name, len(arm.runs)) for arm in only(tmp_path).arms] == [("a", 2), ("c", 1)]
+
+
+def test_the_runs_that_sweep_json_lists_are_read(tmp_path, capsys):
     folder, elsewhere = tmp_path / "runs" / "multirun" / "now", tmp_path / "runs" / "pmf_digits-digits"
     runs = [
         write_run(elsewhere / f"{patch}", 0, float(patch), backbone={"patch": patch}, log=False) for patch in (4, 8)
@@ -215,7 +231,12 @@ def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
     (elsewhere / "empty").mkdir()
     listed = [*runs, elsewhere / "empty", elsewhere / "gone", below]
     sweep_file.write(
-        folder, [sweep_file.SweepRun("", 0, place) for place in listed] + [sweep_file.SweepRun("", 0, None)], {}
+        folder,
+        [
+            *(sweep_file.SweepRun("", 0, place, ["backbone.patch=4", "seed=0"]) for place in listed),
+            sweep_file.SweepRun("", 0, None),
+        ],
+        {},
     )
     assert [run.name for run in only(folder).runs] == [
         "../../pmf_digits-digits/4",
@@ -225,12 +246,6 @@ def test_a_sweep_whose_runs_lie_elsewhere_is_read_by_its_list(tmp_path, capsys):
     main([str(folder)])
     assert "Best: patch 4" in capsys.readouterr().out
     assert (folder / "report.md").is_file()
-
-
-def test_keys_of_the_command_line_are_preferred():
-    configs = [{"batch": b, "scale": b / 64, "seed": b} for b in (64, 128)]
-    assert distinguishing_keys(configs) == [{"scale": 1.0}, {"scale": 2.0}]
-    assert distinguishing_keys(configs, ["batch"]) == [{"batch": 64}, {"batch": 128}]
 
 
 def test_an_ad_hoc_sweep_has_arms_and_a_best_one(tmp_path):
@@ -373,59 +388,86 @@ def test_samples_are_cut_pixel_for_pixel(tmp_path, grey, only_samples):
         np.testing.assert_array_equal(drawn[top : top + len(strip)], strip[..., 0] if grey else strip)
 
 
-# Keeping
+# Saving
 
 
-def kept(tmp_path, *, grey=True, numbers=None):
+def saved(tmp_path, *, numbers=None):
     write_study(tmp_path / "runs", numbers)
     folder = tmp_path / "experiments" / "pmf_table2"
-    main([str(tmp_path / "runs"), "--keep", str(folder)])
+    main([str(tmp_path / "runs"), "--save", str(folder)])
     return folder
 
 
+FILES = {"README.md", "results.csv", "measure.png", "curves.png", "samples.png", "runs.json"}
+
+
 @pytest.mark.slow
-def test_what_is_kept_makes_the_same_page_again(tmp_path, monkeypatch):
-    folder = kept(tmp_path, numbers={**FD, "u-large": (120.0, None)})
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert {path.name for path in folder.iterdir()} == {
-        *("README.md", "results.csv", "measure.png", "curves.png", "samples.png", "runs")
-    }
+def test_a_saved_study_makes_the_same_page_again(tmp_path, monkeypatch):
+    folder = saved(tmp_path, numbers={**FD, "u-large": (120.0, None)})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == FILES
     shutil.rmtree(tmp_path / "runs")
     monkeypatch.chdir(folder)
     main(["."])
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     moved = tmp_path / "elsewhere" / "pmf_table2"
     shutil.move(folder, moved)
     monkeypatch.chdir(tmp_path)
     main([str(moved)])
-    assert (moved / "README.md").read_bytes() == before[folder / "README.md"]
+    assert (moved / "README.md").read_bytes() == before["README.md"]
 
 
-def test_what_is_kept_says_the_same_as_the_runs(tmp_path, only_samples):
-    folder = kept(tmp_path)
-    whole, small = only(tmp_path / "runs"), only(folder)
-    assert table_of(small) == table_of(whole)
-    assert [arm.name for arm in small.arms] == [arm.name for arm in whole.arms]
-    assert section_of(small).claims == section_of(whole).claims
-    assert [row[:-1] for row in runs_table(small)[1]] == [row[:-1] for row in runs_table(whole)[1]]
-    assert (folder / "runs" / "x-small-seed0" / "final.png").is_file()
-    assert not (folder / "runs" / "x-small-seed1" / "final.png").exists()  # one picture stands for an arm
+def test_a_saved_study_equals_its_runs(tmp_path, only_samples):
+    folder = saved(tmp_path)
+    runs, again = only(tmp_path / "runs"), only(folder)
+    assert table_of(again) == table_of(runs)
+    assert [arm.name for arm in again.arms] == [arm.name for arm in runs.arms]
+    assert section_of(again).claims == section_of(runs).claims
+    assert runs_table(again) == runs_table(runs)
+    for one, other in zip(runs.runs, again.runs, strict=True):
+        assert without_paths(one.config) == other.config
+        assert thinned(one.log) == other.log
+    assert [run.samples is not None for run in again.runs] == [True, False] * 4  # one run stands for an arm
 
 
-def test_kept_files_know_no_folders_of_this_machine(tmp_path, only_samples):
-    folder = kept(tmp_path)
-    texts = {
-        path: path.read_text()
-        for path in folder.rglob("*")
-        if path.suffix in (".yaml", ".json", ".jsonl", ".md", ".csv")
-    }
-    assert len(texts) > 20
-    for path, text in texts.items():
-        assert str(tmp_path) not in text, path
-        assert "/home" not in text, path
-    config = yaml.safe_load(texts[folder / "runs" / "x-small-seed0" / "config.yaml"])
-    assert (config["cache_dir"], config["run_dir"]) == (".../pmf", ".../x-small-seed0")
-    assert "checkpoint" not in json.loads(texts[folder / "runs" / "x-small-seed0" / "summary.json"])
+def test_saved_samples_are_cut_out_where_a_page_has_other_runs_too(tmp_path, only_samples):
+    folder = saved(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / "u-large-seed0")
+    main([str(tmp_path / "runs"), str(folder), "--out", str(tmp_path / "both")])
+    both, small = (np.asarray(Image.open(place / "samples.png").convert("L")) for place in (tmp_path / "both", folder))
+    assert both.shape == small.shape
+    assert (both != small).any()
+    strip = 2 * 66 + 2
+    np.testing.assert_array_equal(both[-strip:], small[-strip:])  # u-large is the last arm
+    assert len(np.unique(both[-strip:])) > 3
+
+
+def test_runs_are_packed_without_loss():
+    runs = [
+        {"name": "a", "config": {"x": 1, "f": {}, "g": {"h": 1, "i": [2]}, "columns": {"p": 1, "q": 2}}, "record": {}},
+        {"name": "b", "config": {"x": 1.0, "f": {"w": 1}, "g": {"h": 1, "i": [3]}, "columns": {"p": 1, "q": 3}}},
+        {"name": "c", "config": {"x": True, "f": {}, "g": {"h": 1}, "columns": {"p": 1}}, "summary": {"fd": 1.5}},
+        {"name": "d", "error": "it failed", "log": [{"step": 1, "images": 2}, {"step": 2, "images": 4, "fd": 3.0}]},
+    ]
+    packed = pack(runs)
+    assert packed["common"] == {"config": {"g": {"h": 1}}}
+    again = unpack(json.loads(to_text(packed)))
+    assert again == runs
+    assert [type(run["config"]["x"]) for run in again[:3]] == [int, float, bool]
+    assert list(again[1]["config"]["columns"]) == ["p", "q"]  # a page shows them in this order
+    assert unpack(pack(runs[:1])) == runs[:1]
+    assert all(len(line) <= 120 for line in to_text({"a": {"b": "c" * 70, "d": "e" * 70}}).splitlines())
+
+
+def test_saved_files_contain_no_paths_of_this_machine(tmp_path, only_samples):
+    folder = saved(tmp_path)
+    for name in FILES - {"measure.png", "curves.png", "samples.png"}:
+        text = (folder / name).read_text()
+        assert str(tmp_path) not in text
+        assert "/home" not in text
+    run = only(folder).runs[0]
+    assert (run.config["cache_dir"], run.config["run_dir"]) == (".../pmf", ".../x-small-seed0")
+    assert "checkpoint" not in run.summary
 
 
 def test_paths_end_in_their_last_name_and_links_stay():
@@ -450,58 +492,66 @@ def test_a_log_is_thinned_to_its_shape():
 
 def test_nothing_written_by_hand_is_overwritten(tmp_path, capsys):
     write_study(tmp_path / "runs")
-    folder = tmp_path / "kept"
+    folder = tmp_path / "saved"
     folder.mkdir()
     (folder / "README.md").write_text("# mine\n")
-    assert refused(capsys, [str(tmp_path / "runs"), "--keep", str(folder)]).endswith(
+    assert refused(capsys, [str(tmp_path / "runs"), "--save", str(folder)]).endswith(
         "written by hand; name another folder\n"
     )
     assert (folder / "README.md").read_text() == "# mine\n"
     assert [path.name for path in folder.iterdir()] == ["README.md"]
-    message = refused(capsys, [str(tmp_path / "runs"), "--keep", str(tmp_path)])
-    assert "the runs lie there themselves" in message
+    message = refused(capsys, [str(tmp_path / "runs"), "--save", str(tmp_path)])
+    assert "the runs themselves are in it" in message
 
 
-def test_keeping_again_replaces_what_was_kept(tmp_path, only_samples):
-    folder = kept(tmp_path)
+def test_saving_again_replaces_the_earlier_runs(tmp_path, only_samples):
+    folder = saved(tmp_path)
     shutil.rmtree(tmp_path / "runs")
     write_study(tmp_path / "runs", {"x-small": (3.0,)})
-    main([str(tmp_path / "runs"), "--keep", str(folder)])
-    assert [path.name for path in (folder / "runs").iterdir()] == ["x-small-seed0"]
+    main([str(tmp_path / "runs"), "--save", str(folder)])
+    assert [run.name for run in only(folder).runs] == ["x-small-seed0"]
     assert only(folder).arms[0].spread("fd").mean == 3
 
 
-def test_arms_whose_names_make_one_file_name_are_all_kept(tmp_path, only_samples):
+def test_arms_whose_names_make_one_file_name_are_all_saved(tmp_path, only_samples):
     for number, kind in enumerate(("a/b", "a b", "c")):
         write_run(tmp_path / "runs" / f"{number}", 0, float(number), backbone={"kind": kind})
-    main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
-    assert {path.name for path in (tmp_path / "kept" / "runs").iterdir()} == {
-        *("kind-a-b-seed0", "kind-a-b-2-seed0", "kind-c-seed0")
-    }
-    assert {arm.name: arm.spread("fd").mean for arm in only(tmp_path / "kept").arms} == {
+    main([str(tmp_path / "runs"), "--save", str(tmp_path / "saved")])
+    assert [run.name for run in read_runs(tmp_path / "saved")] == [
+        *("kind-a-b-2-seed0", "kind-a-b-seed0", "kind-c-seed0")
+    ]
+    assert {arm.name: arm.spread("fd").mean for arm in only(tmp_path / "saved").arms} == {
         **{"kind a/b": 0.0, "kind a b": 1.0, "kind c": 2.0}
     }
 
 
-@pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.parent.name)
+def test_a_page_written_by_hand_stays(tmp_path, only_samples):
+    folder = saved(tmp_path)
+    (folder / "README.md").write_text("# mine\n")
+    main([str(folder)])
+    assert (folder / "README.md").read_text() == "# mine\n"
+    assert (folder / "report.md").is_file()
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_results_make_their_own_page(folder, tmp_path, monkeypatch):
-    copy = tmp_path / folder.parent.name
-    shutil.copytree(folder.parent, copy)
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
     drawn = {
         name: (lambda sweep, path: path if path.is_file() else None, *rest)
         for name, (_, *rest) in writing.PICTURES.items()
     }
     monkeypatch.setattr(writing, "PICTURES", drawn)  # pictures are not compared: their bytes hang on matplotlib
-    write_kept(copy)
-    for name in ("README.md", "results.csv"):
-        assert (copy / name).read_text() == (folder.parent / name).read_text()
+    assert len(write_page(copy).files) == 5  # README.md, results.csv and three pictures
+    for name in ("README.md", "results.csv", "samples.png"):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes()
 
 
 # The index
 
 
-def test_the_index_lists_what_is_kept(tmp_path, only_samples):
-    folder = kept(tmp_path)
+def test_the_index_lists_the_saved_studies(tmp_path, only_samples):
+    folder = saved(tmp_path)
     experiments = folder.parent
     (experiments / "by_hand").mkdir()
     (experiments / "by_hand" / "README.md").write_text("# mine\n")
@@ -516,8 +566,8 @@ def test_the_index_lists_what_is_kept(tmp_path, only_samples):
     assert readme.read_text() == f"# Experiments\n\n<!-- studies -->\n\n{table}\n\n<!-- /studies -->\n\nrest\n"
     main(["--index", str(experiments)])
     assert readme.read_text().count(line) == 1
-    assert is_kept(folder)
-    assert not is_kept(experiments / "by_hand")
+    assert is_generated(folder / "README.md")
+    assert not is_generated(experiments / "by_hand" / "README.md")
     assert headlines([]).count("\n") == 1
 
 
@@ -533,25 +583,25 @@ def refused(capsys, arguments):
 
 def test_bad_input_ends_in_one_line(tmp_path, capsys):
     assert "there is no such folder; give a folder of runs" in refused(capsys, [str(tmp_path / "no")])
-    assert "there is no run below it (no config.yaml)" in refused(capsys, [str(tmp_path)])
+    assert "there is no run below it (no config.yaml and no runs.json)" in refused(capsys, [str(tmp_path)])
     assert "name folders of runs, or --index" in refused(capsys, [])
-    assert "leave --out away" in refused(capsys, [str(tmp_path), "--keep", "a", "--out", "b"])
+    assert "remove --out" in refused(capsys, [str(tmp_path), "--save", "a", "--out", "b"])
     assert "it has no README.md" in refused(capsys, ["--index", str(tmp_path)])
     (tmp_path / "README.md").write_text("<!-- studies -->\n")
     assert "README.md has 1 marks; put <!-- studies --> before" in refused(capsys, ["--index", str(tmp_path)])
     write_run(tmp_path / "runs" / "a", 0, 1.0)
     write_run(tmp_path / "runs" / "b", 0, 1.0, study("x-small"))
-    message = refused(capsys, [str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
-    assert "it takes one sweep, and here are pmf_table2 (small), runs" in message
+    message = refused(capsys, [str(tmp_path / "runs"), "--save", str(tmp_path / "saved")])
+    assert "it takes one sweep, these are pmf_table2 (small), runs" in message
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("config.yaml", "a: [1\n", "config.yaml: it cannot be read (while parsing a flow sequence"),
-        ("config.yaml", "- 1\n", "config.yaml: it holds no keys and values"),
+        ("config.yaml", "- 1\n", "config.yaml: it cannot be read (it has no keys and values)"),
         ("summary.json", "{", "summary.json: it cannot be read (Expecting property name"),
-        ("config.yaml", "seed: often\n", "seed='often' is no whole number"),
+        ("config.yaml", "seed: often\n", "seed='often' is not an integer"),
         ("config.yaml", "study: {name: e, scale: small}\n", "the study lacks source, title, arm, measure, arms"),
     ],
 )
@@ -564,17 +614,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path, capsys, name, content, me
     assert error.count("\n") == 1
 
 
-def test_wide_grids_are_shrunk_and_still_strips_of_themselves(tmp_path):
-    from pmf_lightning.reports.plots import save_small, strip_of
-
+def test_wide_grids_are_shrunk(tmp_path):
     folder = write_run(tmp_path / "r", data={"classes": 10, "resolution": 256})
     write_grid(folder / "grids" / "final.png", columns=10, rows=4, side=256)
     strip = strip_of(read_run(folder, tmp_path), rows=2)
     assert strip.size == (662, round((2 * 258 + 2) * 662 / 2582))
-    shutil.rmtree(folder / "grids")
-    save_small(strip, folder / "final.png", coarse=False)
-    again = strip_of(read_run(folder, tmp_path), rows=2)
-    np.testing.assert_array_equal(np.asarray(again), np.asarray(strip))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": 2}, "its format is 2; this version reads 1"),
+        ({"format": 1, "runs": [{"name": 3}]}, "an entry of runs, has the wrong type"),
+        ({"format": 1, "runs": [{"name": "a", "log": {"step": [1], "images": []}}]}, "has the wrong type"),
+        ([], "it has no keys and values"),
+        ({"format": 1, "runs": []}, "there is no run below it"),
+    ],
+)
+def test_a_runs_json_that_cannot_be_read_is_named(tmp_path, capsys, content, message):
+    (tmp_path / "runs.json").write_text(json.dumps(content))
+    assert message in refused(capsys, [str(tmp_path)])
 
 
 def test_help_comes_without_torch_and_matplotlib():

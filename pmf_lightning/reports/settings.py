@@ -1,0 +1,48 @@
+"""Settings that distinguish runs outside a study: the overrides of their command lines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pmf_lightning.reports.runs import Run
+
+_NOT_SETTINGS = ("seed", "run_dir", "ckpt", "cache_dir", "study", "logger", "workers", "hydra")
+ABSENT = "-"
+
+
+def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return for each run the overridden keys and their values, without those that are equal in all runs.
+
+    The value of a key is that in the configuration, so that a default equals the same value typed; for the choice of a
+    group (``model=``) it is the override. Seeds, paths and options that do not change a result are ignored.
+    """
+    given = [dict(map(_key_and_value, run.overrides)) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in given for key in one) if _is_setting(key)]
+    columns = {key: [_value(run.config, key, one) for run, one in zip(runs, given, strict=True)] for key in keys}
+    differing = {key: values for key, values in columns.items() if len(set(map(_frozen, values))) > 1}
+    return [{key: values[number] for key, values in differing.items()} for number in range(len(runs))]
+
+
+def fingerprint(run: Run) -> str:
+    """Return a text that is equal for two runs whose configurations differ in seeds, paths and the like alone."""
+    return _frozen({key: value for key, value in run.config.items() if _is_setting(key)})
+
+
+def _is_setting(key: str) -> bool:
+    return key.partition(".")[0] not in _NOT_SETTINGS
+
+
+def _key_and_value(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, ABSENT if override.startswith("~") else value
+
+
+def _value(config: Mapping[str, Any], key: str, given: Mapping[str, str]) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return given.get(key, ABSENT) if value is None or isinstance(value, Mapping) else value
+
+
+def _frozen(value: Any) -> str:
+    return json.dumps(value, default=str, sort_keys=True)
