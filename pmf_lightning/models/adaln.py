@@ -1,95 +1,31 @@
 """Transformer layers with adaLN-zero (DiT): a condition vector shifts, scales and gates every branch.
 
 JiT's form: RMSNorm, q, k and v in one matrix, SwiGLU with its two input projections in one matrix, biases everywhere.
+Fused projections count as one matrix in the initialisation, as in the official code.
 Modules initialise and tag their weights as those of layers.py do.
 """
 
-import math
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.dropout import keyed_dropout
-from pmf_lightning.models.embedders import FREQUENCIES, EmbeddingTable, sinusoid
-from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens, attend
+from pmf_lightning.models.embedders import Vector
+from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, normal, xavier_
 from pmf_lightning.utils.precision import Number, at_least_float32
 
-Vector = Float[Tensor, "b d"]
 Rotate = Callable[[Tensor], Tensor]
 Keys = Int64[Tensor, " b"] | None  # dropout keys, one per row; None disables dropout
 SITES = 3  # dropout sites of a block: attention weights, the output of attention, inside the SwiGLU
 
 
-class XavierLinear(nn.Linear):
-    """Linear layer with zero bias, initialised xavier-uniform, or from N(0, std^2) if ``std`` is given."""
-
-    optim_kinds = {"weight": "muon", "bias": "adam"}
-
-    def __init__(self, fan_in: int, fan_out: int, std: Number | None = None):
-        super().__init__(fan_in, fan_out)
-        self.std = std
-
-    def reset_parameters(self) -> None:
-        """Do nothing, since torch's initialisation would use the global random generator."""
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise weight and bias. Fused projections count as one matrix, as in the official code."""
-        if self.std is None:
-            bound = math.sqrt(6.0 / (self.in_features + self.out_features))
-            nn.init.uniform_(self.weight, -bound, bound, generator=stream("weight"))
-        else:
-            nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
-        nn.init.zeros_(self.bias)
-
-
-class NormalTable(EmbeddingTable):
-    """Embedding table with one row per class, initialised from N(0, std^2)."""
-
-    def __init__(self, rows: int, width: int, std: Number):
-        super().__init__(rows, width)
-        self.std = std
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise the table."""
-        nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
-
-
-class LabelVector(nn.Module):
-    """Class embedding to a vector; row ``classes`` means "no class"."""
-
-    def __init__(self, classes: int, width: int, std: Number):
-        super().__init__()
-        self.table = NormalTable(classes + 1, width, std)
-
-    def forward(self, labels: Int64[Tensor, " b"]) -> Vector:
-        """Embed one label per sample."""
-        return self.table(labels)
-
-
-class ScalarVector(nn.Module):
-    """Scalar embedding to a vector: sinusoid of the unscaled value, Linear, SiLU, Linear."""
-
-    def __init__(self, width: int, std: Number):
-        super().__init__()
-        self.mlp_in = XavierLinear(FREQUENCIES, width, std)
-        self.mlp_out = XavierLinear(width, width, std)
-
-    def forward(self, values: Float[Tensor, " b"]) -> Vector:
-        """Embed one scalar per sample."""
-        # At least float32 and the precision of the weights: a half-precision sinusoid cannot resolve nearby times.
-        wide = values.to(torch.promote_types(self.mlp_in.weight.dtype, torch.float32))
-        waves = sinusoid(wide, FREQUENCIES).to(self.mlp_in.weight.dtype)
-        return self.mlp_out(F.silu(self.mlp_in(waves)))
-
-
-class Modulation(XavierLinear):
+class Modulation(Linear):
     """Linear(silu(c)), zero-initialised, split into ``parts`` vectors that are broadcast over tokens."""
 
     def __init__(self, width: int, parts: int):
-        super().__init__(width, parts * width, std=0)
+        super().__init__(width, parts * width, normal(0))
         self.parts = parts
 
     def forward(self, c: Vector) -> tuple[Float[Tensor, "b 1 d"], ...]:
@@ -103,7 +39,7 @@ class FusedAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: Number, attention_dropout: Number):
         super().__init__()
         self.heads, self.dropout, self.attention_dropout = heads, dropout, attention_dropout
-        self.qkv, self.proj = XavierLinear(width, 3 * width), XavierLinear(width, width)
+        self.qkv, self.proj = Linear(width, 3 * width, xavier_), Linear(width, width, xavier_)
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
 
     def forward(self, x: Tokens, rotate: Rotate, kind: AttentionKind, keys: Keys, site: int) -> Tokens:
@@ -127,9 +63,9 @@ class FusedSwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: Number):
         super().__init__()
         self.dropout = dropout
-        self.w12, self.w3 = XavierLinear(width, 2 * hidden), XavierLinear(hidden, width)
+        self.w12, self.w3 = Linear(width, 2 * hidden, xavier_), Linear(hidden, width, xavier_)
 
-    def forward(self, x: Tokens, keys: Keys, site: int) -> Tokens:
+    def forward(self, x: Tokens, keys: Keys = None, site: int = 0) -> Tokens:
         """Map tokens to tokens."""
         a, b = self.w12(x).chunk(2, dim=-1)
         hidden = F.silu(a) * b
@@ -167,4 +103,5 @@ class AdaLNZeroBlock(nn.Module):
         seen = self.attention_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.attention(seen, rotate, kind, keys, self.site)
         seen = self.mlp_norm(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.mlp(seen, keys, self.site)
+        # Another ``mlp`` has no dropout.
+        return x + gate_m * (self.mlp(seen) if keys is None else self.mlp(seen, keys, self.site))

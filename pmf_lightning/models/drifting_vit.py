@@ -6,34 +6,21 @@ cosines and are learned. RoPE uses the index in the full sequence.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.adaln import AdaLNZeroBlock, Keys, NormalTable, ScalarVector, Vector, XavierLinear
-from pmf_lightning.models.embedders import LearnedTokens, sum_of_codes
+from pmf_lightning.models.adaln import AdaLNZeroBlock
+from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, Vector, sum_of_codes
 from pmf_lightning.models.jit_vit import FinalLayer
-from pmf_lightning.models.layers import AttentionKind, RMSNorm, Stream, Tokens
-from pmf_lightning.models.patches import PatchEmbedding, check_grid
+from pmf_lightning.models.layers import AttentionKind, EmbeddingTable, Linear, RMSNorm, Stream, SwiGLU, xavier_
+from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer
 from pmf_lightning.models.positions import HalvesRotation, rotation_1d, sincos_2d
-from pmf_lightning.utils.precision import Number
 
 STD = 0.02  # initial std of the tables, alpha's MLP and the positions of the context tokens
 ALPHA_SHARE = 0.02  # factor on alpha's normalised embedding
-
-
-class ClassVector(nn.Module):
-    """Class embedding to a vector, without a row for "no class", since guidance uses alpha."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.table = NormalTable(classes, width, STD)
-
-    def forward(self, labels: Int64[Tensor, " b"]) -> Vector:
-        """Embed one label per sample."""
-        return self.table(labels)
 
 
 class AlphaVector(nn.Module):
@@ -55,27 +42,11 @@ class StyleVector(nn.Module):
     def __init__(self, codes: int, rows: int, width: int):
         super().__init__()
         self.codes, self.rows = codes, rows
-        self.table = NormalTable(codes * rows, width, STD)
+        self.table = EmbeddingTable(codes * rows, width, STD)
 
     def forward(self, style: Int64[Tensor, "b codes"]) -> Vector:
         """Embed the codes of each sample, each in 0 ... rows - 1."""
         return sum_of_codes(self.table, style, self.rows)
-
-
-class SplitSwiGLU(nn.Module):
-    """SwiGLU w2(silu(w1 x) * w3 x) with biases; ``keys`` and ``site`` are ignored, there is no dropout."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.w1, self.w3, self.w2 = (
-            XavierLinear(width, hidden),
-            XavierLinear(width, hidden),
-            XavierLinear(hidden, width),
-        )
-
-    def forward(self, x: Tokens, keys: Keys = None, site: int = 0) -> Tokens:
-        """Map tokens to tokens."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 class SinCosPositions(LearnedTokens):
@@ -90,27 +61,24 @@ class SinCosPositions(LearnedTokens):
         self.weight.copy_(sincos_2d(self.grid, self.weight.shape[2], like=self.weight.double()))
 
 
-class DriftingViT(nn.Module):
+class DriftingViT(PatchTransformer):
     """Vision transformer of drifting: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
-        width, attention_heads, mlp_hidden: sizes of every block; trunk: number of blocks.
-        classes: labels 0 ... classes - 1.
+        mlp_hidden: hidden channels of every block's SwiGLU; trunk: number of blocks.
+        classes: labels 0 ... classes - 1; there is no label for none, since guidance uses alpha.
         context: number of condition tokens in front of the patches.
         codes, rows: number of style codes, and of values per code; codes=0: no style.
-        rope_theta: base of the rotary frequencies.
-        attention: default of ``forward``, "plain" or "fused".
+        sizes: see ``PatchTransformer``.
 
     Raises ValueError for incompatible sizes.
     """
 
+    head_multiple = 2  # for one-dimensional RoPE
+
     def __init__(
         self,
         *,
-        resolution: int,
-        channels: int,
-        patch: int,
         width: int,
         attention_heads: int,
         mlp_hidden: int,
@@ -119,37 +87,27 @@ class DriftingViT(nn.Module):
         context: int,
         codes: int,
         rows: int,
-        rope_theta: Number,
-        attention: AttentionKind,
+        **sizes: Any,
     ):
-        super().__init__()
-        check_grid(resolution, patch)
-        if width % 4 or width % (2 * attention_heads):
-            raise ValueError(f"width {width} is no multiple of 4 and of 2 x {attention_heads} heads")
+        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=context, **sizes)
+        if width % 4:
+            raise ValueError(f"width {width} is no multiple of 4, which positions of sines and cosines need")
         if context < 0 or codes < 0 or (codes and rows < 1):
             raise ValueError(f"context {context}, codes {codes}, rows {rows}: none is below 0, and codes have rows")
-        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
-        self.grid, self.head_dim = resolution // patch, width // attention_heads
-        self.prefix, self.rope_theta, self.attention = context, rope_theta, attention
-
-        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck=None)
+        self.patch_embedding = PatchEmbedding(self.channels, self.patch, width, bottleneck=None)
         self.positions = SinCosPositions(self.grid, width)
-        self.conditions = nn.ModuleDict({"label": ClassVector(classes, width), "alpha": AlphaVector(width)})
+        self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "alpha": AlphaVector(width)})
         if codes:
             self.conditions["style"] = StyleVector(codes, rows, width)
-        self.to_context = XavierLinear(width, width) if context else None
+        self.to_context = Linear(width, width, xavier_) if context else None
         self.context = LearnedTokens(context, width, STD) if context else None
 
         def block() -> AdaLNZeroBlock:
-            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, mlp=SplitSwiGLU(width, mlp_hidden))
+            mlp = SwiGLU(width, mlp_hidden, xavier_, bias=True)
+            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, mlp=mlp)
 
         self.trunk = nn.ModuleList(block() for _ in range(trunk))
-        self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})
-
-    @property
-    def tokens(self) -> int:
-        """Number of context tokens and patches."""
-        return self.prefix + self.grid**2
+        self.heads = nn.ModuleDict({"u": FinalLayer(width, self.patch, self.channels, self.grid)})
 
     def condition(self, conditions: Mapping[str, Tensor]) -> Vector:
         """Return the sum of the condition embeddings; unknown names are ignored."""

@@ -1,4 +1,4 @@
-"""Condition embeddings of the ViT: a few learned tokens per condition, plus the embedding of its value."""
+"""Condition embeddings: vectors, and tokens (a few learned tokens per condition, plus the embedding of its value)."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.layers import Linear, Stream, Tokens, cat_with_tangents
+from pmf_lightning.models.layers import (
+    EmbeddingTable,
+    Init,
+    Linear,
+    Stream,
+    Tokens,
+    cat_with_tangents,
+    fan_in_normal,
+    normal,
+)
 from pmf_lightning.utils.precision import Number
 
+Vector = Float[Tensor, "b d"]
 FREQUENCIES = 256  # size of the sinusoidal embedding of a scalar, as in DiT, JiT, iMF and pMF
 
 
@@ -30,22 +40,6 @@ class LearnedTokens(nn.Module):
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
 
 
-class EmbeddingTable(nn.Embedding):
-    """Embedding table with one row per class, initialised from N(0, 1/width).
-
-    It is optimised by Adam although it is a matrix, because optax sees [1, rows, width].
-    """
-
-    optim_kinds = {"weight": "adam"}
-
-    def reset_parameters(self) -> None:
-        """Do nothing, since torch's initialisation would use the global random generator."""
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise the table."""
-        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5, generator=stream("weight"))
-
-
 def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
     """Return [cos(s f), sin(s f)] with f_j = 10000^(-j/(size/2)), of the unscaled value s."""
     half = size // 2
@@ -54,21 +48,54 @@ def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
     return cat_with_tangents(torch.cat, (angles.cos(), angles.sin()), -1)
 
 
+def scalar_mlp(width: int, init: Init) -> tuple[Linear, Linear]:
+    """Return the two linear layers of ``embed_scalar``."""
+    return Linear(FREQUENCIES, width, init), Linear(width, width, init)
+
+
+def embed_scalar(values: Float[Tensor, " b"], mlp_in: Linear, mlp_out: Linear) -> Vector:
+    """Embed one unscaled value per sample: sinusoid, Linear, SiLU, Linear."""
+    # At least float32 and the precision of the weights: a half-precision sinusoid cannot resolve nearby times.
+    wide = values.to(torch.promote_types(mlp_in.weight.dtype, torch.float32))
+    waves = sinusoid(wide, FREQUENCIES).to(mlp_in.weight.dtype)
+    return mlp_out(F.silu(mlp_in(waves)))
+
+
+class ScalarVector(nn.Module):
+    """Scalar embedding to a vector."""
+
+    def __init__(self, width: int, std: Number):
+        super().__init__()
+        self.mlp_in, self.mlp_out = scalar_mlp(width, normal(std))
+
+    def forward(self, values: Float[Tensor, " b"]) -> Vector:
+        """Embed one scalar per sample."""
+        return embed_scalar(values, self.mlp_in, self.mlp_out)
+
+
+class LabelVector(nn.Module):
+    """Class embedding to a vector."""
+
+    def __init__(self, rows: int, width: int, std: Number):
+        super().__init__()
+        self.table = EmbeddingTable(rows, width, std)
+
+    def forward(self, labels: Int64[Tensor, " b"]) -> Vector:
+        """Embed one label per sample."""
+        return self.table(labels)
+
+
 class ScalarCondition(nn.Module):
-    """Tokens of a scalar: learned tokens, each plus the scalar's embedding (sinusoid, Linear, SiLU, Linear)."""
+    """Tokens of a scalar: learned tokens, each plus the scalar's embedding."""
 
     def __init__(self, tokens: int, width: int):
         super().__init__()
         self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
-        self.mlp_in = Linear(FREQUENCIES, width, bias=True, gain=1.0)
-        self.mlp_out = Linear(width, width, bias=True, gain=1.0)
+        self.mlp_in, self.mlp_out = scalar_mlp(width, fan_in_normal(1.0))
 
     def forward(self, values: Float[Tensor, " b"]) -> Tokens:
         """Embed one scalar per sample."""
-        # At least float32 and the precision of the weights: a half-precision sinusoid cannot resolve nearby times.
-        wide = values.to(torch.promote_types(self.mlp_in.weight.dtype, torch.float32))
-        waves = sinusoid(wide, FREQUENCIES).to(self.mlp_in.weight.dtype)
-        return self.tokens.weight + self.mlp_out(F.silu(self.mlp_in(waves)))[:, None]
+        return self.tokens.weight + embed_scalar(values, self.mlp_in, self.mlp_out)[:, None]
 
 
 class ClassCondition(nn.Module):
@@ -77,7 +104,7 @@ class ClassCondition(nn.Module):
     def __init__(self, tokens: int, width: int, classes: int):
         super().__init__()
         self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
-        self.table = EmbeddingTable(classes + 1, width)
+        self.table = EmbeddingTable(classes + 1, width, std=width**-0.5)
 
     def forward(self, labels: Int64[Tensor, " b"]) -> Tokens:
         """Embed one label per sample."""
@@ -100,7 +127,7 @@ class StyleCondition(nn.Module):
         super().__init__()
         self.tokens = LearnedTokens(tokens, width, std=width**-0.5)
         self.codes, self.rows = codes, rows
-        self.table = EmbeddingTable(codes * rows, width)
+        self.table = EmbeddingTable(codes * rows, width, std=width**-0.5)
 
     def forward(self, style: Int64[Tensor, "b codes"]) -> Tokens:
         """Embed the codes of each sample, each in 0 ... rows - 1."""

@@ -5,24 +5,16 @@ block. From block ``context_start`` on, class tokens are also prepended to the p
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.adaln import (
-    SITES,
-    AdaLNZeroBlock,
-    Keys,
-    LabelVector,
-    Modulation,
-    ScalarVector,
-    Vector,
-    XavierLinear,
-)
-from pmf_lightning.models.embedders import LearnedTokens
-from pmf_lightning.models.layers import AttentionKind, RMSNorm, Tokens
-from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
+from pmf_lightning.models.adaln import SITES, AdaLNZeroBlock, Keys, Modulation
+from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, Vector
+from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, normal
+from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer, tokens_to_image
 from pmf_lightning.models.positions import rotation_2d, sincos_2d
 from pmf_lightning.utils.precision import Number
 
@@ -38,7 +30,7 @@ class FinalLayer(nn.Module):
         self.blocks = nn.ModuleList()
         self.norm = RMSNorm(width)
         self.modulation = Modulation(width, parts=2)
-        self.out = XavierLinear(width, patch * patch * channels, std=0)
+        self.out = Linear(width, patch * patch * channels, normal(0))
 
     def forward(self, x: Tokens, c: Vector) -> Float[Tensor, "b c h w"]:
         """Map patch tokens to a field; the values of a patch are in the order (row, column, channel)."""
@@ -47,19 +39,17 @@ class FinalLayer(nn.Module):
         return tokens_to_image(x, self.grid, self.patch, self.channels)
 
 
-class JiTViT(nn.Module):
+class JiTViT(PatchTransformer):
     """Vision transformer of JiT: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
-        width, attention_heads, mlp_hidden: sizes of every block; trunk: number of blocks.
+        mlp_hidden: hidden channels of every block's SwiGLU; trunk: number of blocks.
         classes: number of labels; label ``classes`` means none.
         bottleneck: channels between the two patch convolutions, the first without bias; None: one convolution.
         context: number of class tokens in front of the patches; context_start: the first block with these tokens.
         dropout: after the projection of attention and inside the SwiGLU, in the middle half of the blocks;
             attention_dropout: of attention weights, in the same blocks.
-        rope_theta: base of the rotary frequencies, by row and column; class tokens are not rotated.
-        attention: default of ``forward``, "plain" or "fused".
+        sizes: see ``PatchTransformer``. RoPE is by row and column; class tokens are not rotated.
 
     Raises ValueError for incompatible sizes.
     """
@@ -67,9 +57,6 @@ class JiTViT(nn.Module):
     def __init__(
         self,
         *,
-        resolution: int,
-        channels: int,
-        patch: int,
         width: int,
         attention_heads: int,
         mlp_hidden: int,
@@ -80,24 +67,19 @@ class JiTViT(nn.Module):
         context_start: int,
         dropout: Number,
         attention_dropout: Number,
-        rope_theta: Number,
-        attention: AttentionKind,
+        **sizes: Any,
     ):
-        super().__init__()
-        check_grid(resolution, patch)
-        check_heads(width, attention_heads)
+        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=context, **sizes)
         if not 0 <= context_start < trunk:
             raise ValueError(f"context_start {context_start} is no block of {trunk}: give 0 to {trunk - 1}")
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} {rate} is not in [0, 1)")
-        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
-        self.grid, self.head_dim, self.width = resolution // patch, width // attention_heads, width
-        self.rope_theta, self.attention = rope_theta, attention
-        self.prefix, self.context_start = context, context_start
-
-        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck, patch_bias=bottleneck is None)
-        self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "t": ScalarVector(width, STD)})
+        self.context_start = context_start
+        self.patch_embedding = PatchEmbedding(
+            self.channels, self.patch, width, bottleneck, patch_bias=bottleneck is None
+        )
+        self.conditions = nn.ModuleDict({"label": LabelVector(classes + 1, width, STD), "t": ScalarVector(width, STD)})
         self.context = LearnedTokens(context, width, STD) if context else None
         middle = range(trunk // 4, 3 * (trunk // 4))
 
@@ -106,12 +88,7 @@ class JiTViT(nn.Module):
             return AdaLNZeroBlock(width, attention_heads, mlp_hidden, i * SITES, *rates)
 
         self.trunk = nn.ModuleList(block(i) for i in range(trunk))
-        self.heads = nn.ModuleDict({"u": FinalLayer(width, patch, channels, self.grid)})
-
-    @property
-    def tokens(self) -> int:
-        """Number of class tokens and patches in the last block."""
-        return self.prefix + self.grid**2
+        self.heads = nn.ModuleDict({"u": FinalLayer(width, self.patch, self.channels, self.grid)})
 
     def forward(
         self,

@@ -10,7 +10,8 @@ therefore calls the subclass's ``__torch_function__`` directly.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,23 +27,78 @@ Stream = Callable[[str], torch.Generator]
 Tokens = Float[Tensor, "b n d"]
 
 
-class Linear(nn.Linear):
-    """Linear layer, initialised from N(0, gain^2 / fan_in), or zero for gain 0; the matrix is optimised by Muon."""
+Init = Callable[..., Tensor]  # fills a weight: init(weight, generator=...)
 
-    optim_kinds = {"weight": "muon", "bias": "adam"}
 
-    def __init__(self, fan_in: int, fan_out: int, bias: bool, gain: Number):
-        super().__init__(fan_in, fan_out, bias)
-        self.std = gain / math.sqrt(fan_in)
+def normal(std: Number) -> Init:
+    """Return an initialisation from N(0, std^2)."""
+    return partial(nn.init.normal_, std=std)
+
+
+def fan_in_normal(gain: Number) -> Init:
+    """Return an initialisation from N(0, gain^2 / fan_in); gain 0 gives zeros."""
+    return partial(_fan_in_normal_, gain=gain)
+
+
+def _fan_in_normal_(weight: Tensor, generator: torch.Generator, gain: Number) -> Tensor:
+    return nn.init.normal_(weight, std=gain / math.sqrt(weight[0].numel()), generator=generator)
+
+
+def xavier_(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Initialise xavier-uniform; a kernel counts as the matrix [fan_in p p, fan_out].
+
+    torch's xavier_uniform_ would include p*p in the fan-out too and give weights 6 times smaller.
+    """
+    bound = math.sqrt(6.0 / (len(weight) + weight[0].numel()))
+    return nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+class _Initialised(nn.Module):
+    """Base class of layers with a weight, initialised by ``init``, and an optional bias, initialised with zeros."""
+
+    init: Init
 
     def reset_parameters(self) -> None:
         """Do nothing, since torch's initialisation would use the global random generator."""
 
     def init_weights(self, stream: Stream) -> None:
         """Initialise weight and bias."""
-        nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
-        if self.bias is not None:
+        self.init(self.weight, generator=stream("weight"))
+        if getattr(self, "bias", None) is not None:
             nn.init.zeros_(self.bias)
+
+
+class Linear(_Initialised, nn.Linear):
+    """Linear layer with an initialisation. ``kind`` is the optimiser of the matrix."""
+
+    def __init__(
+        self, fan_in: int, fan_out: int, init: Init, bias: bool = True, kind: Literal["muon", "adam"] = "muon"
+    ):
+        super().__init__(fan_in, fan_out, bias)
+        self.init, self.optim_kinds = init, {"weight": kind, "bias": "adam"}
+
+
+class Conv(_Initialised, nn.Conv2d):
+    """Convolution with an initialisation; it is optimised by Adam. ``options`` are those of nn.Conv2d."""
+
+    optim_kinds = {"weight": "adam", "bias": "adam"}
+
+    def __init__(self, fan_in: int, fan_out: int, kernel: int, init: Init, **options: Any):
+        super().__init__(fan_in, fan_out, kernel, **options)
+        self.init = init
+
+
+class EmbeddingTable(_Initialised, nn.Embedding):
+    """Embedding table with one row per class, initialised from N(0, std^2).
+
+    It is optimised by Adam although it is a matrix, because optax sees [1, rows, width].
+    """
+
+    optim_kinds = {"weight": "adam"}
+
+    def __init__(self, rows: int, width: int, std: Number):
+        super().__init__(rows, width)
+        self.init = normal(std)
 
 
 class RMSNorm(nn.Module):
@@ -84,13 +140,13 @@ class LayerScale(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
+    """SwiGLU: w2(silu(w1 x) * w3 x) (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, gain: Number):
+    def __init__(self, width: int, hidden: int, init: Init, bias: bool = False):
         super().__init__()
-        self.w1 = Linear(width, hidden, bias=False, gain=gain)
-        self.w3 = Linear(width, hidden, bias=False, gain=gain)
-        self.w2 = Linear(hidden, width, bias=False, gain=gain)
+        self.w1 = Linear(width, hidden, init, bias)
+        self.w3 = Linear(width, hidden, init, bias)
+        self.w2 = Linear(hidden, width, init, bias)
 
     def forward(self, x: Tokens) -> Tokens:
         """Map tokens to tokens."""
@@ -111,10 +167,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with separate q, k, v (Muon orthogonalises each separately), RMS-normalised q and k, and RoPE."""
 
-    def __init__(self, width: int, heads: int, gain: Number):
+    def __init__(self, width: int, heads: int, init: Init):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.out = (Linear(width, width, bias=False, gain=gain) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(width, width, init, bias=False) for _ in range(4))
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
 
@@ -129,13 +185,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, gain: Number):
+    def __init__(self, width: int, heads: int, hidden: int, init: Init):
         super().__init__()
         self.attention_norm = RMSNorm(width)
-        self.attention = Attention(width, heads, gain)
+        self.attention = Attention(width, heads, init)
         self.attention_gate = LayerScale(width)
         self.mlp_norm = RMSNorm(width)
-        self.mlp = SwiGLU(width, hidden, gain)
+        self.mlp = SwiGLU(width, hidden, init)
         self.mlp_gate = LayerScale(width)
 
     def forward(self, x: Tokens, rotate: Callable[[Tensor], Tensor], kind: AttentionKind) -> Tokens:

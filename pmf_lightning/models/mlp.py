@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.layers import Linear
+from pmf_lightning.models.layers import Linear, fan_in_normal
 
 CLASSES = 0  # unconditional: the label 0 means none
 
@@ -36,8 +36,8 @@ class MLP(nn.Module):
         self.scalars = tuple(scalars)
         size = channels * resolution**2
         widths = [size + len(self.scalars)] + [width] * (depth - 1)
-        self.hidden = nn.ModuleList(Linear(a, b, bias=True, gain=math.sqrt(2)) for a, b in pairwise(widths))
-        self.heads = nn.ModuleDict({name: Linear(width, size, bias=True, gain=1.0) for name in heads})
+        self.hidden = nn.ModuleList(Linear(a, b, fan_in_normal(math.sqrt(2))) for a, b in pairwise(widths))
+        self.heads = nn.ModuleDict({name: Linear(width, size, fan_in_normal(1.0)) for name in heads})
 
     def forward(
         self,

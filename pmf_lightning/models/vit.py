@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.embedders import LearnedTokens, make_condition
-from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, cat_with_tangents
-from pmf_lightning.models.patches import PatchEmbedding, check_grid, check_heads, tokens_to_image
+from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, cat_with_tangents, fan_in_normal
+from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer, tokens_to_image
 from pmf_lightning.models.positions import Rotation, rotation_1d, rotation_2d
 from pmf_lightning.utils.precision import Number
 
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.patch, self.channels, self.grid = patch, channels, grid
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm = RMSNorm(width)
-        self.out = Linear(width, patch * patch * channels, bias=True, gain=0.0)
+        self.out = Linear(width, patch * patch * channels, fan_in_normal(0))
 
     def forward(self, x: Tokens, rotation: Rotation, kind: AttentionKind) -> Float[Tensor, "b c h w"]:
         """Map the trunk's tokens to a field; the values of a patch are in the order (row, column, channel)."""
@@ -41,12 +41,11 @@ class Head(nn.Module):
         return tokens_to_image(x, self.grid, self.patch, self.channels)
 
 
-class ViT(nn.Module):
+class ViT(PatchTransformer):
     """Vision transformer with in-context conditions, a trunk and any number of heads.
 
     Args:
-        resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
-        width, attention_heads, mlp_hidden: sizes of every block.
+        mlp_hidden: hidden channels of every block's SwiGLU.
         trunk: blocks shared by the heads; heads: blocks of each named head.
         conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar" | "style", "tokens": n}``,
             a style also with ``codes`` and ``rows``; conditions with 0 tokens are skipped.
@@ -54,9 +53,8 @@ class ViT(nn.Module):
         bottleneck: channels between the two patch convolutions, or None for one convolution.
         block_gain: standard deviation of block weights times sqrt(fan_in).
         rope: "patches" (two-dimensional, condition tokens unrotated) or "sequence" (one-dimensional, all tokens).
-        rope_theta: base of the rotary frequencies.
         positions: "learned" adds a learned vector to every token, "none" adds nothing.
-        attention: default of ``forward``, "plain" or "fused".
+        sizes: see ``PatchTransformer``.
 
     Raises ValueError for incompatible sizes.
     """
@@ -64,9 +62,6 @@ class ViT(nn.Module):
     def __init__(
         self,
         *,
-        resolution: int,
-        channels: int,
-        patch: int,
         width: int,
         attention_heads: int,
         mlp_hidden: int,
@@ -76,39 +71,29 @@ class ViT(nn.Module):
         classes: int,
         bottleneck: int | None,
         block_gain: Number,
-        rope_theta: Number,
-        attention: AttentionKind,
         rope: str = "patches",
         positions: str = "learned",
+        **sizes: Any,
     ):
-        super().__init__()
-        check_grid(resolution, patch)
-        check_heads(width, attention_heads)
-        self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
+        prefix = sum(spec["tokens"] for spec in conditions.values())
+        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=prefix, **sizes)
         for name, value, kind in (("rope", rope, Rope), ("positions", positions, Positions)):
             if value not in get_args(kind):
                 raise ValueError(f"{name}={value} is not one of {', '.join(get_args(kind))}")
-        self.grid, self.head_dim = resolution // patch, width // attention_heads
-        self.rope, self.rope_theta, self.attention = rope, rope_theta, attention
-        self.prefix = sum(spec["tokens"] for spec in conditions.values())
+        self.rope = rope
 
         def block() -> Block:
-            return Block(width, attention_heads, mlp_hidden, block_gain)
+            return Block(width, attention_heads, mlp_hidden, fan_in_normal(block_gain))
 
-        self.patch_embedding = PatchEmbedding(channels, patch, width, bottleneck)
+        self.patch_embedding = PatchEmbedding(self.channels, self.patch, width, bottleneck)
         self.conditions = nn.ModuleDict(
             {name: make_condition(spec, width, classes) for name, spec in conditions.items() if spec["tokens"]}
         )
         self.positions = LearnedTokens(self.tokens, width, std=0.02) if positions == "learned" else None
         self.trunk = nn.ModuleList(block() for _ in range(trunk))
         self.heads = nn.ModuleDict(
-            {name: Head(depth, patch, channels, self.grid, block, width) for name, depth in heads.items()}
+            {name: Head(depth, self.patch, self.channels, self.grid, block, width) for name, depth in heads.items()}
         )
-
-    @property
-    def tokens(self) -> int:
-        """Number of condition tokens and patches."""
-        return self.prefix + self.grid**2
 
     def _rotation(self, like: Tensor) -> Rotation:
         if self.rope == "sequence":

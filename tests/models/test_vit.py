@@ -11,7 +11,7 @@ from common import CLASSES, CONDITIONS, SHAPE, empty_network, normal, objective,
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.models.embedders import ScalarCondition, sinusoid
-from pmf_lightning.models.layers import Linear, RMSNorm, attend
+from pmf_lightning.models.layers import Linear, RMSNorm, attend, fan_in_normal
 from pmf_lightning.models.positions import rotation_1d, rotation_2d
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.profiling.model_cost import count
@@ -296,7 +296,7 @@ def test_plain_and_fused_attention_are_the_same():
 
 def test_linear_does_not_start_by_itself():
     state = torch.get_rng_state()
-    Linear(3, 4, bias=True, gain=1.0)
+    Linear(3, 4, fan_in_normal(1.0))
     assert torch.equal(torch.get_rng_state(), state)
 
 

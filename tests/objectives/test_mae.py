@@ -15,8 +15,9 @@ from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.drifting import train_mae
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
+from pmf_lightning.models.layers import Linear
 from pmf_lightning.models.mae import MAE, MAEEncoder, patchify, unpatchify
-from pmf_lightning.models.mae.layers import GroupNorm, LecunConv, LecunLinear
+from pmf_lightning.models.mae.layers import GroupNorm, conv, lecun_
 from pmf_lightning.models.mae.network import UNetDecoder
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.crops import CropLaw
@@ -158,8 +159,8 @@ def test_images_do_not_see_each_other():
 
 def test_weights_start_as_flax_starts_them():
     before = torch.random.get_rng_state()
-    conv, dense = LecunConv(128, 256, 3), LecunLinear(512, 300)
-    for layer, fan_in in ((conv, 9 * 128), (dense, 512)):
+    kernel, dense = conv(128, 256, 3), Linear(512, 300, lecun_, kind="adam")
+    for layer, fan_in in ((kernel, 9 * 128), (dense, 512)):
         layer.init_weights(lambda name: rng.generator("tests", "init", name))
         weight = layer.weight.detach() * math.sqrt(fan_in)
         count = weight.numel()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.mae.layers import MOST_GROUPS, ConvNormReLU, GroupNorm, LecunConv, Map, patchify
+from pmf_lightning.models.mae.layers import MOST_GROUPS, ConvNormReLU, GroupNorm, Map, conv, patchify
 from pmf_lightning.models.patches import check_grid
 
 STAGES = 4
@@ -20,11 +20,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, stride: int):
         super().__init__()
-        self.conv1, self.norm1 = LecunConv(fan_in, fan_out, 3, stride), GroupNorm(fan_out)
-        self.conv2, self.norm2 = LecunConv(fan_out, fan_out, 3), GroupNorm(fan_out)
+        self.conv1, self.norm1 = conv(fan_in, fan_out, 3, stride), GroupNorm(fan_out)
+        self.conv2, self.norm2 = conv(fan_out, fan_out, 3), GroupNorm(fan_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:
-            self.shortcut = nn.Sequential(LecunConv(fan_in, fan_out, 1, stride), GroupNorm(fan_out))
+            self.shortcut = nn.Sequential(conv(fan_in, fan_out, 1, stride), GroupNorm(fan_out))
 
     def forward(self, x: Map) -> Map:
         """Transform a feature map; stride 2 halves its sides, rounded up."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.layers import Stream
+from pmf_lightning.models.layers import Conv, Stream
 from pmf_lightning.utils.precision import at_least_float32
 
 Map = Float[Tensor, "_b _c _h _w"]  # sizes are not bound to names, since most layers change some
@@ -20,43 +20,16 @@ MOST_GROUPS = 32
 _CUT_STD = 0.8796256610342398  # std of the standard normal distribution truncated at -2 and 2
 
 
-def _lecun_(weight: Tensor, generator: torch.Generator) -> None:
+def lecun_(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Initialise a kernel or matrix, whose first axis is the fan-out, with variance 1 / fan_in."""
     std = 1 / math.sqrt(weight[0].numel())
     bound = 2 * std / _CUT_STD
-    nn.init.trunc_normal_(weight, std=std / _CUT_STD, a=-bound, b=bound, generator=generator)
+    return nn.init.trunc_normal_(weight, std=std / _CUT_STD, a=-bound, b=bound, generator=generator)
 
 
-class LecunConv(nn.Conv2d):
-    """Convolution with "same" padding for odd kernels; ``stride`` 2 halves the size."""
-
-    optim_kinds = {"weight": "adam", "bias": "adam"}
-
-    def __init__(self, fan_in: int, fan_out: int, kernel: int, stride: int = 1, bias: bool = False):
-        super().__init__(fan_in, fan_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
-
-    def reset_parameters(self) -> None:
-        """Do nothing, since torch's initialisation would use the global random generator."""
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise kernel and bias."""
-        _lecun_(self.weight, stream("weight"))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class LecunLinear(nn.Linear):
-    """Linear layer with bias."""
-
-    optim_kinds = {"weight": "adam", "bias": "adam"}
-
-    def reset_parameters(self) -> None:
-        """Do nothing, since torch's initialisation would use the global random generator."""
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise matrix and bias."""
-        _lecun_(self.weight, stream("weight"))
-        nn.init.zeros_(self.bias)
+def conv(fan_in: int, fan_out: int, kernel: int, stride: int = 1, bias: bool = False) -> Conv:
+    """Build a convolution with "same" padding for odd kernels; ``stride`` 2 halves the size."""
+    return Conv(fan_in, fan_out, kernel, lecun_, stride=stride, padding=kernel // 2, bias=bias)
 
 
 class GroupNorm(nn.Module):
@@ -88,7 +61,7 @@ class ConvNormReLU(nn.Sequential):
     """A 3x3 convolution, a group norm and a ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int):
-        super().__init__(LecunConv(fan_in, fan_out, 3), GroupNorm(fan_out), nn.ReLU())
+        super().__init__(conv(fan_in, fan_out, 3), GroupNorm(fan_out), nn.ReLU())
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch: int) -> Map:

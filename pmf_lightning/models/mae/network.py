@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pmf_lightning.models.layers import Linear
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.layers import (
     MOST_GROUPS,
     ConvNormReLU,
     GroupNorm,
-    LecunConv,
-    LecunLinear,
     Map,
+    conv,
+    lecun_,
     unpatchify,
 )
 
@@ -56,7 +57,7 @@ class UNetDecoder(nn.Module):
         self.bridge = ConvNormReLU(8 * b, 8 * b)
         sizes = [(8 * b, 4 * b, 4 * b), (4 * b, 2 * b, 2 * b), (2 * b, b, b), (b, b, b)]
         self.ups = nn.ModuleList(UpBlock(*size) for size in sizes)
-        self.head = LecunConv(b, channels, 1, bias=True)
+        self.head = conv(b, channels, 1, bias=True)
 
     def forward(self, maps: Mapping[str, Map]) -> Map:
         """Map the encoder's outputs to ``channels`` values per patch."""
@@ -89,7 +90,7 @@ class MAE(nn.Module):
         )
         self.grid = self.encoder.grid
         self.decoder = UNetDecoder(base_channels, channels * patch**2)
-        self.head = LecunLinear(8 * base_channels, classes)
+        self.head = Linear(8 * base_channels, classes, lecun_, kind="adam")
 
     def forward(
         self, image: Float[Tensor, "b c h w"], heads: Collection[str] = HEADS
