@@ -40,6 +40,10 @@ def command_line() -> str:
         return f"python -m pmf_lightning.train {os.environ[SWEEP]}"
     if name in sys.orig_argv:
         return shlex.join(["python", "-m", name, *sys.orig_argv[sys.orig_argv.index(name) + 1 :]])
+    if str(name).startswith("pmf_lightning."):  # started by pmf: python [-m] pmf COMMAND arguments
+        typed = sys.orig_argv[1:]
+        place = next((i for i, word in enumerate(typed) if Path(word).stem in ("pmf", "pmf_lightning")), 0)
+        return shlex.join(["python", "-m", name, *typed[place + 2 :]])
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

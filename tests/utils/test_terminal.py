@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pmf_lightning
+from pmf_lightning.__main__ import COMMANDS
 from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
 from pmf_lightning.utils.terminal import INTERRUPTED, UNREAD, plain_ending
 
@@ -107,9 +108,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", ["train --help", "info format=json", "report --help", "info --cfg job", "sample -h"]
-)
+@pytest.mark.parametrize("command", ["info format=json", "info --cfg job"])
 def test_commands_into_a_closed_pipe(command):
     reader, writer = os.pipe()
     os.close(reader)
@@ -117,6 +116,35 @@ def test_commands_into_a_closed_pipe(command):
     done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, env=ENVIRONMENT)
     os.close(writer)
     assert (done.returncode, done.stderr) == (UNREAD, "")
+
+
+EVERY_HELP = """
+import os, sys
+from importlib import import_module
+from pmf_lightning.__main__ import COMMANDS, main
+
+mains = {name: import_module(f"pmf_lightning.{name}").main for name in COMMANDS}
+for name, work in [("pmf", main), *mains.items()]:
+    child = os.fork()
+    if not child:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.argv = [name, "--help"]
+        work()
+        sys.exit(0)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_help_of_every_command_into_a_closed_pipe():
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_HELP], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [f"{name} {UNREAD}" for name in ("pmf", *COMMANDS)]
 
 
 @pytest.mark.slow
