@@ -67,6 +67,9 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
     ``compose`` composes other overrides; it is called without the additions ("+") and deletions ("~").
     """
     typed = [split(override) for override in overrides]
+    for one in typed:
+        if f"{one.option}.".startswith("paper."):
+            raise UserError(f"{one.text}: what the paper reports is no option; a preset's file in conf/model states it")
     plain = [one for one in typed if one.sign == "" or is_group(one.option) or one.option.startswith("hydra.")]
     if len(plain) < len(typed):
         base = compose([one.text for one in plain])

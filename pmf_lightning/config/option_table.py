@@ -298,6 +298,7 @@ HOW_TO_SAMPLE: Table = {
 
 RUN: Table = {
     "name": TEXT,
+    "paper.**": ANYTHING,  # facts that nothing reads from the configuration (config/presets.py)
     "seed": SEED,
     "run_dir": PATH.or_null(),
     "flip": YES_NO,

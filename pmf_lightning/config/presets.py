@@ -1,19 +1,36 @@
-"""Published numbers of each preset, from conf/published.yaml."""
+"""What the papers report of each preset, from `paper:` of its file in conf/model."""
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pmf_lightning.config.compose import CONF
+from pmf_lightning.config.groups import CONF, choices
 from pmf_lightning.utils.precision import Number
+
+KEY = "paper"  # no part of a run: pipeline/build.py leaves it out
 
 
 @dataclass(frozen=True)
 class Published:
-    """Data set of a preset and the numbers of its paper (None if not reported); see the head of published.yaml."""
+    """Data of a preset and the numbers of its paper; None if the paper does not state a number.
 
-    data: str
+    Attributes:
+        data: choice of data= that the preset is made for, and for which its numbers hold.
+        parameters: exact number used in sampling, without the v-head, of the official network. JiT's files also hold
+            a fixed table of positions, which is not counted.
+        training_parameters: exact number with the v-head.
+        released_parameters: exact number in the released file if it has more: iMF's contain the last layer of the
+            v-head without its blocks.
+        paper_parameters_m: millions of parameters, as printed in the paper.
+        gmacs: 10^9 multiply-adds of one evaluation of the network, as printed in the paper, which says Gflops.
+        fid, inception_score: of 50,000 images.
+        evaluations: of the network per image, with guidance, as the official code counts.
+        source: paper, table and length of the training.
+    """
+
+    data: str = "digits"  # as run.yaml
     parameters: int | None = None
     training_parameters: int | None = None
     released_parameters: int | None = None
@@ -25,8 +42,11 @@ class Published:
     source: str | None = None
 
 
-@cache
 def published() -> dict[str, Published]:
-    """Return the entries of published.yaml by preset."""
-    models = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))["models"]
-    return {name: Published(**entry) for name, entry in models.items()}
+    """Return what is published of each preset, by the preset's name."""
+    return {name: _read(CONF / "model" / f"{name}.yaml") for name in choices("model")}
+
+
+@cache
+def _read(file: Path) -> Published:
+    return Published(**OmegaConf.load(file).get(KEY, {}))

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from pmf_lightning.config import validate
+from pmf_lightning.config import presets, validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
 from pmf_lightning.models.vit import init_weights
@@ -42,7 +42,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
-    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
+    config = OmegaConf.to_container(stored, resolve=True)
     shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0

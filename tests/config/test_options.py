@@ -206,7 +206,6 @@ def test_unknown_options_are_refused_with_or_without_a_plus(command, override, w
         ("+optimizer.betas=[0.9,0.99]", "optimizer.betas", [0.9, 0.99]),
         ("+optimizer.weight_decay=0.1", "optimizer.weight_decay", 0.1),
         ("++seed=3", "seed", 3),
-        ("~study", "study", None),
     ],
 )
 def test_options_that_something_reads_can_be_added(override, option, value):

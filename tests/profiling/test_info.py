@@ -96,11 +96,19 @@ def test_published_numbers_are_the_papers():
         assert paper.released_parameters == RELEASED.get(model)
 
 
-def test_every_preset_names_its_data_and_no_other_is_published():
-    assert published().keys() == set(choices("model"))
+def test_every_preset_names_its_data():
     assert {paper.data for paper in published().values()} <= set(choices("data"))
     for model in published().keys() - PAPERS.keys():
         assert published()[model] == Published(published()[model].data)
+
+
+def test_the_paper_is_no_part_of_a_run():
+    cfg = compose(["model=pmf_b4", "data=imagenet64"])
+    assert cfg.paper.data == "imagenet64"
+    assert "paper" not in build(cfg, empty=True).config
+    for override in ("paper.fid=1", "+paper.seen=1", "~paper"):
+        with pytest.raises(UserError, match=r"what the paper reports is no option"):
+            compose(["model=pmf_b4", override])
 
 
 @pytest.mark.parametrize("model", RELEASED)
