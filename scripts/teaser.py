@@ -25,18 +25,19 @@ def cut(path: str, box: tuple[int, int, int, int]) -> np.ndarray:
 def strips() -> list[tuple[str, np.ndarray]]:
     """Return title and two rows of samples of each method."""
     rows = (0, 0, 662, 134)
-    names = ["2026-11-22_digits", "2026-11-22_drifting_digits", "2026-11-22_jit_digits"]
-    pmf, drifting, jit = (json.loads((EXPERIMENTS / name / "summary.json").read_text()) for name in names)
-    arms = json.loads((EXPERIMENTS / "2026-11-22_four_objectives" / "results.json").read_text())
+    runs = json.loads((EXPERIMENTS / "digits" / "runs.json").read_text())["runs"]
+    summaries = {run["name"]: run["summary"] for run in runs}
+    pmf, drifting, jit = (summaries[f"{name}-seed0"] for name in ("pmf_digits", "drifting_tiny", "jit_tiny"))
+    arms = json.loads((EXPERIMENTS / "four_objectives" / "results.json").read_text())
     imf = next(arm for arm in arms if arm["arm"] == "imf_digits-seed0")
     return [
-        (f"pMF  ·  1 network evaluation  ·  fd {pmf['fd']:.1f}", cut(f"{names[0]}/final.png", rows)),
+        (f"pMF  ·  1 network evaluation  ·  fd {pmf['fd']:.1f}", cut("digits/pmf_digits.png", rows)),
         (
             f"iMF  ·  1 network evaluation  ·  fd {imf['fd']:.1f}",
-            cut("2026-11-22_four_objectives/grids.png", (80, 168, 659, 283)),
+            cut("four_objectives/grids.png", (80, 168, 659, 283)),
         ),
-        (f"Drifting  ·  1 network evaluation  ·  fd {drifting['fd']:.1f}", cut(f"{names[1]}/final.png", rows)),
-        (f"JiT  ·  {jit['nfe']} network evaluations  ·  fd {jit['fd']:.1f}", cut(f"{names[2]}/50_steps.png", rows)),
+        (f"Drifting  ·  1 network evaluation  ·  fd {drifting['fd']:.1f}", cut("digits/drifting_tiny.png", rows)),
+        (f"JiT  ·  {jit['nfe']} network evaluations  ·  fd {jit['fd']:.1f}", cut("digits/jit_tiny_50_steps.png", rows)),
     ]
 
 

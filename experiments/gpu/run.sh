@@ -42,7 +42,7 @@ step() {  # step <model> <images at once> <repeats> <more overrides>...
 }
 
 check() {
-  timeout "$(left)" $PY experiments/gpu/check.py "$DEVICE" "$OUT/check.json"
+  timeout "$(left)" $PY scripts/gpu/check.py "$DEVICE" "$OUT/check.json"
 }
 
 bench() {
@@ -59,7 +59,7 @@ bench() {
 }
 
 fit() {
-  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY experiments/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
+  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY scripts/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
 }
 
 train() {

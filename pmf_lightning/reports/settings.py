@@ -13,8 +13,9 @@ ABSENT = "-"
 def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return for each run the overridden keys and their values, without those that are equal in all runs.
 
-    The value of a key is that in the configuration, so that a default equals the same value typed; for the choice of a
-    group (``model=``) it is the override. Seeds, paths and options that do not change a result are ignored.
+    The value of a key is that in the configuration, so that a default equals the same value typed. For the choice of a
+    group it is the override; a ``model`` that was not chosen has the name in the configuration. Seeds, paths and
+    options that do not change a result are ignored.
     """
     given = [dict(map(_key_and_value, run.overrides)) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in given for key in one) if _is_setting(key)]
@@ -41,7 +42,9 @@ def _value(config: Mapping[str, Any], key: str, given: Mapping[str, str]) -> Any
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return given.get(key, ABSENT) if value is None or isinstance(value, Mapping) else value
+    if value is None or isinstance(value, Mapping):
+        return given.get(key, config.get("name", ABSENT) if key == "model" else ABSENT)
+    return value
 
 
 def _frozen(value: Any) -> str:

@@ -198,6 +198,7 @@ def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
         ([("a=1", {"a": 1}), ("", {"a": 2})], [{"a": 1}, {"a": 2}]),
         # the choice of a group is shown as typed
         ([("model=a +b=3", {"b": 3}), ("model=c ~d", {"b": None})], [{"model": "a", "b": 3}, {"model": "c", "b": "-"}]),
+        ([("model=a", {"name": "a"}), ("", {"name": "b"})], [{"model": "a"}, {"model": "b"}]),
         (
             [("optimizer=adam", {"optimizer": {"lr": 1}}), ("", {"optimizer": {}})],
             [{"optimizer": "adam"}, {"optimizer": "-"}],

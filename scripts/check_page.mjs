@@ -1,6 +1,6 @@
 // Opens pages in headless Chromium, at the widths of a phone and a desk, light and dark; fails where a page scrolls
 // sideways, says something on the console, or asks the network for anything.
-//   npm install puppeteer-core @sparticuz/chromium && node experiments/check_page.mjs runs/E/small/report.html [PICTURES]
+//   npm install puppeteer-core @sparticuz/chromium && node scripts/check_page.mjs runs/E/small/report.html [PICTURES]
 import { mkdir } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -8,7 +8,7 @@ import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 
 const [page_file, pictures] = process.argv.slice(2);
-if (!page_file) throw new Error("which page? node experiments/check_page.mjs report.html [folder for screenshots]");
+if (!page_file) throw new Error("which page? node scripts/check_page.mjs report.html [folder for screenshots]");
 const SIZES = { small: [360, 800], phone: [390, 844], desk: [1280, 900] };
 const problems = [];
 const browser = await puppeteer.launch({ executablePath: process.env.CHROME ?? (await chromium.executablePath()), args: chromium.args, headless: "shell" });
