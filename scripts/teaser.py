@@ -19,7 +19,7 @@ OURS, PAPER = "#7c9cff", "#5a6072"
 
 def cut(path: str, box: tuple[int, int, int, int]) -> np.ndarray:
     """Return the part (left, top, right, bottom) of a committed picture."""
-    return np.asarray(Image.open(EXPERIMENTS / path).convert("RGB").crop(box))
+    return np.asarray(Image.open(EXPERIMENTS / path).convert("RGB").crop(box).resize((662, 134), Image.LANCZOS))
 
 
 def strips() -> list[tuple[str, np.ndarray]]:

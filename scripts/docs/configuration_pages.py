@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+LONGEST = 120  # characters of a value in a table
+
 
 @dataclass(frozen=True)
 class Row:
@@ -92,21 +94,40 @@ def _code(text: str) -> str:
 
 def table(text: str) -> str:
     """Return the keys of a file as a Markdown table."""
-    rows = [f"| `{row.key}` | {_code(row.value)} | {_cell(row.comment)} |" for row in rows_of(text)]
-    return "\n".join(["| key | default | |", "|---|---|---|", *rows]) if rows else ""
+    shown = [row for row in rows_of(text) if not _is_class(row)]
+    rows = [f"| `{row.key}` | {_code(_shortened(row.value))} | {_cell(row.comment)} |" for row in shown]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) if rows else ""
+
+
+def _is_class(row: Row) -> bool:
+    return row.key.endswith("_target_")
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]} ..."
+
+
+def classes_of(text: str) -> str:
+    """Return the classes and functions that a file names, as a sentence."""
+    named = [
+        f"`{row.key.removesuffix('_target_').rstrip('.')}`: `{row.value}`" for row in rows_of(text) if _is_class(row)
+    ]
+    return f"Class: {', '.join(one.removeprefix('``: ') for one in named)}." if named else ""
 
 
 def bases_of(text: str) -> list[str]:
-    """Return the entries of the defaults list, as they are written in the file."""
+    """Return the entries of the defaults list as group=choice; entries that choose nothing are left out."""
     entries = (yaml.safe_load(text) or {}).get("defaults", [])
-    return [e if isinstance(e, str) else "".join(f"{k}: {v}" for k, v in e.items()) for e in entries if e != "_self_"]
+    named = [entry if isinstance(entry, str) else "=".join(map(str, next(iter(entry.items())))) for entry in entries]
+    hidden = ("_self_", "optional ", "override hydra/")
+    return [one.removesuffix("=None") for one in named if not one.startswith(hidden)]
 
 
 def _section(title: str, text: str) -> str:
     parts = [f"## `{title}`", _cell(head_of(text))]
     if bases := bases_of(text):
         parts.append("Starts from " + ", ".join(f"`{base}`" for base in bases) + ".")
-    return "\n\n".join(part for part in [*parts, table(text)] if part) + "\n"
+    return "\n\n".join(part for part in [*parts, classes_of(text), table(text)] if part) + "\n"
 
 
 def groups_of(conf: Path) -> dict[str, list[Path]]:
@@ -123,36 +144,30 @@ def pages(root: Path) -> dict[str, str]:
     """Return path -> text: the overview, one page for each group, and one for the commands."""
     conf = root / "conf"
     groups = groups_of(conf)
-    written = {"configuration/index.md": _overview(groups)}
+    written = {"configuration/index.md": _overview(conf, groups)}
     commands = [p for p in sorted(conf.glob("*.yaml")) if (root / "pmf_lightning" / f"{p.stem}.py").is_file()]
     shared = [p for p in sorted(conf.glob("*.yaml")) if p not in commands and rows_of(p.read_text())]
     order = sorted(commands, key=lambda path: (path.stem != "train", path.stem))
-    sections = [_section(path.stem, path.read_text()) for path in [*order, *shared] if path.stem != "published"]
+    sections = [_section(path.stem, path.read_text()) for path in [*order, *shared]]
     written["configuration/commands.md"] = "# Options of the commands\n\n" + "\n".join(sections)
-    for group, files in groups.items():
-        if "/" in group:
-            continue
-        nested = [path for other, paths in groups.items() if other.startswith(f"{group}/") for path in paths]
-        sections = [_section(_choice(conf / group, path), path.read_text()) for path in [*files, *nested]]
-        written[f"configuration/{group}.md"] = f"# `{group}=`\n\n" + "\n".join(sections)
-    for group in {group.split("/")[0] for group in groups} - set(groups):
-        nested = [path for other, paths in groups.items() if other.startswith(f"{group}/") for path in paths]
-        sections = [_section(_choice(conf / group, path), path.read_text()) for path in nested]
+    for group in sorted({group.split("/")[0] for group in groups}):
+        sections = [_section(_choice(conf / group, path), path.read_text()) for path in _files(groups, group)]
         written[f"configuration/{group}.md"] = f"# `{group}=`\n\n" + "\n".join(sections)
     return written
+
+
+def _files(groups: dict[str, list[Path]], group: str) -> list[Path]:
+    return [path for name, paths in groups.items() if name == group or name.startswith(f"{group}/") for path in paths]
 
 
 def _choice(folder: Path, path: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _overview(groups: dict[str, list[Path]]) -> str:
+def _overview(conf: Path, groups: dict[str, list[Path]]) -> str:
     rows = []
     for group in sorted({group.split("/")[0] for group in groups}):
-        names = sorted({path.stem for other, paths in groups.items() if other == group for path in paths})
-        names = names or sorted(
-            {path.stem for o, paths in groups.items() if o.startswith(f"{group}/") for path in paths}
-        )
+        names = sorted({_choice(conf / group, path).split("/")[0] for path in _files(groups, group)})
         rows.append(f"| [`{group}=`]({group}.md) | {' '.join(f'`{name}`' for name in names)} |")
     return OVERVIEW + "\n".join(["| group | choices |", "|---|---|", *rows]) + "\n"
 
