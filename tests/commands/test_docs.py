@@ -28,7 +28,7 @@ PAGES = [
 METHODS = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("pmf", "imf", "jit", "drifting")}
 JAX = ROOT / "docs" / "from_jax.md"
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-COMMAND = re.compile(r"(?:python|torchrun[^`]*?|srun[^`]*?) -m pmf_lightning\.(\w+)([^`]*)")
+COMMAND = re.compile(r"(?:(?:python|torchrun[^`]*?|srun[^`]*?) -m pmf_lightning\.|\bpmf )(?!completion)(\w+)([^`]*)")
 
 
 def name_of(page: Path) -> str:
@@ -105,6 +105,12 @@ def test_every_command_and_choice_is_there(page):
             for job in jobs_of(command, arguments):
                 check_choices(scaled(job))
                 OverridesParser.create().parse_overrides(job)
+
+
+def test_commands_are_found_in_both_forms():
+    text = "`pmf train model=a` and `pmf completion bash`\n```bash\ntorchrun -n 2 -m pmf_lightning.train b=1  # c\n```"
+    assert commands_of(text) == [("train", ["b=1"]), ("train", ["model=a"])]
+    assert sum(len(commands_of(page.read_text())) for page in PAGES) > 100
 
 
 @pytest.mark.slow
