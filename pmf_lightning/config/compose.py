@@ -18,7 +18,11 @@ from pmf_lightning.config.search_path import CONF
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
+__all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 SCALES = ("small", "paper")
+
+register_resolvers()
+search_path.register()
 
 
 def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
@@ -66,12 +70,6 @@ def _file_of(name: str, scale: str | None, experiments: Path) -> str:
         asked = f"experiment={name}" + (f" scale={scale}" if scale else "")
         raise UserError(f"{asked}: it has the scale {scales[name][0]} only; set scale={scales[name][0]}")
     return f"{name}/{wanted}"
-
-
-register_resolvers()
-search_path.register()
-
-__all__ = ["CONF", "choices", "compose", "one_line", "prepared", "scaled"]
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:

@@ -194,17 +194,22 @@ def _parameters(node: DictConfig | None) -> dict[str, tuple[Kind, bool]] | None:
 
 
 def _parameters_of(target: Any) -> dict[str, tuple[Kind, bool]]:
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):
-        hints = {}
-    named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-    return {
-        name: (kind_of_annotation(hints.get(name, Any)), parameter.default is not parameter.empty)
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind in named and name != "self"
-    }
+    """Return the named parameters of a function or a class; ``**others`` of a class are those of its base class."""
+    bases = target.__mro__ if inspect.isclass(target) else ()
+    found: dict[str, tuple[Kind, bool]] = {}
+    for function in [vars(base)["__init__"] for base in bases if "__init__" in vars(base)] or [target]:
+        parameters = inspect.signature(function).parameters
+        try:
+            hints = get_type_hints(function)
+        except (NameError, TypeError):
+            hints = {}
+        for name, parameter in parameters.items():
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name != "self":
+                kind = kind_of_annotation(hints.get(name, Any)), parameter.default is not parameter.empty
+                found.setdefault(name, kind)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
 
 
 def _trainer_parameters() -> Mapping[str, tuple[Kind, bool]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from pmf_lightning.utils.precision import full_products
@@ -73,11 +73,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def three_channels(images: Levels) -> UInt8[Tensor, "b 3 h w"]:
-    """Repeat the channel of grey images three times; ValueError unless there are 1 or 3 channels."""
+def three_channels(images: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b 3 h w"]:
+    """Repeat the channel of grey images three times, as a view; ValueError unless there are 1 or 3 channels."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images of {images.shape[1]} channels; features of pictures are made of 1 or 3")
-    return images.expand(-1, 3, -1, -1).contiguous()
+        raise ValueError(f"images have {images.shape[1]} channels; this network takes 1 or 3")
+    return images.expand(-1, 3, -1, -1)
 
 
 def file_sha256(path: Path) -> str:

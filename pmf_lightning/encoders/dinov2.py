@@ -86,7 +86,7 @@ class DinoV2:
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) * 255 for x in (_MEAN, _STD))
 
         def network(images: Tensor) -> Features:
-            pixels = three_channels(images).float()
+            pixels = three_channels(images).contiguous().float()
             small = interpolate_bilinear_2d_like_tensorflow1x(pixels, size=(SIDE, SIDE), align_corners=False)
             return Features(model((small - mean) / std), None)
 

@@ -91,7 +91,9 @@ class Inception:
         *body, head = inception.children()  # torch-fidelity registers the layers in calling order
 
         def network(images: Tensor) -> Features:
-            x = (RESIZES[self.resize](three_channels(images).float(), inception.INPUT_IMAGE_SIZE) - 128) / 128
+            x = (
+                RESIZES[self.resize](three_channels(images).contiguous().float(), inception.INPUT_IMAGE_SIZE) - 128
+            ) / 128
             for layer in body:
                 x = layer(x)
             features = x.flatten(1)

@@ -117,10 +117,3 @@ class FrozenDistance(nn.Module):
     def forward(self, generated: Square, real: Square) -> Distances:
         """Return one distance per pair."""
         raise NotImplementedError
-
-
-def three_channels(images: Square, like: Tensor) -> Float[Tensor, "n 3 side side"]:
-    """Repeat the channel of grey images three times; return images in the dtype of ``like``."""
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"images have {images.shape[1]} channels; perceptual distances know 1 or 3")
-    return images.expand(-1, 3, -1, -1).to(like.dtype)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.state_names import unwrapped
 from pmf_lightning.utils.tensor_files import load_tensors
@@ -132,12 +132,8 @@ def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _listed(wrong: Mapping[str, list]) -> str:
     """Describe the mismatches, with one example of each kind."""
     words = {"missing_keys": "lacks", "unexpected_keys": "has the foreign", "mismatched_keys": "has another shape of"}
-    parts = [f"{words[key]} {names[0]}{_more(names)}" for key, names in wrong.items() if names]
+    parts = [f"{words[key]} {some_of(names, 1)}" for key, names in wrong.items() if names]
     return "not the weights of this VAE: it " + ", ".join(parts)
-
-
-def _more(names: list) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 @dataclass(frozen=True)

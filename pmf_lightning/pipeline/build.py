@@ -51,7 +51,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: it is no optimizer
         raise UserError(f"optimizer: {error}") from error
     return module
 
@@ -74,9 +74,18 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
 
 
 def make_part(cfg: DictConfig, part: str) -> Any:
-    """Instantiate ``cfg[part]``; errors of its constructor are raised as UserError naming the part."""
+    """Instantiate ``cfg[part]``; errors of its constructor are raised as UserError naming the part.
+
+    A backbone or decoder that is no torch module is a UserError too.
+    """
     try:
-        return instantiate(cfg[part], _convert_="all")
+        found = instantiate(cfg[part], _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
         message = one_line(error.__cause__ or error)
         raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error
+    if part in ("backbone", "decoder") and not isinstance(found, nn.Module):
+        raise UserError(
+            f"{part}._target_={cfg[part]['_target_']}: it builds a {type(found).__name__}, not a torch.nn.Module; "
+            f"name a class of networks, or leave it out"
+        )
+    return found

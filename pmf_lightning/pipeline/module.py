@@ -69,8 +69,13 @@ class GenerativeModule(LightningModule):
         self._features = [features]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Build the optimizer over the network's tagged parameters, and its learning-rate schedule."""
+        """Build the optimizer over the network's tagged parameters, and its learning-rate schedule.
+
+        Raises TypeError if what is configured is no optimizer.
+        """
         optimizer = self._optimizer(parameter_groups(self.network))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"its _target_ builds a {type(optimizer).__name__}, not a torch.optim.Optimizer")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

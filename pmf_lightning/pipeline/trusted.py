@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import Any
 
 from pmf_lightning.pipeline.migrate import MOVED_TARGETS
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of
 
 _OURS = "pmf_lightning"
 # Part of a configuration -> the objects that it may name: ours by their defining module, torch's by their public name.
@@ -60,7 +60,6 @@ _PARTS = {
 }
 _HYDRAS = re.compile(r"_\w*_")  # keys that Hydra interprets
 _MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # our longest has about 500 values and 6 levels
-_MOST_LISTED = 4  # targets listed in an error
 
 
 def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -81,11 +80,8 @@ def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[
         known = _known(part)
         problems += [problem for node in _mappings(value) if (problem := _problem(node, known, trust))]
     if problems:
-        listed = list(dict.fromkeys(problems))
-        more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
-        raise UserError(
-            f"{source}: it would run code outside {_OURS} ({', '.join(listed[:_MOST_LISTED])}{more}); refused"
-        )
+        listed = some_of(list(dict.fromkeys(problems)), most=4)
+        raise UserError(f"{source}: it would run code outside {_OURS} ({listed}); refused")
     return config
 
 

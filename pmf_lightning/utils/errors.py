@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -46,6 +46,12 @@ def translate_os_error(error: BaseException) -> BaseException:
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return OutOfResources("out of memory; set a smaller n=, batch=, micro_batch= or chunk=")
     return error
+
+
+def some_of(names: Sequence[str], most: int = 6, separator: str = ", ") -> str:
+    """Return the first ``most`` names for an error message, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def suggestions(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pmf_lightning.utils.bounded_files import read_json
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of
 
 ARRAY, SCALAR = 1, 3  # extension types; 2 is a complex Python number, which weights do not contain
 
@@ -144,8 +144,6 @@ def _joined(pieces: dict, name: str) -> Tensor:
 # (weights, metadata) of a release, and of a run's folder written by older code.
 FILES = (("ema_params.msgpack", "metadata.json"), ("ema_model.msgpack", "ema_model.metadata.json"))
 
-_MOST_LISTED = 6  # names listed per problem in an error
-
 
 def find(path: str | Path) -> tuple[Path, Path]:
     """Return the paths of weights and metadata of ``path``, a file or the folder of a release.
@@ -193,5 +191,4 @@ def check_names(source: str, missing: Iterable[str], unknown: Iterable[str], que
     """Raise UserError, with ``question`` as the remedy, if names are missing or unknown to the network."""
     for what, names in (("lacks", sorted(missing)), ("holds, and this network has not,", sorted(unknown))):
         if names:
-            more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-            raise UserError(f"{source}: it {what} {', '.join(names[:_MOST_LISTED])}{more}; {question}")
+            raise UserError(f"{source}: it {what} {some_of(names)}; {question}")

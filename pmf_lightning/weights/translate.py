@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from pmf_lightning.models.drifting_vit import DriftingViT
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.vit import ViT
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of
 from pmf_lightning.weights.drifting import generator_tensors, load_official_generator
 from pmf_lightning.weights.families import IMF, JIT, PMF, WeightFormat
 from pmf_lightning.weights.read import PREFIX, read_official
 from pmf_lightning.weights.recognize import WeightsDescription, look
 
 FAMILIES = (PMF, IMF, JIT)
-_MOST_LISTED = 6  # names listed per problem in an error
 _SAME = 0.01  # tolerance of fixed values: the error of bfloat16 is 0.004
 
 
@@ -199,7 +198,7 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family
         "unexpected": [key for key in weights if key not in expected],
         "of another shape": shapes,
     }
-    listed = "; ".join(f"{what}: {_few(names)}" for what, names in problems.items() if names)
+    listed = "; ".join(f"{what}: {some_of(names)}" for what, names in problems.items() if names)
     if listed:
         raise UserError(
             f"these are not the official {family.name} weights of this network ({listed}); choose the model they fit"
@@ -213,11 +212,6 @@ def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
         raise UserError(
             f"{name} holds other values than this network's (up to {apart:.3g} away); take an official file"
         )
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(names[:_MOST_LISTED]) + more
 
 
 def _another(seen: WeightsDescription, wanted: WeightsDescription) -> str:

@@ -302,7 +302,7 @@ def settings(**changes):
 
 
 def test_features_of_an_encoder_trained_on_the_data(tmp_path):
-    features = trained_on_data(settings(), "ab", 1, source=DIGITS, cache_dir=str(tmp_path))
+    features = trained_on_data(settings(), sets="ab", every_block=1, source=DIGITS, cache_dir=str(tmp_path))
     found = features(torch.zeros(2, 1, 8, 8))
     maps = ["conv1", *(f"layer{i}{end}" for i in (1, 2, 3, 4) for end in ("", "_blk1"))]
     assert set(found) == {"global", "norm_x", *(f"{name}{kind}" for name in maps for kind in ("", "_mean", "_std"))}
@@ -318,17 +318,17 @@ def test_features_of_a_released_folder(tmp_path):
     config = {"base_channels": 32, "layers": [1, 1, 1, 1], "in_channels": 1, "input_patch_size": 1, "num_classes": 3}
     (tmp_path / "metadata.json").write_text(json.dumps({"model_config": config}))
     digits = replace(DIGITS, resolution=32)
-    features = released(str(tmp_path), "abcd", 2, source=digits, cache_dir=None)
+    features = released(str(tmp_path), sets="abcd", every_block=2, source=digits, cache_dir=None)
     x = normal("x", shape=(1, 1, 32, 32), dtype=torch.float32)
     wanted = mae_features(network.encoder, x)
     assert features(x).keys() == wanted.keys()
     assert all(torch.equal(features(x)[name], value) for name, value in wanted.items())
     with pytest.raises(UserError, match=r"trained at 32 x 32 pixels, .* 8 x 8; set data\.resolution=32"):
-        released(str(tmp_path), "abcd", 2, source=DIGITS, cache_dir=None)
+        released(str(tmp_path), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
     with pytest.raises(UserError, match=r"drift_features\.path is not set"):
-        released(None, "abcd", 2, source=DIGITS, cache_dir=None)
+        released(None, sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
     with pytest.raises(UserError, match="nothing: no such file; give an ema_params"):
-        released(str(tmp_path / "nothing"), "abcd", 2, source=DIGITS, cache_dir=None)
+        released(str(tmp_path / "nothing"), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
 
 
 def test_features_of_a_run(tmp_path):
@@ -340,13 +340,15 @@ def test_features_of_a_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "last.ckpt"
     torch.save(state, path)
-    features = trained_by_run(str(tmp_path), "abcd", 2, source=replace(DIGITS, resolution=16), cache_dir=None)
+    features = trained_by_run(
+        str(tmp_path), sets="abcd", every_block=2, source=replace(DIGITS, resolution=16), cache_dir=None
+    )
     network.load_state_dict(averages)
     x = normal("x", shape=(2, 1, 16, 16), dtype=torch.float32)
     wanted = mae_features(network.encoder, x)
     assert all(torch.equal(features(x)[name], value) for name, value in wanted.items())
     with pytest.raises(UserError, match=r"trained at 16 x 16 pixels, .* 8 x 8"):
-        trained_by_run(str(path), "abcd", 2, source=DIGITS, cache_dir=None)
+        trained_by_run(str(path), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
     state["config"]["backbone"]["_target_"] = "pmf_lightning.models.vit.ViT"
     torch.save(state, path)
     with pytest.raises(UserError, match=r"its network is pmf_lightning\.models\.vit\.ViT, no MAE"):
@@ -360,4 +362,4 @@ def test_features_of_a_run(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         run_encoder(tmp_path / "other")
     with pytest.raises(UserError, match=r"drift_features\.path is not set"):
-        trained_by_run(None, "abcd", 2, source=DIGITS, cache_dir=None)
+        trained_by_run(None, sets="abcd", every_block=2, source=DIGITS, cache_dir=None)

@@ -18,11 +18,11 @@ from torchvision.models import VGG16_Weights
 from pmf_lightning import Batch, UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.transforms import to_float
+from pmf_lightning.encoders.base import three_channels
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.perceptual.build import make_features
 from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
 from pmf_lightning.encoders.perceptual.lpips import LPIPS
-from pmf_lightning.encoders.pretrained import three_channels
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.train import train
 from pmf_lightning.utils import rng
@@ -228,7 +228,7 @@ def test_grey_images_stand_for_colours(distances, name):
     wanted = distances[name](generated.repeat(1, 3, 1, 1), real.repeat(1, 3, 1, 1))
     torch.testing.assert_close(distances[name](generated, real), wanted)
     with pytest.raises(ValueError, match="2 channels"):
-        three_channels(torch.zeros(1, 2, 8, 8), like=real)
+        three_channels(torch.zeros(1, 2, 8, 8))
 
 
 def test_weights_by_path_are_those_of_the_file_and_the_generator_stays(vgg_file, convnext, convnext_file):

@@ -4,7 +4,7 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from pmf_lightning import build, compose, info
+from pmf_lightning import UserError, build, compose, info
 from pmf_lightning.train import main
 from pmf_lightning.utils.hydra_compat import instantiate, register_resolver
 
@@ -24,6 +24,20 @@ def test_what_a_constructor_objects_to_is_one_line(call_command, overrides, mess
     assert status == 2
     assert errors.startswith(f"error: {message}")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone._target_=builtins.dict", "backbone._target_=builtins.dict: it builds a dict, not a torch.nn.Module"),
+        ("optimizer._target_=builtins.dict", "optimizer: its _target_ builds a dict, not a torch.optim.Optimizer"),
+    ],
+)
+def test_an_object_of_the_wrong_kind_is_one_line(override, message):
+    with pytest.raises(UserError) as refusal:
+        build(compose(["model=pmf_tiny", override]))
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)
 
 
 def test_other_parts_too():

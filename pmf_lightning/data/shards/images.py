@@ -18,7 +18,7 @@ from pmf_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Payload:
+class RecordFormat:
     """Content of a record: decoder of its bytes, and the expected shape and dtype of the array.
 
     ``decode`` may raise any exception for damaged bytes. ``change`` transforms the array of record i; None: no
@@ -40,8 +40,10 @@ class ShardImages(BatchDataset):
     the bad records of ``batch`` and of single items; ``fetch`` returns them to its caller instead.
     """
 
-    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"], payload: Payload, tally: BadRecordCounter):
-        self.records, self.rows, self.payload, self.tally = records, rows, payload, tally
+    def __init__(
+        self, records: Records, rows: Int64[np.ndarray, " n"], record_format: RecordFormat, tally: BadRecordCounter
+    ):
+        self.records, self.rows, self.format, self.tally = records, rows, record_format, tally
         self.labels = torch.from_numpy(records.labels[rows])
         self.stride = _stride(len(rows))
         self._files = OpenFiles(records.paths)
@@ -72,7 +74,7 @@ class ShardImages(BatchDataset):
 
     def _stacked(self, images: list[Tensor]) -> Tensor:
         """Stack images; in a worker, default_collate uses shared memory, which saves the main process a copy."""
-        return default_collate(images) if images else torch.empty(0, *self.payload.shape, dtype=self.payload.dtype)
+        return default_collate(images) if images else torch.empty(0, *self.format.shape, dtype=self.format.dtype)
 
     def _read_from(self, first: int, bad: list[BadRecord]) -> tuple[Tensor, int]:
         """Return image ``first`` or its replacement, with its index; append bad records to ``bad``."""
@@ -97,10 +99,10 @@ class ShardImages(BatchDataset):
         content = self._files.read(*place)
         if len(content) < place.size:
             raise ValueError(CUT_OFF)
-        image = torch.from_numpy(self.payload.decode(content))
-        if (tuple(image.shape), image.dtype) != (self.payload.shape, self.payload.dtype):
-            raise ValueError(f"{image.dtype} {list(image.shape)} instead of {list(self.payload.shape)}")
-        return image if self.payload.change is None else self.payload.change(image, record)
+        image = torch.from_numpy(self.format.decode(content))
+        if (tuple(image.shape), image.dtype) != (self.format.shape, self.format.dtype):
+            raise ValueError(f"{image.dtype} {list(image.shape)} instead of {list(self.format.shape)}")
+        return image if self.format.change is None else self.format.change(image, record)
 
 
 def _stride(count: int) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
-from pmf_lightning.data.shards.images import Payload, ShardImages
+from pmf_lightning.data.shards.images import RecordFormat, ShardImages
 from pmf_lightning.data.shards.manifest import Manifest, read_manifest
 from pmf_lightning.data.shards.payloads import decode
 from pmf_lightning.data.shards.records import Records, open_records
@@ -154,9 +154,9 @@ class Shards:
         if self.latents:
             shape = (2, *shape)
         decoder = partial(decode, payload=self._manifest.payload, channels=self.channels)
-        payload = Payload(decoder, shape, torch.float32 if self.latents else torch.uint8, self._change)
+        record_format = RecordFormat(decoder, shape, torch.float32 if self.latents else torch.uint8, self._change)
         tally = BadRecordCounter(len(records), self.max_bad, records.describe, self._remedy)
-        return ShardImages(records, chosen.nonzero()[0], payload, tally)
+        return ShardImages(records, chosen.nonzero()[0], record_format, tally)
 
     @property
     def _change(self) -> Callable[[Tensor, int], Tensor] | None:

@@ -86,54 +86,47 @@ def pixels_alone(*, source: DataSource, cache_dir: str | None, convnext: nn.Modu
 
 def trained_on_data(
     settings: MAESettings,
-    sets: str,
-    every_block: int,
     *,
     source: DataSource,
     cache_dir: str | None,
     convnext: nn.Module | None = None,
+    **options: Any,
 ) -> DriftFeatures:
     """Return features of a small MAE of ``source``'s training split, read from the cache folder or trained.
 
-    Raises UserError if it cannot be built or trained.
+    ``options`` are those of DriftFeatures. Raises UserError if the MAE cannot be built or trained.
     """
-    return _checked(DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, sets, every_block), source)
+    return _checked(DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, **options), source)
 
 
 def released(
-    path: str | None,
-    sets: str,
-    every_block: int,
-    *,
-    source: DataSource,
-    cache_dir: str | None,
-    convnext: nn.Module | None = None,
+    path: str | None, *, source: DataSource, cache_dir: str | None, convnext: nn.Module | None = None, **options: Any
 ) -> DriftFeatures:
     """Return features of the released encoder in the folder ``path`` (see ``released_encoder``).
 
-    Raises UserError for a missing or foreign folder, or an encoder for images unlike ``source``'s.
+    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign folder, or an encoder for
+    images unlike ``source``'s.
     """
-    if path is None:
-        raise UserError("drift_features.path is not set: give the folder with ema_params.msgpack and metadata.json")
-    return _checked(DriftFeatures(released_encoder(path), convnext, sets, every_block), source)
+    encoder = released_encoder(_given(path, "the folder with ema_params.msgpack and metadata.json"))
+    return _checked(DriftFeatures(encoder, convnext, **options), source)
 
 
 def trained_by_run(
-    path: str | None,
-    sets: str,
-    every_block: int,
-    *,
-    source: DataSource,
-    cache_dir: str | None,
-    convnext: nn.Module | None = None,
+    path: str | None, *, source: DataSource, cache_dir: str | None, convnext: nn.Module | None = None, **options: Any
 ) -> DriftFeatures:
     """Return features of an encoder trained by the train command (see ``run_encoder``).
 
-    Raises UserError for a missing or foreign run, or an encoder for images unlike ``source``'s.
+    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign run, or an encoder for images
+    unlike ``source``'s.
     """
+    encoder = run_encoder(_given(path, "the directory of a run of model=mae_r256 or the like"))
+    return _checked(DriftFeatures(encoder, convnext, **options), source)
+
+
+def _given(path: str | None, what: str) -> str:
     if path is None:
-        raise UserError("drift_features.path is not set: give the directory of a run of model=mae_r256 or the like")
-    return _checked(DriftFeatures(run_encoder(path), convnext, sets, every_block), source)
+        raise UserError(f"drift_features.path is not set: give {what}")
+    return path
 
 
 def released_encoder(path: str | Path) -> MAEEncoder:

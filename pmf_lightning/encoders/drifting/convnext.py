@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pmf_lightning.encoders.base import three_channels
 from pmf_lightning.encoders.drifting.mae import FeatureDict, Images, per_place, summaries
 from pmf_lightning.encoders.perceptual.convnext import pretrained
-from pmf_lightning.encoders.pretrained import three_channels
 from pmf_lightning.utils.precision import at_least_float32
 
 SIDE = 224  # input size of the network in pixels
@@ -49,7 +49,7 @@ def convnext_features(net: timm.models.ConvNeXt, images: Images) -> FeatureDict:
 
     Raises ValueError for other numbers of channels.
     """
-    x = _seen(three_channels(images, net.stem[0].weight))
+    x = _seen(three_channels(images).to(net.stem[0].weight.dtype))
     found: FeatureDict = {}
     x = net.stem(x)
     for i, stage in enumerate(net.stages):

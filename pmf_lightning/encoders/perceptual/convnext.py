@@ -8,7 +8,8 @@ from timm.models import load_state_dict_from_hf
 from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square, three_channels
+from pmf_lightning.encoders.base import three_channels
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import at_least_float32
 
@@ -32,8 +33,8 @@ class ConvNeXtFeatures(FrozenDistance):
         """Return the squared distance of each pair, [n]."""
         like = next(self.parameters())
         with torch.no_grad():
-            theirs = self.net(three_channels(real, like))
-        ours = self.net(three_channels(generated, like))
+            theirs = self.net(three_channels(real).to(like.dtype))
+        ours = self.net(three_channels(generated).to(like.dtype))
         return (at_least_float32(ours) - at_least_float32(theirs)).square().sum(1)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VGG16_Weights
 
-from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square, three_channels
+from pmf_lightning.encoders.base import three_channels
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, PretrainedWeights, Square
 from pmf_lightning.utils.precision import at_least_float32
 from pmf_lightning.utils.tensor_files import load_tensors
 
@@ -44,8 +45,8 @@ class LPIPS(FrozenDistance):
         """Return LPIPS of each pair, [n]."""
         like = self.scale.shift
         with torch.no_grad():
-            theirs = self.net(self.scale(three_channels(real, like)))
-        ours = self.net(self.scale(three_channels(generated, like)))
+            theirs = self.net(self.scale(three_channels(real).to(like.dtype)))
+        ours = self.net(self.scale(three_channels(generated).to(like.dtype)))
         differences = ((_unit(a) - _unit(b)).square() for a, b in zip(ours, theirs, strict=True))
         maps = (linear(difference) for linear, difference in zip(self.linear, differences, strict=True))
         return sum(at_least_float32(weighted).mean((1, 2, 3)) for weighted in maps)

@@ -190,8 +190,8 @@ def _batches(count: int, batch: int, number: int) -> list[list[int]]:
 def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, size: int) -> dict[str, float]:
     """Return the fractions of the reading time for decoding, and for cropping files."""
     decoding, decoding_files, cropping = Stopwatch(), Stopwatch(), Stopwatch()
-    payload = replace(shards.payload, decode=decoding.around(shards.payload.decode))
-    timed_shards = ShardImages(shards.records, shards.rows, payload, shards.tally)
+    record_format = replace(shards.format, decode=decoding.around(shards.format.decode))
+    timed_shards = ShardImages(shards.records, shards.rows, record_format, shards.tally)
     timed_files = ImageFolder(files.root, cropping.around(Cropped(size)), loader=decoding_files.around(pil_loader))
     whole = {}
     for name, images, collate in (

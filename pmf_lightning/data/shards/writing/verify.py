@@ -15,7 +15,7 @@ from pmf_lightning.data.shards.tar import Index, digest_of, index_path, read_ind
 from pmf_lightning.data.shards.writing.processes import Tick, in_processes
 from pmf_lightning.data.shards.writing.progress import LIST
 from pmf_lightning.utils.bounded_files import open_tar
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of
 
 REMEDY = "remove it and run the command that made the shards again"
 MOST_NAMED = 5  # bad records reported per shard
@@ -103,8 +103,7 @@ def _check_records(
     if not len(labels) == len(index.keys) == entry.count:
         bad.append(f"{len(labels)} records, {len(index.keys)} in the index, {entry.count} in the manifest")
     if bad:
-        more = f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
-        problems.append(f"{tar}: {'; '.join(bad[:MOST_NAMED])}{more}; {REMEDY}")
+        problems.append(f"{tar}: {some_of(bad, MOST_NAMED, '; ')}; {REMEDY}")
     return labels
 
 
