@@ -10,8 +10,9 @@ A claim is a mapping with ``says`` (the sentence) and exactly one of
 a, b, c are arms. Every claim may set ``of: class_accuracy``, a key of summary.json other than the study's measure.
 Better means lower, or higher for the keys in formatting.HIGHER_IS_BETTER.
 
-A claim holds or not by the means over seeds. It stays open if the result depends on an arm without a number. ``meets``
-lists compared arms whose ranges of seeds overlap. ``always`` says whether the claim holds for every choice of seeds.
+A claim holds or not by the means over seeds. It stays open if the result depends on an arm without a number.
+``overlapping`` lists compared arms whose ranges of seeds overlap. ``always`` is True if the claim holds for every
+choice of seeds.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,15 +41,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of checking a claim; ``holds`` is None while it is open: arms in ``lacking`` have no number."""
+    """The result of checking a claim; ``holds`` is None while it is open: arms in ``missing`` have no number."""
 
     claim: Claim
     key: str
     spreads: Mapping[str, Spread]
     holds: bool | None
-    meets: tuple[tuple[str, str], ...]
+    overlapping: tuple[tuple[str, str], ...]
     always: bool
-    lacking: tuple[str, ...]
+    missing: tuple[str, ...]
 
     @property
     def ratio(self) -> float | None:
@@ -67,7 +68,7 @@ class Finding:
 def read_claims(raw: Any, arms: Collection[str], where: str) -> list[Claim]:
     """Parse the claims of a study. Raises UserError, with ``where`` as prefix, for anything outside the grammar."""
     if not isinstance(raw, (list, tuple)):
-        raise UserError(f"{where}: claims={raw!r}; give a list of them")
+        raise UserError(f"{where}: claims={raw!r}; give a list of claims")
     return [_read(item, list(arms), f"{where}: claim {number}") for number, item in enumerate(raw, 1)]
 
 
@@ -78,15 +79,15 @@ def check(claim: Claim, numbers: Mapping[str, Sequence[Any]], measure: str) -> F
     known = {arm: value for arm, value in found.items() if value is not None}
     sign = -1.0 if higher_is_better(key) else 1.0
     if claim.kind == "alike":
-        right, always, meets = _alike(claim, list(known.values())), True, []
+        right, always, overlapping = _alike(claim, list(known.values())), True, []
     else:
         pairs = list(_pairs(claim, known))
         right = all(_better(known[a].mean, known[b].mean, claim.factor, sign) for a, b in pairs)
         always = all(_surely(known[a], known[b], claim.factor, sign) for a, b in pairs)
-        meets = [(a, b) for a, b in pairs if known[a].meets(known[b]) and known[a].seeds + known[b].seeds > 2]
-    lacking = tuple(arm for arm in claim.arms if arm not in known)
-    holds = None if right and lacking else right
-    return Finding(claim, key, known, holds, tuple(meets), always, lacking)
+        overlapping = [(a, b) for a, b in pairs if known[a].overlaps(known[b]) and known[a].seeds + known[b].seeds > 2]
+    missing = tuple(arm for arm in claim.arms if arm not in known)
+    holds = None if right and missing else right
+    return Finding(claim, key, known, holds, tuple(overlapping), always, missing)
 
 
 def _pairs(claim: Claim, known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -116,10 +117,10 @@ def _alike(claim: Claim, known: Sequence[Spread]) -> bool:
 
 def _read(item: Any, arms: list[str], where: str) -> Claim:
     if not isinstance(item, Mapping):
-        raise UserError(f"{where}: {item!r} is no mapping; give it says and one of {', '.join(KINDS)}")
+        raise UserError(f"{where}: {item!r} is not a mapping; give says and one of {', '.join(KINDS)}")
     kinds = [kind for kind in KINDS if kind in item]
     if not item.get("says"):
-        raise UserError(f"{where}: it says nothing; add says, a sentence")
+        raise UserError(f"{where}: says is missing; give the claim as a sentence")
     where = f"{where} ({item['says']})"
     if len(kinds) == 1:
         allowed = (*_COMMON, kinds[0], *KINDS[kinds[0]])
@@ -127,10 +128,10 @@ def _read(item: Any, arms: list[str], where: str) -> Claim:
         allowed = (*_COMMON, *KINDS, *(key for keys in KINDS.values() for key in keys))
     for key in item:
         if key not in allowed:
-            raise UserError(f"{where}: it has no key {key}; {suggestions(str(key), allowed)}")
+            raise UserError(f"{where}: there is no key {key}; {suggestions(str(key), allowed)}")
     if len(kinds) != 1:
         given = " and ".join(kinds) or "none of them"
-        raise UserError(f"{where}: it takes one of {', '.join(KINDS)}; here is {given}")
+        raise UserError(f"{where}: it has {given}; give one of {', '.join(KINDS)}")
     named = _arms(item, kinds[0], arms, where)
     factor = _factor(item, {"lower": "by", "alike": "within"}.get(kinds[0]), kinds[0] == "alike", where)
     return Claim(str(item["says"]), kinds[0], named, factor, item.get("of"))
@@ -146,7 +147,7 @@ def _arms(item: Mapping[str, Any], kind: str, arms: list[str], where: str) -> tu
         if arm not in arms:
             raise UserError(f"{where}: the study has no arm {arm}; {suggestions(arm, arms)}")
     if len(named) < 2 or len(set(named)) < len(named):
-        raise UserError(f"{where}: it compares {', '.join(named)}; name two different arms or more")
+        raise UserError(f"{where}: it compares {', '.join(named)}; give two or more different arms")
     return named
 
 
@@ -165,13 +166,13 @@ class Verdict:
     words: str
 
 
-def judge(findings: Sequence[Finding]) -> Verdict:
+def verdict_of(findings: Sequence[Finding]) -> Verdict:
     """Return the verdict: yes if all claims hold, no if none does, open if none can be checked, else partly."""
     held = sum(finding.holds is True for finding in findings)
     failed = sum(finding.holds is False for finding in findings)
     unknown = len(findings) - held - failed
     if not findings:
-        return Verdict("open", "The study makes no claim that could be checked.")
+        return Verdict("open", "The study has no claim to check.")
     if held == failed == 0:
         which = "The one claim" if len(findings) == 1 else f"None of the {len(findings)} claims"
         return Verdict("open", f"{which} could {'not ' if len(findings) == 1 else ''}be checked yet.")
@@ -186,21 +187,21 @@ def _count(held: int, failed: int, unknown: int, total: int) -> str:
         return f"All {total} claims hold."
     if failed == total:
         return f"None of the {total} claims holds."
-    said = [f"{held} of {total} claims {'holds' if held == 1 else 'hold'}"]
-    said += [f"{failed} {'does' if failed == 1 else 'do'} not"] if failed else []
-    said += [f"{unknown} {'is' if unknown == 1 else 'are'} open"] if unknown else []
-    return ", ".join(said) + "."
+    parts = [f"{held} of {total} claims {'holds' if held == 1 else 'hold'}"]
+    parts += [f"{failed} {'does' if failed == 1 else 'do'} not"] if failed else []
+    parts += [f"{unknown} {'is' if unknown == 1 else 'are'} open"] if unknown else []
+    return ", ".join(parts) + "."
 
 
 def _caution(findings: Sequence[Finding]) -> list[str]:
     """Return sentences on the number of seeds and on overlapping ranges of seeds."""
     seeds = seeds_of([s for finding in findings for s in finding.spreads.values()])
-    said = [f"{seeds[:1].upper()}{seeds[1:]}."] if seeds else []
-    pairs = list(dict.fromkeys(pair for finding in findings for pair in finding.meets))
+    sentences = [f"{seeds[:1].upper()}{seeds[1:]}."] if seeds else []
+    pairs = list(dict.fromkeys(pair for finding in findings for pair in finding.overlapping))
     if pairs:
         shown = [f"{a} and {b}" for a, b in pairs[:3]] + ([f"{len(pairs) - 3} more pairs"] if len(pairs) > 3 else [])
-        said.append(f"The ranges of seeds overlap for {', '.join(shown)}.")
-    return said
+        sentences.append(f"The ranges of seeds overlap for {', '.join(shown)}.")
+    return sentences
 
 
 def seeds_of(spreads: Sequence[Spread]) -> str:
@@ -216,22 +217,22 @@ def seeds_of(spreads: Sequence[Spread]) -> str:
 def sentence(finding: Finding, paper: Mapping[str, float | int | None]) -> str:
     """Describe a finding: our numbers, the paper's, and how far the seeds support it."""
     ours = ", ".join(f"{arm} {value}" for arm, value in finding.spreads.items())
-    said = [f"ours ({finding.key.replace('_', ' ')}): {ours}{_ratio(finding)}" if ours else ""]
+    parts = [f"ours ({finding.key.replace('_', ' ')}): {ours}{_ratio(finding)}" if ours else ""]
     if finding.claim.of is None:
         theirs = check(finding.claim, {arm: [value] for arm, value in paper.items()}, finding.key)
         numbers = ", ".join(f"{arm} {show_paper(value.mean)}" for arm, value in theirs.spreads.items())
-        said.append(f"the paper: {numbers}{_ratio(theirs)}" if numbers else "")
+        parts.append(f"the paper: {numbers}{_ratio(theirs)}" if numbers else "")
     if finding.claim.factor > 1:
         most = "at most" if finding.claim.kind == "alike" else "more than"
-        said.append(f"claimed: {most} {finding.claim.factor:g} times")
-    if finding.lacking:
-        said.append(f"no number for {', '.join(finding.lacking)}")
-    said.append(seeds_of(list(finding.spreads.values())))
-    if finding.meets:
-        said.append(f"the ranges of seeds overlap for {', '.join(f'{a} and {b}' for a, b in finding.meets)}")
+        parts.append(f"claimed: {most} {finding.claim.factor:g} times")
+    if finding.missing:
+        parts.append(f"no number for {', '.join(finding.missing)}")
+    parts.append(seeds_of(list(finding.spreads.values())))
+    if finding.overlapping:
+        parts.append(f"the ranges of seeds overlap for {', '.join(f'{a} and {b}' for a, b in finding.overlapping)}")
     elif finding.holds and not finding.always:
-        said.append("not so for every choice of seeds")
-    return "; ".join(part for part in said if part)
+        parts.append("it does not hold for every choice of seeds")
+    return "; ".join(part for part in parts if part)
 
 
 def _ratio(finding: Finding) -> str:
@@ -243,12 +244,12 @@ def compare_arms(spreads: Mapping[str, Spread], key: str) -> Verdict:
     """Return the verdict of a sweep without claims: the best arm, and whether its seeds overlap with the next one's."""
     ranked = sorted(spreads, key=lambda arm: spreads[arm].mean, reverse=higher_is_better(key))
     if len(ranked) < 2:
-        only = f" {ranked[0]} alone has {key} {spreads[ranked[0]]}." if ranked else ""
+        only = f" Only {ranked[0]} has a number: {key} {spreads[ranked[0]]}." if ranked else ""
         return Verdict("open", f"There is nothing to compare yet.{only}")
     first, second = ranked[:2]
     a, b = spreads[first], spreads[second]
     words = f"{key} {a}; next is {second} with {b}."
     if a.seeds + b.seeds > 2:
-        words += " Their ranges of seeds overlap." if a.meets(b) else " Their ranges of seeds do not overlap."
+        words += " Their ranges of seeds overlap." if a.overlaps(b) else " Their ranges of seeds do not overlap."
     seeds = seeds_of(list(spreads.values()))
     return Verdict(f"best: {first}", f"{words} {seeds[:1].upper()}{seeds[1:]}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf_lightning.reports.formatting import slugs
-from pmf_lightning.reports.markdown import MADE, headlines
+from pmf_lightning.reports.markdown import MARK, headlines
 from pmf_lightning.reports.plots import save_strips
 from pmf_lightning.reports.runs import Run
 from pmf_lightning.reports.runs_file import RUNS, SAMPLES, pack, to_text
@@ -29,7 +29,7 @@ _PATH = re.compile(r"(?<![\w.:/~])/[\w.+@=-]+(?:/[\w.+@=-]*)*")
 
 def is_generated(readme: Path) -> bool:
     """Return whether a README.md was written by this program, and not by hand."""
-    return readme.is_file() and readme.read_text().startswith(MADE)
+    return readme.is_file() and readme.read_text().startswith(MARK)
 
 
 def save_runs(sweep: Sweep, folder: Path) -> None:
@@ -95,7 +95,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-MARK = re.compile(r"<!-- /?studies -->")
+_TABLE_MARK = re.compile(r"<!-- /?studies -->")
 
 
 def write_index(folder: Path) -> tuple[Path, int]:
@@ -107,7 +107,7 @@ def write_index(folder: Path) -> tuple[Path, int]:
     if not path.is_file():
         raise UserError(f"--index {folder}: it has no {README}; write one with <!-- studies --> and <!-- /studies -->")
     text = path.read_text()
-    marks = list(MARK.finditer(text))
+    marks = list(_TABLE_MARK.finditer(text))
     if len(marks) != 2:
         raise UserError(
             f"--index {folder}: {README} has {len(marks)} marks; put <!-- studies --> before the table and "

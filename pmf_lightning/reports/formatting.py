@@ -30,7 +30,7 @@ class Spread:
         """Format the range: "2.54", or "1.64 to 2.35" if minimum and maximum differ."""
         return show(self.low) if show(self.low) == show(self.high) else f"{show(self.low)} to {show(self.high)}"
 
-    def meets(self, other: "Spread") -> bool:
+    def overlaps(self, other: "Spread") -> bool:
         """Return whether the two ranges overlap."""
         return max(self.low, other.low) <= min(self.high, other.high)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pmf_lightning.reports.section import IndexRow, SweepPage
 from pmf_lightning.reports.table import Table
 
-MADE = "<!-- made by python -m pmf_lightning.report; what is written here by hand is lost -->"
+MARK = "<!-- written by python -m pmf_lightning.report, which overwrites changes made by hand -->"
 
 
 def to_markdown(sections: Sequence[SweepPage], heading: str, closing: str = "") -> str:
@@ -18,7 +18,7 @@ def to_markdown(sections: Sequence[SweepPage], heading: str, closing: str = "") 
         for section in sections:
             blocks += [f"## {plain(section.title)}", *_body(section)]
     blocks += [closing] if closing else []
-    return "\n\n".join([MADE, *blocks]) + "\n"
+    return "\n\n".join([MARK, *blocks]) + "\n"
 
 
 def headlines(lines: Sequence[IndexRow], links: Sequence[str] = ()) -> str:

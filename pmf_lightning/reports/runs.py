@@ -68,7 +68,7 @@ class Run:
         """The reason why there is no result; empty for finished runs."""
         if self.state == "finished":
             return ""
-        return self.error or f"at {self._progress()}, if it is not still running"
+        return self.error or f"at {self._progress()}, or it is still running"
 
     def _progress(self) -> str:
         images = self.log[-1].get("images", 0) if self.log else 0

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pmf_lightning.reports.claims import Finding, Verdict, check, compare_arms, judge, seeds_of, sentence
+from pmf_lightning.reports.claims import Finding, Verdict, check, compare_arms, seeds_of, sentence, verdict_of
 from pmf_lightning.reports.formatting import counted, higher_is_better, is_number, show_paper, show_time, spread
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import Table, table_of
@@ -59,7 +59,7 @@ def section_of(sweep: Sweep) -> SweepPage:
     study = sweep.study
     paper = {arm.name: arm.paper for arm in sweep.arms if arm.paper is not None}
     findings = _findings(sweep)
-    verdict = judge(findings) if study else compare_arms(_spreads(sweep), sweep.measure or "nothing")
+    verdict = verdict_of(findings) if study else compare_arms(_spreads(sweep), sweep.measure or "nothing")
     return SweepPage(
         name=f"{sweep.name}-{study.scale}" if study else sweep.name,
         title=study.title if study else f"Sweep {sweep.name}",
@@ -97,12 +97,12 @@ def _troubles(sweep: Sweep) -> list[str]:
     lines = []
     for arm in sweep.arms:
         if not arm.runs:
-            lines.append(f"{arm.name}: {arm.state}, {arm.reason or 'there is no run of it'}")
+            lines.append(f"{arm.name}: {arm.state}, {arm.reason or 'it has no run'}")
         for run in arm.runs:
             if run.state != "finished":
                 seed = "" if run.seed is None else f", seed {run.seed}"
                 lines.append(f"{arm.name}{seed}: {run.state}, {run.reason}")
-    return [*lines, *sweep.left_out]
+    return [*lines, *sweep.omitted]
 
 
 def _notes(sweep: Sweep) -> list[str]:
@@ -116,13 +116,13 @@ def _notes(sweep: Sweep) -> list[str]:
     finished = [run for run in sweep.runs if run.state == "finished"]
     metrics = list(dict.fromkeys(run.summary["metric"] for run in finished if run.summary.get("metric")))
     if metrics:
-        notes.append(f"Measured as {', '.join(metrics)}; lower is better.")
+        notes.append(f"The measure is {', '.join(metrics)}; lower is better.")
     elif any(is_number(run.number("fd")) for run in finished):
         floor = spread([run.number("fd_floor") for run in finished])
-        real = f" As many held-out real images have {floor.span}." if floor else ""
-        notes.append(f"fd is a Frechet distance in the features of a small classifier, lower is better, no FID.{real}")
+        real = f" The fd of as many held-out images is {floor.span}." if floor else ""
+        notes.append(f"fd is a Frechet distance in the features of a small classifier, not FID; lower is better.{real}")
     if any(len(arm.finished) > 1 for arm in sweep.arms):
-        notes.append("Of several seeds: mean (smallest to largest).")
+        notes.append("Numbers over several seeds: mean (minimum to maximum).")
     return notes
 
 

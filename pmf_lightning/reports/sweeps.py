@@ -50,13 +50,13 @@ class ReportArm:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms compared by ``measure``; ``study`` is None without a paper; ``left_out`` has a line per excluded run."""
+    """Arms compared by ``measure``; ``study`` is None without a paper; ``omitted`` has a line per omitted run."""
 
     name: str
     arms: Sequence[ReportArm]
     measure: str | None
     study: Study | None
-    left_out: Sequence[str] = ()
+    omitted: Sequence[str] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -70,8 +70,8 @@ def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
     Raises UserError as ``read_runs`` does, and for an invalid study.
     """
     studies: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    loose: dict[Path, list[Run]] = defaultdict(list)
-    lost: list[Run] = []  # runs that failed before they had a configuration
+    others: dict[Path, list[Run]] = defaultdict(list)
+    failed_early: list[Run] = []  # runs that failed before they had a configuration
     seen: set[Path] = set()
     for root in roots:
         for run in read_runs(root):
@@ -79,53 +79,56 @@ def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
                 continue
             seen.add(place)
             if not run.config:
-                lost.append(run)
+                failed_early.append(run)
             elif block := run.config.get("study"):
                 studies[str(block.get("name")), str(block.get("scale"))].append(run)
             else:
-                loose[root].append(run)
-    sweeps = [_of_study(runs, lost) for runs in studies.values()]
-    return sweeps + [_of_settings(root, runs, lost) for root, runs in loose.items()]
+                others[root].append(run)
+    sweeps = [_of_study(runs, failed_early) for runs in studies.values()]
+    return sweeps + [_of_settings(root, runs, failed_early) for root, runs in others.items()]
 
 
-def _of_study(runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
+def _of_study(runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
     newest = max(runs, key=lambda run: run.started)
     study = read_study(newest.config["study"], newest.source)
     by_arm: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_arm[str(run.config["study"].get("arm"))].append(run)
-    arms, left_out = [], []
+    arms, omitted = [], []
     for name in [*study.paper, *(name for name in by_arm if name not in study.paper)]:
         chosen, older = _one_per_seed(by_arm.get(name, []))
-        left_out += older
+        omitted += older
         columns = (chosen[0].config["study"].get("columns") or {}) if chosen else {}
-        reason = "" if chosen else _why_lost(name, runs, lost)
+        reason = "" if chosen else _early_error(name, runs, failed_early)
         arms.append(
             ReportArm(name, chosen, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason)
         )
-    return Sweep(study.name, arms, study.measure, study, left_out)
+    return Sweep(study.name, arms, study.measure, study, omitted)
 
 
-def _why_lost(arm: str, runs: Sequence[Run], lost: Sequence[Run]) -> str:
+def _early_error(arm: str, runs: Sequence[Run], failed_early: Sequence[Run]) -> str:
     """Return the error of an arm that failed before it had a configuration, found by the name of its directory."""
     parents = {run.folder.parent for run in runs}
     names = (f"{arm}-seed", f"{slug(arm)}-seed")  # names of a run directory and in runs.json
-    return next((r.error for r in lost if r.folder.parent in parents and r.folder.name.startswith(names)), "") or ""
+    return (
+        next((r.error for r in failed_early if r.folder.parent in parents and r.folder.name.startswith(names)), "")
+        or ""
+    )
 
 
-def _of_settings(root: Path, runs: Sequence[Run], lost: Sequence[Run]) -> Sweep:
+def _of_settings(root: Path, runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
     by_arm: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run, setting in zip(runs, settings_of(runs), strict=True):
         by_arm[(*((key, text(value)) for key, value in setting.items()), fingerprint(run))].append(run)
-    arms, left_out = [], [f"{run.name} failed before it began: {run.error}" for run in lost]
+    arms, omitted = [], [f"{run.name} failed before it began: {run.error}" for run in failed_early]
     for (*setting, _), members in by_arm.items():
         chosen, older = _one_per_seed(members)
-        left_out += older
+        omitted += older
         name = ", ".join(value if key in _CHOICES else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
         arms.append(ReportArm(name or _name_of(chosen[0], len(by_arm)), chosen, dict(setting)))
     summaries = [run.summary for arm in arms for run in arm.finished]
     measure = next((key for key in MEASURES if any(is_number(summary.get(key)) for summary in summaries)), None)
-    return Sweep(root.resolve().name, _unique(arms), measure, None, left_out)
+    return Sweep(root.resolve().name, _unique(arms), measure, None, omitted)
 
 
 def _name_of(run: Run, arms: int) -> str:
@@ -154,7 +157,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         best = max(same, key=lambda run: (run.state == "finished", run.started, run.name))
         chosen.append(best)
         others += [
-            f"{run.name} is left out: {best.name} has the same setting and seed" for run in same if run is not best
+            f"{run.name} is omitted: {best.name} has the same setting and seed" for run in same if run is not best
         ]
     return chosen, others
 

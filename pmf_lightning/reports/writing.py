@@ -38,8 +38,8 @@ def _data(path: Path) -> str:
 # file -> (function that draws it, its title, its kind)
 PICTURES = {
     "measure.png": (save_measure, "{measure} of each arm{paper}", "drawn"),
-    "curves.png": (save_curves, "curves over images seen, a line per run", "drawn"),
-    "samples.png": (save_strips, "samples of each arm, the same noise at the same place", "pixels"),
+    "curves.png": (save_curves, "curves over images seen, one line per run", "drawn"),
+    "samples.png": (save_strips, "samples of each arm, with the same noise at each position", "pixels"),
 }
 
 
@@ -86,7 +86,7 @@ def _draw(section: SweepPage, sweep: Sweep, out: Path, start: str) -> None:
     for name, (save, title, kind) in PICTURES.items():
         file = f"{start}{name}"
         if save(sweep, out / file):
-            words = title.format(measure=sweep.measure, paper=" beside the paper's" if sweep.study else "")
+            words = title.format(measure=sweep.measure, paper=", ours and the paper's" if sweep.study else "")
             section.pictures.append(Picture(words, file, kind))
         else:
             (out / file).unlink(missing_ok=True)  # left by an earlier report

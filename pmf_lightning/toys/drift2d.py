@@ -25,7 +25,7 @@ from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.toys.drift2d_report import write_report
-from pmf_lightning.toys.result_cache import Arms
+from pmf_lightning.toys.result_cache import ResultCache
 from pmf_lightning.toys.swiss_roll import directions, sliced_wasserstein
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import writable
@@ -54,7 +54,7 @@ def shares(points: Points, modes: TwoModes, near: float | int) -> list[float]:
     return (distance < near * modes.spread).double().mean(0).tolist()
 
 
-# The settings that determine the result of an arm, besides the arm itself.
+# The settings that determine the result of an arm, in addition to the arm itself.
 SETTINGS = ("modes", "network", "steps", "problems", "samples", "positives", "optimizer", "schedule")
 
 SETTINGS += ("loss", "evaluation", "film")
@@ -92,7 +92,7 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
     """
     out = writable(Path(cfg.out), "out")
     check(cfg)
-    store = Arms(out / "arms")
+    cache = ResultCache(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     results = {}
     arms = [Drift2dRun(*place) for place in product(cfg.starts, cfg.seeds)]
@@ -100,7 +100,7 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
         for arm in arms:
             bar.set_description(arm.name)
             before, own = bar.n, settings | {"start": OmegaConf.to_container(cfg.starts[arm.start])}
-            results[arm] = store.run(arm.name, own, lambda arm=arm: run(cfg, arm, bar.update))
+            results[arm] = cache.run(arm.name, own, lambda arm=arm: run(cfg, arm, bar.update))
             bar.update(cfg.steps - (bar.n - before))
     rows = [asdict(arm) | result for arm, result in results.items()]
     return write_report(out, rows, reference(cfg), settings | {"starts": OmegaConf.to_container(cfg.starts)})
@@ -110,17 +110,17 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError unless the study can be run; builds one arm and computes its loss once."""
     for key in ("starts", "seeds"):
         if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])}: name at least one, each once")
-    least = {"steps": 1, "problems": 1, "samples": 2, "positives": 1}
-    least |= {"evaluation.points": 2, "evaluation.directions": 1, "evaluation.every": 1, "evaluation.batches": 1}
-    least |= {"film.frames": 2, "film.shown": 1}
-    for key, value in least.items():
+            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
+    minima = {"steps": 1, "problems": 1, "samples": 2, "positives": 1}
+    minima |= {"evaluation.points": 2, "evaluation.directions": 1, "evaluation.every": 1, "evaluation.batches": 1}
+    minima |= {"film.frames": 2, "film.shown": 1}
+    for key, value in minima.items():
         if OmegaConf.select(cfg, key) < value:
             raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {value}")
     if cfg.film.shown > cfg.evaluation.points:
-        raise UserError(f"film.shown={cfg.film.shown}: only {cfg.evaluation.points} points are drawn")
+        raise UserError(f"film.shown={cfg.film.shown}: must be at most {cfg.evaluation.points} (evaluation.points)")
     if len(cfg.modes.centres) != 2 or any(len(centre) != 2 for centre in cfg.modes.centres):
-        raise UserError(f"modes.centres={cfg.modes.centres}: two points of two numbers each")
+        raise UserError(f"modes.centres={cfg.modes.centres}: give two points of two numbers each")
     if cfg.modes.spread <= 0:
         raise UserError(f"modes.spread={cfg.modes.spread}: must be above 0")
     for name, start in cfg.starts.items():
@@ -172,7 +172,7 @@ def run(cfg: DictConfig, arm: Drift2dRun, advance: Callable[[int], Any]) -> dict
         advance(1)
     film.append(snapshot(cfg, network, cfg.steps))
     seconds = round(time.perf_counter() - started, 1)
-    return {**judge(cfg, network), "train_seconds": seconds, "log": log, "film": film}
+    return {**evaluate(cfg, network), "train_seconds": seconds, "log": log, "film": film}
 
 
 def noise(seed: int, name: str, step: int, count: int) -> Points:
@@ -204,7 +204,7 @@ def logged(cfg: DictConfig, step: int, gen: Points, loss: Tensor, info: dict[str
 
 
 @torch.no_grad()
-def judge(cfg: DictConfig, network: Generator) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, network: Generator) -> dict[str, Any]:
     """Evaluate new points: shares near each mode, and the sliced Wasserstein distance to the data."""
     known, data = cfg.evaluation, TwoModes(**cfg.modes)
     points = network(noise(known.seed, "noise", 0, known.points))

@@ -37,13 +37,13 @@ def save_figure(rows: Sequence[Row], truth: Row, temperatures: Sequence[float], 
             _scatter(axis, frame, truth, limits, f"step {frame['step']}")
         line[0].set_ylabel(f"start: {row['start']}", fontsize=11)
         _curves(line[-3:], row, truth, temperatures)
-    for axis, title in zip(axes[0][-3:], ("loss", "force norm before normalising", "share of samples"), strict=True):
+    for axis, title in zip(axes[0][-3:], ("loss", "force norm before normalisation", "share of samples"), strict=True):
         axis.set_title(title, fontsize=10)
     for axis in axes[-1][-3:]:
         axis.set_xlabel("step")
     figure.suptitle(
-        "Drifting: generated points (orange) over the data (blue). The loss hardly moves, by construction; "
-        "dotted: data in the place of samples",
+        "Drifting: generated points (orange) over the data (blue). The loss is nearly constant by construction; "
+        "dotted: data in place of samples",
         fontsize=11,
     )
     figure.savefig(path, dpi=90)

@@ -80,34 +80,37 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
         "noise_content_z": {str(t): noise_content(z).mean().item() for t, z in zip(times, path, strict=True)},
         "pairs": [pair.measured() for pair in pairs],
     }
-    (out / "fields.json").write_text(json.dumps(measured, indent=1) + "\n")
-    save_fields(path, times, pairs, measured, cfg.shown, out / "fields.png")
-    return {"fields.png": out / "fields.png", "fields.json": out / "fields.json"}
+    paths = {name: out / name for name in ("figure.png", "results.json")}
+    paths["results.json"].write_text(json.dumps(measured, indent=1) + "\n")
+    save_fields(path, times, pairs, measured, cfg.shown, paths["figure.png"])
+    return paths
 
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``cfg`` are valid."""
     if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is not set; give a run directory or a checkpoint file (make train makes one)")
+        raise UserError("ckpt is not set; give a run directory or a checkpoint file (make train writes one)")
     for key in ("n", "heun_steps"):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]}: must be at least 1")
     if not 0 <= cfg.shown < cfg.n:
-        raise UserError(f"shown={cfg.shown}: it is the number of an image, 0 to {cfg.n - 1}")
+        raise UserError(f"shown={cfg.shown}: must be the number of an image, 0 to {cfg.n - 1}")
     times = sorted(cfg.path_times)
     if len(set(times)) < len(times) or not times or (times[0], times[-1]) != (0, 1):
-        raise UserError(f"path_times={list(cfg.path_times)}: they are different numbers from 0 to 1, with both ends")
+        raise UserError(f"path_times={list(cfg.path_times)}: give different numbers from 0 to 1, both included")
     validate.torch_device(cfg.device)
 
 
 def guidance_options(cfg: DictConfig, module: GenerativeModule) -> dict[str, float]:
     """Return omega, t_min and t_max of ``cfg``, else of the model's own sampling options; raises UserError."""
     if module.decoder is not None:
-        raise UserError(f"ckpt={cfg.ckpt}: a model of latents; its fields are no pictures, take one of pixels")
+        raise UserError(f"ckpt={cfg.ckpt}: its fields are latents and not images; give a checkpoint of a pixel model")
     if "average" not in module.objective.samplers:
-        raise UserError(f"ckpt={cfg.ckpt}: this model answers no average velocity u(z, r, t); take one of pMF or iMF")
-    judged = module.config["sampling"]
-    options = {name: judged[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}
+        raise UserError(
+            f"ckpt={cfg.ckpt}: it does not predict an average velocity u(z, r, t); give a checkpoint of pMF or iMF"
+        )
+    sampling = module.config["sampling"]
+    options = {name: sampling[name] if cfg[name] is None else cfg[name] for name in ("omega", "t_min", "t_max")}
     validate.guidance(**options, steps=1)
     return options
 
@@ -137,8 +140,8 @@ def follow(
     pairs = []
     for i, (t, z) in enumerate(zip(times[:-1], path[:-1], strict=True)):
         for r, z_r in zip(times[i:], path[i:], strict=True):
-            answer = u(z, r, t)
-            true = answer if r == t else (z - z_r) / (t - r)
-            images = (image_from_velocity(z, field, z.new_full((cfg.n,), t)) for field in (answer, true))
-            pairs.append(Pair(r, t, *(field.cpu() for field in (answer, true, *images))))
+            predicted = u(z, r, t)
+            true = predicted if r == t else (z - z_r) / (t - r)
+            images = (image_from_velocity(z, field, z.new_full((cfg.n,), t)) for field in (predicted, true))
+            pairs.append(Pair(r, t, *(field.cpu() for field in (predicted, true, *images))))
     return [z.cpu() for z in path], pairs

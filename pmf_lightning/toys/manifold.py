@@ -29,7 +29,7 @@ from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.sampling.generate import generate, image_noise
 from pmf_lightning.toys.manifold_report import write_report
-from pmf_lightning.toys.result_cache import Arms
+from pmf_lightning.toys.result_cache import ResultCache
 from pmf_lightning.toys.swiss_roll import (
     directions,
     exact_image,
@@ -45,7 +45,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
 
-# The settings that determine the result of an arm, besides the arm itself.
+# The settings that determine the result of an arm, in addition to the arm itself.
 SETTINGS = ("plane_seed", "radius", "network", "steps", "batch", "optimizer", "schedule", "objective", "evaluation")
 DATA_POINTS = 4096  # points that represent the roll in the exact velocity
 
@@ -73,19 +73,19 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
     """
     out = writable(Path(cfg.out), "out")
     check(cfg)
-    store = Arms(out / "arms")
+    cache = ResultCache(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     arms = [ManifoldRun(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
     arms.sort(key=lambda arm: arm.seed)  # so that a stopped study has every setting with one seed
-    done = sum(store.finished(arm.name, settings) is not None for arm in arms)
+    done = sum(cache.finished(arm.name, settings) is not None for arm in arms)
     if done:
-        print(f"{done} of {len(arms)} arms are finished already, under {store.folder}")
+        print(f"{done} of {len(arms)} arms are finished; their results are read from {cache.folder}")
     results = {}
     with tqdm(total=len(arms) * cfg.steps, unit="step", smoothing=0.01) as bar:
         for arm in arms:
             bar.set_description(arm.name)
             before = bar.n
-            results[arm] = store.run(arm.name, settings, lambda arm=arm: run(cfg, arm, bar.update))
+            results[arm] = cache.run(arm.name, settings, lambda arm=arm: run(cfg, arm, bar.update))
             bar.update(cfg.steps - (bar.n - before))
     references = {dimension: reference(cfg, dimension) for dimension in cfg.dimensions}
     rows = [asdict(arm) | _with_support(result, references[arm.dimension]) for arm, result in results.items()]
@@ -96,9 +96,9 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError unless the study can be run; builds each kind of arm once."""
     for key in ("dimensions", "predictions", "seeds"):
         if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])}: name at least one, each once")
+            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
     if min(cfg.dimensions) < 2:
-        raise UserError(f"dimensions={list(cfg.dimensions)}: a plane needs at least 2")
+        raise UserError(f"dimensions={list(cfg.dimensions)}: must be at least 2")
     numbers = {key: cfg[key] for key in ("steps", "batch")}
     numbers |= {
         f"evaluation.{key}": cfg.evaluation[key] for key in ("points", "directions", "batches", "steps", "shown")
@@ -107,7 +107,9 @@ def check(cfg: DictConfig) -> None:
         if value < 1:
             raise UserError(f"{key}={value}: must be at least 1")
     if cfg.evaluation.shown > cfg.evaluation.points:
-        raise UserError(f"evaluation.shown={cfg.evaluation.shown}: only {cfg.evaluation.points} points are drawn")
+        raise UserError(
+            f"evaluation.shown={cfg.evaluation.shown}: must be at most {cfg.evaluation.points} (evaluation.points)"
+        )
     for prediction in cfg.predictions:
         network, objective = build(cfg, ManifoldRun(cfg.dimensions[0], prediction, cfg.seeds[0]))
         validate.method(cfg.evaluation.get("method"), objective.samplers, cfg.evaluation.steps, "evaluation.")
@@ -136,7 +138,7 @@ def run(cfg: DictConfig, arm: ManifoldRun, advance: Callable[[int], Any]) -> dic
     network, objective = build(cfg, arm)
     train(cfg, arm, network, objective, advance)
     seconds = time.perf_counter() - started
-    return {**judge(cfg, arm, network, objective), "train_seconds": round(seconds, 1)}
+    return {**evaluate(cfg, arm, network, objective), "train_seconds": round(seconds, 1)}
 
 
 def train(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective, advance: Callable) -> None:
@@ -160,7 +162,7 @@ def unlabelled(x: Tensor) -> Batch:
 
 
 @torch.no_grad()
-def judge(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: Objective) -> dict[str, Any]:
     """Return the v-loss, and metrics of points sampled in ``evaluation.steps`` steps.
 
     ``v_loss``: mean squared error of the velocity over points and dimensions, with draws shared by all arms of a
@@ -204,13 +206,13 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
         batch = unlabelled(roll_images(known.seed, "roll", step, cfg.batch, cfg.radius, plane))
         on = objective.draw(batch, known.seed, step)
         z = noisy_image(batch.x, on.noise, on.t)
-        best = exact_image(z, on.t, objective.noise_scale, data, plane)
+        exact = exact_image(z, on.t, objective.noise_scale, data, plane)
         for prediction, each in objectives.items():
-            error = velocity_error(best - batch.x, on.t, clipped_quantity(each), each.t_clip)
+            error = velocity_error(exact - batch.x, on.t, clipped_quantity(each), each.t_clip)
             losses[prediction].append(error.square().mean().item())
     truth = fresh_points(cfg, "truth")
-    start = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
-    noise, shown = project(start, plane)[0], truth[: known.shown]
+    begin = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
+    noise, shown = project(begin, plane)[0], truth[: known.shown]
     return {
         "v_loss": {prediction: mean(values) for prediction, values in losses.items()},
         "noise": {

@@ -115,4 +115,4 @@ def _scatter(axis, points: Sequence[Sequence[float]], title: str, colour: str) -
     axis.set_title(title, fontsize=9)
     outside = mean(not all(abs(value) < FRAME for value in point) for point in points)
     if outside >= 0.01:  # below 1 % is normal: 0.5 % of standard normal points are outside
-        axis.text(0, 0.97 * -FRAME, f"{outside:.0%} lie outside", ha="center", va="bottom", fontsize=9)
+        axis.text(0, 0.97 * -FRAME, f"{outside:.0%} are outside", ha="center", va="bottom", fontsize=9)

@@ -10,7 +10,7 @@ from pmf_lightning.utils.cache import atomic_write, digest
 from pmf_lightning.utils.errors import UserError
 
 
-class Arms:
+class ResultCache:
     """Results as JSON files in ``folder``, named after the arm and a digest of its settings."""
 
     def __init__(self, folder: Path):
@@ -28,7 +28,7 @@ class Arms:
             return read_json(path)["result"] if path.is_file() else None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} cannot be read ({type(error).__name__}); remove it, and the arm is run again"
+                f"{path}: it cannot be read ({type(error).__name__}); remove it to run this arm again"
             ) from error
 
     def run(self, name: str, settings: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

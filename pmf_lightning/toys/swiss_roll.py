@@ -73,8 +73,8 @@ def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Numb
     clip. Both conversions are linear in image and z, and the true velocity has the same z.
     """
     z = torch.zeros_like(image_error)
-    answer = convert(image_error, z, t, "x", quantity, t_clip=0.0)
-    return convert(answer, z, t, quantity, "v", t_clip)
+    prediction = convert(image_error, z, t, "x", quantity, t_clip=0.0)
+    return convert(prediction, z, t, quantity, "v", t_clip)
 
 
 def directions(seed: int, count: int, dimension: int) -> Float[Tensor, "count dimension"]:

@@ -117,10 +117,10 @@ def test_failed_stopped_and_missing_arms_are_marked_with_the_reason(tmp_path):
     assert column(sweep, "seeds") == dict(zip(ARMS, ["1 of 2", "0 of 1", "0", "0"], strict=True))
     section = section_of(sweep)
     assert list(section.troubles) == [
-        "x-small, seed 1: stopped, at 640 of 640 images, if it is not still running",
+        "x-small, seed 1: stopped, at 640 of 640 images, or it is still running",
         "u-small, seed 0: failed, step 30: the loss is not finite",
         "x-large: failed, data.root=/x: there is no such folder",
-        "u-large: missing, there is no run of it",
+        "u-large: missing, it has no run",
     ]
     assert section.answer == "Reproduced: open"
     assert [mark for mark, _, _ in section.claims] == ["open", "open"]
@@ -140,9 +140,9 @@ def test_of_the_same_arm_and_seed_the_newest_finished_run_counts(tmp_path):
         write_run(tmp_path / name, 0, fd, study("x-small"), record={"started": f"2026-11-0{day}T12:00:00+0000"})
     sweep = only(tmp_path)
     assert sweep.arms[0].spread("fd").mean == 5
-    assert len(sweep.left_out) == 2
-    assert "broken is left out: new has the same setting and seed" in sweep.left_out
-    assert only(tmp_path, tmp_path).left_out == sweep.left_out  # a folder named twice is read once
+    assert len(sweep.omitted) == 2
+    assert "broken is omitted: new has the same setting and seed" in sweep.omitted
+    assert only(tmp_path, tmp_path).omitted == sweep.omitted  # a folder named twice is read once
 
 
 def test_missing_keys_give_empty_cells(tmp_path):
@@ -159,7 +159,7 @@ def test_missing_keys_give_empty_cells(tmp_path):
 # Verdict and claims
 
 
-def test_a_study_is_judged_by_its_claims(tmp_path):
+def test_the_verdict_of_a_study_is_that_of_its_claims(tmp_path):
     section = section_of(only(write_study(tmp_path)))
     assert section.answer == "Reproduced: yes"
     assert section.verdict.words == "All 2 claims hold. 2 seeds per arm."
@@ -179,7 +179,7 @@ def test_a_study_that_cannot_be_understood_is_refused_by_name(tmp_path):
         read_study(study("x-small", arms=None), "here")
     with pytest.raises(UserError, match=r"study.arms.a='many'; give the paper's number, or null"):
         read_study(study("x-small", arms={"a": "many"}), "here")
-    with pytest.raises(UserError, match=r"study pmf_table2: claim 1 \(s\): it has no key lowr; did you mean lower"):
+    with pytest.raises(UserError, match=r"study pmf_table2: claim 1 \(s\): there is no key lowr; did you mean lower"):
         read_study(study("x-small", claims=[{"says": "s", "lowr": "x-small"}]), "here")
 
 
@@ -310,7 +310,7 @@ class Seen(dict):
         assert stack.pop()[0] == tag
 
 
-def test_the_page_needs_nothing_else(tmp_path):
+def test_the_page_is_one_file(tmp_path):
     main([str(write_study(tmp_path))])
     text = (tmp_path / "report.html").read_text()
     assert set(re.findall(r"https?://[^\s\"'<]+", text)) == {"https://arxiv.org/abs/2601.22158"}
@@ -329,7 +329,7 @@ def test_the_page_needs_nothing_else(tmp_path):
             assert ("div", "box") in above
 
 
-def test_what_runs_say_is_no_markup(tmp_path):
+def test_texts_of_runs_are_escaped(tmp_path):
     write_run(tmp_path / "a", 0, 1.0, study("x-small", title="<b>x</b> | *u* <script>"))
     write_run(tmp_path / "b", 0, None, study("u-small"))
     (tmp_path / "b" / "error.txt").write_text("<img src=http://x> `a|b`\n")

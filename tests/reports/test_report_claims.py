@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from pmf_lightning import UserError
-from pmf_lightning.reports.claims import check, compare_arms, judge, read_claims, sentence
+from pmf_lightning.reports.claims import check, compare_arms, read_claims, sentence, verdict_of
 from pmf_lightning.reports.formatting import show, show_time, spread
 
 ARMS = ("a", "b", "c")
@@ -31,7 +31,7 @@ def test_mean_and_range_are_those_of_the_standard_library(values):
     assert (got.low, got.high, got.seeds) == (min(values), max(values), len(values))
 
 
-def test_what_is_no_number_is_left_out():
+def test_what_is_not_a_number_is_ignored():
     assert spread([None, math.nan, math.inf, True, "3", 2.0]).mean == 2
     assert spread([None, math.nan]) is None
     assert spread([]) is None
@@ -94,7 +94,7 @@ def test_claims_hold_or_not_by_the_means(parts, numbers, holds):
 def test_a_claim_is_open_only_where_a_missing_arm_decides(parts, numbers, holds):
     got = found(numbers, **parts)
     assert got.holds is holds
-    assert set(got.lacking) == {arm for arm in got.claim.arms if spread(numbers.get(arm, [])) is None}
+    assert set(got.missing) == {arm for arm in got.claim.arms if spread(numbers.get(arm, [])) is None}
 
 
 def test_more_is_better_for_accuracies_and_not_for_distances():
@@ -106,15 +106,15 @@ def test_more_is_better_for_accuracies_and_not_for_distances():
     assert found(numbers, "by_steps.4.class_accuracy", ordered=["a", "b"]).holds is True
 
 
-def test_ranges_of_seeds_that_meet_are_named():
-    apart = found({"a": [1, 2], "b": [3, 4]}, lower="a", than=["b"])
-    assert (apart.meets, apart.always) == ((), True)
+def test_overlapping_ranges_of_seeds_are_named():
+    separate = found({"a": [1, 2], "b": [3, 4]}, lower="a", than=["b"])
+    assert (separate.overlapping, separate.always) == ((), True)
     meeting = found({"a": [1, 3.5], "b": [3, 4], "c": [9, 9]}, ordered=["a", "b", "c"])
-    assert (meeting.holds, meeting.meets, meeting.always) == (True, (("a", "b"),), False)
+    assert (meeting.holds, meeting.overlapping, meeting.always) == (True, (("a", "b"),), False)
     by_two = found({"a": [1, 2], "b": [3, 5]}, lower="a", than=["b"], by=2)  # 2 * 2 > 3
-    assert (by_two.holds, by_two.meets, by_two.always) == (True, (), False)
-    assert "not so for every choice of seeds" in sentence(by_two, {})
-    assert found({"a": [1], "b": [1]}, lower="a", than=["b"]).meets == ()  # single seeds have no range
+    assert (by_two.holds, by_two.overlapping, by_two.always) == (True, (), False)
+    assert "it does not hold for every choice of seeds" in sentence(by_two, {})
+    assert found({"a": [1], "b": [1]}, lower="a", than=["b"]).overlapping == ()  # single seeds have no range
 
 
 def test_ratios_are_what_the_claim_is_about():
@@ -144,18 +144,18 @@ def findings(*holds):
         ([True, None], "partly", "1 of 2 claims holds, 1 is open."),
         ([False, None], "no", "0 of 2 claims hold, 1 does not, 1 is open."),
         ([None, None], "open", "None of the 2 claims could be checked yet."),
-        ([], "open", "The study makes no claim that could be checked."),
+        ([], "open", "The study has no claim to check."),
     ],
 )
 def test_the_verdict_follows_from_the_claims_alone(holds, answer, words):
-    verdict = judge(findings(*holds))
+    verdict = verdict_of(findings(*holds))
     assert verdict.answer == answer
     assert verdict.words.startswith(words)
     assert ("One seed per arm." in verdict.words) == (answer != "open")
 
 
 def test_the_verdict_says_how_many_seeds_and_which_overlap():
-    got = judge([found({"a": [1, 3.5, 2], "b": [3, 4]}, lower="a", than=["b"])])
+    got = verdict_of([found({"a": [1, 3.5, 2], "b": [3, 4]}, lower="a", than=["b"])])
     assert got.answer == "yes"
     assert got.words == "The one claim holds. 2 to 3 seeds per arm. The ranges of seeds overlap for a and b."
 
@@ -189,20 +189,23 @@ def test_without_claims_the_best_arm_is_named():
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"says": "s", "lower": "a", "then": ["b"]}, r"study: claim 1 \(s\): it has no key then; did you mean than\?"),
+        (
+            {"says": "s", "lower": "a", "then": ["b"]},
+            r"study: claim 1 \(s\): there is no key then; did you mean than\?",
+        ),
         ({"says": "s", "lowest": "a"}, r"no key lowest; did you mean lower"),
-        ({"says": "s", "lower": "a", "than": ["b"], "best": "a"}, "it takes one of .*; here is lower and best"),
-        ({"says": "s"}, "here is none of them"),
-        ({"lower": "a", "than": ["b"]}, "it says nothing; add says"),
+        ({"says": "s", "lower": "a", "than": ["b"], "best": "a"}, "it has lower and best; give one of"),
+        ({"says": "s"}, "it has none of them; give one of"),
+        ({"lower": "a", "than": ["b"]}, "says is missing; give the claim"),
         ({"says": "s", "lower": "a", "than": ["d"]}, "the study has no arm d; known: a, b, c"),
-        ({"says": "s", "lower": "a"}, "it compares a; name two different arms or more"),
-        ({"says": "s", "alike": ["a", "a"], "within": 2}, "it compares a, a; name two different"),
+        ({"says": "s", "lower": "a"}, "it compares a; give two or more different arms"),
+        ({"says": "s", "alike": ["a", "a"], "within": 2}, "it compares a, a; give two or more"),
         ({"says": "s", "alike": ["a", "b"]}, "within=None; set it to a number of 1 or more"),
         ({"says": "s", "lower": "a", "than": ["b"], "by": 0.5}, "by=0.5; set it to a number of 1 or more"),
-        ({"says": "s", "ordered": ["a", "b"], "by": 2}, "it has no key by"),
-        ("a < b", "'a < b' is no mapping; give it says and one of lower, ordered, best, alike"),
+        ({"says": "s", "ordered": ["a", "b"], "by": 2}, "there is no key by"),
+        ("a < b", "'a < b' is not a mapping; give says and one of lower, ordered, best, alike"),
     ],
 )
-def test_what_the_grammar_does_not_know_is_refused(item, message):
+def test_what_is_outside_the_grammar_is_refused(item, message):
     with pytest.raises(UserError, match=message):
         read_claims([item], ARMS, "study")

@@ -102,7 +102,7 @@ def test_a_collapsed_start_covers_both_modes_and_norms_say_so():
 
 
 @pytest.mark.slow
-def test_everything_is_written_and_arms_are_kept(tmp_path):
+def test_everything_is_written_and_arms_are_cached(tmp_path):
     paths = toy(config(*TINY, f"out={tmp_path}"))
     assert set(paths) == {"figure.png", "drift2d.gif", "table.md", "results.json"}
     assert min(Image.open(paths["figure.png"]).size) > 400
@@ -120,12 +120,12 @@ def test_everything_is_written_and_arms_are_kept(tmp_path):
         assert len(line["force_norm"]) == 3
         for arm in arms:
             assert arm["first"] + arm["second"] + arm["elsewhere"] == pytest.approx(1)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").iterdir()}
-    assert len(kept) == 6
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").iterdir()}
+    assert len(written) == 6
     # Another place of one start makes its arms anew and leaves the others.
     again = json.loads(toy(config(*TINY, "starts.far.spread=0.5", f"out={tmp_path}"))["results.json"].read_text())
     assert len(list((tmp_path / "arms").iterdir())) == 6 + 2
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     for before, after in zip(content["arms"], again["arms"], strict=True):
         assert (before == after) == (before["start"] != "far")
 
@@ -152,7 +152,7 @@ def test_settings_of_arms_cover_the_configuration(default):
         ("samples", 1, ["samples=1", "at least 2"]),
         ("evaluation.points", 1, ["evaluation.points=1"]),
         ("film.shown", 5000, ["film.shown=5000", "4000"]),
-        ("seeds", [1, 1], ["seeds=[1, 1]", "once"]),
+        ("seeds", [1, 1], ["seeds=[1, 1]", "each value once"]),
         ("starts", {}, ["starts=[]"]),
         ("starts.far", {"centre": [0, 0, 0], "spread": 1}, ["starts.far"]),
         ("starts.far.spread", -1, ["starts.far", "0 or more"]),

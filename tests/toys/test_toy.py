@@ -22,7 +22,7 @@ from pmf_lightning.toy import TOYS, main, toy
 from pmf_lightning.toys.fields import guidance_options, noise_content
 from pmf_lightning.toys.manifold import SETTINGS, ManifoldRun, build, clipped_quantity
 from pmf_lightning.toys.manifold_report import table
-from pmf_lightning.toys.result_cache import Arms
+from pmf_lightning.toys.result_cache import ResultCache
 from pmf_lightning.toys.swiss_roll import (
     directions,
     exact_image,
@@ -197,7 +197,7 @@ def test_one_pass_equals_two_passes_through_the_objective(prediction):
     assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
 
 
-def test_knowing_the_image_is_a_loss_of_zero_in_any_dimension():
+def test_the_true_image_has_zero_loss_in_any_dimension():
     batch, meanflow = roll_batch(5), flow(prediction="x", derivative="two_pass", tied_fraction=1.0)
     on = meanflow.draw(batch, 0, 0)
     z = (1 - on.t).view(-1, 1, 1, 1) * batch.x + on.t.view(-1, 1, 1, 1) * on.noise
@@ -215,19 +215,19 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize(("judged", "answered"), EXACT.values(), ids=list(EXACT))
-def test_what_z_does_not_tell_is_the_loss_of_knowing_the_mean_image(judged, answered):
+@pytest.mark.parametrize(("objective", "predicted"), EXACT.values(), ids=list(EXACT))
+def test_the_mean_image_leaves_what_z_does_not_determine(objective, predicted):
     batch, plane = roll_batch(5), random_plane(5, 0).double()
     data = swiss_roll(rng.uniform("tests", count=500), 2.0)
-    on = judged.draw(batch, 0, 0)
+    on = objective.draw(batch, 0, 0)
     assert on.t.min() < 0.1
     assert on.t.max() > 0.9
     t = on.t.view(-1, 1, 1, 1)
     z = (1 - t) * batch.x + t * on.noise
-    best = exact_image(z, on.t, judged.noise_scale, data, plane)
+    best = exact_image(z, on.t, objective.noise_scale, data, plane)
     answers = {"x": best, "eps": (z - (1 - t) * best) / t, "v": (z - best) / t}
-    (loss,) = judged(Oracle(z, answers[answered], classes=0), batch, on).per_sample.values()
-    error = velocity_error(best - batch.x, on.t, clipped_quantity(judged), judged.t_clip)
+    (loss,) = objective(Oracle(z, answers[predicted], classes=0), batch, on).per_sample.values()
+    error = velocity_error(best - batch.x, on.t, clipped_quantity(objective), objective.t_clip)
     assert torch.allclose(error.square().flatten(1).sum(1), loss, rtol=1e-9, atol=1e-12)
 
 
@@ -255,7 +255,7 @@ def numbers(folder):
 
 
 @pytest.mark.slow
-def test_manifold_writes_everything_and_keeps_finished_arms(call, tmp_path):
+def test_manifold_writes_everything_and_caches_finished_arms(call, tmp_path):
     status, output, errors = call("experiment=manifold", *TINY, "out=first")
     assert status == 0, errors
     assert "| 5 | u |" in output
@@ -273,12 +273,12 @@ def test_manifold_writes_everything_and_keeps_finished_arms(call, tmp_path):
         assert 0 < line["off_roll_noise"] < 1
         assert (line["off_plane"] > 1e-3) == (line["dimension"] > 2)
 
-    kept = {path: path.stat().st_mtime_ns for path in (first / "arms").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (first / "arms").iterdir()}
     status, output, _ = call("experiment=manifold", *TINY, "dimensions=[2,3]", "predictions=[x]", "out=first")
     assert status == 0
     assert "2 of 4 arms are finished" in output
     assert len(list((first / "arms").iterdir())) == 8 + 2
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_manifold_jit_compares_three_predictions(call, tmp_path):
@@ -316,7 +316,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 
 def test_an_arm_that_fails_leaves_nothing(tmp_path):
-    arms = Arms(tmp_path)
+    arms = ResultCache(tmp_path)
     with pytest.raises(ZeroDivisionError):
         arms.run("a", {"steps": 1}, lambda: 1 / 0)
     assert list(tmp_path.iterdir()) == []
@@ -354,9 +354,9 @@ def test_fields_draws_and_measures(call, trained, tmp_path):
     small = ["n=3", "shown=1", "path_times=[0,0.5,1]", "heun_steps=2"]
     status, output, errors = call("experiment=fields", f"ckpt={trained}", *small, "out=here")
     assert status == 0, errors
-    assert "here/fields.png" in output
-    assert min(Image.open(tmp_path / "here" / "fields.png").size) > 300
-    measured = json.loads((tmp_path / "here" / "fields.json").read_text())
+    assert "here/figure.png" in output
+    assert min(Image.open(tmp_path / "here" / "figure.png").size) > 300
+    measured = json.loads((tmp_path / "here" / "results.json").read_text())
     places = {(pair["r"], pair["t"]): pair for pair in measured["pairs"]}
     assert places.keys() == {(0, 0.5), (0.5, 0.5), (0, 1), (0.5, 1), (1, 1)}
     assert measured["noise_content_z"]["1.0"] == pytest.approx(1, abs=0.1)
@@ -407,7 +407,7 @@ def configs():
     ("name", "key", "value", "words"),
     [
         ("manifold", "dimensions", [1, 2], ["dimensions=[1, 2]", "at least 2"]),
-        ("manifold", "dimensions", [2, 2], ["dimensions=[2, 2]", "once"]),
+        ("manifold", "dimensions", [2, 2], ["dimensions=[2, 2]", "each value once"]),
         ("manifold", "predictions", [], ["predictions=[]"]),
         ("manifold", "predictions", ["x", "y"], ["objective", "prediction=y"]),
         ("manifold", "batch", 0, ["batch=0"]),
@@ -420,7 +420,7 @@ def configs():
         ("manifold", "optimizer.lr", -1, ["optimizer", "learning rate", "-1"]),
         ("manifold", "out", "/proc/nowhere", ["out=/proc/nowhere"]),
         ("fields", "ckpt", "nowhere", ["ckpt=nowhere", "no such file"]),
-        ("fields", "path_times", [0, 0.5], ["path_times=[0, 0.5]", "both ends"]),
+        ("fields", "path_times", [0, 0.5], ["path_times=[0, 0.5]", "both included"]),
         ("fields", "path_times", [], ["path_times=[]"]),
         ("fields", "shown", 32, ["shown=32", "0 to 31"]),
         ("fields", "heun_steps", 0, ["heun_steps=0"]),
