@@ -9,9 +9,8 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.pipeline.build import build, make_part
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.training.prepare import make_evaluator, make_source
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.hydra_compat import instantiate
 
 PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
 
@@ -50,9 +49,8 @@ def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
 
 
 def _look(cfg: DictConfig, module: GenerativeModule) -> None:
-    source = instantiate(cfg.data)
-    source.check()
-    check_metrics(cfg, source, module)
+    source = make_source(cfg)
+    make_evaluator(cfg, source, module)
     for name in cfg.objective.get("perceptual") or {}:
         settings = cfg.features.get(name)
         if settings is not None and not settings.get("_partial_"):  # partial ones are trained by us if they are missing

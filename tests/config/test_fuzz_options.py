@@ -1,7 +1,6 @@
 """Whatever a command line says, it ends well or in one line, before anything is written."""
 
 import pytest
-from hydra.utils import instantiate
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from spoiling import fuzz, only_user_errors
@@ -10,8 +9,7 @@ from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.sweeps.jobs import KNOWN
-from pmf_lightning.training.callbacks.build import check_metrics
-from pmf_lightning.training.prepare import check_inputs, make_data
+from pmf_lightning.training.prepare import check_inputs, make_data, make_evaluator, make_source
 
 BASE = ["model=pmf_tiny", "data=digits"]
 VALUES = [
@@ -40,10 +38,9 @@ def prepare(overrides):
     try:
         cfg = compose([*BASE, *overrides])
         validate.training(cfg)
-        source = instantiate(cfg.data)
-        source.check()
+        source = make_source(cfg)
         check_inputs(cfg, source)
-        check_metrics(cfg, source, build(cfg, empty=True))
+        make_evaluator(cfg, source, build(cfg, empty=True))
         make_data(cfg, source).accumulation(validate.world_size(cfg.trainer))
     except KNOWN as error:  # as a command prints them
         raise UserError(one_line(error)) from error
