@@ -76,15 +76,15 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
     if given:
         raise UserError(f"{given[0]}=...: {source} brings its own configuration; leave {' and '.join(given)} out")
     if not is_weights_folder(source):
-        return from_checkpoint(find_checkpoint(source), cfg.ema)
+        return from_checkpoint(find_checkpoint(source), cfg.ema, cfg.trust)
     if not to_file:
         raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
-    load_checkpoint(source, cfg.ema)  # raises UserError if weights and configuration do not match
+    load_checkpoint(source, cfg.ema, cfg.trust)  # raises UserError if weights and configuration do not match
     return weights_folder.read(source)
 
 
 def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
-    weights = official_dict(stored, cfg.inference) if out.suffix in _FILES else None
+    weights = official_dict(stored, cfg.inference, cfg.trust) if out.suffix in _FILES else None
     try:
         if weights is None:
             weights_folder.write(out, stored, cfg.force)
@@ -109,7 +109,8 @@ def main(cfg: DictConfig) -> None:
     if Path(str(cfg.out)).suffix in _FILES:
         print(f"under the official names of {about.family}")
     else:
-        print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}")
+        trust = f" trust=[{','.join(cfg.trust)}]" if cfg.trust else ""
+        print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}{trust}")
 
 
 if __name__ == "__main__":

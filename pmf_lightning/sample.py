@@ -30,7 +30,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
     out = writable(Path(cfg.out), "out")
-    module = load_checkpoint(cfg.ckpt, cfg.ema)
+    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
     classes = list(range(module.network.classes)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]

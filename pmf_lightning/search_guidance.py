@@ -57,7 +57,7 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     check(cfg)
     with torchrun_group(cfg.device) as device:
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
-        module, averages = on_all_ranks(lambda: load_with_averages(cfg.ckpt))
+        module, averages = on_all_ranks(lambda: load_with_averages(cfg.ckpt, cfg.trust))
         axes = on_all_ranks(lambda: _axes(cfg, module, averages))
         evaluator = on_all_ranks(lambda: _evaluator(cfg, module, device))
         module.to(device)
@@ -140,6 +140,7 @@ def _write(
 def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
     """Return the commands that evaluate the best point again and sample from it."""
     base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
+    base += [f"trust=[{','.join(cfg.trust)}]"] if cfg.trust else []
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
     rules = [f"protocol={cfg.protocol.name}", f"extractor={cfg.extractor.name}", f"reference={cfg.reference}"]
     if cfg.precision_recall_reference is not None:

@@ -287,7 +287,9 @@ WANDB: Table = {
     **{f"logger.wandb.{key}": TEXT.or_null() for key in ("entity", "group", "name", "mode")},
     "logger.wandb.project": TEXT,
 }
+TRUST = list_of(TEXT, words="give a list of packages, such as trust=[my_flow]")
 HOW_TO_SAMPLE: Table = {
+    "trust": TRUST,
     "steps": whole(0, words="give one whole number").or_null(),
     "method": TEXT.or_null(),
     "omega": number().or_null(),
@@ -395,6 +397,7 @@ SEARCH: Table = {
     **JUDGES,
     **WANDB,
     "ckpt": PATH,
+    "trust": TRUST,
     "decoder": WEIGHTS,
     "reference": PATH.or_null(),
     "precision_recall_reference": PATH.or_null(),
@@ -456,6 +459,7 @@ CONVERT: Table = {
     "ema": TEXT.or_null(),
     "inference": YES_NO,
     "force": YES_NO,
+    "trust": TRUST,
 }
 INFO: Table = {
     **RUN,

@@ -59,7 +59,7 @@ def existing_images(cfg: DictConfig) -> SampleSource:
 
 def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
     """Return the checkpoint ``ckpt=`` as a source, on ``device``, with its sampling options; raises UserError."""
-    module = load_checkpoint(cfg.ckpt, cfg.ema)
+    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
     check_generates(cfg.ckpt, module)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)

@@ -1,7 +1,7 @@
 """Load a module from a checkpoint or a weights folder."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -66,26 +66,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return unwrap_checkpoint(checkpoint, f"ckpt={path}")
 
 
-def load_checkpoint(path: str | Path, ema: str | Number | None = None) -> GenerativeModule:
+def load_checkpoint(path: str | Path, ema: str | Number | None = None, trust: Sequence[str] = ()) -> GenerativeModule:
     """Build the module of a checkpoint with the weights ``ema``; None: the average of evaluation, "raw": no average.
 
     An average is found by its name ("500k", a half-life in images) or its decay per step (0.9999): see
     pipeline/averages.py.
 
     A folder written by pmf_lightning.convert, or a release of Drifting's generators (.msgpack, or its folder), holds
-    one set of weights: ``ema`` is None or names that set.
+    one set of weights: ``ema`` is None or names that set. ``trust`` names packages whose classes the checkpoint may
+    build, besides those of PMF_TRUST and of installed plugins (pipeline/plugins.py).
     Raises UserError for a missing or foreign file, an unknown average, or a checkpoint that names foreign code.
     """
     if holds_one_set(path):
-        return _load_one_set(Path(path), ema)[0]
-    module, sets = load_with_averages(path)
+        return _load_one_set(Path(path), ema, trust)[0]
+    module, sets = load_with_averages(path, trust)
     name = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
     module.network.load_state_dict(sets[name], strict=False)
     module.average = name
     return module
 
 
-def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Mapping[str, Tensor]]]:
+def load_with_averages(
+    path: str | Path, trust: Sequence[str] = ()
+) -> tuple[GenerativeModule, dict[str, Mapping[str, Tensor]]]:
     """Build the module of a checkpoint; return it with every set of weights in the checkpoint, by name.
 
     The network holds the unaveraged weights, "raw". Load another set by ``load_state_dict``, not strict: weights that
@@ -93,12 +96,12 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
     already loaded; its entry is empty. Raises UserError for a missing or foreign file, or one that names foreign code.
     """
     if holds_one_set(path):
-        module, name = _load_one_set(Path(path), None)
+        module, name = _load_one_set(Path(path), None, trust)
         return module, {name: {}}
     checkpoint = read_checkpoint(path)
     averages = checkpoint["ema"]
     raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
-    module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw))
+    module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw), trust)
     _place(module.network, raw, path, copy=True)  # copied because the file is memory-mapped
     trained = {name for name, value in module.network.named_parameters() if value.requires_grad}
     for name, values in averages.items():
@@ -108,7 +111,7 @@ def load_with_averages(path: str | Path) -> tuple[GenerativeModule, dict[str, Ma
     return module.eval(), {**averages, "raw": raw}
 
 
-def build_stored(config: Any, source: str, stored: int, trust: tuple[str, ...] = ()) -> GenerativeModule:
+def build_stored(config: Any, source: str, stored: int, trust: Sequence[str] = ()) -> GenerativeModule:
     """Build the module of a stored configuration, without weights and without executing foreign code.
 
     ``source`` names the configuration in errors. The network is on the meta device, without memory. A network with far
@@ -157,13 +160,13 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
     return StoredWeights(generator_tensors(arrays, module.network, source), {}, about)
 
 
-def _load_one_set(folder: Path, ema: str | Number | None) -> tuple[GenerativeModule, str]:
+def _load_one_set(folder: Path, ema: str | Number | None, trust: Sequence[str]) -> tuple[GenerativeModule, str]:
     """Return the module and the name of its weights."""
     stored = weights_folder.read(folder) if weights_folder.is_weights_folder(folder) else read_release(folder)
     about = stored.about
     if ema is not None and not _is_average(ema, about):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
-    module = build_stored(about.config, f"ckpt={folder}", len(stored.network))
+    module = build_stored(about.config, f"ckpt={folder}", len(stored.network), trust)
     _place(module.network, stored.network, folder)
     module.average = about.weights
     return module.eval(), about.weights

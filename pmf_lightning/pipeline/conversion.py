@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
@@ -71,21 +71,21 @@ def heads_of(weights: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(part[1] for part in parts if part[0] == "heads"))
 
 
-def from_checkpoint(path: Path, ema: str | Number | None) -> StoredWeights:
+def from_checkpoint(path: Path, ema: str | Number | None, trust: Sequence[str] = ()) -> StoredWeights:
     """Return one average of a checkpoint; None: that of evaluation. Raises the UserErrors of ``load_checkpoint``."""
-    module = load_checkpoint(path, ema)
+    module = load_checkpoint(path, ema, trust)
     config = copy.deepcopy(module.config)
     config["sampling"]["ema"] = module.average
     about = WeightsInfo(_family_name(module.network), module.average, _source(path), config)
     return StoredWeights(module.network.state_dict(), {}, about)
 
 
-def official_dict(stored: StoredWeights, inference: bool) -> dict[str, Tensor]:
+def official_dict(stored: StoredWeights, inference: bool, trust: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the contents of an official file of these weights (see ``official_weights``); no tensors share memory.
 
     Raises UserError if no official file has this architecture.
     """
-    network = build_stored(stored.about.config, "in", len(stored.network)).network
+    network = build_stored(stored.about.config, "in", len(stored.network), trust).network
     weights = official_weights(network, inference=inference, weights=stored.network, aside=stored.aside)
     return {name: value.clone() if _is_part(value) else value for name, value in weights.items()}
 

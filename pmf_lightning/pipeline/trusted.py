@@ -2,15 +2,18 @@
 
 Checkpoints, weights folders and runs of Weights & Biases hold configurations that are untrusted. Hydra calls any
 function of any module that ``_target_`` names. The configuration is therefore read as plain data first, and every
-``_target_`` in it, at any depth, must be in this list.
+``_target_`` in it, at any depth, must be in this list, or be defined in a package that the user trusts
+(pipeline/plugins.py).
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from textwrap import shorten
 from typing import Any
 
+from pmf_lightning.pipeline import plugins
 from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.utils.errors import UserError, some_of
 
@@ -62,26 +65,30 @@ _HYDRAS = re.compile(r"_\w*_")  # keys that Hydra interprets
 _MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # our longest has about 500 values and 6 levels
 
 
-def check_stored(config: Any, source: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
+def check_stored(config: Any, source: str, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Return a stored configuration as checked plain data with current names, which builds only listed objects.
 
     Args:
         config: the configuration as it was read.
         source: its name in errors, such as "ckpt=model.ckpt".
-        trust: packages of the user whose functions and classes it may build as well.
+        trust: packages of the user whose functions and classes it may build as well, besides those of PMF_TRUST and of
+            installed plugins.
 
     Raises UserError for a ``_target_`` that its part may not build, a ``_partial_`` that conf/ does not have, other
     keys that Hydra interprets, interpolations (they could read the environment or files), and anything but plain data
-    of limited length. The error names each ``_target_``. Only modules of the list and of ``trust`` are imported.
+    of limited length. The error names each ``_target_``, and the option that trusts its package. Only modules of the
+    list and of trusted packages are imported.
     """
+    packages = plugins.trusted(trust)
     config = plain(config, source)
-    problems = [] if "_target_" not in config else [_said(config["_target_"])]
+    problems = [] if "_target_" not in config else [_Problem(_said(config["_target_"]))]
     for part, value in config.items():
         known = _known(part)
-        problems += [problem for node in _mappings(value) if (problem := _problem(node, known, trust))]
+        problems += [problem for node in _mappings(value) if (problem := _problem(node, known, packages))]
     if problems:
-        listed = some_of(list(dict.fromkeys(problems)), most=4)
-        raise UserError(f"{source}: it would run code outside {_OURS} ({listed}); refused")
+        listed = some_of(list(dict.fromkeys(problem.said for problem in problems)), most=4)
+        remedy = plugins.remedy([problem.package for problem in problems])
+        raise UserError(f"{source}: it would run code outside {_OURS} ({listed}); refused{remedy}")
     return config
 
 
@@ -95,6 +102,14 @@ def plain(config: Any, source: str) -> dict[str, Any]:
 def buildable() -> dict[str, dict[str, bool]]:
     """Return part -> full name of each object that it may build -> whether conf/ builds it as a partial."""
     return {part: _known(part) for part in _PARTS}
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A forbidden object: its description, and the package that would have to be trusted, "" if that is no remedy."""
+
+    said: str
+    package: str = ""
 
 
 def resolve(name: str) -> Any:
@@ -119,32 +134,57 @@ def _known(part: str) -> dict[str, bool]:
     return {name.rstrip("*"): name.endswith("*") for name in names}
 
 
-def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], trust: tuple[str, ...]) -> str:
-    """Describe the forbidden object that a mapping would build, "" if none. Old names are replaced in place."""
+def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], packages: frozenset[str]) -> _Problem | None:
+    """Return the forbidden object that a mapping would build, None if there is none; old names are replaced."""
     if "_target_" not in node:
-        return ""
+        return None
     target, partial = node["_target_"], node.get("_partial_", False)
     if isinstance(target, str) and target in MOVED_TARGETS:
         node["_target_"] = target = MOVED_TARGETS[target]
     said = _said(target)
     if others := sorted(key for key in node if _HYDRAS.fullmatch(str(key)) and key not in ("_target_", "_partial_")):
-        return f"{said} with {others[0]}"
-    if not isinstance(target, str) or not _defined(target, known, trust):
-        return said
+        return _Problem(f"{said} with {others[0]}")
+    if not isinstance(target, str):
+        return _Problem(said)
+    if target not in known:
+        package = target.partition(".")[0]
+        if package == _OURS:
+            return _Problem(said)
+        if package not in packages:
+            return _Problem(said, package)
+        if reason := _not_defined_in(package, target):
+            return _Problem(f"{said}: {reason}")
+    elif not _defined(target):
+        return _Problem(said)
     allowed = (False, True) if known.get(target, True) else (False,)
-    return "" if any(partial is one for one in allowed) else f"{said} with _partial_"
+    return None if any(partial is one for one in allowed) else _Problem(f"{said} with _partial_")
 
 
-def _defined(target: str, known: Mapping[str, bool], trust: tuple[str, ...]) -> bool:
-    """Whether a target is listed or in a trusted package, and is defined under exactly that name."""
-    package = target.partition(".")[0]
-    if target not in known and (package == _OURS or package not in trust):
-        return False
+def _defined(target: str) -> bool:
+    """Whether a target of the list is defined under exactly that name."""
     try:
         resolve(target)
     except LookupError:
         return False
     return True
+
+
+def _not_defined_in(package: str, target: str) -> str:
+    """Return why a target is no function or class that is defined in the trusted ``package``, "" if it is one."""
+    module, _, attribute = target.rpartition(".")
+    try:
+        found = vars(import_module(module)).get(attribute)
+    except Exception as error:  # the user's module may raise any error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{module or target} cannot be imported ({shorten(why, 120, placeholder='...')})"
+    home, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    if found is None or not isinstance(home, str) or home.partition(".")[0] != package:
+        return f"it is not defined in {package}"
+    try:
+        same = resolve(f"{home}.{name}") is found
+    except LookupError:
+        same = False
+    return "" if same else f"it is no function or class of a module of {package}"
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

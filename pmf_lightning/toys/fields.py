@@ -69,7 +69,7 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
     """
     check(cfg)
     out = writable(Path(cfg.out), "out")
-    module = load_checkpoint(cfg.ckpt, cfg.ema)
+    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
     options = guidance_options(cfg, module)
     times = sorted(map(float, cfg.path_times), reverse=True)
     path, pairs = follow(module.to(cfg.device), times, cfg, options)

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 from contextlib import suppress
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from pmf_lightning import UserError, load_checkpoint
 from pmf_lightning.config.compose import CONF
+from pmf_lightning.pipeline import plugins
 from pmf_lightning.pipeline.checkpoints import build_stored
 from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.pipeline.trusted import buildable, check_stored, resolve
@@ -284,16 +286,106 @@ def test_older_names_are_todays():
     assert set(MOVED_TARGETS.values()) <= {name for part in buildable().values() for name in part}
 
 
-def test_packages_of_the_user_may_be_trusted(filled, tmp_path):
-    (tmp_path / "foreign" / "my_package.py").write_text("import os\nclass Flow:\n    pass\n")
-    config = {**stored.config(), "more": {"_target_": "my_package.Flow", "_partial_": True}}
+MINE = """
+import os
+from functools import partial
+from json import dumps
+from my_package import parts
+from my_package.parts import Inner, Part
+class Flow:
+    class Nested:
+        pass
+run = os.system
+again = Flow
+many = partial(Flow)
+spoof = type("spoof", (), {"__module__": "my_package", "__qualname__": "system"})
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A configuration with a target of the user's package, which is on the path; no package is trusted yet."""
+    package = tmp_path / "mine" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(MINE)
+    (package / "parts.py").write_text("import os\nclass Part:\n    pass\nclass Inner:\n    pass\n")
+    (package.parent / "broken_package.py").write_text("nonsense\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
     importlib.invalidate_caches()
-    with pytest.raises(UserError, match=r"my_package\.Flow"):
+    yield lambda target, **more: {**stored.config(), "more": {"_target_": target, **more}}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+def test_a_package_of_the_user_is_refused_until_it_is_trusted(mine, monkeypatch):
+    config = mine("my_package.Flow", _partial_=True)
+    with pytest.raises(UserError) as refusal:
         check_stored(config, "ckpt=x")
+    assert str(refusal.value) == (
+        "ckpt=x: it would run code outside pmf_lightning (my_package.Flow); refused; if you trust that code, add "
+        "trust=[my_package], or set PMF_TRUST=my_package"
+    )
     assert "my_package" not in sys.modules
-    assert check_stored(config, "ckpt=x", trust=("my_package",)) == config
-    for other in ("my_package.os.system", "os.system", "my_package_too.Flow", "pmf_lightning.utils.cache.digest"):
-        config["more"] = {"_target_": other}
-        with pytest.raises(UserError, match="refused"):
-            check_stored(config, "ckpt=x", trust=("my_package", "pmf_lightning"))
-    sys.modules.pop("my_package", None)
+    assert check_stored(config, "ckpt=x", trust=["my_package"]) == config
+    monkeypatch.setenv("PMF_TRUST", "another, my_package")
+    assert check_stored(config, "ckpt=x") == config
+
+
+def test_an_installed_plugin_is_trusted(mine, monkeypatch):
+    entry = EntryPoint("mine", "my_package.parts:Part", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == "pmf_lightning.plugins" else [])
+    plugins._installed_plugins.cache_clear()
+    try:
+        assert check_stored(mine("my_package.Flow"), "ckpt=x")
+    finally:
+        plugins._installed_plugins.cache_clear()
+
+
+def test_what_a_trusted_package_defines_may_be_built_under_its_names(mine):
+    for target in ("my_package.Flow", "my_package.again", "my_package.Part", "my_package.parts.Inner"):
+        assert check_stored(mine(target), "ckpt=x", trust=["my_package"])
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("my_package.os.system", "my_package.os cannot be imported"),
+        ("my_package.parts.os", "not defined in my_package"),
+        ("my_package.run", "not defined in my_package"),
+        ("my_package.dumps", "not defined in my_package"),
+        ("my_package.parts", "not defined in my_package"),
+        ("my_package.many", "not defined in my_package"),
+        ("my_package.spoof", "no function or class of a module of my_package"),
+        ("my_package.absent", "not defined in my_package"),
+        ("my_package.Flow.Nested", "my_package.Flow cannot be imported"),
+        ("my_package", "my_package cannot be imported"),
+        ("broken_package.Flow", "broken_package cannot be imported (NameError"),
+        ("my_package_too.Flow", "add trust=[my_package_too]"),
+        ("os.system", "(os.system); refused"),
+        ("pmf_lightning.utils.cache.digest", "(pmf_lightning.utils.cache.digest); refused"),
+    ],
+)
+def test_nothing_else_of_it_is_built(mine, target, words):
+    with pytest.raises(UserError, match=r"refused") as refusal:
+        check_stored(mine(target), "ckpt=x", trust=["my_package", "broken_package", "pmf_lightning"])
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["os", "torch", "hydra", "numpy", "builtins", "nt"])
+def test_libraries_cannot_be_trusted(name, mine, monkeypatch):
+    with pytest.raises(UserError, match=rf"trust=\[{name}\]: {name} is a library"):
+        check_stored(stored.config(), "ckpt=x", trust=[name])
+    monkeypatch.setenv("PMF_TRUST", f"my_package,{name}")
+    with pytest.raises(UserError, match=f"PMF_TRUST=my_package,{name}: {name} is a library"):
+        check_stored(stored.config(), "ckpt=x")
+    monkeypatch.delenv("PMF_TRUST")
+    with pytest.raises(UserError, match=r"refused$"):  # without advice to trust it
+        check_stored(mine(f"{name}.load"), "ckpt=x")
+
+
+@pytest.mark.parametrize("name", ["my_package.parts", "my package", "", "../mine"])
+def test_trust_names_packages(name):
+    with pytest.raises(UserError, match="is not the name of a package"):
+        check_stored(stored.config(), "ckpt=x", trust=[name])
