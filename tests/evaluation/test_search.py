@@ -350,8 +350,8 @@ def test_bad_input_is_refused_before_anything_is_measured(trained, cache, tmp_pa
 
 
 def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
-    def encoder(path):
-        module, averages = load_with_averages(path)
+    def encoder(path, trust):
+        module, averages = load_with_averages(path, trust)
         monkeypatch.setattr(type(module.objective), "samplers", ())
         return module, averages
 
