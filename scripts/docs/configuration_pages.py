@@ -120,7 +120,9 @@ def bases_of(text: str) -> list[str]:
     entries = (yaml.safe_load(text) or {}).get("defaults", [])
     named = [entry if isinstance(entry, str) else "=".join(map(str, next(iter(entry.items())))) for entry in entries]
     hidden = ("_self_", "optional ", "override hydra/")
-    return [one.removesuffix("=None") for one in named if not one.startswith(hidden)]
+    return [
+        one.removesuffix("=None").removeprefix("override ").lstrip("/") for one in named if not one.startswith(hidden)
+    ]
 
 
 def _section(title: str, text: str) -> str:
