@@ -24,7 +24,7 @@ _LOGGED = re.compile(r"(step$|images$|loss_|force_norm_|fd|fid|is\d|class_accura
 
 _FILES = ("checkpoint", "best", "grid", "curves", "time_bins", "reference")  # entries of summary.json that are paths
 
-_PATH = re.compile(r"(?<![\w.:/~])/[\w.+@=-]+(?:/[\w.+@=-]*)*")
+_PATH = re.compile(r"(?<![\w.:/~})\]])/[\w.+@=-]+(?:/[\w.+@=-]*)*")
 
 
 def is_generated(readme: Path) -> bool:

@@ -473,7 +473,7 @@ def test_saved_files_contain_no_paths_of_this_machine(tmp_path, only_samples):
 
 def test_paths_end_in_their_last_name_and_links_stay():
     assert without_paths({"a": ["run_dir=/tmp/x/y seed=0", 3, None]}) == {"a": ["run_dir=.../y seed=0", 3, None]}
-    for text in ("https://arxiv.org/abs/2601.22158", "runs/a/b", "1/2", "~/data", "x / y"):
+    for text in ("https://arxiv.org/abs/2601.22158", "runs/a/b", "1/2", "~/data", "x / y", "pMF-{B,L,H}/16"):
         assert without_paths(text) == text
 
 
