@@ -9,15 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.cli import command
 from pmf_lightning.config import validate
-from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.profiling.benchmarks import reader, step
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
-from pmf_lightning.profiling.step_memory import step_flops
+from pmf_lightning.profiling.step_memory import rivals_of, step_flops
 from pmf_lightning.sampling.generate import OPTIONS
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
-from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.rng import BatchRows
 
 
@@ -35,7 +34,7 @@ def _optimizer_in_words(result: dict) -> str:
 
 def _reader(cfg: DictConfig) -> dict:
     settings = reader.ReaderSettings(**OmegaConf.to_container(cfg.reader))
-    return {"data": cfg.data.name, **reader.benchmark_reader(instantiate(cfg.data), settings, cfg.repeats)}
+    return {"data": cfg.data.name, **reader.benchmark_reader(make_source(cfg), settings, cfg.repeats)}
 
 
 def _step(cfg: DictConfig) -> dict:
@@ -44,8 +43,9 @@ def _step(cfg: DictConfig) -> dict:
         raise UserError(f"against={cfg.against}: the step is measured against textbook, or alone (null)")
     averages = len(cfg.ema.half_lives_kimg)
     empty = build(cfg, empty=True)
-    flops = step_flops(empty.network, empty.objective, images, BatchRows())
-    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages)
+    rivals = rivals_of(cfg, empty.objective)
+    flops = step_flops(empty.network, empty.objective, images, BatchRows(), rivals)
+    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages, rivals)
     numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
     return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
 

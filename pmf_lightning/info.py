@@ -14,8 +14,8 @@ from pmf_lightning.config.compose import choices, compose
 from pmf_lightning.config.presets import published
 from pmf_lightning.profiling import communication
 from pmf_lightning.profiling.communication import Estimate
+from pmf_lightning.profiling.model_cost import NotCountedError
 from pmf_lightning.profiling.model_facts import Facts, find_facts
-from pmf_lightning.profiling.spaces import NoFlowError
 from pmf_lightning.profiling.tables import all_models, one_model
 from pmf_lightning.utils.errors import UserError, suggestions
 
@@ -49,10 +49,10 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
 
 
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
-    """Return the facts of a preset; None, with a line on stderr, if its objective has no description."""
+    """Return the facts of a preset; None, with a line on stderr, if its costs are not counted."""
     try:
         return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
-    except NoFlowError as error:
+    except NotCountedError as error:
         print(f"left out: model={name} ({error})", file=sys.stderr)
         return None
     except UserError as error:

@@ -42,7 +42,7 @@ def objective(cfg: DictConfig) -> None:
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
     known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
-    streams = {"queues", "drift_features"} if getattr(kind, "needs_global_batch", False) else set()
+    streams = set(getattr(kind, "config_groups", ()))  # the class may lack it: check_contract reports that
     problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
     listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
     if listed:

@@ -1,8 +1,10 @@
-"""LightningDataModule of images: an endless training stream per device that can start at any step."""
+"""LightningDataModules of images and of labels alone: endless streams per device that can start at any step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import count
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
@@ -10,7 +12,9 @@ from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder, step_shards
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
+from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
 
@@ -40,26 +44,21 @@ class StepLoader:
         self._resume()
 
 
-class ImageData(LightningDataModule):
-    """DataModule of the images of ``source``, in an order determined by ``seed``.
+class StepData(LightningDataModule):
+    """Base class of datamodules whose global batch of a step is split over devices and micro-batches.
 
-    ``batch`` is the number of images per optimiser step over all devices and micro-batches. ``micro_batch`` is the
-    number of images per forward pass of a device (None: its full share). ``workers`` is the number of worker processes
-    per device. The images of a step do not depend on the number of devices, ``micro_batch`` or ``workers``. ``tally``
-    counts the shard records that this device could not read; it is None for other sources.
+    ``batch`` is the number of rows per optimiser step over all devices and micro-batches. ``micro_batch`` is the number
+    of rows per forward pass of a device (None: its full share). A subclass implements ``stream``.
     """
 
-    def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
+    def __init__(self, seed: int, batch: int, micro_batch: int | None) -> None:
         super().__init__()
-        for name, value, least in (("batch", batch, 1), ("micro_batch", micro_batch, 1), ("workers", workers, 0)):
-            if value is not None and value < least:
-                raise UserError(f"{name}={value}: set it to {least} or more")
-        self.source = source
+        for name, value in (("batch", batch), ("micro_batch", micro_batch)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: set it to 1 or more")
         self.seed = seed
         self.batch = batch
         self.micro_batch = micro_batch
-        self.workers = workers
-        self.tally: BadRecordCounter | None = None
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches per device and step for ``world_size`` devices; UserError if sizes do not divide."""
@@ -76,14 +75,8 @@ class ImageData(LightningDataModule):
             )
         return share // micro
 
-    @cached_property
-    def train_set(self) -> ImageDataset:
-        """The training split, opened at first use."""
-        return self.source.train()
-
-    def prepare_data(self) -> None:
-        """Open the images once per machine before the other devices do, since the first use may decode them."""
-        _ = self.train_set
+    def check_room(self) -> None:
+        """Raise UserError without enough space on this machine for the data."""
 
     def train_dataloader(self) -> StepLoader:
         """Return the stream of this device; UserError if accumulate_grad_batches of the trainer does not match."""
@@ -95,14 +88,49 @@ class ImageData(LightningDataModule):
                 f"devices={trainer.world_size}, micro_batch={self.micro_batch}: set it to {micro_batches}"
             )
         shards = step_shards(trainer.global_rank, trainer.world_size, micro_batches)
-        self.tally = tally_of(self.train_set, trainer.world_size)
 
         def resume() -> None:
             _drop_partial_step(trainer)
 
-        return StepLoader(lambda step: self._stream(shards, step), reached=lambda: trainer.global_step, resume=resume)
+        return StepLoader(lambda step: self.stream(shards, step), reached=lambda: trainer.global_step, resume=resume)
 
-    def _stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
+    def stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
+        """Yield the micro-batches of ``shards`` endlessly, from a step on."""
+        raise NotImplementedError
+
+
+class ImageData(StepData):
+    """DataModule of the images of ``source``, in an order determined by ``seed``.
+
+    ``workers`` is the number of worker processes per device. The images of a step do not depend on the number of
+    devices, ``micro_batch`` or ``workers``. ``tally`` counts the shard records that this device could not read; it is
+    None for other sources.
+    """
+
+    def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
+        super().__init__(seed, batch, micro_batch)
+        if workers < 0:
+            raise UserError(f"workers={workers}: set it to 0 or more")
+        self.source = source
+        self.workers = workers
+        self.tally: BadRecordCounter | None = None
+
+    @cached_property
+    def train_set(self) -> ImageDataset:
+        """The training split, opened at first use."""
+        return self.source.train()
+
+    def prepare_data(self) -> None:
+        """Open the images once per machine before the other devices do, since the first use may decode them."""
+        _ = self.train_set
+
+    def train_dataloader(self) -> StepLoader:
+        """Return the stream of this device; UserError if accumulate_grad_batches of the trainer does not match."""
+        loader = super().train_dataloader()
+        self.tally = tally_of(self.train_set, self.trainer.world_size)
+        return loader
+
+    def stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
         """Yield images and labels endlessly from a step on; raises UserError if too many records are bad."""
         order = GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step)
         for images, labels, _ in iterate_batches(self.train_set, order, self.workers, self.tally):
@@ -112,6 +140,35 @@ class ImageData(LightningDataModule):
         """Report the number of unreadable records."""
         if self.tally is not None:
             self.tally.report()
+
+
+class LabelData(StepData):
+    """DataModule of labels without images, for objectives that need no images.
+
+    The labels of a step are sampled independently with ``weights`` (None: all classes alike). The label of a row
+    depends only on (seed, step, global row).
+    """
+
+    def __init__(
+        self, classes: int, seed: int, batch: int, micro_batch: int | None, weights: Sequence[Number] | None = None
+    ) -> None:
+        super().__init__(seed, batch, micro_batch)
+        weights = [1.0] * classes if weights is None else list(weights)
+        if len(weights) != classes or min(weights) < 0 or not sum(weights) > 0:
+            raise UserError(
+                f"class_weights of the objective: {len(weights)} numbers for {classes} classes; give one for each "
+                "class, 0 or more, and not all 0"
+            )
+        self.edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+
+    def stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
+        """Yield labels endlessly from a step on."""
+        rows = [shard.rows(self.batch // shard.count) for shard in shards]
+        for step in count(first_step):
+            places = rng.uniform(self.seed, "labels", step, count=self.batch) * self.edges[-1]
+            labels = torch.searchsorted(self.edges, places, right=True).clamp_max(len(self.edges) - 1)
+            for part in rows:
+                yield [labels[part]]
 
 
 def _drop_partial_step(trainer: Trainer) -> None:

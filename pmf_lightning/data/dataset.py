@@ -1,13 +1,15 @@
 """Protocols and base classes of the data package: labelled images by index, and data sources."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from pmf_lightning.utils.errors import UserError
 
 
 @runtime_checkable
@@ -102,8 +104,7 @@ class Head(BatchDataset):
 class DataSource(Protocol):
     """A named set of labelled square images with a fixed split, built from ``conf/data``.
 
-    A source with a true class attribute ``latents`` provides latents, ``channels`` x ``resolution`` x ``resolution``,
-    instead of pixels.
+    These members are required. ``DataSourceBase`` documents them, and has the optional ones with their defaults.
     """
 
     name: str
@@ -111,14 +112,49 @@ class DataSource(Protocol):
     channels: int
     classes: int
 
+    train: Callable[[], ImageDataset]
+    held_out: Callable[[], ImageDataset]
+    fingerprint: Callable[[], str]
+    check: Callable[[], None]
+
+
+class DataSourceBase:
+    """Defaults of a data source. A subclass is a frozen dataclass whose fields are the keys of ``data`` in conf.
+
+    A subclass has the fields ``name``, ``resolution`` (pixels along a side), ``channels`` and ``classes``, and writes
+
+    - ``train()`` and ``held_out()``: the two splits, each an ``ImageDataset`` (``ArrayDataset`` of two arrays, or a
+      subclass of ``BatchDataset``). Images are uint8 [C,H,W]. UserError if there is no such split;
+    - ``fingerprint()``: a hex digest, for cache keys, that changes whenever an image or the split may have changed;
+      ``utils.cache.digest(...)`` of the settings is enough if these determine the images.
+
+    Attributes, which a subclass overrides by another class attribute or by a property:
+        latents: whether images are float32 [2,C,h,w], mean and standard deviation of raw latents. Then ``channels`` and
+            ``resolution`` are those of the latents, and the configuration has a ``decoder``.
+        class_names: the name of every class, in the order of the labels; None: no names.
+        older_class_names: the names in the order of versions that stored none in the run directory; None: unknown.
+        left_out: the files that are not used, as named tuples that are written to classes.json.
+        crop: the rule by which images were cropped to squares, a part of statistics' metadata; "none": not cropped.
+        has_held_out: whether ``held_out`` has images, known from the settings, without opening a split.
+    """
+
+    latents: ClassVar[bool] = False
+    class_names: ClassVar[Sequence[str] | None] = None
+    older_class_names: ClassVar[Sequence[str] | None] = None
+    left_out: ClassVar[Sequence[Any]] = ()
+    crop: ClassVar[str] = "none"
+    has_held_out: ClassVar[bool] = True
+
     def check(self) -> None:
         """Raise UserError for invalid settings, without expensive work."""
 
-    def train(self) -> ImageDataset:
-        """Return the training split."""
 
-    def held_out(self) -> ImageDataset:
-        """Return the split that is not used in training."""
-
-    def fingerprint(self) -> str:
-        """Return a hex digest, for cache keys, that changes whenever an image or the split may have changed."""
+def check_source(source: Any) -> None:
+    """Raise UserError, in one line, for the missing members of a data source."""
+    needed = [*DataSource.__annotations__, *(name for name in vars(DataSourceBase) if not name.startswith("_"))]
+    there = {*dir(type(source)), *vars(source)}  # a property is not evaluated: it may read files
+    if missing := [name for name in needed if name not in there]:
+        raise UserError(
+            f"data: {type(source).__name__} misses {', '.join(missing)}; derive it from "
+            "pmf_lightning.data.dataset.DataSourceBase, which has the defaults"
+        )

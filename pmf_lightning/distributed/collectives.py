@@ -2,10 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from lightning import Trainer
+from torch import Tensor
 
+from pmf_lightning.objectives.base import OneDevice
 from pmf_lightning.utils.errors import UserError
 
 Result = TypeVar("Result")
@@ -75,3 +79,37 @@ def total(counts: dict[str, int]) -> dict[str, int]:
     for one in everyone:
         summed.update(one)
     return dict(summed)
+
+
+class Devices(OneDevice):
+    """Exchange between the devices of a trainer; see ``OneDevice``."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def mean(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Return the means over all devices from this device's sums and counts."""
+        if self.trainer.world_size > 1:
+            sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
+        return sums / counts
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all devices in the order of the global batch, with gradients for this device's rows."""
+        return rows if self.trainer.world_size == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward returns the gradient of this rank's rows, times the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, interleaved."""
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Return the gradient of this rank's rows."""
+        world = dist.get_world_size()
+        return grad[dist.get_rank() :: world] * world

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.loader import iterate_batches, tally_of
-from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
 from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import measure
@@ -78,7 +77,7 @@ def split_statistics(
 
 
 def _pixels(source: DataSource) -> Any:
-    if getattr(source, "latents", False):
+    if source.latents:
         raise UserError(f"data={source.name}: statistics are of pixels, these are latents; choose the data of pixels")
     return source.train()
 
@@ -99,7 +98,7 @@ def _about(source: DataSource) -> dict[str, Any]:
         "resolution": source.resolution,
         "channels": source.channels,
         "classes": source.classes,
-        "crop": CROP_RULE if hasattr(source, "root") else "none",
+        "crop": source.crop,
     }
 
 

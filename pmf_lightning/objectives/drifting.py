@@ -14,21 +14,26 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pmf_lightning.objectives.base import Losses, Network
-from pmf_lightning.objectives.drifting_loss import Mean, drift_loss, local_mean
+from pmf_lightning.objectives.base import (
+    ONE_DEVICE,
+    Description,
+    EncoderRequest,
+    Losses,
+    Network,
+    ObjectiveBase,
+    OneDevice,
+    QueueBatch,
+)
+from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.objectives.fields import Image
 from pmf_lightning.objectives.guidance import guidance_scale
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.precision import Number, at_least_float32
 
 
 @dataclass(frozen=True)
-class DriftingBatch:
-    """Labels y [n] with positives x [n,P,C,H,W] (real, of the label's class) and negatives [n,N,C,H,W] (any class)."""
-
-    x: Float[Tensor, "n p c h w"]
-    y: Int64[Tensor, " n"]
-    negatives: Float[Tensor, "n k c h w"]
+class DriftingBatch(QueueBatch):
+    """The batch of data="class_queues" under Drifting's name."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]
 
 
 @dataclass(frozen=True)
-class Drifting:
+class Drifting(ObjectiveBase):
     """The Drifting objective; its values are set in conf/objective and conf/model.
 
     Fields: ``generated`` images per label, G; ``noise_scale`` the standard deviation of the noise; ``alpha_max``,
@@ -60,11 +65,12 @@ class Drifting:
     Raises ValueError for values out of range.
     """
 
-    heads: ClassVar = ("u",)  # the backbone's main head
+    data: ClassVar = "class_queues"
+    config_groups: ClassVar = ("queues", "drift_features")
+    encoder_request: ClassVar = EncoderRequest("drift_features")
     samplers: ClassVar = ("one_step",)
-    needs_global_batch: ClassVar = (
-        True  # the loss has means over the global batch, so gradients of micro-batches cannot be accumulated
-    )
+    needs_global_batch: ClassVar = True  # the loss has means over the global batch
+    search_preset: ClassVar = "drifting_b16"
     loss_note: ClassVar = (
         "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
     )
@@ -91,7 +97,12 @@ class Drifting:
         if self.styles < 0 or (self.styles and self.style_rows < 1):
             raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
 
-    def draw(self, batch: DriftingBatch, seed: int, step: int, shard: rng.BatchRows | None = None) -> DriftingDraws:
+    @property
+    def images_per_label(self) -> int:
+        """The number of images that the network makes for a label."""
+        return self.generated
+
+    def draw(self, batch: QueueBatch, seed: int, step: int, shard: rng.BatchRows | None = None) -> DriftingDraws:
         """Sample the random numbers of training step ``step`` for one shard of its labels (all by default).
 
         Every number depends only on (seed, step, global index of the label). Scalars are on the CPU, the noise is on
@@ -113,27 +124,27 @@ class Drifting:
     def __call__(
         self,
         network: Network,
-        batch: DriftingBatch,
+        batch: QueueBatch,
         draws: DriftingDraws,
-        features: Features,
+        encoders: Features,
         keep_fields: bool = False,
-        mean: Mean = local_mean,
+        devices: OneDevice = ONE_DEVICE,
     ) -> Losses:
         """Return the loss, summed over features, and metrics to log as ``scalars``.
 
         "force_norm_R" is, per temperature R, the mean over features of the root mean square of the field before
-        normalisation. "scale" is the mean over features of the mean distance. ``mean`` reduces means over several
-        processes; see drift_loss. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
+        normalisation. "scale" is the mean over features of the mean distance. ``devices`` reduces the means of several
+        processes. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
         """
         on = draws.to(batch.x.device)
         G, P, N = self.generated, batch.x.shape[1], batch.negatives.shape[1]
         y, alpha = (value.repeat_interleave(G) for value in (batch.y, on.alpha))
         images = self.images(network, on.noise.flatten(0, 1), y, alpha, on.style.flatten(0, 1))
         with torch.no_grad():
-            real = features(torch.cat((batch.x, batch.negatives), dim=1).flatten(0, 1))
+            real = encoders(torch.cat((batch.x, batch.negatives), dim=1).flatten(0, 1))
         weight = (on.alpha - 1) * (G - 1) / max(1, N)
         losses, infos = [], []
-        for name, made in features(images).items():
+        for name, made in encoders(images).items():
             gen, others = _problems(made, G), _problems(real[name], P + N)
             each = weight.repeat_interleave(made.shape[1])[:, None].expand(-1, N)
             loss, info = drift_loss(
@@ -145,7 +156,7 @@ class Drifting:
                 attraction=self.attraction,
                 repulsion=self.repulsion,
                 normalisation=self.normalisation,
-                mean=mean,
+                mean=devices.mean,
             )
             losses.append(loss.mean())
             infos.append(info)
@@ -179,9 +190,23 @@ class Drifting:
         codes = [rng.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
         return {"style": (torch.stack(codes) * self.style_rows).long()}
 
-    def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
-        """Return the network evaluations per image and step: 1."""
-        return 1
+    def counted(self) -> tuple["Drifting", Features]:
+        """Return the objective with pixels as its only feature."""
+        return self, pixel_features
+
+    def describe(self) -> Description:
+        """Return the spaces of the drifting loss."""
+        return Description(
+            conversion="x",
+            target="x + V",
+            compared="x + V, where the drifting field takes it, in every feature",
+            velocity="none, x in one evaluation; guidance: alpha, a condition, decides how far other real images repel",
+        )
+
+
+def pixel_features(images: Image) -> dict[str, Float[Tensor, "b 1 pixels"]]:
+    """Return the features without an encoder: "global", the pixels as one vector of rows, columns, channels."""
+    return {"global": at_least_float32(images).permute(0, 2, 3, 1).flatten(1)[:, None]}
 
 
 def _problems(features: Float[Tensor, "rows locations channels"], points: int) -> Float[Tensor, "b points channels"]:

@@ -5,7 +5,6 @@ objectives/fields.py turn prediction and ground truth into the quantity of the l
 paper's t is our 1 - t.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, get_args
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pmf_lightning.objectives.base import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.base import Batch, Description, Losses, Network, ObjectiveBase
 from pmf_lightning.objectives.fields import Image, Quantity, Time, convert, noisy_image, path_velocity
 from pmf_lightning.objectives.time_sampling import logit_normal
 from pmf_lightning.utils import rng
@@ -39,8 +38,19 @@ class JiTDraws:
         )
 
 
+# (prediction, loss space) -> the conversion, see objectives/fields.py; {} is the lower bound of divisors.
+_CONVERSIONS = {
+    ("x", "eps"): "eps = (z - (1 - t) x) / clip(t, {:g}, 1)",
+    ("x", "v"): "v = (z - x) / clip(t, {:g}, 1)",
+    ("eps", "x"): "x = (z - t eps) / clip(1 - t, {:g}, 1)",
+    ("eps", "v"): "v = (eps - z) / clip(1 - t, {:g}, 1)",
+    ("v", "x"): "x = z - t v",
+    ("v", "eps"): "eps = z + (1 - t) v",
+}
+
+
 @dataclass(frozen=True)
-class JiT:
+class JiT(ObjectiveBase):
     """The JiT objective; its values are set in conf/objective and conf/model.
 
     Fields: ``prediction`` the quantity that the network predicts and ``loss`` the quantity of the loss, each "x",
@@ -52,9 +62,9 @@ class JiT:
     Raises ValueError for an unknown quantity.
     """
 
-    heads: ClassVar = ("u",)  # the backbone's main head
     samplers: ClassVar = ("heun", "euler")  # the first is the paper's
     loss_note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
+    search_preset: ClassVar = "jit_b16"
 
     prediction: str
     loss: str
@@ -91,18 +101,14 @@ class JiT:
         network: Network,
         batch: Batch,
         draws: JiTDraws,
-        features: Mapping[str, Distance] | None = None,
+        encoders: None = None,
         keep_fields: bool = False,
     ) -> Losses:
         """Return the losses of a batch; ``per_sample`` "loss_x", "loss_eps", "loss_v" are sums of squares over C, H, W.
 
         The total is the mean over batch and pixels of the one named by ``loss`` (JiT, eq. 6 for v). "loss_v" is always
         included, for comparison across losses. With ``keep_fields`` the fields z, answer and v are returned too.
-
-        Raises ValueError if ``features`` has distances, since there is no perceptual loss.
         """
-        if features:
-            raise ValueError(f"features= gives ({', '.join(features)}): JiT has no perceptual loss; leave them out")
         on = draws.to(batch.x.device)
         z = noisy_image(batch.x, on.noise, on.t)
         y = torch.where(on.drop, network.classes, batch.y)
@@ -115,7 +121,7 @@ class JiT:
         sums = {f"loss_{name}": _squares(ours - theirs) for name, (ours, theirs) in both.items()}
         total = sums[f"loss_{self.loss}"].mean() / batch.x[0].numel()
         kept = {"z": z, "answer": answer, "v": both["v"][0]} if keep_fields else None
-        return Losses(total, {name: values.detach() for name, values in sums.items()}, kept)
+        return Losses(total, {name: values.detach() for name, values in sums.items()}, kept, t=draws.t)
 
     def ode_velocity(
         self,
@@ -141,6 +147,18 @@ class JiT:
     def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
         """Return the network evaluations per image for one velocity at time t: 2 with guidance, else 1."""
         return 2 if self._guided(t, omega, t_min, t_max) else 1
+
+    def describe(self) -> Description:
+        """Return the spaces of prediction and loss."""
+        given, wanted = self.prediction, self.loss
+        converted = "" if given == wanted else f" -> {_CONVERSIONS[given, wanted].format(self.t_clip)}"
+        truth = {"x": "x", "eps": "e", "v": "e - x"}[given]
+        return Description(
+            conversion=f"{given}{converted}",
+            target=f"{given} = {truth}{converted}",
+            compared=f"{wanted} of the data, {'by the same conversion' if converted else f'{wanted} = {truth}'}",
+            velocity="of the answer; guidance: label drop alone, v_u + omega (v_c - v_u) when sampling",
+        )
 
     def _guided(self, t: float, omega: Number, t_min: Number, t_max: Number) -> bool:
         """Return whether t is strictly inside the interval; t_max=1 includes pure noise (official code, t = our 1-t).

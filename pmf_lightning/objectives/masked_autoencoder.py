@@ -6,16 +6,15 @@ w cross-entropy + (1 - w) reconstruction error, the loss of a batch is the mean 
 of a batch therefore equals the loss of the full batch. There is no time and no noise.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pmf_lightning.objectives.base import Batch, Losses
+from pmf_lightning.objectives.base import Batch, Losses, ObjectiveBase
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes, resized_crops
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number, at_least_float32
@@ -52,7 +51,7 @@ class MAEDraws:
 
 
 @dataclass(frozen=True)
-class MaskedAutoencoder:
+class MaskedAutoencoder(ObjectiveBase):
     """The masked-autoencoder objective; its values are set in conf/objective and conf/model.
 
     Fields: ``patch`` the side of the network's patches in pixels; ``cell`` the side of a masked cell in patches;
@@ -65,7 +64,7 @@ class MaskedAutoencoder:
     """
 
     heads: ClassVar = ("image", "logits")
-    samplers: ClassVar = ()  # not a generative model
+    reconstructs: ClassVar = True  # not a generative model
     loss_note: ClassVar = (
         "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
     )
@@ -126,7 +125,7 @@ class MaskedAutoencoder:
         network: Autoencoder,
         batch: Batch,
         draws: MAEDraws,
-        features: Mapping[str, Any] | None = None,
+        encoders: None = None,
         keep_fields: bool = False,
     ) -> Losses:
         """Return the losses of a batch.
@@ -136,11 +135,7 @@ class MaskedAutoencoder:
         nats) and "accuracy" (0 or 1). Both are logged in every step; only the former enters the loss, with weight w. An
         image without masked cells has reconstruction error 0. With ``keep_fields``: "x" (augmented), "masked" (the
         network's input) and "image" (its output).
-
-        Raises ValueError if ``features`` has perceptual distances.
         """
-        if features:
-            raise ValueError(f"features= gives ({', '.join(features)}): an autoencoder has none; leave them out")
         on = draws.to(batch.x.device)
         x = augmented(batch.x, on)
         hidden = self.hidden_pixels(on.hidden)
@@ -164,6 +159,26 @@ class MaskedAutoencoder:
         fields = self(network, batch, draws, keep_fields=True).fields
         hidden = self.hidden_pixels(draws.hidden.to(batch.x.device))
         return fields["masked"], torch.where(hidden, fields["image"], fields["x"]), fields["x"]
+
+    @torch.no_grad()
+    def held_out_metrics(self, network: Autoencoder, batch: Batch, draws: MAEDraws) -> dict[str, Float[Tensor, " b"]]:
+        """Return for each image "held_out_error", the mean squared error of masked pixels, and "held_out_accuracy".
+
+        The accuracy, 0 or 1, is that of the class predicted from the unmasked image.
+        """
+        error = self(network, batch, draws).per_sample["loss_reconstruction"] / batch.x[0].numel()
+        logits = network(batch.x, heads=("logits",))["logits"]
+        return {"held_out_error": error, "held_out_accuracy": (logits.argmax(1) == batch.y).float()}
+
+    def check_data(self, *, latents: bool, flip: bool, name: str) -> None:
+        """Raise ValueError if images would be mirrored twice, or if latents would be cropped or mirrored."""
+        if flip and self.mirror:
+            raise ValueError("flip=true objective.mirror=true: images would be mirrored twice; set flip=false")
+        if latents and (self.crop is not None or self.mirror):
+            raise ValueError(
+                f"objective.crop, objective.mirror: {name} hands out latents, and a cropped or mirrored latent is not "
+                "that of the cropped or mirrored image; set objective.crop=null objective.mirror=false"
+            )
 
     def hidden_pixels(self, hidden: Bool[Tensor, "b rows columns"]) -> Bool[Tensor, "b 1 h w"]:
         """Return the mask of pixels covered by the masked cells."""

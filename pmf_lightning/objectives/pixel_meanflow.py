@@ -8,7 +8,7 @@ distribution of times.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, get_args
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.profiler import record_function
 
-from pmf_lightning.objectives.base import Batch, Distance, Losses, Network
+from pmf_lightning.objectives.base import Batch, Description, Distance, EncoderRequest, Losses, Network, ObjectiveBase
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.fields import (
     Image,
@@ -31,6 +31,7 @@ from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, g
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.objectives.jvp.derivative import Form, velocities_and_derivative
 from pmf_lightning.objectives.jvp.forward_mode import derivative
+from pmf_lightning.objectives.meanflow_reference import describe, textbook_loss
 from pmf_lightning.objectives.perceptual import perceptual_distances
 from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
 from pmf_lightning.objectives.time_sampling import ORDERS, logit_normal
@@ -78,7 +79,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class PixelMeanFlow:
+class PixelMeanFlow(ObjectiveBase):
     """The pixel MeanFlow objective; its values are set in conf/objective and conf/model.
 
     Fields: ``prediction`` "x" (the network predicts images) or "u" (velocities); ``noise_scale`` the standard deviation
@@ -143,6 +144,11 @@ class PixelMeanFlow:
             )
         if not 0 < self.t_thr <= 1:
             raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
+        for name, weight in self.perceptual.items():
+            if not weight > 0:
+                raise ValueError(
+                    f"objective.perceptual.{name}={weight}: a weight is above 0; choose perceptual=none, or another"
+                )
         if self.perceptual and self.crop is None:
             raise ValueError(f"perceptual={dict(self.perceptual)} needs the law of crops; choose perceptual=<a name>")
 
@@ -150,6 +156,16 @@ class PixelMeanFlow:
     def heads(self) -> tuple[str, ...]:
         """The heads of the backbone that are trained."""
         return ("u", "v") if self.velocity == "head" else ("u",)
+
+    @property
+    def encoder_request(self) -> EncoderRequest | None:
+        """The perceptual distances."""
+        return EncoderRequest("features", tuple(self.perceptual)) if self.perceptual else None
+
+    @property
+    def search_preset(self) -> str:
+        """The preset of pMF, or of iMF."""
+        return "pmf_b16" if self.prediction == "x" else "imf_b2"
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MeanFlowDraws:
         """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).
@@ -228,9 +244,28 @@ class PixelMeanFlow:
         times, *conditions = (z.new_full((len(z),), value) for value in (t, omega, t_min, t_max))
         return self.average_velocity(network, z, times, times, *conditions, y)
 
-    def nfe_per_velocity(self, t: float, omega: Number, t_min: Number, t_max: Number) -> int:
-        """Return the network evaluations per image for one velocity: 1, since guidance is an input."""
-        return 1
+    def encoder_note(self, encoders: Mapping[str, Distance] | None) -> str | None:
+        """Return the line that lists the perceptual distances."""
+        if not encoders:
+            return None
+        terms = (f"{self.perceptual[name]:g} {name} ({distance.side} pixels)" for name, distance in encoders.items())
+        return f"perceptual loss where t < {self.t_thr:g}, in random crops: {', '.join(terms)}"
+
+    def describe(self) -> Description:
+        """Return the spaces of prediction and loss; see objectives/meanflow_reference.py."""
+        return describe(self)
+
+    def counted(self) -> tuple["PixelMeanFlow", None]:
+        """Return the objective without perceptual distances."""
+        return (replace(self, perceptual={}) if self.perceptual else self), None
+
+    def with_activation_checkpointing(self) -> "PixelMeanFlow":
+        """Return the objective with its derivative in a separate pass, since no derivative passes a recomputation."""
+        return replace(self, derivative="two_pass")
+
+    def textbook_loss(self, network: Network, batch: Batch, draws: MeanFlowDraws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the algorithm as printed; see objectives/meanflow_reference.py."""
+        return textbook_loss(self, network, batch, draws)
 
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
         """Run the network and convert its outputs to velocities; with velocity="boundary", "v" is the output "u"."""
@@ -253,7 +288,7 @@ class PixelMeanFlow:
         network: Network,
         batch: Batch,
         draws: MeanFlowDraws,
-        features: Mapping[str, Distance] | None = None,
+        encoders: Mapping[str, Distance] | None = None,
         keep_fields: bool = False,
     ) -> Losses:
         """Return the losses of a batch: ``per_sample`` "loss_u", "loss_v" are sums over C, H, W of squared errors.
@@ -263,12 +298,12 @@ class PixelMeanFlow:
         Values without effect are unspecified: du_dt where t == r, v_c of dropped rows with t == r, v of the boundary
         where t != r.
 
-        Raises ValueError unless the names in ``features`` are those in ``perceptual``.
+        Raises ValueError unless the names in ``encoders`` are those in ``perceptual``.
         """
-        features = features or {}
-        if features.keys() != self.perceptual.keys():
+        encoders = encoders or {}
+        if encoders.keys() != self.perceptual.keys():
             raise ValueError(
-                f"the distances weighed are ({', '.join(self.perceptual)}), features= gives ({', '.join(features)}); "
+                f"the distances weighed are ({', '.join(self.perceptual)}), encoders= gives ({', '.join(encoders)}); "
                 "give the same names, or take perceptual=none"
             )
         on = draws.to(batch.x.device)
@@ -305,9 +340,10 @@ class PixelMeanFlow:
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
         errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.velocity == "head" else {})
-        near = _rows(draws.t < self.t_thr, z) if features else None
-        distances = perceptual_distances(features, z, u, on.t, batch.x, on.crops, near) if features else {}
-        return self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
+        near = _rows(draws.t < self.t_thr, z) if encoders else None
+        distances = perceptual_distances(encoders, z, u, on.t, batch.x, on.crops, near) if encoders else {}
+        losses = self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
+        return replace(losses, t=draws.t, diagnostic_rows=moving)
 
     def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.

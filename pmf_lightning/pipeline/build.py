@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import nn
 
 from pmf_lightning.config import presets, validate
 from pmf_lightning.config.compose import one_line
+from pmf_lightning.data.dataset import DataSource, check_source
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.base import Objective, check_contract
 from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils import rng
@@ -32,7 +33,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     """
     validate.model(cfg)
     validate.objective(cfg)
-    objective, optimizer = make_part(cfg, "objective"), make_part(cfg, "optimizer")
+    objective, optimizer = make_objective(cfg), make_part(cfg, "optimizer")
     validate.method(cfg.sampling.get("method"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
@@ -42,11 +43,13 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
+    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
+    config = OmegaConf.to_container(stored, resolve=True)
     shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
     schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
-    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, resolved(cfg), decoder)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
     except (ValueError, TypeError) as error:  # TypeError: it is no optimizer
@@ -54,11 +57,28 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     return module
 
 
-def _recomputed(cfg: DictConfig, network: nn.Module, objective: Any) -> Any:
-    """Turn on activation checkpointing; return the objective with its derivative in a separate pass."""
+def make_objective(cfg: DictConfig) -> Objective:
+    """Instantiate the objective; UserError for values out of range, or if it does not fulfil its contract."""
+    objective = make_part(cfg, "objective")
+    try:
+        check_contract(objective)
+    except ValueError as error:
+        raise UserError(f"objective: {error}") from error
+    return objective
+
+
+def make_source(cfg: DictConfig) -> DataSource:
+    """Instantiate the data source; UserError if it does not fulfil its contract. Its ``check`` is not called."""
+    source = instantiate(cfg.data)
+    check_source(source)
+    return source
+
+
+def _recomputed(cfg: DictConfig, network: nn.Module, objective: Objective) -> Objective:
+    """Turn on activation checkpointing; return the objective for it."""
     if not recompute_blocks(network):
         raise UserError(f"recompute=true: the network of {cfg.name} has no transformer blocks to save memory in")
-    return replace(objective, derivative="two_pass") if hasattr(objective, "derivative") else objective
+    return objective.with_activation_checkpointing()
 
 
 def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
@@ -69,15 +89,6 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     cfg.backbone.heads = {name: blocks for name, blocks in heads.items() if name in trained}
     return cfg
-
-
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain data with all references resolved, as a run stores it.
-
-    Hydra's settings and the numbers of the preset's paper are left out.
-    """
-    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
-    return OmegaConf.to_container(stored, resolve=True)
 
 
 def make_part(cfg: DictConfig, part: str) -> Any:

@@ -1,5 +1,6 @@
 """LightningModule of every objective: sample keyed random numbers, call the objective, log. It has no formulas."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pmf_lightning.data.transforms import latents_seen, pixels_seen
-from pmf_lightning.objectives.base import Batch
-from pmf_lightning.objectives.drifting import DriftingBatch
+from pmf_lightning.distributed.collectives import Devices
+from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.utils.errors import UserError
@@ -23,7 +24,7 @@ class GenerativeModule(LightningModule):
 
     Args:
         network: the backbone; the module has no other weights.
-        objective: a pure function (see objectives/base.py) that also samples its random numbers from keys.
+        objective: a pure function that also samples its random numbers from keys (see objectives/base.py).
         optimizer: function from parameter groups to a torch optimizer.
         rate_factor: function from the step (from 0) to the factor on the learning rate.
         seed: key of all random numbers of training.
@@ -35,7 +36,7 @@ class GenerativeModule(LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        objective: Any,
+        objective: Objective,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer],
         rate_factor: Callable[[int], float],
         seed: int,
@@ -49,24 +50,24 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
-        self._features: list[Any] = [{}]  # in a list, so that they are not part of parameters and checkpoints
+        self._encoders: list[Any] = [None]  # in a list, so that they are not part of parameters and checkpoints
         self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
     @property
-    def features(self) -> Any:
-        """Frozen feature networks of the loss: perceptual distances by name, or the features of drifting."""
-        return self._features[0]
+    def encoders(self) -> Any:
+        """Frozen networks of the loss, as its ``encoder_request`` describes them: a dict by name, one, or None."""
+        return self._encoders[0]
 
     @property
     def compiled_network(self) -> Any:
         """The network that the loss calls: compiled if the configuration sets it."""
         return self._compiled or self.network
 
-    def set_features(self, features: Any) -> None:
-        """Set ``features``."""
-        self._features = [features]
+    def set_encoders(self, encoders: Any) -> None:
+        """Set ``encoders``."""
+        self._encoders = [encoders]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over the network's tagged parameters, and its learning-rate schedule.
@@ -80,46 +81,51 @@ class GenerativeModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Move the feature networks to the device."""
-        for part in self.features.values() if isinstance(self.features, dict) else [self.features]:
-            part.to(self.device)
+        """Move the encoders to the device."""
+        if self.objective.encoder_request is not None:
+            by_name = self.objective.encoder_request.names is not None
+            for encoder in self.encoders.values() if by_name else [self.encoders]:
+                encoder.to(self.device)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the loss of one micro-batch, and per-sample errors by time if the objective has times.
 
-        The micro-batch is images [B,...] and labels [B]; for drifting, positives [n,P,...], labels [n] and negatives
-        [n,N,...]. See ``inputs`` for the kinds of images. "by_time" holds name -> (t [n], squares per pixel [n]): all
-        rows for squared errors, the rows with t != r for the diagnostics of du/dt.
+        The micro-batch is the list of tensors that the datamodule yields for the objective's kind of ``data``: images
+        [B,...] and labels [B]; positives [n,P,...], labels [n] and negatives [n,N,...]; or labels [B]. See ``inputs``
+        for the kinds of images. "by_time" holds name -> (t [n], squares per pixel [n]): all rows for squared errors,
+        the rows that have a value for diagnostics.
         """
         shard = self._shard(batch_idx)
-        batch = self._seen(batch, shard)
-        labels = batch.y
+        batch = self._preprocess(batch, shard)
+        rows = len(batch.y)
         draws = self.objective.draw(batch, self.seed, self.global_step, shard)
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
-        joined = {"mean": self._mean_of_all_devices} if getattr(self.objective, "needs_global_batch", False) else {}
-        losses = self.objective(self.compiled_network, batch, draws, self.features, **joined)
-        pixels = batch.x[0].numel()
+        more = {"devices": Devices(self.trainer)} if self.objective.needs_global_batch else {}
+        losses = self.objective(self.compiled_network, batch, draws, self.encoders, **more)
+        pixels = math.prod(batch.shape if self.objective.data == "labels" else batch.x.shape[-3:])
         for name, sums in losses.per_sample.items():
             mean = sums.mean() / pixels
-            self.log(name, mean, prog_bar=True, batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
+            self.log(name, mean, prog_bar=True, batch_size=rows, sync_dist=self.trainer.world_size > 1)
         for name, values in losses.distances.items():
-            self.log(name, values.mean(), batch_size=len(labels), sync_dist=self.trainer.world_size > 1)
+            self.log(name, values.mean(), batch_size=rows, sync_dist=self.trainer.world_size > 1)
         for name, value in losses.scalars.items():
-            self.log(name, value, prog_bar=True, batch_size=len(labels))
-        by_time = {name: (draws.t, sums / pixels) for name, sums in losses.per_sample.items() if hasattr(draws, "t")}
-        for name, sums in losses.diagnostics.items():
-            by_time[name] = (draws.t[draws.r_ne_t], sums[draws.r_ne_t] / pixels)
-        return {"loss": losses.total, "by_time": by_time}
+            self.log(name, value, prog_bar=True, batch_size=rows)
+        return {"loss": losses.total, "by_time": _by_time(losses, pixels)}
 
-    def _seen(self, batch: Sequence[Tensor], shard: BatchRows) -> Batch | DriftingBatch:
-        """Convert a loaded batch to the batch of the objective."""
+    def _preprocess(self, batch: Sequence[Tensor], shard: BatchRows) -> AnyBatch:
+        """Convert a loaded batch to the batch of the objective's kind of data."""
+        flip, step = self.config["flip"], self.global_step
+        if self.objective.data == "labels":
+            (labels,) = batch
+            side = self.network.resolution
+            return LabelBatch(labels, (self.network.channels, side, side))
         images, labels, *negatives = batch
-        rows, flip = shard.rows(len(labels)), self.config["flip"]
-        if not negatives:
-            return Batch(self.inputs(images, rows, self.global_step, flip=flip), labels)
+        rows = shard.rows(len(labels))
+        if self.objective.data == "images":
+            return Batch(self.inputs(images, rows, step, flip=flip), labels)
         roles = {"positives": images, "negatives": negatives[0]}
-        x = {role: self.inputs(part, rows, self.global_step, role, flip=flip) for role, part in roles.items()}
-        return DriftingBatch(x["positives"], labels, x["negatives"])
+        x = {role: self.inputs(part, rows, step, role, flip=flip) for role, part in roles.items()}
+        return QueueBatch(x["positives"], labels, x["negatives"])
 
     def inputs(
         self, images: Tensor, rows: Int64[Tensor, " b"], step: int, role: str | None = None, flip: bool = False
@@ -139,12 +145,6 @@ class GenerativeModule(LightningModule):
         if self.decoder is None:
             raise UserError("the data hand out latents, and decoder=null: leave decoder= out, it normalises them")
         return latents_seen(images, self.decoder.normalise, *key)
-
-    def _mean_of_all_devices(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """Return the means over all devices from this device's sums and counts."""
-        if self.trainer.world_size > 1:
-            sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
-        return sums / counts
 
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
         """Return the network's images as pixels in about [-1, 1]: latents are decoded, pixels are unchanged."""
@@ -175,6 +175,15 @@ class GenerativeModule(LightningModule):
             old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})
             old["lr"] = old["initial_lr"] * self._rate_factor(checkpoint["global_step"])
         checkpoint["lr_schedulers"][0]["base_lrs"] = [group["initial_lr"] for group in stored]
+
+
+def _by_time(losses: Losses, pixels: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return name -> (times, squares per pixel) of the rows that have a value; nothing without times."""
+    if losses.t is None:
+        return {}
+    found = {name: (losses.t, sums / pixels) for name, sums in losses.per_sample.items()}
+    rows = slice(None) if losses.diagnostic_rows is None else losses.diagnostic_rows
+    return found | {name: (losses.t[rows], sums[rows] / pixels) for name, sums in losses.diagnostics.items()}
 
 
 def unwrap_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:

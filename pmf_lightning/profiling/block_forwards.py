@@ -6,14 +6,14 @@ backward pass as two. The objective runs on a stub network without arithmetic, s
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from pmf_lightning.objectives.base import Objective, Passes
 from pmf_lightning.objectives.jvp.forward_mode import Dual
-from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments, images_of, without_perceptual
+from pmf_lightning.profiling.step_memory import dummy_batch, images_of
 from pmf_lightning.utils.precision import Number
 
 IMAGES = 2048  # fractions such as that of guided rows are averaged over these images: the total is exact to 0.3 %
@@ -66,31 +66,28 @@ class CountingNetwork:
         return dict.fromkeys(heads, image)
 
 
-def count(network: nn.Module, objective: Any, seed: int = 0, images: int = IMAGES) -> BlockForwards:
+def count(network: nn.Module, objective: Objective, seed: int = 0, images: int = IMAGES) -> BlockForwards:
     """Return the block-forwards per image of a training step, from one batch of about ``images``.
 
-    For Drifting, images are the generated ones. The blocks of perceptual networks and encoders are not counted.
+    Images are those that the network processes or generates. The blocks of encoders are not counted.
     """
     stand_in = CountingNetwork(network)
-    objective = without_perceptual(objective)
+    objective, encoders = objective.counted()
     batch = dummy_batch(objective, images)
-    objective(stand_in, batch, objective.draw(batch, seed, step=0), **further_arguments(objective))
+    objective(stand_in, batch, objective.draw(batch, seed, step=0), encoders)
     seen = images_of(objective, batch)
     return BlockForwards(*(getattr(stand_in, field.name) / seen for field in fields(BlockForwards)))
 
 
-def official(network: nn.Module) -> BlockForwards | None:
-    """Return the block-forwards of the official JAX code of pMF and iMF; None for a network without heads u and v.
+def of_passes(network: nn.Module, passes: Passes) -> BlockForwards:
+    """Return the block-forwards per image of known passes, such as those of an official code."""
+    depth = {"trunk": len(network.trunk), **{name: len(head.blocks) for name, head in network.heads.items()}}
 
-    That code runs trunk and v-head three times for the guided target (v_c at the sampled scale, v_c at the scale inside
-    the interval, v_u), and every row has a tangent. The compiler drops unused results. The total is 136 for pMF-B.
-    """
-    depth = {name: len(head.blocks) for name, head in network.heads.items()}
-    if depth.keys() != {"u", "v"}:
-        return None
-    trunk = len(network.trunk)
-    whole = trunk + depth["u"] + depth["v"]
-    return BlockForwards(3 * (trunk + depth["v"]), whole, trunk + depth["u"], 2 * whole)
+    def blocks(part: Mapping[str, Number]) -> Number:
+        return sum(times * depth[name] for name, times in part.items())
+
+    values = blocks(passes.values)
+    return BlockForwards(blocks(passes.guidance), values, blocks(passes.tangent), 2 * values)
 
 
 def _has_tangent(image: Tensor) -> bool:

@@ -21,7 +21,7 @@ from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import STEPS
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.pipeline.build import build, make_part
-from pmf_lightning.profiling.step_memory import Rivals, step_flops
+from pmf_lightning.profiling.step_memory import Rivals, rivals_of, step_flops
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
@@ -230,11 +230,10 @@ NOTE = (
 def estimate(cfg: DictConfig) -> list[Estimate]:
     """Estimate the step that ``cfg`` describes for each number of ``cfg.gpus``; UserError if one does not divide it."""
     module = build(cfg, empty=True)
-    labels = getattr(module.objective, "generated", 1)
+    per_label = module.objective.images_per_label
     for gpus in cfg.gpus:
-        if gpus < 1 or cfg.batch // labels % gpus:
+        if gpus < 1 or cfg.batch // per_label % gpus:
             raise UserError(f"gpus={gpus}: batch={cfg.batch} does not divide over them; set batch to a multiple")
-    queues = cfg.get("queues")
     return estimates(
         module.network,
         module.objective,
@@ -243,7 +242,7 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
         make_part(cfg, "cluster"),
         averages=len(cfg.ema.half_lives_kimg),
         muon=isinstance(module.configure_optimizers()["optimizer"], MuonAdam),
-        rivals=(queues.positives, queues.negatives) if queues else (1, 0),
+        rivals=rivals_of(cfg, module.objective),
     )
 
 

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pmf_lightning.utils.errors import UserError
+
+
+class NotCountedError(UserError):
+    """The network or the objective is not of the kind whose costs are counted."""
+
 
 @dataclass(frozen=True)
 class Cost:

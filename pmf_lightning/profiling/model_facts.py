@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.presets import Published, published
-from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.profiling import block_forwards, model_cost, spaces
+from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.block_forwards import BlockForwards
-from pmf_lightning.profiling.step_memory import StepMemory, step_memory
+from pmf_lightning.profiling.model_cost import NotCountedError
+from pmf_lightning.profiling.step_memory import StepMemory, rivals_of, step_memory
 from pmf_lightning.training.prepare import make_data
-from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
@@ -23,8 +23,9 @@ class Facts:
     """One model on one kind of data. ``bottleneck`` None: one patch convolution; ``paper`` None: an unknown name.
 
     ``blocks`` are the numbers of blocks of the trunk and of each head. ``prediction``, ``target``, ``compared`` and
-    ``velocity`` are formulas (spaces.py). ``perceptual`` are the weights of perceptual distances; no number includes
-    their networks. ``official`` are the block-forwards of the official code, None if there is none.
+    ``velocity`` are formulas (objectives/base.py, ``Description``). ``perceptual`` are the weights of further loss
+    terms; no number includes their networks. ``official`` are the block-forwards of the official code, None if there is
+    none.
     """
 
     model: str
@@ -85,8 +86,11 @@ def find_facts(cfg: DictConfig) -> Facts:
     """
     module = build(cfg, empty=True)
     network, objective = module.network, module.objective
-    told, costs = spaces.describe(objective), model_cost.count(network)
-    with_head_v = getattr(objective, "velocity", None) == "head"  # as in the official codes of pMF and iMF
+    if not objective.samplers or not hasattr(network, "trunk"):
+        raise NotCountedError(
+            f"{cfg.name}: costs are counted of transformers that generate images; choose another model"
+        )
+    told, costs = objective.describe(), model_cost.count(network)
     return Facts(
         model=cfg.name,
         data=cfg.data.name,
@@ -104,9 +108,9 @@ def find_facts(cfg: DictConfig) -> Facts:
         target=told.target,
         compared=told.compared,
         velocity=told.velocity,
-        perceptual=dict(getattr(objective, "perceptual", {})),
+        perceptual=dict(told.weights),
         block_forwards=block_forwards.count(network, objective, cfg.seed),
-        official=block_forwards.official(network) if with_head_v else None,
+        official=told.official and block_forwards.of_passes(network, told.official),
         memory=_memory(cfg, module),
         gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
@@ -116,8 +120,7 @@ def find_facts(cfg: DictConfig) -> Facts:
 def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
     """Count the memory of a training step on each device."""
     devices = validate.world_size(cfg.trainer)
-    shares = make_data(cfg, instantiate(cfg.data)).accumulation(devices) * devices
-    queues = cfg.get("queues")
+    shares = make_data(cfg, make_source(cfg), module.objective).accumulation(devices) * devices
     return step_memory(
         module.network,
         module.objective,
@@ -125,5 +128,5 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         averages=len(cfg.ema.half_lives_kimg),
         micro_batch=cfg.batch // shares,
         shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
-        rivals=(queues.positives, queues.negatives) if queues else (1, 0),
+        rivals=rivals_of(cfg, module.objective),
     )

@@ -1,10 +1,9 @@
 """Count the memory and FLOPs of a training step on the meta device, without allocating memory.
 
 Counted: the tensors of a step on one device, in the dtype of the weights. Gradients count all the time: they exist
-while micro-batches accumulate (with one micro-batch they grow while activations are freed). Not counted: perceptual
-networks, Drifting's encoders (pixels are its only feature here), overheads of allocator and kernels, the sharding of
-FSDP, and savings of another ``trainer.precision``. On a CPU the count agrees with the allocator's to 1 %
-(tests/profiling/test_info.py).
+while micro-batches accumulate (with one micro-batch they grow while activations are freed). Not counted: the encoders
+of the loss (ObjectiveBase.counted), overheads of allocator and kernels, the sharding of FSDP, and savings of another
+``trainer.precision``. On a CPU the count agrees with the allocator's to 1 % (tests/profiling/test_info.py).
 """
 
 from collections.abc import Callable
@@ -12,57 +11,56 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pmf_lightning.encoders.drifting.extractor import DriftFeatures
-from pmf_lightning.objectives.base import Batch
-from pmf_lightning.objectives.drifting import Drifting, DriftingBatch
+from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Objective, QueueBatch
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
-Rivals = tuple[int, int]  # numbers of positives (of its class) and negatives (of any class) per label of Drifting
+Rivals = tuple[int, int]  # numbers of positives (of its class) and negatives (of any class) per label of class queues
 
 
-def without_perceptual(objective: Any) -> Any:
-    """Return the objective without perceptual distances."""
-    return replace(objective, perceptual={}) if getattr(objective, "perceptual", None) else objective
+def rivals_of(cfg: DictConfig, objective: Objective) -> Rivals:
+    """Return the positives and negatives per label of a configuration; (1, 0) without class queues."""
+    return (cfg.queues.positives, cfg.queues.negatives) if objective.data == "class_queues" else (1, 0)
 
 
-def further_arguments(objective: Any) -> dict[str, Any]:
-    """Return the objective's arguments besides network, batch and draws: for Drifting, pixels as the feature."""
-    return {"features": DriftFeatures()} if isinstance(objective, Drifting) else {}
+def dummy_batch(objective: Objective, images: int, rivals: Rivals = (1, 0)) -> AnyBatch:
+    """Return a batch of zeros, with one pixel per image, for ``images`` images of the network; at least one row."""
+    rows = max(1, images // objective.images_per_label)
+    labels = torch.zeros(rows, dtype=torch.long)
+    if objective.data == "labels":
+        return LabelBatch(labels, (1, 1, 1))
+    if objective.data == "images":
+        return Batch(torch.zeros(rows, 1, 1, 1), labels)
+    positives, negatives = rivals
+    return QueueBatch(torch.zeros(rows, positives, 1, 1, 1), labels, torch.zeros(rows, negatives, 1, 1, 1))
 
 
-def dummy_batch(objective: Any, images: int, rivals: Rivals = (1, 0)) -> Batch | DriftingBatch:
-    """Return a batch of zeros, with one pixel per image, for ``images`` images; at least one label for Drifting."""
-    if not isinstance(objective, Drifting):
-        return Batch(torch.zeros(images, 1, 1, 1), torch.zeros(images, dtype=torch.long))
-    labels, (positives, negatives) = max(1, images // objective.generated), rivals
-    x, others = torch.zeros(labels, positives, 1, 1, 1), torch.zeros(labels, negatives, 1, 1, 1)
-    return DriftingBatch(x, torch.zeros(labels, dtype=torch.long), others)
-
-
-def images_of(objective: Any, batch: Batch | DriftingBatch) -> int:
+def images_of(objective: Objective, batch: AnyBatch) -> int:
     """Return the number of images of a batch that the network processes or generates."""
-    return len(batch.y) * getattr(objective, "generated", 1)
+    return len(batch.y) * objective.images_per_label
 
 
-def meta_batch(network: nn.Module, objective: Any, images: int, shard: BatchRows, rivals: Rivals) -> tuple[Any, Any]:
+def meta_batch(network: nn.Module, objective: Objective, images: int, shard: BatchRows, rivals: Rivals) -> tuple:
     """Return a batch on the meta device, with the network's image shape, and its draws.
 
-    The scalars among the draws of flows have values, since these decide what is computed.
+    The images among the draws (such as the noise) are on the meta device too. The scalars have values, since these
+    decide what is computed.
     """
     small = dummy_batch(objective, images, rivals)
     draws = objective.draw(small, 0, 0, shard)
     shape = (network.channels, network.resolution, network.resolution)
 
-    def whole(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.empty(*pixels.shape[:-3], *shape, device="meta")
+    def enlarged(of: Any) -> dict[str, Tensor]:
+        pictures = {name: value for name, value in vars(of).items() if isinstance(value, Tensor) and value.dim() > 3}
+        return {name: torch.empty(*value.shape[:-3], *shape, device="meta") for name, value in pictures.items()}
 
-    pictures = {name: whole(value) for name, value in vars(small).items() if name != "y"}
-    return replace(small, y=small.y.to("meta"), **pictures), replace(draws, noise=whole(draws.noise))
+    more = {"shape": shape} if objective.data == "labels" else {}
+    return replace(small, y=small.y.to("meta"), **enlarged(small), **more), replace(draws, **enlarged(draws))
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class StepMemory:
 
 def step_memory(
     network: nn.Module,
-    objective: Any,
+    objective: Objective,
     make_optimizer: Callable[[], torch.optim.Optimizer],
     *,
     averages: int,
@@ -119,15 +117,14 @@ def step_memory(
         averages: number of running averages of the weights, in float32 or wider.
         micro_batch: images per device and pass.
         shard: the rows of the global batch of these images, which decide how many of them have t != r.
-        rivals: for Drifting, positives and negatives per label.
+        rivals: positives and negatives per label, for class queues.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    objective = without_perceptual(objective)  # perceptual terms would draw crops
+    objective, encoders = objective.counted()
     batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
-    more = further_arguments(objective)
-    activations = peak_bytes(lambda: objective(network, batch, draws, **more).total.backward())
+    activations = peak_bytes(lambda: objective(network, batch, draws, encoders).total.backward())
     optimizer = make_optimizer()
     optimizer.step()  # the first step creates the moments
     update = peak_bytes(optimizer.step)
@@ -147,15 +144,17 @@ def _bytes(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def step_flops(network: nn.Module, objective: Any, micro_batch: int, shard: BatchRows, rivals: Rivals = (1, 0)) -> int:
+def step_flops(
+    network: nn.Module, objective: Objective, micro_batch: int, shard: BatchRows, rivals: Rivals = (1, 0)
+) -> int:
     """Return the floating-point operations (2 per multiply-add) of loss and gradients of one micro-batch.
 
     Counts matrix products, convolutions and attention in forward pass, backward pass and tangents, as this package runs
     them. ``network`` must be on the meta device. Perceptual networks and encoders are left out.
     """
-    objective = without_perceptual(objective)
+    objective, encoders = objective.counted()
     batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
     with FlopCounterMode(display=False) as counter:
-        objective(network, batch, draws, **further_arguments(objective)).total.backward()
+        objective(network, batch, draws, encoders).total.backward()
     network.zero_grad()
     return counter.get_total_flops()

@@ -40,7 +40,7 @@ def generate(
         method: "average", z <- z - (t - r) u(z, r, t), for networks that predict u; "heun" (the last step by Euler) or
             "euler" for dz/dt = v(z, t); "one_step", noise to image, for drifting models. None: the first of
             ``objective.samplers``.
-        conditions: further conditions by name ("style" of drifting models).
+        conditions: further conditions by name, as ``objective.sampling_conditions`` returns them.
 
     Returns the network's output, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
     which ``module.to_pixels`` decodes.
@@ -49,15 +49,17 @@ def generate(
     """
     network, objective = (module, objective) if objective is not None else (module.network, module.objective)
     method = _checked(objective, steps, omega, t_min, t_max, method)
-    guidance, times = (omega, t_min, t_max), time_grid(steps)
+    guidance, times, more = (omega, t_min, t_max), time_grid(steps), conditions or {}
     with torch.no_grad():
         if method == "one_step":
-            return objective.one_step(network, noise, labels, omega, **(conditions or {}))
+            return objective.one_step(network, noise, labels, omega, **more)
         if method != "average":
-            return solve(lambda z, t: objective.ode_velocity(network, z, t, labels, *guidance), noise, times, method)
+            return solve(
+                lambda z, t: objective.ode_velocity(network, z, t, labels, *guidance, **more), noise, times, method
+            )
         z, conditions = noise, [_each(noise, value) for value in guidance]
         for t, r in pairwise(times):
-            u = objective.average_velocity(network, z, _each(z, t), _each(z, r), *conditions, labels)
+            u = objective.average_velocity(network, z, _each(z, t), _each(z, r), *conditions, labels, **more)
             z = z - (t - r) * u
     return z
 
@@ -115,8 +117,7 @@ def numbered_images(
     network = module.network
     shape = (network.channels, network.resolution, network.resolution)
     noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
-    if hasattr(module.objective, "sampling_conditions"):
-        options["conditions"] = module.objective.sampling_conditions(seed, first, len(labels))
+    options["conditions"] = module.objective.sampling_conditions(seed, first, len(labels))
     return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))
 
 

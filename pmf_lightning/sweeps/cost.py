@@ -15,7 +15,7 @@ from pmf_lightning.config.compose import CONF
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.communication import Cluster
-from pmf_lightning.profiling.spaces import NoFlowError
+from pmf_lightning.profiling.model_cost import NotCountedError
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
@@ -27,7 +27,7 @@ FEW = 1e10
 
 
 def images_of(cfg: DictConfig) -> int:
-    """Return the number of images that a run trains on; for Drifting, the generated ones."""
+    """Return the number of images that a run trains on, or that it generates."""
     return cfg.steps * cfg.batch
 
 
@@ -51,7 +51,7 @@ class Arithmetic:
     def __call__(self, cfg: DictConfig) -> float:
         """Return the floating-point operations (2 per multiply-add) of a run; raises UserError for a bad one.
 
-        Raises NoFlowError if block-forwards are unknown, as for autoencoders.
+        Raises NotCountedError if block-forwards are unknown, as for autoencoders.
         """
         parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if name in cfg}
         shape = [cfg.data.channels, cfg.data.resolution, cfg.data.classes]
@@ -71,7 +71,7 @@ def flops_per_image(cfg: DictConfig) -> float:
     module = build(cfg, empty=True)
     network = module.network
     if not hasattr(network, "trunk"):
-        raise NoFlowError(f"{cfg.name}: block-forwards are counted of transformers alone")
+        raise NotCountedError(f"{cfg.name}: block-forwards are counted of transformers alone")
     head = "u" if "u" in network.heads else next(iter(network.heads))
     evaluation = 2 * model_cost.count(network, head).multiply_adds
     per_block = evaluation / (len(network.trunk) + len(network.heads[head].blocks))

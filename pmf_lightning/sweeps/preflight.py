@@ -7,9 +7,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.pipeline.build import build, make_part
+from pmf_lightning.pipeline.build import build, make_part, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.training.prepare import make_evaluator, make_source
+from pmf_lightning.training.callbacks.build import check_metrics
 from pmf_lightning.utils.errors import UserError
 
 PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
@@ -30,11 +30,10 @@ class Preflight:
         try:
             validate.training(cfg)
             module = build(cfg, empty=True)
-            perceptual = list(cfg.objective.get("perceptual") or {})
             parts = [OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if cfg.get(name)]
         except (UserError, OmegaConfBaseException) as error:  # the configuration may already need data.root
             return one_line(error)
-        key = json.dumps([cfg.objective["_target_"], perceptual, parts], sort_keys=True, default=str)
+        key = json.dumps([cfg.objective["_target_"], _names(module), parts], sort_keys=True, default=str)
         if key not in self._known:
             self._known[key] = _objection(cfg, module)
         return self._known[key]
@@ -50,8 +49,16 @@ def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
 
 def _look(cfg: DictConfig, module: GenerativeModule) -> None:
     source = make_source(cfg)
-    make_evaluator(cfg, source, module)
-    for name in cfg.objective.get("perceptual") or {}:
-        settings = cfg.features.get(name)
+    source.check()
+    check_metrics(cfg, source, module)
+    for name in _names(module):
+        group = cfg[module.objective.encoder_request.group]
+        settings = group.get(name)
         if settings is not None and not settings.get("_partial_"):  # partial ones are trained by us if they are missing
-            make_part(cfg.features, name)
+            make_part(group, name)
+
+
+def _names(module: GenerativeModule) -> list[str]:
+    """Return the names of the encoders that the objective requests."""
+    request = module.objective.encoder_request
+    return list(request.names or ()) if request else []

@@ -7,7 +7,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.images.class_folders import say_classes
-from pmf_lightning.data.sources.folder import Folder
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import NotResumed
@@ -18,10 +17,10 @@ NAME = "classes.json"
 @rank_zero_only
 def announce_classes(source: DataSource, folder: Path) -> None:
     """Print the number and names of the classes; write all names and the unused files to classes.json."""
-    names = getattr(source, "class_names", None)
+    names = source.class_names
     if names is None:
         return
-    left_out = [one._asdict() for one in getattr(source, "left_out", [])]
+    left_out = [one._asdict() for one in source.left_out]
     with atomic_write(folder / NAME) as draft:
         draft.write_text(json.dumps({"class_names": names, "left_out": left_out}, indent=1) + "\n")
     print(f"  {say_classes(names)}; label i is class_names[i] of {NAME}")
@@ -29,7 +28,7 @@ def announce_classes(source: DataSource, folder: Path) -> None:
 
 def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:
     """Raise NotResumed if a label means another class than in the checkpoint's run; None as checkpoint: no check."""
-    names = None if checkpoint is None else getattr(source, "class_names", None)
+    names = None if checkpoint is None else source.class_names
     if names is None:
         return
     known = _known(source, checkpoint.absolute().parent.parent / NAME)
@@ -48,7 +47,7 @@ def _known(source: DataSource, path: Path) -> list[str] | None:
     try:
         names = read_json(path)["class_names"]
     except FileNotFoundError:
-        return sorted(source.class_names) if isinstance(source, Folder) else None
+        return source.older_class_names
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -1,152 +1,65 @@
-"""Build the parts of a run from its configuration, once, after all checks that need no long work."""
+"""Check the inputs of a run; build its datamodule and the frozen networks that its loss and image grids need."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from pmf_lightning.config import validate
-from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
-from pmf_lightning.encoders.perceptual.build import make_features
-from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
-from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
-from pmf_lightning.pipeline.build import build, make_part, resolved
+from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.encoders.perceptual.build import make_distances
+from pmf_lightning.objectives.base import Objective
+from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.training.callbacks.fid import FidSettings
-from pmf_lightning.training.run_dir import ROOT
-from pmf_lightning.training.settings import (
-    CheckpointSettings,
-    EMASettings,
-    GridSettings,
-    RunRequest,
-    TrainingSettings,
-)
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.hydra_compat import instantiate
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run consists of. Nothing that uses it sees the configuration.
-
-    Args:
-        settings: the numbers that callbacks, loggers and the trainer read.
-        source: the data.
-        data: the datamodule, which feeds the data to Lightning.
-        module: the LightningModule with network, objective, optimizer and decoder.
-        encoders: the frozen networks of the loss: distances by name, or the features of Drifting.
-        metrics, evaluator: settings of ``metrics=`` and what measures them; None if nothing is measured.
-    """
-
-    settings: TrainingSettings
-    source: DataSource
-    data: ImageData | DriftingData
-    module: GenerativeModule
-    encoders: Any
-    metrics: FidSettings | SmallDataSettings | None
-    evaluator: EvaluatorSetup | SmallDataEvaluator | None
-
-
-def prepare(cfg: DictConfig, source: DataSource) -> Parts:
-    """Check a run and build its parts. Trains or downloads nothing but the networks of the loss; raises UserError."""
-    check_inputs(cfg, source)
-    module = build(cfg)
-    prepare_decoder(cfg, module)
-    metrics, evaluator = make_evaluator(cfg, source, module)
-    data = make_data(cfg, source)
-    data.accumulation(validate.world_size(cfg.trainer))
-    if isinstance(data, DriftingData):
-        data.check_room()
-    encoders = make_training_features(cfg, source)
-    module.set_features(encoders)
-    return Parts(training_settings(cfg), source, data, module, encoders, metrics, evaluator)
-
-
-def run_request(cfg: DictConfig) -> RunRequest:
-    """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
-    folder = None if cfg.run_dir is None else Path(cfg.run_dir)
-    return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, resolved(cfg))
-
-
-def training_settings(cfg: DictConfig) -> TrainingSettings:
-    """Return the settings of callbacks, loggers and trainer."""
-    same = ("name", "steps", "batch", "log_every_steps", "sync_tolerance", "matmul_precision")
-    return TrainingSettings(
-        **{name: cfg[name] for name in same},
-        t_bins=cfg.diagnostics.t_bins,
-        most_skipped=cfg.non_finite.stop_after,
-        sampling=_plain(cfg.sampling),
-        trainer=_plain(cfg.trainer),
-        wandb=cfg.logger.wandb and _plain(cfg.logger.wandb),
-        ema=EMASettings(**_plain(cfg.ema)),
-        grid=GridSettings(**_plain(cfg.grid)),
-        checkpoint=CheckpointSettings(**_plain(cfg.checkpoint)),
-    )
-
-
-def _plain(section: DictConfig) -> Mapping[str, Any]:
-    return OmegaConf.to_container(section, resolve=True)
-
-
-def make_source(cfg: DictConfig) -> DataSource:
-    """Build and check the data; raises UserError."""
-    source = instantiate(cfg.data)
-    source.check()
-    return source
-
-
-def check_inputs(cfg: DictConfig, source: DataSource) -> None:
-    """Check that flips, crops and the decoder fit the data (pixels or latents); raises UserError."""
-    augments = "mirror" in cfg.objective  # only the autoencoder's objective has it
-    if cfg.flip and augments and cfg.objective.mirror:
-        raise UserError("flip=true objective.mirror=true: images would be mirrored twice; set flip=false")
-    if not getattr(source, "latents", False):
-        return
-    if cfg.decoder is None:
+def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> None:
+    """Check that flips, the decoder and the objective fit the data (pixels or latents); raises UserError."""
+    if source.latents and cfg.decoder is None:
         raise UserError(f"decoder=null: {source.name} hands out latents, which the decoder normalises; leave it out")
-    if cfg.flip:
+    if source.latents and cfg.flip:
         raise UserError(
             f"flip=true: {source.name} hands out latents, and a mirrored latent is not the latent of the mirrored "
             "image; set flip=false"
         )
-    if augments and (cfg.objective.crop is not None or cfg.objective.mirror):
-        raise UserError(
-            f"objective.crop, objective.mirror: {source.name} hands out latents, and a cropped or mirrored latent is "
-            "not that of the cropped or mirrored image; set objective.crop=null objective.mirror=false"
-        )
+    try:
+        objective.check_data(latents=source.latents, flip=cfg.flip, name=source.name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def make_data(cfg: DictConfig, source: DataSource) -> ImageData | DriftingData:
-    """Build the datamodule: single images, or positives and negatives per class for Drifting; raises UserError."""
-    if "queues" not in cfg:
-        return ImageData(source, cfg.seed, cfg.batch, cfg.micro_batch, cfg.workers)
-    if cfg.micro_batch is not None:
+def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> StepData | QueueData:
+    """Build the datamodule for the objective's kind of data; raises UserError."""
+    if objective.needs_global_batch and cfg.micro_batch is not None:
         raise UserError(
             f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the whole batch; leave it out, or "
             "set a smaller batch"
         )
-    if cfg.batch % cfg.objective.generated:
+    rows, rest = divmod(cfg.batch, objective.images_per_label)
+    if rest:
         raise UserError(
-            f"batch={cfg.batch}: it is a number of labels times objective.generated={cfg.objective.generated}; set a "
-            "multiple"
+            f"batch={cfg.batch}: it counts images, {objective.images_per_label} for each label; set a multiple of "
+            f"{objective.images_per_label}"
         )
-    labels = cfg.batch // cfg.objective.generated
-    return DriftingData(source, cfg.seed, QueueSettings(labels=labels, **cfg.queues), cfg.workers)
+    if objective.data == "class_queues":
+        return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), cfg.workers)
+    if objective.data == "labels":
+        return LabelData(source.classes, cfg.seed, rows, cfg.micro_batch, objective.class_weights)
+    return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.workers)
 
 
-def make_training_features(cfg: DictConfig, source: DataSource) -> Any:
-    """Build the frozen feature networks of the loss: Drifting's features, or perceptual distances by name.
+def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective) -> Any:
+    """Build the frozen networks of the loss, as the objective's ``encoder_request`` describes them; None without.
 
     Raises UserError if their weights are missing or they do not fit the data.
     """
-    if "drift_features" in cfg:
-        return make_part(cfg, "drift_features")(source=source, cache_dir=cfg.cache_dir)
-    return make_features(cfg.objective.get("perceptual") or {}, cfg.get("features") or {}, source, cfg.cache_dir)
+    request = objective.encoder_request
+    if request is None:
+        return None
+    if request.names is None:
+        return make_part(cfg, request.group)(source=source, cache_dir=cfg.cache_dir)
+    return make_distances(cfg, source, request)
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
@@ -161,68 +74,3 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
         except UserError as error:
             without = "grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
             raise UserError(f"{error}; or train without pictures, {without}") from error
-
-
-def make_evaluator(
-    cfg: DictConfig, source: DataSource, module: GenerativeModule
-) -> tuple[FidSettings | SmallDataSettings, EvaluatorSetup | SmallDataEvaluator] | tuple[None, None]:
-    """Build what measures ``metrics=``, with its settings; (None, None) if metrics are disabled.
-
-    Raises UserError, which names the option that disables metrics, if they cannot be computed.
-    """
-    if cfg.grid.enabled and not module.objective.samplers:  # an autoencoder's metrics come with its image grids
-        _check_held_out(source, "grid.enabled=false")
-    if not cfg.metrics.enabled:
-        return None, None
-    if not module.objective.samplers:
-        raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
-    settings = make_part(cfg, "metrics")
-    if not isinstance(settings, FidSettings):
-        _check_held_out(source, "metrics=none")
-        if source.classes < 2:
-            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to tell apart; set metrics=none")
-        return settings, SmallDataEvaluator(source, settings, cfg.cache_dir)
-    try:
-        setup = _evaluator_setup(cfg, settings, source, module)
-        setup.check()
-    except UserError as error:
-        asked = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
-        raise UserError(f"{asked}: {error}; or measure nothing, metrics=none") from error
-    return settings, setup
-
-
-def _evaluator_setup(
-    cfg: DictConfig, settings: FidSettings, source: DataSource, module: GenerativeModule
-) -> EvaluatorSetup:
-    channels, side, _ = module.image_shape
-    extractor = make_part(cfg, "extractor")
-    if getattr(source, "latents", False):
-        _check_latents(settings, extractor, source)
-    return EvaluatorSetup(
-        protocol=make_part(cfg, "protocol"),
-        extractor=extractor,
-        reference=settings.reference,
-        chunk=settings.chunk,
-        resolution=side,
-        channels=channels,
-        classes=cfg.data.classes,
-        source=source,
-        cache_dir=cfg.cache_dir,
-    )
-
-
-def _check_held_out(source: DataSource, without: str) -> None:
-    """Raise UserError if no images are held out. Reads only the option: opening the split may decode all images."""
-    if getattr(source, "held_out_fraction", 1) == 0:
-        raise UserError(
-            f"data.held_out_fraction=0: nothing of data={source.name} is held out to compare with; set it, for example "
-            f"to 0.01, or leave out what needs it ({without})"
-        )
-
-
-def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) -> None:
-    """Raise UserError for metrics that need the pixels of latent data."""
-    if isinstance(extractor, partial):
-        raise UserError(f"{source.name} hands out latents, which no classifier judges; set extractor=inception")
-    if settings.reference == DATA:
-        raise UserError(f"{source.name} hands out latents; give the statistics of the pixels, by make_stats")

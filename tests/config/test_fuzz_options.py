@@ -8,8 +8,10 @@ from spoiling import fuzz, only_user_errors
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
+from pmf_lightning.pipeline.build import make_source
 from pmf_lightning.sweeps.jobs import KNOWN
-from pmf_lightning.training.prepare import check_inputs, make_data, make_evaluator, make_source
+from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.training.prepare import check_inputs, make_data
 
 BASE = ["model=pmf_tiny", "data=digits"]
 VALUES = [
@@ -39,9 +41,11 @@ def prepare(overrides):
         cfg = compose([*BASE, *overrides])
         validate.training(cfg)
         source = make_source(cfg)
-        check_inputs(cfg, source)
-        make_evaluator(cfg, source, build(cfg, empty=True))
-        make_data(cfg, source).accumulation(validate.world_size(cfg.trainer))
+        source.check()
+        module = build(cfg, empty=True)
+        check_inputs(cfg, source, module.objective)
+        check_metrics(cfg, source, module)
+        make_data(cfg, source, module.objective).accumulation(validate.world_size(cfg.trainer))
     except KNOWN as error:  # as a command prints them
         raise UserError(one_line(error)) from error
 

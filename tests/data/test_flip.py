@@ -9,6 +9,7 @@ from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.shapes.source import Shapes
 from pmf_lightning.data.transforms import pixels_seen, to_float
+from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import check_inputs
 from pmf_lightning.utils import rng
@@ -114,15 +115,20 @@ LATENTS = type("Latents", (Shapes,), {"latents": True})("some_latents", 16, 3, 1
 )
 def test_what_does_not_go_together_is_refused(source, overrides, words):
     with pytest.raises(UserError, match=words):
-        check_inputs(compose(overrides), source)
+        check(overrides, source)
 
 
 def test_what_goes_together_is_not_refused():
-    check_inputs(compose(["data=imagenet256_latents", "model=imf_b2"]), LATENTS)
+    check(["data=imagenet256_latents", "model=imf_b2"], LATENTS)
     whole = ["objective.crop=null", "objective.mirror=false"]
-    check_inputs(compose(["data=imagenet256_latents", "model=mae_r256", *whole]), LATENTS)
-    check_inputs(compose(["model=mae_r256"]), PIXELS)
-    check_inputs(compose(["model=pmf_tiny", "flip=true"]), PIXELS)
+    check(["data=imagenet256_latents", "model=mae_r256", *whole], LATENTS)
+    check(["model=mae_r256"], PIXELS)
+    check(["model=pmf_tiny", "flip=true"], PIXELS)
+
+
+def check(overrides, source):
+    cfg = compose(overrides)
+    check_inputs(cfg, source, make_objective(cfg))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pmf_lightning.data import loader
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.order import GlobalOrder, micro_batch_indices, step_shards
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
@@ -22,7 +22,7 @@ from pmf_lightning.utils.rng import BatchRows
 IMAGES = 20
 
 
-class Numbered:
+class Numbered(DataSourceBase):
     """A source whose image i shows the number i."""
 
     name, resolution, channels, classes = "numbered", 2, 1, 3

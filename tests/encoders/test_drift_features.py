@@ -19,10 +19,11 @@ from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.encoders.drifting.build import pixels_alone, released, run_encoder, trained_by_run, trained_on_data
 from pmf_lightning.encoders.drifting.convnext import ConvNeXtMaps, convnext_features
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
-from pmf_lightning.encoders.drifting.mae import mae_features, per_place, raw_features, summaries
+from pmf_lightning.encoders.drifting.mae import mae_features, per_place, summaries
 from pmf_lightning.encoders.drifting.train_mae import MAESettings
 from pmf_lightning.models.mae import MAE, MAEEncoder
 from pmf_lightning.models.vit import init_weights
+from pmf_lightning.objectives.drifting import pixel_features
 from pmf_lightning.utils import rng
 from pmf_lightning.weights.mae import mae_tensors
 
@@ -165,7 +166,7 @@ def test_pixels_alone():
     x = normal("x", shape=(2, 4, 8, 8))
     (name, value), *others = DriftFeatures()(x).items()
     assert (name, value.shape, others) == ("global", (2, 1, 256), [])
-    assert torch.equal(value, raw_features(x)["global"])
+    assert torch.equal(value, pixel_features(x)["global"])
     DriftFeatures().check(7, 5)
 
 

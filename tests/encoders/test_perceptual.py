@@ -22,15 +22,20 @@ from pmf_lightning.encoders.base import three_channels
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
 from pmf_lightning.encoders.perceptual.lpips import LPIPS
+from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.train import train
-from pmf_lightning.training.prepare import make_training_features
+from pmf_lightning.training.prepare import make_encoders
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 
 ATTO = "convnextv2_atto.fcmae_ft_in1k"
 VGG_CHANNELS = [3, 64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512]
 TINY_CLASSIFIER = ["perceptual=classifier", "features.classifier.settings.steps=3"]
+
+
+def encoders_of(cfg, source):
+    return make_encoders(cfg, source, make_objective(cfg))
 
 
 def normal(name, *shape):
@@ -89,7 +94,7 @@ def distances(vgg_file, convnext_file, digits_cfg):
     return {
         "lpips": LPIPS(str(vgg_file), 32),
         "convnext": ConvNeXtFeatures(ATTO, str(convnext_file), 32),
-        "classifier": make_training_features(digits_cfg, instantiate(digits_cfg.data))["classifier"],
+        "classifier": encoders_of(digits_cfg, instantiate(digits_cfg.data))["classifier"],
     }
 
 
@@ -214,7 +219,7 @@ def test_classifier_has_a_moderate_gradient_at_grey_images(distances):
 @pytest.mark.parametrize(("resolution", "side"), [(16, 16), (64, 32)])
 def test_classifier_wants_no_more_pixels_than_it_was_trained_on(resolution, side, tmp_path):
     cfg = compose([*TINY_CLASSIFIER, f"data.resolution={resolution}", f"cache_dir={tmp_path}"])
-    assert make_training_features(cfg, instantiate(cfg.data))["classifier"].side == side
+    assert encoders_of(cfg, instantiate(cfg.data))["classifier"].side == side
 
 
 def test_the_judge_is_not_the_trainer():
@@ -323,7 +328,7 @@ def test_files_that_are_no_weights_are_refused(vgg_file, convnext_file, tmp_path
     def refusal(name, key, value):
         cfg = OmegaConf.merge(cfgs[name], {"features": {name: {key: str(value)}}})
         with pytest.raises(UserError) as caught:
-            make_training_features(cfg, digits)
+            encoders_of(cfg, digits)
         return str(caught.value)
 
     missing = refusal("lpips", "weights", tmp_path / "none.pth")
@@ -346,9 +351,9 @@ def test_what_does_not_fit_is_refused(digits_cfg):
         cfg = OmegaConf.create(OmegaConf.to_container(digits_cfg))
         cfg.objective.perceptual = weights
         with pytest.raises(UserError, match=match):
-            make_training_features(cfg, source)
+            encoders_of(cfg, source)
 
-    refused(r"objective\.perceptual\.clasifier: .* did you mean classifier\?", {"clasifier": 1})
+    refused(r"features\.clasifier: .* did you mean classifier\?", {"clasifier": 1})
     refused(r"objective\.perceptual\.classifier=0: a weight is above 0", {"classifier": 0})
     refused(r"data\.channels=4: .*perceptual=none", {"classifier": 1}, replace(digits, channels=4))
     refused(r"1 class .*perceptual=none", {"classifier": 1}, replace(digits, classes=1))
@@ -395,7 +400,7 @@ def test_the_classifier_teaches_the_head_of_u_alone(digits_cfg):
         heads = [head.out.bias for head in module.network.heads.values()]
         return losses, dict(zip(module.network.heads, torch.autograd.grad(losses.total, heads), strict=True))
 
-    losses, taught = gradients(module.objective, make_training_features(cfg, source))
+    losses, taught = gradients(module.objective, encoders_of(cfg, source))
     _, plain = gradients(replace(module.objective, perceptual={}), {})
     near = draw.t < module.objective.t_thr
     assert 0 < near.sum() < 16
@@ -407,8 +412,8 @@ def test_the_classifier_teaches_the_head_of_u_alone(digits_cfg):
 def test_distances_are_outside_the_module(distances):
     module = build(compose(["model=pmf_tiny"]))
     own = [name for name, _ in module.named_parameters()]
-    module.set_features(distances)
+    module.set_encoders(distances)
     assert [name for name, _ in module.named_parameters()] == own == list(module.state_dict())
     assert all(name.startswith("network.") for name in own)
     module.on_fit_start()
-    assert module.features is distances
+    assert module.encoders is distances

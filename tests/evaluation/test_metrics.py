@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from pmf_lightning import compose
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.classifier import train as training
@@ -36,7 +36,7 @@ QUICK = ClassifierSettings(
 
 
 @dataclass(frozen=True)
-class Patches:
+class Patches(DataSourceBase):
     """Three classes told apart by which corner is bright: learned in a few steps."""
 
     name: str = "Tiny patches"

@@ -12,7 +12,7 @@ from ranks import together
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning.config.compose import compose
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.encoders.base import extract, file_sha256
@@ -32,7 +32,7 @@ def moments(width=6, seed="moments"):
     return features.mean(0), np.cov(features, rowvar=False)
 
 
-class Shelf:
+class Shelf(DataSourceBase):
     """Data in memory."""
 
     name, resolution, channels, classes = "shelf", 8, 3, 4

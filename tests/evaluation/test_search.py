@@ -23,7 +23,8 @@ from pmf_lightning.evaluation.guidance_search.records import Record, Records
 from pmf_lightning.evaluation.guidance_search.report import edges
 from pmf_lightning.evaluation.guidance_search.search import search_by
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, judged_point, make_axes, recipe
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.objectives.base import ObjectiveBase
+from pmf_lightning.pipeline.build import make_objective, make_part
 from pmf_lightning.pipeline.checkpoints import load_with_averages, read_checkpoint
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
@@ -153,11 +154,11 @@ def test_every_number_of_the_facts_is_tried():
 def test_checkpoints_of_before_get_the_recipe(model, preset):
     config = compose([f"model={model}"])
     del config.search
-    assert recipe(config) == compose([f"model={model}"]).search  # by the name of the preset
+    own = make_objective(config).search_preset
+    assert recipe(config, own) == compose([f"model={model}"]).search  # by the name of the preset
     config.name = "my_own"
-    assert recipe(config) == compose([f"model={preset}"]).search  # by the objective
-    config.objective = {"_target_": "pmf_lightning.objectives.other.Other"}
-    assert recipe(config) == {}
+    assert recipe(config, own) == compose([f"model={preset}"]).search  # by the objective
+    assert recipe(config, ObjectiveBase.search_preset) == {}
 
 
 # The whole command, on a run of seconds
@@ -360,7 +361,7 @@ def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
         search(trained, cache, tmp_path)
 
 
-def test_all_averages_are_tried_where_none_is_named(trained):
+def test_all_averages_are_tried_where_none_is_named(trained, monkeypatch):
     module, averages = load_with_averages(trained)
     assert set(averages) == {"1k", "2k", "raw"}
     axes = make_axes(compose([f"ckpt={trained}"], "search_guidance"), module, list(averages))
@@ -369,7 +370,8 @@ def test_all_averages_are_tried_where_none_is_named(trained):
     single = compose([f"ckpt={trained}", "omega=2", "intervals=[0.1,0.7]", "ema=raw", "steps=3"], "search_guidance")
     assert make_axes(single, module, list(averages)) == SearchSpace(("raw",), (2,), ((0.1, 0.7),), (3,), ("average",))
     del module.config["search"]
-    module.config |= {"name": "my_own", "objective": {"_target_": "other"}}
+    module.config |= {"name": "my_own"}
+    monkeypatch.setattr(type(module.objective), "search_preset", None)
     with pytest.raises(UserError, match=r"omega=null: .*give lists, such as omega=\[1,2,3\]"):
         make_axes(compose([f"ckpt={trained}"], "search_guidance"), module, list(averages))
 

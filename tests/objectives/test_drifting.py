@@ -10,10 +10,11 @@ from common import CLASSES, SHAPE, normal, relative, tiny_network
 from shrunk import BACKBONE
 
 from pmf_lightning import Drifting, DriftingBatch, UserError, compose, drift_loss, generate
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues import datamodule
-from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
-from pmf_lightning.pipeline.build import build
+from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.objectives.base import OneDevice
+from pmf_lightning.pipeline.build import build, make_objective
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.prepare import make_data
 from pmf_lightning.utils.rng import BatchRows
@@ -139,14 +140,15 @@ def lock_step(net, objective, parts, draws):
     barrier, box, results = threading.Barrier(2, timeout=60), [None, None], [None, None]
 
     def run(i):
-        def mean(sums, counts):
-            box[i] = (sums, counts)
-            barrier.wait()
-            total = box[0][0] + box[1][0], box[0][1] + box[1][1]
-            barrier.wait()
-            return total[0] / total[1]
+        class Both(OneDevice):
+            def mean(self, sums, counts):
+                box[i] = (sums, counts)
+                barrier.wait()
+                total = box[0][0] + box[1][0], box[0][1] + box[1][1]
+                barrier.wait()
+                return total[0] / total[1]
 
-        losses = objective(net, parts[i], draws[i], features, mean=mean)
+        losses = objective(net, parts[i], draws[i], features, devices=Both())
         results[i] = losses.total, torch.autograd.grad(losses.total, list(net.parameters()))
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
@@ -192,7 +194,7 @@ def test_refusals(change, message):
 # The stream of data
 
 
-class Few:
+class Few(DataSourceBase):
     """60 images of 1 x 4 x 4 pixels, four classes; every image is its own index."""
 
     name, resolution, channels, classes = "few", 4, 1, 4
@@ -221,7 +223,7 @@ SETTINGS = {"labels": 4, "positives": 3, "negatives": 2, "push": 6, "per_class":
 
 
 def stream(trainer, state=None, **changes):
-    data = DriftingData(Few(), 0, QueueSettings(**{**SETTINGS, **changes}), workers=0)
+    data = QueueData(Few(), 0, QueueSettings(**{**SETTINGS, **changes}), workers=0)
     data.trainer = trainer
     if state is not None:
         data.load_state_dict(state)
@@ -255,12 +257,17 @@ def test_devices_take_their_labels_of_the_same_step():
             assert all(torch.equal(part, one[rank::2]) for part, one in zip(parts[rank], all_of_it, strict=True))
 
 
+def data_of(overrides):
+    cfg = compose(["model=drifting_tiny", *overrides])
+    return make_data(cfg, Few(), make_objective(cfg))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["micro_batch=16"], "micro_batch=16: the loss of drifting_tiny has means over the whole batch"),
-        (["batch=100"], "batch=100: it is a number of labels times objective.generated=16"),
-        (["data=digits"], "10 labels per step .* of 4 classes in data few: set batch to 4 x objective.generated"),
+        (["batch=100"], "batch=100: it counts images, 16 for each label; set a multiple"),
+        (["data=digits"], "10 labels per step .* of 4 classes in data few: set batch to 4 x the images per label"),
         (["queues.push=4"], "queues.push=4: the 10 labels of a step"),
         (["queues.positives=0"], "queues.positives=0"),
         (["queues.negatives=-1"], "queues.negatives=-1"),
@@ -268,18 +275,18 @@ def test_devices_take_their_labels_of_the_same_step():
 )
 def test_settings_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
-        make_data(compose(["model=drifting_tiny", *overrides]), Few())
+        data_of(overrides)
 
 
 def test_labels_divide_over_the_devices():
-    data = make_data(compose(["model=drifting_tiny", "batch=64"]), Few())
+    data = data_of(["batch=64"])
     assert data.accumulation(2) == 1
     with pytest.raises(UserError, match=r"4 labels .* do not divide over 3 devices"):
         data.accumulation(3)
 
 
 def test_queues_too_large_are_refused_before_the_run():
-    data = make_data(compose(["model=drifting_tiny", "batch=64", "queues.per_class=1000000000000"]), Few())
+    data = data_of(["batch=64", "queues.per_class=1000000000000"])
     with pytest.raises(UserError, match=r"4 classes x 1000000000000 .* memory has .* free"):
         data.check_room()
 

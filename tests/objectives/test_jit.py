@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from common import CLASSES, SHAPE, Oracle, Squares, blank, normal, relative, tiny_network, uniform
+from common import CLASSES, SHAPE, Oracle, blank, normal, relative, tiny_network, uniform
 
 from pmf_lightning import Batch, JiT, JiTDraws, generate
 from pmf_lightning.objectives.fields import convert, noisy_image
@@ -256,12 +256,6 @@ def test_drop_takes_the_label_away_row_by_row():
 def test_unknown_quantities_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}={value} is not one of x, eps, v"):
         law(**{field: value})
-
-
-def test_perceptual_distances_are_refused():
-    batch, draws = rows()
-    with pytest.raises(ValueError, match="JiT has no perceptual loss"):
-        law()(network(), batch, draws, {"squares": Squares(4)})
 
 
 def test_average_steps_are_refused():

@@ -272,9 +272,9 @@ def test_every_weight_gets_a_gradient(form, prediction):
 def test_features_without_a_weight_are_refused():
     batch, draws = rows()
     network = tiny_network()
-    with pytest.raises(ValueError, match=r"weighed are \(\), features= gives \(lpips\)"):
-        objective()(network, batch, draws, features={"lpips": Squares(4)})
-    assert objective()(network, batch, draws, features={}).total > 0
+    with pytest.raises(ValueError, match=r"weighed are \(\), encoders= gives \(lpips\)"):
+        objective()(network, batch, draws, encoders={"lpips": Squares(4)})
+    assert objective()(network, batch, draws, encoders={}).total > 0
 
 
 def test_fields_are_kept_only_on_request():

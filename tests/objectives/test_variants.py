@@ -297,7 +297,7 @@ def test_weights_need_a_law_of_crops():
 
 def test_missing_features_are_named():
     batch, numbers = batch_with_crops()
-    with pytest.raises(ValueError, match=r"weighed are \(near, far\), features= gives \(\); .*perceptual=none"):
+    with pytest.raises(ValueError, match=r"weighed are \(near, far\), encoders= gives \(\); .*perceptual=none"):
         perceptual()(tiny_network(), batch, numbers)
 
 

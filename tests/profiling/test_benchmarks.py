@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning import compose
 from pmf_lightning.benchmark import benchmark
-from pmf_lightning.profiling.benchmarks.textbook import textbook_loss
+from pmf_lightning.objectives.meanflow_reference import textbook_loss
 from pmf_lightning.profiling.benchmarks.timing import ratios, time_interleaved
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.utils.errors import UserError
@@ -94,7 +94,7 @@ def test_sampling_command():
         (["repeats=some"], "repeats=some: set it to a whole number, 1 or more"),
         (["images_at_once=0"], "images_at_once=0: set it to a whole number, 1 or more"),
         (["against=lunch"], "against=lunch: the step is measured against textbook, or alone"),
-        (["model=drifting_tiny"], "what=step: it knows pMF, iMF and JiT"),
+        (["model=drifting_tiny", "against=textbook"], "against=textbook: Drifting has no textbook step"),
         (["against=textbook", "objective.velocity=boundary"], "against=textbook: the textbook step knows"),
     ],
 )

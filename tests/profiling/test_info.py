@@ -22,9 +22,10 @@ from pmf_lightning.info import main as info_main
 from pmf_lightning.models.layers import Block
 from pmf_lightning.objectives.jvp.forward_mode import Dual
 from pmf_lightning.objectives.jvp.forward_rules import RULES
-from pmf_lightning.profiling import block_forwards, spaces
+from pmf_lightning.profiling import block_forwards
 from pmf_lightning.profiling.block_forwards import BlockForwards
 from pmf_lightning.profiling.live_bytes import MemoryTracker, peak_bytes
+from pmf_lightning.profiling.model_cost import NotCountedError
 from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.profiling.step_memory import step_memory
 from pmf_lightning.profiling.tables import all_models, number, percent
@@ -139,7 +140,7 @@ def test_released_file_keeps_the_last_layer_of_the_v_head(model):
     ],
 )
 def test_spaces_in_letters(overrides, conversion, target, velocity):
-    told = spaces.describe(build(compose([*TINY, "perceptual=none", *overrides]), empty=True).objective)
+    told = build(compose([*TINY, "perceptual=none", *overrides]), empty=True).objective.describe()
     assert (told.conversion, told.target) == (conversion, target)
     assert told.compared == f"the guided velocity of v_t = {target}"
     assert velocity in told.velocity
@@ -159,27 +160,25 @@ def test_spaces_in_letters(overrides, conversion, target, velocity):
     ],
 )
 def test_spaces_of_jit_in_letters(given, wanted, conversion, target):
-    told = spaces.describe(JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_drop=0.1, t_clip=0.1))
+    told = JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_drop=0.1, t_clip=0.1).describe()
     assert (told.conversion, told.target) == (conversion, target)
     assert told.compared.startswith(f"{wanted} of the data")
     assert "label drop alone" in told.velocity
 
 
 @pytest.mark.slow
-def test_objectives_without_spaces_are_left_out_of_all(presets, monkeypatch, capsys):
-    with pytest.raises(
-        spaces.NoFlowError, match="objective object: info describes PixelMeanFlow, JiT, Drifting; choose"
-    ):
-        spaces.describe(object())
-
+def test_models_whose_costs_are_not_counted_are_left_out_of_all(presets, monkeypatch, capsys):
     def find(cfg):
-        return spaces.describe(None) if cfg.name == "pmf_b4" else presets[cfg.name]
+        return find_facts(compose(["model=mae_tiny"])) if cfg.name == "pmf_b4" else presets[cfg.name]
 
     monkeypatch.setattr("pmf_lightning.info.find_facts", find)
     monkeypatch.setattr("pmf_lightning.info.choices", lambda group: ["pmf_tiny", "pmf_b4"])
     assert info(["every_model=true"]) == [presets["pmf_tiny"]]
-    assert "left out: model=pmf_b4 (objective NoneType" in capsys.readouterr().err
-    with pytest.raises(spaces.NoFlowError):
+    assert (
+        "left out: model=pmf_b4 (mae_tiny: costs are counted of transformers that generate images"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(NotCountedError):
         info(["model=pmf_b4"])
 
 
@@ -238,7 +237,7 @@ def test_block_forwards_are_those_of_a_real_step(form, velocity, monkeypatch):
 def test_block_forwards_of_the_paper_and_the_official_code():
     """The fact sheet: 136 in the reference, 104 (one pass) to 112 (two) where every row is guided."""
     module = build(compose(["model=pmf_b16", "data=imagenet256"]), empty=True)
-    official = block_forwards.official(module.network)
+    official = block_forwards.of_passes(module.network, module.objective.describe().official)
     assert (official.total, official.guidance, official.tangent, official.backward) == (136, 48, 16, 48)
     ours = block_forwards.count(module.network, module.objective, images=1024)
     assert (ours.values, ours.tangent, ours.backward) == (24, 8, 48)

@@ -15,7 +15,7 @@ from shrunk import BACKBONE, backbone
 
 from pmf_lightning import build, compose
 from pmf_lightning.config.compose import CONF, SCALES
-from pmf_lightning.profiling.step_memory import dummy_batch, further_arguments
+from pmf_lightning.profiling.step_memory import dummy_batch
 from pmf_lightning.reports.claims import check
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.utils import rng
@@ -151,15 +151,15 @@ def step(cfg: DictConfig) -> None:
             numbers = rng.normal_images("tests", field.name, rows=torch.arange(value.numel()), shape=shape)
             made_up[field.name] = numbers.view(*value.shape[:-3], *shape)
     batch = type(empty)(y=empty.y, **made_up)
-    further = further_arguments(objective)
-    if weights := getattr(objective, "perceptual", None):
-        assert weights.keys() <= cfg.features.keys()
-        further = {"features": {name: Squares(8) for name in weights}}
+    encoders = objective.counted()[1]
+    if objective.encoder_request and (names := objective.encoder_request.names):
+        assert set(names) <= cfg.features.keys()
+        encoders = {name: Squares(8) for name in names}
     optimizer = module.configure_optimizers()["optimizer"]
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]  # a warm-up begins at 0
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    losses = objective(network, batch, objective.draw(batch, 0, 0), **further)
+    losses = objective(network, batch, objective.draw(batch, 0, 0), encoders)
     losses.total.backward()
     optimizer.step()
     after = network.state_dict()

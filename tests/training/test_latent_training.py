@@ -13,9 +13,9 @@ from shrunk import BACKBONE, RUN
 from test_latents import ARCHITECTURE, NUMBERS
 
 from pmf_lightning import UserError, build, compose
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues.class_queues import ClassQueues
-from pmf_lightning.data.queues.datamodule import DriftingData, QueueSettings
+from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
 from pmf_lightning.data.queues.queue_sizes import QueueSizes
 from pmf_lightning.data.transforms import latents_seen
 from pmf_lightning.encoders.classifier.train import cached_classifier
@@ -37,7 +37,7 @@ def moments(count=ITEMS, side=8):
 
 
 @dataclass(frozen=True)
-class LatentSource:
+class LatentSource(DataSourceBase):
     """40 latents of 4 x 8 x 8 in ten classes."""
 
     name: str = "few_latents"
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def overrides(folder, monkeypatch):
     """A run on latents, whose data entry hands out ``LatentSource``."""
-    monkeypatch.setattr("pmf_lightning.train.instantiate", lambda cfg: LatentSource())
+    monkeypatch.setattr("pmf_lightning.train.make_source", lambda cfg: LatentSource())
     data = ["data=imagenet256_latents", "data.resolution=8", "data.classes=10", f"decoder.weights={folder}"]
     return [*data, "log_every_steps=1", "grid.every_images=1000", "checkpoint.every_images=1000", "metrics=none"]
 
@@ -218,7 +218,7 @@ def test_the_papers_latent_queues_are_said_in_full():
     assert sizes.bytes == 129_000 * 8192 * 4
     assert "2x4x32x32 float32: 4.2 GB in memory" in sizes.report()
     settings = QueueSettings(labels=4, positives=3, negatives=2, push=6, per_class=5, overall=9, folder=None)
-    found = DriftingData(LatentSource(), 0, settings, workers=0).sizes
+    found = QueueData(LatentSource(), 0, settings, workers=0).sizes
     assert (found.shape, found.dtype) == ((2, 4, 8, 8), "float32")
 
 

@@ -1,4 +1,4 @@
-"""DataModule of Drifting: each step pushes new images into queues and samples labels, positives and negatives."""
+"""DataModule of class queues: each step pushes new images into queues and samples labels, positives and negatives."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -50,12 +50,12 @@ class QueueSettings:
             raise UserError(f"queues.negatives={self.negatives}: set it to 0 or more")
         if self.push < self.labels:
             raise UserError(
-                f"queues.push={self.push}: the {self.labels} labels of a step (batch / objective.generated) come from "
+                f"queues.push={self.push}: the {self.labels} labels of a step (batch / images per label) come from "
                 f"the images that it queues; set queues.push={self.labels} or more, or a smaller batch"
             )
 
 
-class DriftingData(LightningDataModule):
+class QueueData(LightningDataModule):
     """DataModule of steps of (positives [n,P,...], labels [n], negatives [n,N,...]), n = labels / devices.
 
     Images are uint8 pixels [C,H,W], or float32 moments of latents [2,C,h,w] for a ``source`` of latents. Every device
@@ -67,12 +67,12 @@ class DriftingData(LightningDataModule):
         super().__init__()
         if settings.labels > source.classes:
             raise UserError(
-                f"{settings.labels} labels per step (batch / objective.generated) of {source.classes} classes in data "
-                f"{source.name}: set batch to {source.classes} x objective.generated or less"
+                f"{settings.labels} labels per step (batch / images per label) of {source.classes} classes in data "
+                f"{source.name}: set batch to {source.classes} x the images per label or less"
             )
         self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
         shape, dtype = (source.channels, source.resolution, source.resolution), "uint8"
-        if getattr(source, "latents", False):
+        if source.latents:
             shape, dtype = (2, *shape), "float32"
         self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape, dtype)
         self.tally: BadRecordCounter | None = None
@@ -85,8 +85,8 @@ class DriftingData(LightningDataModule):
         """Return 1, since the loss has means over all labels of a step; UserError unless labels divide over devices."""
         if self.settings.labels % world_size:
             raise UserError(
-                f"{self.settings.labels} labels (batch / objective.generated) do not divide over {world_size} devices: "
-                f"set batch to a multiple of {world_size} x objective.generated"
+                f"{self.settings.labels} labels (batch / images per label) do not divide over {world_size} devices: "
+                f"set batch to a multiple of {world_size} x the images per label"
             )
         return 1
 

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from pmf_lightning.data.dataset import DataSourceBase
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.data.shards.images import RecordFormat, ShardImages
 from pmf_lightning.data.shards.manifest import Manifest, read_manifest
 from pmf_lightning.data.shards.payloads import decode
 from pmf_lightning.data.shards.records import Records, open_records
 from pmf_lightning.data.split import class_quantiles
+from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
@@ -42,7 +44,7 @@ def shards_say(root: str | None, what: str) -> int:
 
 
 @dataclass(frozen=True)
-class Shards:
+class Shards(DataSourceBase):
     """Source of the images of the shards in ``root``, whose resolution, channels and classes must match.
 
     A fixed ``held_out_fraction`` of every class, rounded, is held out. A run fails if more than a fraction ``max_bad``
@@ -57,7 +59,7 @@ class Shards:
     held_out_fraction: Number
     max_bad: Number
 
-    latents: ClassVar[bool] = False
+    crop: ClassVar[str] = CROP_RULE
 
     def check(self) -> None:
         """Raise UserError for settings that do not match the shards; warn of truncated shards. Reads no record.
@@ -101,6 +103,11 @@ class Shards:
     def class_names(self) -> list[str]:
         """Return the name of every class, in the order of the labels."""
         return self._manifest.class_names
+
+    @property
+    def has_held_out(self) -> bool:
+        """Return whether a fraction is held out."""
+        return self.held_out_fraction > 0
 
     def fingerprint(self) -> str:
         """Return a hex digest of the digests of the shards, and of the split."""

@@ -7,7 +7,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
@@ -16,7 +16,7 @@ IMAGES, SIDE, INK = 1797, 8, 16  # images, their side in pixels, their highest v
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(DataSourceBase):
     """Digits 0..9 in white on black, enlarged from 8x8 by bicubic interpolation.
 
     The originals are scans of real handwriting, which the authors reduced to 8x8 pixels of 17 levels (UCI Optical

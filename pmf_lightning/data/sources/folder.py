@@ -4,10 +4,11 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
 from pmf_lightning.data.images.decoder import check_background, say_done
 from pmf_lightning.data.images.listing import LeftOut
@@ -21,7 +22,7 @@ POLICIES = ("skip", "fail")
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(DataSourceBase):
     """Images ``root/<class>/**`` of any size, cropped to squares and decoded once into the cache.
 
     Labels follow the names of the class folders (see ``class_folders.find_classes``). Images directly in ``root``,
@@ -30,6 +31,8 @@ class Folder:
     ``held_out_fraction`` of every class, rounded, is held out. ``cache_dir`` None means the user's cache folder.
     Transparent pixels show ``background``. See ``transforms.read_square`` for decoding and cropping.
     """
+
+    crop: ClassVar[str] = CROP_RULE
 
     name: str
     root: str | None
@@ -61,6 +64,16 @@ class Folder:
     def class_names(self) -> list[str]:
         """Return the name of every class, in the order of the labels."""
         return self._tree.class_names
+
+    @property
+    def older_class_names(self) -> list[str]:
+        """Return the names in alphabetical order, by which earlier versions numbered the classes."""
+        return sorted(self.class_names)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Return whether a fraction is held out."""
+        return self.held_out_fraction > 0
 
     @property
     def left_out(self) -> list[LeftOut]:

@@ -44,7 +44,7 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
 
     A damaged file is replaced, with a notice. Raises UserError if the cache folder cannot be written, or for latents.
     """
-    if getattr(source, "latents", False):
+    if source.latents:
         raise UserError(f"{source.name} hands out latents: the small classifier learns from pixels; do without it")
     folder = cache_root(cache_dir) / "classifiers"
     folder.mkdir(exist_ok=True)

@@ -10,9 +10,9 @@ from pmf_lightning.encoders.drifting.mae import (
     check_images,
     check_sets,
     mae_features,
-    raw_features,
 )
 from pmf_lightning.models.mae.encoder import MAEEncoder
+from pmf_lightning.objectives.drifting import pixel_features
 from pmf_lightning.utils.errors import UserError
 
 
@@ -61,7 +61,7 @@ class DriftFeatures(nn.Module):
     def forward(self, images: Images) -> FeatureDict:
         """Return the features of images."""
         if self.encoder is None:
-            found = raw_features(images)
+            found = pixel_features(images)
         else:
             found = mae_features(self.encoder, images, self.sets, self.every_block)
         return found if self.convnext is None else found | self.convnext(images)

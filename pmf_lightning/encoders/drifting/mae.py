@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmf_lightning.models.mae.encoder import MAEEncoder
 from pmf_lightning.models.mae.layers import patchify
+from pmf_lightning.objectives.drifting import pixel_features
 from pmf_lightning.utils.precision import at_least_float32
 
 SETS = "abcd"
@@ -65,11 +66,6 @@ def root_mean_square(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 c"]:
     return (at_least_float32(x).square().mean((2, 3)) + STD_EPS).sqrt()[:, None]
 
 
-def as_one_vector(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 _n"]:
-    """Return every image as one vector, in the order (row, column, channel)."""
-    return at_least_float32(images).permute(0, 2, 3, 1).flatten(1)[:, None]
-
-
 def per_place(x: Float[Tensor, "b c h w"], eps: float = 1e-3) -> Float[Tensor, "b c h w"]:
     """Normalise the channels of every place: (x - mean) / (deviation + eps)."""
     x = at_least_float32(x)
@@ -86,11 +82,6 @@ Images = Float[Tensor, "b channels height width"]
 FeatureDict = dict[str, Float[Tensor, "b _locations _channels"]]
 
 
-def raw_features(images: Images) -> FeatureDict:
-    """Return the features without an encoder: "global", the pixels of an image as one vector [B, 1, H W C]."""
-    return {"global": as_one_vector(images)}
-
-
 def mae_features(encoder: MAEEncoder, images: Images, sets: str = SETS, every_block: int = EVERY_BLOCK) -> FeatureDict:
     """Return the features of images [B,C,H,W] by official name, each [B, locations, channels] in float32 or wider.
 
@@ -103,7 +94,7 @@ def mae_features(encoder: MAEEncoder, images: Images, sets: str = SETS, every_bl
     """
     check_images(encoder, *images.shape[1:])
     patches = patchify(images.to(encoder.stem[0].weight.dtype), encoder.patch)
-    found = raw_features(images) | {"norm_x": root_mean_square(patches)}
+    found = pixel_features(images) | {"norm_x": root_mean_square(patches)}
     for name, x in encoder.maps(patches, every_block).items():
         found |= summaries(name, x, sets)
     return found

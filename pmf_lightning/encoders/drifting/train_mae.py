@@ -83,7 +83,7 @@ def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None)
     A damaged file is replaced, with a notice. Raises UserError if the sizes do not fit the data, the data are latents,
     training diverges, or the cache folder cannot be written.
     """
-    if getattr(source, "latents", False):
+    if source.latents:
         raise UserError(
             f"{source.name} hands out latents: the small feature encoder learns from pixels; train one by "
             "model=mae_r256 and take drift_features=mae_run, or a released one, drift_features=mae_released"

@@ -93,13 +93,6 @@ def _nearest(values: Sequence, wanted):
 
 KEYS = ("omega", "intervals", "ema", "steps", "method")  # keys of the command line, and of ``search`` in a recipe
 
-_PRESETS = {  # objective -> preset whose recipe is used; pMF and iMF share one class
-    ("PixelMeanFlow", "x"): "pmf_b16",
-    ("PixelMeanFlow", "u"): "imf_b2",
-    "JiT": "jit_b16",
-    "Drifting": "drifting_b16",
-}
-
 
 def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> SearchSpace:
     """Return the search space from ``cfg``; defaults are the model's recipe, then its sampling options.
@@ -107,7 +100,7 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
     ``averages`` are the names of the checkpoint's sets of weights; by default all but "raw" are tried. Raises UserError
     for values that cannot be used for sampling, naming key and value.
     """
-    known = recipe(module.config)
+    known = recipe(module.config, module.objective.search_preset)
     given = {key: known.get(key) if cfg[key] is None else _plain(cfg[key]) for key in KEYS}
     if given["omega"] is None or given["intervals"] is None:
         missing = [key for key in ("omega", "intervals") if given[key] is None]
@@ -129,16 +122,13 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
     return axes
 
 
-def recipe(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the ``search`` block of a checkpoint's configuration, its preset or its objective's preset, or {}."""
+def recipe(config: Mapping[str, Any], preset: str | None) -> Mapping[str, Any]:
+    """Return the ``search`` block of a checkpoint's configuration, its preset or the objective's ``preset``, or {}."""
     if config.get("search"):
         return config["search"]
     name = config.get("name")
     if name in choices("model"):
         return _plain(compose([f"model={name}"]).get("search")) or {}
-    objective = config["objective"]
-    kind = objective["_target_"].rpartition(".")[2]
-    preset = _PRESETS.get((kind, objective.get("prediction"))) or _PRESETS.get(kind)
     return _plain(compose([f"model={preset}"]).get("search")) if preset else {}
 
 

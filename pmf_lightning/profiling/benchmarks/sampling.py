@@ -29,13 +29,11 @@ def benchmark_sampling(
     def sampler(size: int):
         noise = (module.objective.noise_scale * image_noise(0, 0, size, shape)).to(device)
         labels = torch.arange(size, device=device) % network.classes
-        more = {}
-        if hasattr(module.objective, "sampling_conditions"):
-            more["conditions"] = module.objective.sampling_conditions(0, 0, size)
+        conditions = module.objective.sampling_conditions(0, 0, size)
 
         def sample() -> None:
             with torch.inference_mode(), casting(device, precision):
-                generate(module, noise, labels, **options, **more)
+                generate(module, noise, labels, **options, conditions=conditions)
 
         return sample
 

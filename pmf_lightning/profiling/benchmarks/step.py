@@ -4,24 +4,21 @@ import math
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from pmf_lightning.objectives.base import Batch
-from pmf_lightning.objectives.jit import JiT
+from pmf_lightning.objectives.base import AnyBatch, Objective
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
-from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.profiling.benchmarks.textbook import textbook_loss
 from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds, ratios, time_interleaved
+from pmf_lightning.profiling.step_memory import Rivals, dummy_batch, images_of
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
-LABELS = ("guidance", "derivative")  # record_function labels inside the objective
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -34,21 +31,28 @@ def casting(device: torch.device, precision: str) -> AbstractContextManager:
 class StepBench:
     """One micro-batch with network, objective and optimiser: computes our loss, the textbook's, and gradients.
 
-    ``compiled_network`` is the compiled network, or ``network`` itself without compilation.
+    ``compiled_network`` is the compiled network, or ``network`` itself without compilation. ``objective`` and
+    ``encoders`` are those of ``Objective.counted``: large encoders are left out.
     """
 
     network: nn.Module
     compiled_network: Any
-    objective: Any
+    objective: Objective
+    encoders: Any
     optimizer: torch.optim.Optimizer
-    batch: Batch
+    batch: AnyBatch
     precision: str
     averages: int
 
     @property
     def device(self) -> torch.device:
-        """The device of the images."""
-        return self.batch.x.device
+        """The device of the batch."""
+        return self.batch.y.device
+
+    @property
+    def images(self) -> int:
+        """The number of images that the network processes or generates."""
+        return images_of(self.objective, self.batch)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,12 +66,14 @@ class StepBench:
     def loss(self, step: int = 0) -> Tensor:
         """Return our loss."""
         with self.cast():
-            return self.objective(self.compiled_network, self.batch, self.objective.draw(self.batch, 0, step)).total
+            draws = self.objective.draw(self.batch, 0, step)
+            return self.objective(self.compiled_network, self.batch, draws, self.encoders).total
 
     def textbook(self, step: int = 0) -> Tensor:
         """Return the textbook's loss with the same draws."""
         with self.cast():
-            return textbook_loss(self.objective, self.network, self.batch, self.objective.draw(self.batch, 0, step))[0]
+            draws = self.objective.draw(self.batch, 0, step)
+            return self.objective.textbook_loss(self.network, self.batch, draws)[0]
 
     def gradients(self, loss: Callable[[], Tensor]) -> Tensor:
         """Compute the gradients of a loss from zero and return them as one vector."""
@@ -78,25 +84,47 @@ class StepBench:
 
 
 def make_bench(
-    module: GenerativeModule, images: int, device: torch.device, precision: str, compiled: bool, averages: int
+    module: GenerativeModule,
+    images: int,
+    device: torch.device,
+    precision: str,
+    compiled: bool,
+    averages: int,
+    rivals: Rivals = (1, 0),
 ) -> StepBench:
-    """Build a StepBench with ``images`` random images on a device; raises UserError for other objectives.
+    """Build a StepBench with ``images`` random images on a device; raises UserError if it makes no images.
 
-    Weights initialised to zero, such as gates, are perturbed: identity blocks would agree trivially.
+    ``rivals`` are the positives and negatives per label, for class queues. Weights initialised to zero, such as gates,
+    are perturbed: identity blocks would agree trivially.
     """
-    if not isinstance(module.objective, PixelMeanFlow | JiT):
-        raise UserError("what=step: it knows pMF, iMF and JiT; choose another model")
+    if not module.objective.samplers:
+        raise UserError("what=step: it measures models that generate images; choose another model")
     network = module.network.to(device)
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if weight.ndim == 1 or not weight.any():
                 weight += 0.05 * rng.normal("benchmark", name, count=weight.numel()).view_as(weight).to(weight)
-    shape = (images, network.channels, network.resolution, network.resolution)
-    x = rng.uniform("benchmark", "x", count=math.prod(shape)).float().view(shape) * 2 - 1
-    batch = Batch(x.to(device), torch.arange(images, device=device) % network.classes)
+    objective, encoders = module.objective.counted()
+    batch = _random_batch(network, objective, images, rivals, device)
     optimizer = module.configure_optimizers()["optimizer"]
     passes = CompiledNetwork(network) if compiled else network
-    return StepBench(network, passes, module.objective, optimizer, batch, precision, averages)
+    return StepBench(network, passes, objective, encoders, optimizer, batch, precision, averages)
+
+
+def _random_batch(
+    network: nn.Module, objective: Objective, images: int, rivals: Rivals, device: torch.device
+) -> AnyBatch:
+    """Return a batch of uniform pixels in [-1, 1], with labels that cycle over the classes."""
+    small, side = dummy_batch(objective, images, rivals), network.resolution
+    found: dict[str, Any] = {"y": torch.arange(len(small.y), device=device) % network.classes}
+    for name, value in vars(small).items():
+        if isinstance(value, Tensor) and name != "y":
+            shape = (*value.shape[:-3], network.channels, side, side)
+            uniform = rng.uniform("benchmark", name, count=math.prod(shape))
+            found[name] = (uniform.float().view(shape) * 2 - 1).to(device)
+    if objective.data == "labels":
+        found["shape"] = (network.channels, side, side)
+    return replace(small, **found)
 
 
 def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | None) -> dict[str, Any]:
@@ -115,7 +143,7 @@ def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | No
     peak = matmul_flops(bench.device, bench.dtype)
     table = {
         "loss_and_gradients_ms": ours,
-        "images_per_second": len(bench.batch.y) / ours * 1e3,
+        "images_per_second": bench.images / ours * 1e3,
         "gflop": flops / 1e9,
         "matmul_gflop_per_second": peak / 1e9,
         "share_of_matmul_peak": flops / (ours / 1e3) / peak,
@@ -133,11 +161,11 @@ def _compared(bench: StepBench) -> dict[str, float]:
     try:
         theirs = bench.gradients(bench.textbook).double()
     except (ValueError, AttributeError) as error:
-        raise UserError(f"against=textbook: {error}; take a pMF or iMF with a v-head, and perceptual=none") from error
+        raise UserError(f"against=textbook: {error}") from error
     ours, drawn = bench.gradients(bench.loss).double(), bench.objective.draw(bench.batch, 0, 0)
     with bench.cast(), torch.no_grad():
-        sums = bench.objective(bench.compiled_network, bench.batch, drawn).per_sample
-        plain = textbook_loss(bench.objective, bench.network, bench.batch, drawn)[1]
+        sums = bench.objective(bench.compiled_network, bench.batch, drawn, bench.encoders).per_sample
+        plain = bench.objective.textbook_loss(bench.network, bench.batch, drawn)[1]
     apart = {f"{name}_difference": _relative(sums[name], plain[name]) for name in plain}
     return {"gradient_difference": _relative(ours, theirs), **apart}
 
@@ -152,8 +180,8 @@ def _parts(bench: StepBench, repeats: int) -> dict[str, float]:
     with profile(activities=watched, acc_events=True) as seen:
         for _ in range(repeats):
             bench.loss()
-    on_gpu = bench.device.type == "cuda"
-    named = {event.key: event for event in seen.key_averages() if event.key in LABELS}
+    on_gpu, labels = bench.device.type == "cuda", bench.objective.describe().timed
+    named = {event.key: event for event in seen.key_averages() if event.key in labels}
     inside = {
         name: (event.device_time_total if on_gpu else event.cpu_time_total) / repeats / 1e3
         for name, event in named.items()

@@ -1,5 +1,6 @@
 """Reconstructions of held-out images by an autoencoder, during and after training: image grids and metrics."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ MOST_MEASURED, CHUNK = 1000, 50  # images evaluated at most, and per batch
 class Reconstructions(ImageGrids):
     """Grids with rows of masked inputs, of inputs with inpainted masks, and of originals.
 
-    Logs two metrics of the averaged weights: "held_out_error", the mean squared error of masked pixels of held-out
-    images, and "held_out_accuracy", the class accuracy on unmasked ones. Masks and images are the same every time. The
-    training that follows does not change. One more grid is drawn at the end.
+    Logs the ``held_out_metrics`` of the objective for the averaged weights. Masks and images are the same every time.
+    The training that follows does not change. One more grid is drawn at the end.
 
     Args:
         held_out: the images; the first 1,000 of them are evaluated.
@@ -58,17 +58,15 @@ class Reconstructions(ImageGrids):
 
     @torch.no_grad()
     def measure(self, module: LightningModule) -> dict[str, float]:
-        """Return the error of masked pixels and the accuracy on unmasked images, for the averaged weights."""
-        error, right = 0.0, 0
+        """Return the means of the objective's ``held_out_metrics``, for the averaged weights."""
+        sums: Counter[str] = Counter()
         with self.averages.swapped(module, self.ema):
             for start in range(0, self.count, CHUNK):
                 batch = self._batch(module, start, min(start + CHUNK, self.count))
                 drawn = module.objective.draw(batch, module.seed, start)
-                sums = module.objective(module.network, batch, drawn).per_sample["loss_reconstruction"]
-                error += sums.sum().item() / batch.x[0].numel()
-                logits = module.network(batch.x, heads=("logits",))["logits"]
-                right += (logits.argmax(1) == batch.y).sum().item()
-        return {"held_out_error": error / self.count, "held_out_accuracy": right / self.count}
+                for name, values in module.objective.held_out_metrics(module.network, batch, drawn).items():
+                    sums[name] += values.sum().item()
+        return {name: total / self.count for name, total in sums.items()}
 
     def _batch(self, module: LightningModule, start: int, end: int) -> Batch:
         images, labels = self.held_out.batch(range(start, end))

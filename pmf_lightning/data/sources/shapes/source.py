@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from pmf_lightning.data.dataset import BatchDataset
+from pmf_lightning.data.dataset import BatchDataset, DataSourceBase
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES
 from pmf_lightning.data.sources.shapes.painting import paint
 from pmf_lightning.data.sources.shapes.scenes import Scenes, sample_scenes
@@ -24,7 +24,7 @@ SMALLEST_SIDE = 16  # pixels; shapes are hard to distinguish below this
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Shapes(DataSourceBase):
     """``images`` training images and ``held_out_images`` others, cycling over the first ``classes`` of ten shapes.
 
     Image i of a split depends only on (name, split, i). Another ``name`` gives other images, and a larger set begins

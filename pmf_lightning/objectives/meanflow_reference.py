@@ -1,28 +1,58 @@
-"""Textbook MeanFlow step: the algorithm as printed and as the official code runs it, the baseline for our own.
+"""MeanFlow as its papers have it: spaces in formulas, passes of the official code, and the textbook step.
 
-pMF, algorithm 2 (arXiv 2601.22158). The guided target takes three passes of trunk and v-head: v_u, v_c at the sampled
-scale, and v_c at the scale inside the interval. torch.func.jvp runs over the full batch with values and graph.
-Attention is written out, because no fused kernel has a forward-mode derivative. No redundant work is skipped.
+The textbook step is pMF, algorithm 2 (arXiv 2601.22158), as printed and as the official code runs it: the baseline for
+our own. The guided target takes three passes of trunk and v-head: v_u, v_c at the sampled scale, and v_c at the scale
+inside the interval. torch.func.jvp runs over the full batch with values and graph. Attention is written out, because no
+fused kernel has a forward-mode derivative. No redundant work is skipped.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.objectives.base import Batch
+from pmf_lightning.objectives.base import Batch, Description, Passes
 from pmf_lightning.objectives.fields import compound_velocity, expand_like, noisy_image, velocity_from_image
 from pmf_lightning.objectives.guidance import adaptive_weight, guided_velocity, omega_in_interval
-from pmf_lightning.objectives.pixel_meanflow import MeanFlowDraws, PixelMeanFlow
+
+# The official JAX code of pMF and iMF runs trunk and v-head three times for the guided target, and every row has a
+# tangent. The compiler drops unused results. The total is 136 block-forwards for pMF-B.
+OFFICIAL = Passes(guidance={"trunk": 3, "v": 3}, values={"trunk": 1, "u": 1, "v": 1}, tangent={"trunk": 1, "u": 1})
 
 
-def textbook_loss(
-    objective: PixelMeanFlow, network: nn.Module, batch: Batch, draws: MeanFlowDraws
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a batch's loss with the settings of ``objective``, and the sums of squares "loss_u" and "loss_v" [B].
+def describe(objective: Any) -> Description:
+    """Return the spaces of a ``PixelMeanFlow``, as formulas."""
+    clipped = f"(z - x) / clip(t, {objective.t_clip:g}, 1)"
+    if objective.prediction == "u":
+        conversion = "u -> V"
+    elif objective.preconditioner is None:
+        conversion = f"x -> u = {clipped} -> V"
+    else:
+        name = type(objective.preconditioner).__name__
+        conversion = f"F -> x = c_skip(t) z + c_out(t) F ({name}) -> u = {clipped} -> V"
+    target = "e - x" if objective.target == "plain" else clipped
+    boundary = objective.velocity == "boundary"
+    return Description(
+        conversion=conversion,
+        target=target,
+        compared=f"the guided velocity of v_t = {target}",
+        velocity="v = u(z, t, t)" if boundary else "a head of its own, with its own loss",
+        weights=dict(objective.perceptual),
+        timed=("guidance", "derivative"),
+        official=None if boundary else OFFICIAL,
+    )
 
+
+def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a batch's loss with the settings of a ``PixelMeanFlow``, and the sums of squares "loss_u", "loss_v" [B].
+
+    ``draws`` are those of the objective.
     Raises ValueError for variants not in the printed algorithm: perceptual terms, another target, v at the boundary.
     """
     if objective.perceptual or objective.target != "clipped" or objective.velocity != "head":
-        raise ValueError("the textbook step knows target=clipped, velocity=head and no perceptual terms")
+        raise ValueError(
+            "the textbook step knows target=clipped, velocity=head and no perceptual terms; take a model of those"
+        )
     on = draws.to(batch.x.device)
     z, none = noisy_image(batch.x, on.noise, on.t), torch.full_like(batch.y, network.classes)
     v_t = velocity_from_image(z, batch.x, on.t, objective.t_clip)
