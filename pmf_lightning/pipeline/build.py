@@ -94,16 +94,16 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
 def make_part(cfg: DictConfig, part: str) -> Any:
     """Instantiate ``cfg[part]``; errors of its constructor are raised as UserError naming the part.
 
-    A backbone or decoder that is no torch module is a UserError too.
+    A backbone that is no torch module is a UserError too. (A decoder is none: its weights are not the model's.)
     """
     try:
         found = instantiate(cfg[part], _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
         message = one_line(error.__cause__ or error)
         raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error
-    if part in ("backbone", "decoder") and not isinstance(found, nn.Module):
+    if part == "backbone" and not isinstance(found, nn.Module):
         raise UserError(
             f"{part}._target_={cfg[part]['_target_']}: it builds a {type(found).__name__}, not a torch.nn.Module; "
-            f"name a class of networks, or leave it out"
+            "name a class of networks, or leave it out"
         )
     return found
