@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pmf_lightning.config import job_arguments, search_path
 from pmf_lightning.config.command_line import swept
 from pmf_lightning.config.compose import CONF, compose, one_line, prepared
+from pmf_lightning.config.groups import command_file
 from pmf_lightning.config.option_checks import check_values
 from pmf_lightning.distributed import launched
 from pmf_lightning.sweeps import jobs
@@ -50,7 +51,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return jobs.run(job, cfg)
             return with_one_line_errors(lambda: job(cfg))
 
-        run = hydra.main(config_path=str(CONF), config_name=config_name, **MAIN)(reporting)
+        run = hydra.main(config_path=str(CONF), config_name=command_file(config_name), **MAIN)(reporting)
 
         def main() -> None:
             with plain_ending(), ExitStack() as ending:

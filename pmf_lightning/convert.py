@@ -25,7 +25,7 @@ _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
 
 
 def convert(cfg: DictConfig) -> StoredWeights:
-    """Convert the weights that ``cfg`` (conf/convert.yaml) names and return what was written.
+    """Convert the weights that ``cfg`` (conf/commands/convert.yaml) names and return what was written.
 
     Raises UserError for bad input, before anything is written.
     """

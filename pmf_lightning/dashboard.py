@@ -15,7 +15,7 @@ FORMATS = ("tree", "json")
 
 
 def describe(cfg: DictConfig) -> Layout:
-    """Return the workspace that ``cfg`` (conf/dashboard.yaml) describes; raises UserError for bad input."""
+    """Return the workspace that ``cfg`` (conf/commands/dashboard.yaml) describes; raises UserError for bad input."""
     if not cfg.project:
         raise UserError(
             "project is not set; give the project that the runs are logged to, such as project=pmf_lightning"

@@ -30,7 +30,7 @@ PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fide
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate the images that ``cfg`` (conf/evaluate.yaml) names; return the contents of evaluation.json on all ranks.
+    """Evaluate the images that ``cfg`` (conf/commands/evaluate.yaml) names; return evaluation.json on all ranks.
 
     Raises UserError for bad input, before long work.
     """

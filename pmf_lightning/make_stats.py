@@ -22,7 +22,7 @@ from pmf_lightning.utils.errors import UserError
 
 
 def make_stats(cfg: DictConfig) -> dict[str, Any]:
-    """Compute the statistics of the images that ``cfg`` (conf/make_stats.yaml) names, and write three files.
+    """Compute the statistics of the images that ``cfg`` (conf/commands/make_stats.yaml) names, and write three files.
 
     Returns their "paths", "about" and the number of "features". Raises UserError for bad input, before long work.
     """

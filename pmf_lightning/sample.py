@@ -21,7 +21,7 @@ MOST_ON_GRID = 400
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample the images that ``cfg`` (conf/sample.yaml) requests; return the paths "grid" and "images", and "nfe".
+    """Sample the images that ``cfg`` (conf/commands/sample.yaml) requests; return "grid", "images" (paths) and "nfe".
 
     Image i has label ``classes[i % len(classes)]`` and otherwise depends only on (seed, i). Raises UserError for bad
     input.

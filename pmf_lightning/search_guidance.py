@@ -48,7 +48,7 @@ PASSED_ON = (
 
 
 def search(cfg: DictConfig) -> dict[str, Any]:
-    """Run the search that ``cfg`` (conf/search_guidance.yaml) describes.
+    """Run the search that ``cfg`` (conf/commands/search_guidance.yaml) describes.
 
     Returns records ("best" and "tried" with n images; "final" and "unguided" with n_final), paths ("results", "maps",
     "lines", "samples", "best_json"), and "edges" and "names", which ``show_result`` prints. All ranks call it and

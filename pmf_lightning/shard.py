@@ -39,7 +39,7 @@ from pmf_lightning.utils.pasted import path_argument
 
 
 def shard(cfg: DictConfig) -> ShardingResult:
-    """Make the shards that ``cfg`` (conf/shard.yaml) describes; finished ones are reused.
+    """Make the shards that ``cfg`` (conf/commands/shard.yaml) describes; finished ones are reused.
 
     Raises UserError for bad input, before any image is read, and if too many inputs are unreadable.
     """

@@ -24,7 +24,7 @@ GROUP = "toys"  # conf/experiment belongs to the train command
 
 
 def toy(cfg: DictConfig) -> dict[str, Path]:
-    """Run the experiment that ``cfg`` (conf/toy.yaml) describes; return the paths that it wrote."""
+    """Run the experiment that ``cfg`` (conf/commands/toy.yaml) describes; return the paths that it wrote."""
     return TOYS[cfg.experiment](cfg)
 
 

@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import search_path
+from pmf_lightning.config.groups import command_file
 from pmf_lightning.utils.errors import UserError
 
 _QUERY = "query"
@@ -53,7 +54,7 @@ def completions(line: str, commands: Sequence[str]) -> list[str]:
     words = head.split()
     if len(words) < 2:
         return [name for name in commands if name.startswith(word)]
-    config_name = words[1].replace("-", "_")
+    config_name = command_file(words[1].replace("-", "_"))
     if not (search_path.CONF / f"{config_name}.yaml").is_file():
         return []
     try:

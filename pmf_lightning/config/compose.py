@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import option_checks, search_path
 from pmf_lightning.config.command_line import readable, refuse_empty
-from pmf_lightning.config.groups import check_choices, choices, without_null
+from pmf_lightning.config.groups import check_choices, choices, command_file, without_null
 from pmf_lightning.config.resolvers import register_resolvers
 from pmf_lightning.config.search_path import CONF
 from pmf_lightning.utils.errors import UserError, suggestions
@@ -113,7 +113,7 @@ def _by_hydra(overrides: Sequence[str], config_name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), **VERSION_BASE):
-            return hydra_compose(config_name, list(overrides))
+            return hydra_compose(command_file(config_name), list(overrides))
     finally:
         GlobalHydra.instance().hydra = outer
 

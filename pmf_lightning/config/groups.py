@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
 import yaml
 
 from pmf_lightning.config.search_path import CONF, folders
 from pmf_lightning.utils.errors import UserError, suggestions
 
+COMMANDS = "commands"  # folder of conf/ with the files of commands, which are no choices of a group
 NONE = {"logger": "files"}  # the choice for group=null, if it is not called none; log files are always written
 
 
@@ -19,13 +21,27 @@ def groups() -> frozenset[str]:
 
 @cache
 def _groups(searched: tuple[Path, ...]) -> frozenset[str]:
-    return frozenset(path.name for folder in searched for path in folder.iterdir() if path.is_dir())
+    return frozenset(path.name for folder in searched for path in folder.iterdir() if path.is_dir()) - {COMMANDS}
+
+
+def command_file(command: str) -> str:
+    """Return the file of a command, relative to conf/ and without .yaml, as Hydra takes it."""
+    return command if (CONF / f"{command}.yaml").is_file() else f"{COMMANDS}/{command}"
 
 
 def choices(group: str) -> list[str]:
     """Return the valid names for ``group=``."""
     places = [folder / group for folder in folders()]
     return sorted({path.relative_to(at).with_suffix("").as_posix() for at in places for path in at.rglob("*.yaml")})
+
+
+def listing() -> str:
+    """Return the groups and their choices for --help, one group a line; an experiment is listed without its scales."""
+    lines = []
+    for group in sorted(groups()):
+        names = sorted({name.partition("/")[0] for name in choices(group)})
+        lines += wrap(f"{group}: {', '.join(names)}", width=120, subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def is_group(key: str) -> bool:
@@ -83,15 +99,15 @@ def _without_null(override: str, command: str) -> str | None:
 @cache
 def _default(command: str, group: str) -> str | None:
     """Return the default choice of a group in a command's file: a name, "null", or None if it is not listed."""
-    contents = yaml.safe_load((CONF / f"{command}.yaml").read_text())
+    contents = yaml.safe_load((CONF / f"{command_file(command)}.yaml").read_text())
     if group in contents and contents[group] is None:
         return "null"  # an option that the group's files set
     for entry in contents.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            if (found := _default(entry, group)) is not None:
+            if (found := _default(entry.lstrip("/"), group)) is not None:
                 return found
         elif isinstance(entry, dict):
             for name, chosen in entry.items():
-                if name.removeprefix("optional ") == group:
+                if name.removeprefix("optional ").lstrip("/") == group:
                     return "null" if chosen is None else str(chosen)
     return None

@@ -37,7 +37,7 @@ _CHUNK = 2**24  # bytes hashed at a time
 def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
     """Convert the contents of an official file to weights and configuration; an incomplete head v is dropped.
 
-    The preset is that of ``cfg`` (conf/convert.yaml) if ``model`` is set there, otherwise the one whose shapes fit.
+    The preset is ``model`` of ``cfg`` (conf/commands/convert.yaml) if set, otherwise the one whose shapes fit.
     ``cfg.ema`` selects one of several sets of weights. Raises UserError if no preset or several fit, and the errors of
     ``bare`` and ``translate``.
     """

@@ -1,4 +1,4 @@
-"""A W&B workspace as plain data: sections of panels from conf/dashboard.yaml, checked, and printed as text."""
+"""A W&B workspace as plain data: sections of panels from conf/commands/dashboard.yaml, checked, and printed as text."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ class Layout:
 
 
 def read_layout(options: Mapping[str, Any]) -> Layout:
-    """Return the layout of ``options``, conf/dashboard.yaml as plain data; raises UserError."""
+    """Return the layout of ``options``, conf/commands/dashboard.yaml as plain data; raises UserError."""
     group = options["group"]
     name = options["name"] or f"pmf_lightning: {group or 'all runs'}"
     sections = tuple(_section(entry) for entry in options["sections"])

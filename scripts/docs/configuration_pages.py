@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 LONGEST = 120  # characters of a value in a table
+COMMANDS = "commands"  # folder of conf/ with the files of commands
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ def _section(title: str, text: str) -> str:
 
 
 def groups_of(conf: Path) -> dict[str, list[Path]]:
-    """Return group -> files: the folders of conf/, nested ones by their path; hydra's own groups are left out."""
+    """Return group -> files: the folders of conf/, nested ones by their path."""
     found: dict[str, list[Path]] = {}
     for path in sorted(conf.rglob("*.yaml")):
         group = path.relative_to(conf).parent.as_posix()
-        if group != "." and not group.startswith("hydra"):
+        if group not in (".", COMMANDS):
             found.setdefault(group, []).append(path)
     return found
 
@@ -147,10 +148,8 @@ def pages(root: Path) -> dict[str, str]:
     conf = root / "conf"
     groups = groups_of(conf)
     written = {"configuration/index.md": _overview(conf, groups)}
-    commands = [p for p in sorted(conf.glob("*.yaml")) if (root / "pmf_lightning" / f"{p.stem}.py").is_file()]
-    shared = [p for p in sorted(conf.glob("*.yaml")) if p not in commands and rows_of(p.read_text())]
-    order = sorted(commands, key=lambda path: (path.stem != "train", path.stem))
-    sections = [_section(path.stem, path.read_text()) for path in [*order, *shared]]
+    order = [conf / "train.yaml", *sorted((conf / COMMANDS).glob("*.yaml")), conf / "run.yaml"]
+    sections = [_section(path.stem, path.read_text()) for path in order]
     written["configuration/commands.md"] = "# Options of the commands\n\n" + "\n".join(sections)
     for group in sorted({group.split("/")[0] for group in groups}):
         sections = [_section(_choice(conf / group, path), path.read_text()) for path in _files(groups, group)]

@@ -17,6 +17,8 @@ from shrunk import backbone
 from pmf_lightning import Batch, build, compose
 from pmf_lightning.config.command_line import readable
 from pmf_lightning.config.compose import CONF, check_choices, scaled
+from pmf_lightning.config.groups import groups
+from pmf_lightning.config.option_table import COMMANDS
 from pmf_lightning.config.presets import published
 from pmf_lightning.objectives.drifting import DriftingBatch
 
@@ -27,7 +29,7 @@ PAGES = [
 ]
 METHODS = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("pmf", "imf", "jit", "drifting")}
 JAX = ROOT / "docs" / "from_jax.md"
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+GROUPS = groups()
 COMMAND = re.compile(r"(?:(?:python|torchrun[^`]*?|srun[^`]*?) -m pmf_lightning\.|\bpmf )(?!completion)(\w+)([^`]*)")
 
 
@@ -101,7 +103,7 @@ def _values(override: Override, text: str) -> list[str]:
 def test_every_command_and_choice_is_there(page):
     for command, arguments in commands_of(page.read_text()):
         assert (ROOT / "pmf_lightning" / f"{command}.py").is_file(), command
-        if (CONF / f"{command}.yaml").is_file():
+        if command in COMMANDS:
             for job in jobs_of(command, arguments):
                 check_choices(scaled(job))
                 OverridesParser.create().parse_overrides(job)
@@ -117,7 +119,7 @@ def test_commands_are_found_in_both_forms():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_composes(page):
     for command, arguments in commands_of(page.read_text()):
-        if (CONF / f"{command}.yaml").is_file():
+        if command in COMMANDS:
             for job in jobs_of(command, arguments):
                 compose(job, command)
 

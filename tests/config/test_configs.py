@@ -10,6 +10,7 @@ from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import CONF, choices
+from pmf_lightning.config.groups import groups
 from pmf_lightning.config.presets import published
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
@@ -110,9 +111,8 @@ def test_jit_on_any_backbone(backbone, prediction, loss):
     assert (module.objective.prediction, module.objective.loss) == (prediction, loss)
 
 
-# Recipes come with their models, the classifier with metrics= and extractor=; hydra/ is
-# what launchers and sweepers are made of.
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} - {"toys", "recipe", "hydra", "classifier"}
+# Recipes come with their models, the classifier with metrics= and extractor=.
+GROUPS = groups() - {"toys", "recipe", "classifier"}
 
 # Two need a root; the others are what all sizes share.
 LEFT_OUT = {("data", "folder"), ("data", "shards"), *(("backbone", name) for name in ("vit", "drifting", "mae"))}

@@ -247,7 +247,7 @@ def test_only_plain_data_of_a_sensible_length_are_read():
 def targets_of_conf():
     """Yield (target, whether partial) of every configuration that we ship, but those of Hydra's own parts."""
     for path in CONF.rglob("*.yaml"):
-        if path.is_relative_to(CONF / "hydra") or path.is_relative_to(CONF / "cluster"):
+        if path.is_relative_to(CONF / "cluster"):
             continue
         waiting = [OmegaConf.to_container(OmegaConf.load(path))]
         while waiting:

@@ -15,13 +15,14 @@ from shrunk import BACKBONE, backbone
 
 from pmf_lightning import build, compose
 from pmf_lightning.config.compose import CONF, SCALES
+from pmf_lightning.config.groups import groups
 from pmf_lightning.profiling.step_memory import dummy_batch
 from pmf_lightning.reports.claims import check
 from pmf_lightning.reports.study import read_study
 from pmf_lightning.utils import rng
 
 STUDIES = sorted(path.parent.name for path in (CONF / "experiment").glob("*/study.yaml"))
-GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+GROUPS = groups()
 BOTH = pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in STUDIES for scale in SCALES])
 DRIFTING = [name for name in STUDIES if name.startswith("drifting_")]
 PMF = [name for name in STUDIES if name.startswith(("pmf_", "imf_"))]
