@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything worth knowing from ten minutes of a GPU: is it right, how fast is it, and a model that it trained.
+# Measure on a GPU in ten minutes: correctness, speed, the largest micro-batch, and a short training.
 #
-#   bash experiments/gpu/run.sh                 # all of it, within LIMIT seconds
-#   bash experiments/gpu/run.sh check bench     # some of it
-#   DEVICE=cpu SMALL=1 bash experiments/gpu/run.sh     # the script itself, tried without a GPU
+#   bash experiments/gpu/run.sh                 # all stages, within LIMIT seconds
+#   bash experiments/gpu/run.sh check bench     # some stages
+#   DEVICE=cpu SMALL=1 bash experiments/gpu/run.sh     # test the script without a GPU
 #
-# check: losses, gradients and tangents beside float64 on the CPU. bench: the training step of four models (bf16, float32,
-# compiled) beside the textbook's, and sampling. fit: the largest micro-batch. train: what is left of the time, pMF-B/16
-# on shapes at 256 pixels. Results go to OUT: at most eight files, none of them a checkpoint.
+# check: losses, gradients and tangents, compared with float64 on the CPU. bench: the training step of four models (bf16,
+# float32, compiled), compared with the textbook's, and sampling. fit: the largest micro-batch. train: pMF-B/16 on shapes at
+# 256 pixels for the remaining time. Results go to OUT: at most eight files, none of them a checkpoint.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-experiments/gpu/$(date +%F)}
@@ -15,7 +15,7 @@ LIMIT=${LIMIT:-570}
 DEVICE=${DEVICE:-gpu}
 SMALL=${SMALL:-}
 PY=${PY:-python3}
-HALF=${SMALL:+32-true}  # half precision crawls on a CPU
+HALF=${SMALL:+32-true}  # half precision is slow on a CPU
 HALF=${HALF:-bf16-mixed}
 STAGES=("$@")
 [ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit train)
@@ -69,7 +69,7 @@ train() {
   rm -rf "$run"
   local sizes=(batch=256 micro_batch=64 images=100000000)
   [ -n "$SMALL" ] && sizes=(batch=4 images=40 data.resolution=32 backbone.patch=8)
-  # TERM ends the run after its running step, with a checkpoint, grids and a summary.
+  # TERM ends the run after the current step, with a checkpoint, grids and a summary.
   timeout -s TERM "$seconds" $PY -m pmf_lightning.train model=pmf_b16 data=shapes data.resolution=256 perceptual=none \
     metrics=none trainer="$DEVICE" trainer.precision="$HALF" workers=12 run_dir="$run" grid.every_images=20000 \
     checkpoint.every_images=1000000 "${sizes[@]}" "${shrink[@]}" 2>&1 | tail -n 30
@@ -89,5 +89,5 @@ for stage in "${STAGES[@]}"; do
   echo "== $stage, $(left) s left"
   "$stage"
 done
-echo "== done, everything is in $OUT"
+echo "== done, results are in $OUT"
 ls -l "$OUT"

@@ -94,23 +94,25 @@ class Run:
 
 
 def read_runs(root: Path) -> list[Run]:
-    """Return all runs below ``root``, in the order of their folders, including those that failed before they began.
+    """Return all runs below ``root``, including those that failed before they began.
 
-    These are run directories, the runs in files runs.json, and the runs elsewhere that sweep.json of ``root`` lists.
+    These are run directories and the runs elsewhere that sweep.json of ``root`` lists, in the order of their folders,
+    then the runs in files runs.json, in their order there.
     Raises UserError if there is no such folder, no run in it, or a file that cannot be read.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; give a folder of runs, such as runs/pmf_table2/small")
     overrides = _overrides_of_sweeps(root)
-    runs = [read_run(folder, root, overrides.get(folder.resolve(), ())) for folder in _run_dirs(root)]
-    for path in root.rglob(RUNS):
+    folders = sorted(_run_dirs(root), key=_natural)
+    runs = [read_run(folder, root, overrides.get(folder.resolve(), ())) for folder in folders]
+    for path in sorted(root.rglob(RUNS)):
         if "wandb" not in path.relative_to(root).parts:
             runs += _read_runs_file(path, root)
     if not any(run.config for run in runs):
         raise UserError(
             f"{root}: there is no run below it (no config.yaml and no {RUNS}); give a folder of run directories"
         )
-    return sorted(runs, key=lambda run: _natural(run.folder))
+    return runs
 
 
 def _run_dirs(root: Path) -> set[Path]:

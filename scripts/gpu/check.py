@@ -1,4 +1,4 @@
-"""Losses, gradients and tangents on an accelerator beside float64 on the CPU: python check.py gpu check.json"""
+"""Compare losses, gradients and tangents on an accelerator with float64 on the CPU: check.py gpu check.json"""
 
 import copy
 import json
@@ -19,17 +19,17 @@ IMAGES = 16
 
 
 def main(device: str, out: str) -> None:
-    """Compare and write."""
+    """Compare four settings and write the relative differences."""
     where = torch.device("cuda" if device == "gpu" else device)
     torch.set_float32_matmul_precision("highest")
     module = build(compose(["model=pmf_b16", "data=imagenet256", *NETWORK]))
     with torch.no_grad():
         for name, weight in module.network.named_parameters():
-            if weight.ndim == 1 or not weight.any():  # gates start at zero: a network of identities proves little
+            if weight.ndim == 1 or not weight.any():  # layer scales start at zero, which makes every block an identity
                 weight += 0.05 * rng.normal("check", name, count=weight.numel()).view_as(weight).to(weight)
     x = rng.uniform("check", "x", count=IMAGES * 3 * 64 * 64).view(IMAGES, 3, 64, 64) * 2 - 1
     batch = Batch(x, torch.arange(IMAGES))
-    drawn = module.objective.draw(Batch(x.float(), batch.y), 0, 0)  # float32 times, so that all see the same
+    drawn = module.objective.draw(Batch(x.float(), batch.y), 0, 0)  # float32 times, so that all runs have the same
     exact = measure(module, copy.deepcopy(module.network).double(), batch, drawn, torch.device("cpu"), "64", False)
     table = {}
     for precision, compiled in (("32-true", False), ("bf16-mixed", False), ("32-true", True), ("bf16-mixed", True)):
@@ -37,7 +37,7 @@ def main(device: str, out: str) -> None:
         name = precision + (" compiled" if compiled else "")
         table[name] = {part: relative(found[part], exact[part]) for part in exact}
         print(name, {part: f"{value:.1e}" for part, value in table[name].items()})
-        with open(out, "w") as file:  # after each: a compiler may be missing
+        with open(out, "w") as file:  # after each setting: the compiler may be missing
             json.dump({"device": str(where), "relative_differences_to_float64": table}, file, indent=1)
 
 
@@ -59,7 +59,7 @@ def measure(module, network, batch, drawn, device, precision, compiled):
 
 
 def relative(value, reference):
-    """Relative L2 distance."""
+    """Return the relative L2 distance."""
     value, reference = value.double().cpu(), reference.double().cpu()
     return ((value - reference).norm() / reference.norm()).item()
 

@@ -1,4 +1,4 @@
-"""The largest micro-batch that a GPU takes, found by doubling: python fit.py gpu fit.json [overrides]"""
+"""Find the largest micro-batch that fits on a GPU, by doubling: python fit.py gpu fit.json [overrides]"""
 
 import gc
 import json
@@ -14,7 +14,7 @@ LARGEST = 1024
 
 
 def main(device: str, out: str, *overrides: str) -> None:
-    """Try and write."""
+    """Find the largest micro-batch of each model and write the table."""
     table = {}
     for model in MODELS:
         for recompute in (False, True):
@@ -26,13 +26,13 @@ def main(device: str, out: str, *overrides: str) -> None:
 
 
 def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]) -> dict:
-    """Return the largest power of two that passes, and the memory that it took."""
+    """Return the largest power of two that fits, and its peak memory."""
     cfg = compose([f"model={model}", "data=imagenet256", "perceptual=none", f"recompute={recompute}", *overrides])
     module, passed = build(cfg), {"images": 0, "peak_gb": None}
     where = torch.device("cuda" if device == "gpu" else device)
     size = 8 if where.type == "cuda" else 2
     while size <= (LARGEST if where.type == "cuda" else 4):
-        gc.collect()  # the pass that ran out of memory, and networks with recompute, hold on to themselves
+        gc.collect()  # reference cycles keep the memory of a failed pass, and of networks with recompute
         try:
             if where.type == "cuda":
                 torch.cuda.empty_cache()

@@ -519,7 +519,7 @@ def test_arms_whose_names_make_one_file_name_are_all_saved(tmp_path, only_sample
         write_run(tmp_path / "runs" / f"{number}", 0, float(number), backbone={"kind": kind})
     main([str(tmp_path / "runs"), "--save", str(tmp_path / "saved")])
     assert [run.name for run in read_runs(tmp_path / "saved")] == [
-        *("kind-a-b-2-seed0", "kind-a-b-seed0", "kind-c-seed0")
+        *("kind-a-b-seed0", "kind-a-b-2-seed0", "kind-c-seed0")
     ]
     assert {arm.name: arm.spread("fd").mean for arm in only(tmp_path / "saved").arms} == {
         **{"kind a/b": 0.0, "kind a b": 1.0, "kind c": 2.0}
