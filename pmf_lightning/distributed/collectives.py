@@ -1,7 +1,7 @@
 """Split work over the ranks of torch.distributed, with results independent of the number of ranks."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -98,15 +98,26 @@ class Devices(OneDevice):
         return rows if self.trainer.world_size == 1 else _Gather.apply(rows)
 
 
+def gather_rows(micro_batches: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all micro-batches and ranks in the order of the global batch, without gradient.
+
+    ``micro_batches`` are those of this rank, [n,...] each; the result is [n x micro-batches x ranks,...].
+    """
+    mine = torch.stack([part.detach() for part in micro_batches], dim=1)
+    if rank_and_world()[1] == 1:
+        return mine.flatten(0, 1)
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts, dim=2).flatten(0, 2)
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward returns the gradient of this rank's rows, times the number of ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         """Return the rows of all ranks, interleaved."""
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        return gather_rows([rows])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

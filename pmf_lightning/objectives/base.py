@@ -185,6 +185,9 @@ class Objective(Protocol):
     reconstructs: bool
     loss_note: str
     search_preset: str | None
+    changeable_fields: Sequence[str]
+    fields_without_effect: Sequence[str]
+    mapping_fields: Sequence[str]
 
     draw: Callable[..., Any]
     __call__: Callable[..., Losses]
@@ -234,6 +237,9 @@ class ObjectiveBase:
             grids (training/callbacks/reconstructions.py).
         loss_note: a line about the loss, printed at the start of a run.
         search_preset: the preset whose recipe lists what search_guidance tries, for configurations that list nothing.
+        changeable_fields: names of the dataclass fields that a resumed run may change.
+        fields_without_effect: those among them that do not change the results of a run.
+        mapping_fields: fields that are mappings with names of the user.
     """
 
     heads: ClassVar[Sequence[str]] = ("u",)
@@ -247,6 +253,9 @@ class ObjectiveBase:
     reconstructs: ClassVar[bool] = False
     loss_note: ClassVar[str] = ""
     search_preset: ClassVar[str | None] = None
+    changeable_fields: ClassVar[Sequence[str]] = ()
+    fields_without_effect: ClassVar[Sequence[str]] = ()
+    mapping_fields: ClassVar[Sequence[str]] = ()
 
     def initial_state(self, network: Network, encoders: Any, seed: int) -> State:
         """Return the state before the first step, tensors by name on the CPU or the device; {}: it has no state.
@@ -292,7 +301,7 @@ class ObjectiveBase:
     def counted(self) -> tuple[Objective, Any]:
         """Return the objective and the encoders with which memory, FLOPs and times of a step are measured.
 
-        Encoders that are large or need weights are left out.
+        Encoders that are large or need weights are left out. The returned objective is called without ``state``.
         """
         return self, None
 

@@ -102,6 +102,9 @@ class PixelMeanFlow(ObjectiveBase):
     """
 
     samplers: ClassVar = ("average", "heun", "euler")  # the first is the paper's
+    changeable_fields: ClassVar = ("derivative",)  # its forms compute the same numbers
+    fields_without_effect: ClassVar = ("derivative",)
+    mapping_fields: ClassVar = ("perceptual",)
     loss_note: ClassVar = (
         "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
     )

@@ -10,8 +10,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pmf_lightning.data.transforms import latents_seen, pixels_seen
-from pmf_lightning.distributed.collectives import Devices
-from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch
+from pmf_lightning.distributed.collectives import Devices, gather_rows
+from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.utils.errors import UserError
@@ -50,6 +50,8 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
+        self.state: State = {}  # of the objective
+        self._observed: list[dict[str, Tensor]] = []  # of the micro-batches of the running step
         self._encoders: list[Any] = [None]  # in a list, so that they are not part of parameters and checkpoints
         self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
@@ -87,6 +89,13 @@ class GenerativeModule(LightningModule):
             for encoder in self.encoders.values() if by_name else [self.encoders]:
                 encoder.to(self.device)
 
+    def on_train_start(self) -> None:
+        """Set the objective's state before the first step, or move a restored one to the device."""
+        if not self.state:
+            with torch.no_grad():
+                self.state = self.objective.initial_state(self.network, self.encoders, self.seed)
+        self.state = {name: value.to(self.device) for name, value in self.state.items()}
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
         """Return the loss of one micro-batch, and per-sample errors by time if the objective has times.
 
@@ -101,7 +110,10 @@ class GenerativeModule(LightningModule):
         draws = self.objective.draw(batch, self.seed, self.global_step, shard)
         # The raw network goes in: Lightning runs this method inside DDP's forward, so gradients are still averaged.
         more = {"devices": Devices(self.trainer)} if self.objective.needs_global_batch else {}
+        more |= {"state": self.state} if self.state else {}
         losses = self.objective(self.compiled_network, batch, draws, self.encoders, **more)
+        if self.state:
+            self._observed.append(losses.observed)
         pixels = math.prod(batch.shape if self.objective.data == "labels" else batch.x.shape[-3:])
         for name, sums in losses.per_sample.items():
             mean = sums.mean() / pixels
@@ -111,6 +123,19 @@ class GenerativeModule(LightningModule):
         for name, value in losses.scalars.items():
             self.log(name, value, prog_bar=True, batch_size=rows)
         return {"loss": losses.total, "by_time": _by_time(losses, pixels)}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take the optimiser step, then advance the objective's state once from all micro-batches and devices.
+
+        A step that was skipped for non-finite values has left no gradients, and does not advance the state.
+        """
+        step = self.global_step
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        seen, self._observed = self._observed, []
+        stepped = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
+        if self.state and stepped:
+            observed = {name: gather_rows([one[name] for one in seen]) for name in seen[0]}
+            self.state = self.objective.next_state(self.state, observed, step)
 
     def _preprocess(self, batch: Sequence[Tensor], shard: BatchRows) -> AnyBatch:
         """Convert a loaded batch to the batch of the objective's kind of data."""
@@ -163,13 +188,16 @@ class GenerativeModule(LightningModule):
         return BatchRows(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store the configuration and the number of images seen in the checkpoint."""
+        """Store the configuration, the number of images seen and the objective's state in the checkpoint."""
         checkpoint["config"] = self.config
         checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
+        if self.state:
+            checkpoint["objective_state"] = dict(self.state)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Load optimizer moments from the checkpoint, but settings such as the learning rate from this run."""
+        """Load the objective's state, and optimizer moments, but settings such as the learning rate from this run."""
         unwrap_checkpoint(checkpoint, "this checkpoint")
+        self.state = checkpoint.get("objective_state", {})
         stored = checkpoint["optimizer_states"][0]["param_groups"]
         for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
             old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})

@@ -13,7 +13,7 @@ from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.trusted import plain
 from pmf_lightning.training import run_dir
-from pmf_lightning.training.same_run import WITHOUT_EFFECT, Change, Comparison, compare, listed
+from pmf_lightning.training.same_run import Change, Comparison, compare, listed
 from pmf_lightning.utils.bounded_files import read_json, read_yaml
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.hydra_compat import yaml_loader
@@ -92,7 +92,7 @@ def finished(cfg: DictConfig) -> dict | None:
     found = _read(summary, folder) if summary.is_file() else None
     steps = found.get("steps") if isinstance(found, dict) else None
     complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= cfg.steps
-    other = compared.others_than(WITHOUT_EFFECT) if complete else compared.refused
+    other = compared.with_effect if complete else compared.refused
     if other:
         raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
     return found if complete else None

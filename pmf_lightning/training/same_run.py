@@ -7,15 +7,19 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 
+from hydra.utils import get_object
+
+from pmf_lightning.objectives.base import ObjectiveBase
 from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 
-# Options that a resumed run may change: length, learning rate, hardware, logging, image grids and evaluation. Any other
-# change makes it another run and is refused, including changes of new options.
+# Options that a resumed run may change: length, learning rate, hardware, logging, image grids and evaluation, and the
+# fields that the class of the objective lists (``ObjectiveBase.changeable_fields``). Any other change makes it another
+# run and is refused, including changes of new options.
 CHANGEABLE = (
-    *("steps", "images", "objective.steps", "schedule.*"),
+    *("steps", "images", "schedule.*"),
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.split"),
     *("trainer.*", "micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
-    *("objective.derivative", "backbone.attention"),  # ways to compute the same numbers
+    "backbone.attention",  # ways to compute the same numbers
     *("log_every_steps", "diagnostics.*", "non_finite.*", "grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
@@ -26,13 +30,13 @@ UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logge
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
     *("micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
-    *("objective.derivative", "backbone.attention", "log_every_steps", "diagnostics.*", "non_finite.*"),
+    *("backbone.attention", "log_every_steps", "diagnostics.*", "non_finite.*"),
     *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time"}
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
-FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "objective.perceptual")
+FREE = ("conditions", "backbone.conditions", "backbone.heads", "features")
 PATHS = ("root", "path", "weights", "folder")  # options that are compared as resolved paths
 _MOST = 6  # maximum differences in one message
 _ABSENT = object()
@@ -74,20 +78,32 @@ class Comparison:
         refused: changes that make it another run.
         allowed: changes that a resumed run may make.
         unknown: options that only one of the two configurations has, because another version wrote it.
+        without_effect: patterns of the options that do not change the results of a run.
     """
 
     refused: list[Change] = field(default_factory=list)
     allowed: list[Change] = field(default_factory=list)
     unknown: list[Change] = field(default_factory=list)
+    without_effect: tuple[str, ...] = WITHOUT_EFFECT
 
-    def others_than(self, keys: tuple[str, ...]) -> list[Change]:
-        """Return the refused and allowed changes whose key matches none of ``keys``."""
-        return [change for change in (*self.refused, *self.allowed) if not _matches(change.key, keys)]
+    @property
+    def with_effect(self) -> list[Change]:
+        """The refused and allowed changes that change the results of a run."""
+        return [change for change in (*self.refused, *self.allowed) if not _matches(change.key, self.without_effect)]
 
 
 def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparison:
     """Compare two resolved configurations (plain data) option by option."""
-    found, seen = Comparison(), set()
+    kind = _objective(requested)
+    changeable, without_effect, free = (
+        (*keys, *(f"objective.{name}" for name in names))
+        for keys, names in (
+            (CHANGEABLE, kind.changeable_fields),
+            (WITHOUT_EFFECT, kind.fields_without_effect),
+            (FREE, kind.mapping_fields),
+        )
+    )
+    found, seen = Comparison(without_effect=without_effect), set()
     for change in sorted(_differences(stored, requested), key=lambda change: change.key != "name"):
         mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new))
         if _matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
@@ -96,12 +112,19 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
             change = Change(change.key, WHEN_ABSENT[change.key], change.new)
             if change.old == change.new:
                 continue
-        if not _matches(f"{change.key}.", tuple(f"{free}.*" for free in FREE)) and _ABSENT in (change.old, change.new):
+        if not _matches(f"{change.key}.", tuple(f"{name}.*" for name in free)) and _ABSENT in (change.old, change.new):
             found.unknown.append(change)
         else:
             seen.add(mark)
-            (found.allowed if _matches(change.key, CHANGEABLE) else found.refused).append(change)
+            (found.allowed if _matches(change.key, changeable) else found.refused).append(change)
     return found
+
+
+def _objective(config: Mapping[str, Any]) -> type[ObjectiveBase]:
+    """Return the class of a configuration's objective; the base class if there is none, or if it has another base."""
+    target = config.get("objective", {}).get("_target_")
+    kind = ObjectiveBase if target is None else get_object(target)
+    return kind if issubclass(kind, ObjectiveBase) else ObjectiveBase
 
 
 def listed(texts: list[str], separator: str = " ") -> str:

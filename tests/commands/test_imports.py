@@ -1,9 +1,12 @@
 """Imports go downwards only, from the commands to the mathematics, which needs neither Lightning nor Hydra."""
 
 import ast
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -123,6 +126,76 @@ def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
     circles = [name for name in MODULES if name in reach(name)]
     assert not circles, circles
     assert not [name for name in MODULES if "random" in imports(name)[1]]
+
+
+# The parts of the package that work for every objective. A released file format may name its method.
+SHARED = ["pipeline", "training", "sampling", "profiling", "evaluation", "config", "sweeps", "distributed", "tracking"]
+FORMATS = {"pipeline.trusted", "pipeline.migrate", "pipeline.checkpoints", "pipeline.conversion", "convert", ""}
+OPTION_TABLES = {"config.option_table", "config.option_checks"}  # what every option of conf/ may be
+OBJECTIVES = {
+    "pixel_meanflow": "PixelMeanFlow",
+    "jit": "JiT",
+    "drifting": "Drifting",
+    "masked_autoencoder": "MaskedAutoencoder",
+}
+CLASSES = [getattr(import_module(f"pmf_lightning.objectives.{name}"), kind) for name, kind in OBJECTIVES.items()]
+FIELDS = "|".join({field.name for kind in CLASSES for field in fields(kind)} - {"noise_scale"})
+GROUPS = "|".join({group for kind in CLASSES for group in kind.config_groups})
+ABOUT_ONE = [
+    rf"\b({'|'.join(OBJECTIVES.values())})\b",
+    rf"objective\.({FIELDS})\b",
+    r"(hasattr|getattr|isinstance)\([\w.]*objective\b",
+    r" in [\w.]*objective\b(?!\.)",
+    r"objective\.get\(",
+    rf"'({GROUPS})' (not )?in ",
+    rf"\.get\('({GROUPS})'",
+]
+
+
+def names_an_objective(source):
+    """Lines of a module, without comments and docstrings, that name an objective, its fields or ask for its kind."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0].value.value = ""
+    return [line.strip() for line in ast.unparse(tree).splitlines() if any(re.search(way, line) for way in ABOUT_ONE)]
+
+
+def test_the_search_for_objectives_finds_them():
+    found = {
+        "x = PixelMeanFlow": 1,
+        "labels = getattr(module.objective, 'generated', 1)": 1,
+        "if 'queues' in cfg: pass": 1,
+        "queues = cfg.get('queues')": 1,
+        "rows = cfg.batch // cfg.objective.generated": 1,
+        "if 'mirror' in cfg.objective: pass": 1,
+        "perceptual = cfg.objective.get('perceptual')": 1,
+        "PRESETS = {'JiT': 'jit_b16'}": 1,
+        "FREE = ('objective.perceptual',)": 1,
+        "print(objective.samplers, cfg.queues.push, objective.noise_scale)": 0,
+    }
+    assert {line: len(names_an_objective(line)) for line in found} == found
+
+
+def test_shared_modules_name_no_objective():
+    shared = [name for name in MODULES if folder(name) in SHARED or name in COMMANDS]
+    named = [
+        f"{name}: {what}"
+        for name in sorted({*shared} - FORMATS - OPTION_TABLES)
+        for what in names_an_objective(MODULES[name].read_text())
+    ]
+    assert not named, named
+    modules = {f"objectives.{name}" for name in OBJECTIVES}
+    imported = [f"{name} imports {other}" for name in {*shared} - {""} for other in imports(name)[0] & modules]
+    assert not imported, imported
+
+
+def test_evaluation_reaches_no_objective():
+    modules = {f"objectives.{name}" for name in OBJECTIVES}
+    reached = [
+        f"{name} reaches {other}" for name in MODULES if folder(name) == "evaluation" for other in reach(name) & modules
+    ]
+    assert not reached, reached
 
 
 def test_public_names_are_importable():
