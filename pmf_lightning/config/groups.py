@@ -44,6 +44,11 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def file_of(group: str, name: str) -> Path:
+    """Return the file of a choice: the one in the first folder that has it."""
+    return next(file for folder in folders() if (file := folder / group / f"{name}.yaml").is_file())
+
+
 def is_group(key: str) -> bool:
     """Whether the key of an override is a group (otherwise it is an option)."""
     return key in groups() or "/" in key or "@" in key

@@ -1,4 +1,4 @@
-"""What the papers report of each preset, from `paper:` of its file in conf/model."""
+"""What the papers report of each preset, from `paper:` of its file in conf/model (or in a folder of the user)."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pmf_lightning.config.groups import CONF, choices
+from pmf_lightning.config.groups import choices, file_of
 from pmf_lightning.utils.precision import Number
 
 KEY = "paper"  # no part of a run: pipeline/build.py leaves it out
@@ -44,7 +44,7 @@ class Published:
 
 def published() -> dict[str, Published]:
     """Return what is published of each preset, by the preset's name."""
-    return {name: _read(CONF / "model" / f"{name}.yaml") for name in choices("model")}
+    return {name: _read(file_of("model", name)) for name in choices("model")}
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from pmf_lightning.config.compose import CONF
+from pmf_lightning.config.groups import file_of
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.communication import Cluster
@@ -79,8 +79,8 @@ def flops_per_image(cfg: DictConfig) -> float:
 
 
 def load_cluster(name: str) -> Cluster:
-    """Return the GPU assumptions of a file in conf/cluster."""
-    return instantiate(OmegaConf.load(CONF / "cluster" / f"{name}.yaml"))
+    """Return the GPU assumptions of a choice of the group cluster."""
+    return instantiate(OmegaConf.load(file_of("cluster", name)))
 
 
 def analytic_estimate(flops: Sequence[float], cluster: Cluster, counted: int) -> str:

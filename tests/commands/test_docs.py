@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import extending
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,6 +32,14 @@ METHODS = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("pmf", "i
 JAX = ROOT / "docs" / "from_jax.md"
 GROUPS = groups()
 COMMAND = re.compile(r"(?:(?:python|torchrun[^`]*?|srun[^`]*?) -m pmf_lightning\.|\bpmf )(?!completion)(\w+)([^`]*)")
+
+
+@pytest.fixture(autouse=True)
+def the_users_files(request, tmp_path, monkeypatch):
+    """The page of the user's own code names files that it shows itself."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("page") == extending.PAGE:
+        monkeypatch.setenv("PMF_CONF", str(extending.write_example(tmp_path)))
+        monkeypatch.syspath_prepend(tmp_path)
 
 
 def name_of(page: Path) -> str:
