@@ -32,7 +32,7 @@ def head_of(text: str) -> str:
 
 
 def rows_of(text: str) -> list[Row]:
-    """Return the keys of a file of conf/ in their order, without Hydra's own (defaults, hydra)."""
+    """Return the keys of a file of conf/ in their order; of Hydra's own only those of launchers and sweepers."""
     node = yaml.compose(text)
     return list(_rows(node, "", text.splitlines())) if isinstance(node, yaml.MappingNode) else []
 
@@ -40,7 +40,7 @@ def rows_of(text: str) -> list[Row]:
 def _rows(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[Row]:
     for key, value in node.value:
         name = f"{prefix}{key.value}"
-        if not prefix and name in ("defaults", "hydra"):
+        if name == "defaults" or (prefix == "hydra." and key.value not in ("launcher", "sweeper")):
             continue
         if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
             if comment := _comment(key.end_mark, key.start_mark, lines):
@@ -120,7 +120,7 @@ def bases_of(text: str) -> list[str]:
     """Return the entries of the defaults list as group=choice; entries that choose nothing are left out."""
     entries = (yaml.safe_load(text) or {}).get("defaults", [])
     named = [entry if isinstance(entry, str) else "=".join(map(str, next(iter(entry.items())))) for entry in entries]
-    hidden = ("_self_", "optional ", "override hydra/")
+    hidden = ("_self_", "optional ", "override hydra/", "override /hydra/")
     return [
         one.removesuffix("=None").removeprefix("override ").lstrip("/") for one in named if not one.startswith(hidden)
     ]
