@@ -88,6 +88,20 @@ def test_links_that_leave_docs_lead_to_pages_of_the_site(tmp_path):
     )
 
 
+def test_contributing_names_every_folder_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = [path.parent.name for path in (ROOT / "pmf_lightning").glob("*/__init__.py")]
+    assert len(folders) > 10
+    assert not [name for name in folders if f" {name}/" not in text]
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.M)}
+    assert {"train", "test", "docs"} <= named <= targets
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("material")
