@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
 from pmf_lightning.data.dataset import ImageDataset
+from pmf_lightning.encoders.base import Features
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian, Moments
 from pmf_lightning.utils.errors import UserError
 
 Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | ImageDataset  # of uint8 pixels
@@ -22,57 +23,40 @@ class NonFiniteError(UserError):
 class FrechetDistance:
     """Frechet distance of image sets to one reference set, whose moments are computed once.
 
-    ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` with means m and unbiased covariances S of the features in float64
-    (Heusel et al. 2017, arXiv:1706.08500, eq. 6), computed by torchmetrics. Features are computed ``batch`` images at a
-    time, without autocast. A module must be in evaluation mode, and ``embed`` must do any resizing. There is no
-    communication: every process that calls it needs all images. Raises UserError for fewer than two images.
+    See ``Gaussian.distance`` for the formula; means and unbiased covariances of the features are in float64. Features
+    are computed ``batch`` images at a time, without autocast. A module must be in evaluation mode, and ``embed`` must
+    do any resizing. There is no communication: every process that calls it needs all images. Raises UserError for fewer
+    than two images.
     """
 
-    @torch.inference_mode(mode=False)  # the stored tensors must be usable outside Lightning's evaluation
     def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
-        _require_two(len(reference), "reference")
-        first = next(in_batches(reference, 1))
-        self._batch = batch
-        self._metric = FrechetInceptionDistance(
-            _Float64Features(embed, embed(first).shape[1]),
-            reset_real_features=False,
-            sync_on_compute=False,  # otherwise a single measuring process would wait for the others forever
-        ).set_dtype(torch.float64)
-        self._update(in_batches(reference, batch), real=True)
+        self._embed, self._batch = embed, batch
+        statistics = self._statistics(in_batches(reference, batch), "reference")
+        self._reference = Gaussian(statistics.mu, statistics.sigma)
 
     def __call__(self, images: Pictures) -> float:
         """Return the distance of ``images`` to the reference set."""
         return self.of_parts(in_batches(images, self._batch))
 
-    @torch.inference_mode(mode=False)
     def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
         """Return the distance of images given in parts, which are iterated once."""
-        self._metric.reset()  # does not reset the reference
-        _require_two(self._update(parts, real=False), "measured")
-        return self._metric.compute().item()
+        statistics = self._statistics(parts, "measured")
+        return self._reference.distance(statistics.mu, statistics.sigma)
 
-    def _update(self, parts: Iterable[Tensor], real: bool) -> int:
-        count = 0
+    @torch.inference_mode(mode=False)  # Lightning may call it in inference mode, whose tensors cannot be updated later
+    @torch.no_grad()
+    def _statistics(self, parts: Iterable[Tensor], what: str) -> FeatureStatistics:
+        count, moments = 0, None
         for part in parts:
             with torch.autocast(part.device.type, enabled=False):
-                self._metric.update(part, real=real)
+                features = self._embed(part)
+            if moments is None:
+                moments = Moments(features.shape[1], logits=0, kept=None, sync=False).to(features.device)
+            moments.update(Features(features, None), count)
             count += len(part)
-        return count
-
-
-class _Float64Features(nn.Module):
-    """Features in float64, so that torchmetrics does not round its result to float32.
-
-    The callable is not registered as a submodule, because ``set_dtype`` would convert the caller's weights.
-    """
-
-    def __init__(self, embed: Embed, num_features: int):
-        super().__init__()
-        self.num_features = num_features  # otherwise torchmetrics determines it from a random image
-        self._embed = (embed,)
-
-    def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
-        return self._embed[0](images).double()
+        if count < 2:
+            raise UserError(f"Frechet distance: {count} {what} image(s), give at least 2")
+        return moments.compute()
 
 
 def frechet_distance(
@@ -104,8 +88,3 @@ def check_finite(images: Float[Tensor, "*shape"], what: str) -> None:
         raise NonFiniteError(
             f"{what}: {bad} of {images.numel()} pixels are not finite: training has diverged, lower the learning rate"
         )
-
-
-def _require_two(count: int, what: str) -> None:
-    if count < 2:
-        raise UserError(f"Frechet distance: {count} {what} image(s), give at least 2")

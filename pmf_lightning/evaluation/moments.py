@@ -35,14 +35,15 @@ class Moments(Metric):
         features: features per image.
         logits: number of logits per image, stored for all images; 0: none.
         kept: numbers of the images whose features are stored, "all" or None.
+        sync: whether ``compute``, then a collective, reduces over the ranks.
     """
 
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
 
-    def __init__(self, features: int, logits: int, kept: Int64[Tensor, " m"] | str | None) -> None:
-        super().__init__(compute_with_cache=False)
+    def __init__(self, features: int, logits: int, kept: Int64[Tensor, " m"] | str | None, sync: bool = True) -> None:
+        super().__init__(compute_with_cache=False, sync_on_compute=sync)
         self.logits, self.kept = logits, kept
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")

@@ -20,7 +20,7 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):
         super().__init__()
         self.side = side
-        self.num_features = features  # torchmetrics reads this name
+        self.num_features = features
         with torch.device("meta"):  # building on a real device would advance the global generator
             self.body = nn.Sequential(
                 nn.Conv2d(channels, 24, 5, stride=2, padding=2, bias=False),
