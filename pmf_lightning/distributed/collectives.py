@@ -45,11 +45,11 @@ def on_all_ranks(work: Callable[[], Result]) -> Result:
         error = reason
     world = rank_and_world()[1]
     if world > 1:
-        told: list[tuple[type, str] | None] = [None] * world
+        gathered: list[tuple[type, str] | None] = [None] * world
         bad_input = isinstance(error, UserError)
-        words = str(error) if bad_input else f"{type(error).__name__}: {error}"
-        dist.all_gather_object(told, error and (type(error) if bad_input else UserError, words))
-        for other, failure in enumerate(told):
+        message = str(error) if bad_input else f"{type(error).__name__}: {error}"
+        dist.all_gather_object(gathered, error and (type(error) if bad_input else UserError, message))
+        for other, failure in enumerate(gathered):
             if failure and error is None:
                 raise failure[0](f"rank {other}: {failure[1]}")
     if error is not None:
@@ -62,9 +62,9 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
     rank, world = rank_and_world()
     result = on_all_ranks(lambda: work() if rank == 0 else None)
     if world > 1:
-        told = [result]
-        dist.broadcast_object_list(told, src=0)
-        result = told[0]
+        gathered = [result]
+        dist.broadcast_object_list(gathered, src=0)
+        result = gathered[0]
     return result
 
 

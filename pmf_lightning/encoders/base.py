@@ -56,8 +56,8 @@ def extract(network: Network, images: Levels, batch: int, device: torch.device) 
     """Return the features of all ``images`` in float32 on ``device``, ``batch`` at a time, in full precision."""
     with full_precision(device):
         # always contiguous: the last bits of convolutions depend on the memory format
-        whole = images.to(device).clone(memory_format=torch.contiguous_format)
-        parts = [network(part) for part in whole.split(batch)]
+        contiguous = images.to(device).clone(memory_format=torch.contiguous_format)
+        parts = [network(part) for part in contiguous.split(batch)]
     logits = None if parts[0].logits is None else torch.cat([part.logits.float() for part in parts])
     return Features(torch.cat([part.features.float() for part in parts]), logits)
 

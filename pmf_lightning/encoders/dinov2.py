@@ -70,8 +70,8 @@ class DinoV2:
         ):
             if not place.is_file():
                 raise UserError(
-                    f"extractor.{key}={getattr(self, key)}: {place} is not there; get {what}, and give its path as "
-                    f"extractor.{key}=, or let the hub fetch code and weights with extractor.download=true"
+                    f"extractor.{key}={getattr(self, key)}: {place} does not exist; get {what}, and give its path as "
+                    f"extractor.{key}=, or let the hub download code and weights with extractor.download=true"
                 )
 
     def fingerprint(self) -> str:

@@ -96,7 +96,7 @@ class ModuleFeatures:
             features = self.module(images)
             if features.shape != (len(images), self.features):
                 raise UserError(
-                    f"extractor.features={self.features}: extractor {self.name} made {tuple(features.shape)} of "
+                    f"extractor.features={self.features}: extractor {self.name} returned {tuple(features.shape)} for "
                     f"{len(images)} images"
                 )
             return Features(features, None)

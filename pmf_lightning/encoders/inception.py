@@ -65,17 +65,17 @@ class Inception:
             raise UserError(f"extractor.resize={self.resize}: no such rule; {suggestions(str(self.resize), RESIZES)}")
         if self.path.is_file() or (self.weights is None and self.download):
             return
-        asked = "extractor.weights" if self.weights is not None else "extractor=inception"
+        option = "extractor.weights" if self.weights is not None else "extractor=inception"
         raise UserError(
-            f"{asked}: the weights of Inception are not at {self.path}; get {FILE} from torch-fidelity's release "
+            f"{option}: the weights of Inception are not at {self.path}; get {FILE} from torch-fidelity's release "
             "v0.2.0 on GitHub (github.com/toshas/torch-fidelity/releases) and give its path as extractor.weights=, or "
-            "let it be fetched with extractor.download=true"
+            "download it with extractor.download=true"
         )
 
     def fingerprint(self) -> str:
         """Return a text that identifies the network, its weights, and any resize other than torch-fidelity's."""
-        words = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
-        return words if self.resize == "tensorflow1" else f"{words} {self.resize}"
+        text = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
+        return text if self.resize == "tensorflow1" else f"{text} {self.resize}"
 
     def open(self, device: torch.device) -> Network:
         """Return the network on ``device``; UserError if the file does not hold its weights."""

@@ -34,9 +34,9 @@ def load_or_train(path: Path, empty: Callable[[], Trained], trained: Callable[[]
 
 def _load(path: Path, network: Trained, what: str) -> Trained | None:
     try:
-        kept = load_tensors(path)
-        network.load_state_dict(kept["weights"])
-        if kept["checksum"] != checksum(network):
+        stored = load_tensors(path)
+        network.load_state_dict(stored["weights"])
+        if stored["checksum"] != checksum(network):
             raise ValueError("checksum")
     except Exception as reason:  # torch may raise any error for a damaged file
         log.warning("%s is damaged (%s): training %s again", path, type(reason).__name__, what)

@@ -93,7 +93,10 @@ class DriftingViT(PatchTransformer):
         if width % 4:
             raise ValueError(f"width {width} is no multiple of 4, which positions of sines and cosines need")
         if context < 0 or codes < 0 or (codes and rows < 1):
-            raise ValueError(f"context {context}, codes {codes}, rows {rows}: none is below 0, and codes have rows")
+            raise ValueError(
+                f"context {context}, codes {codes}, rows {rows}: context and codes must be 0 or more, and rows 1 or "
+                "more with codes"
+            )
         self.patch_embedding = PatchEmbedding(self.channels, self.patch, width, bottleneck=None)
         self.positions = SinCosPositions(self.grid, width)
         self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "alpha": AlphaVector(width)})

@@ -28,8 +28,8 @@ def keyed_dropout(
         raise ValueError(f"dropout {rate} is not in [0, 1)")
     if rate == 0:
         return x
-    kept = keep_mask(keys, site, math.prod(x.shape[1:]), rate).view(x.shape)
-    return torch.where(kept, x / (1 - rate), 0.0)
+    mask = keep_mask(keys, site, math.prod(x.shape[1:]), rate).view(x.shape)
+    return torch.where(mask, x / (1 - rate), 0.0)
 
 
 def keep_mask(keys: Int64[Tensor, " b"], site: int, size: int, rate: Number) -> Bool[Tensor, "b {size}"]:

@@ -143,4 +143,4 @@ def make_condition(spec: Mapping[str, Any], width: int, classes: int) -> nn.Modu
             return ScalarCondition(tokens, width)
         case {"kind": "style", "tokens": tokens, "codes": codes, "rows": rows}:
             return StyleCondition(tokens, width, codes, rows)
-    raise ValueError(f"conditions: {dict(spec)} has no kind class, scalar or style with its numbers")
+    raise ValueError(f"conditions: {dict(spec)} must have the kind class, scalar or style, with its sizes")

@@ -52,7 +52,7 @@ def _autoencoder() -> type[nn.Module]:
     try:
         from diffusers import AutoencoderKL  # optional dependency, slow to import, only needed for latent models
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"latent models decode through diffusers, which cannot be imported here: {INSTALL}") from error
+        raise UserError(f"latent models need diffusers, which cannot be imported here: {INSTALL}") from error
     return AutoencoderKL
 
 
@@ -183,9 +183,9 @@ class SDVAE:
         found = (config.latent_channels, 2 ** (len(config.block_out_channels) - 1), config.out_channels)
         if found != (len(self.mean), self.scale, 3):
             raise UserError(
-                f"decoder.weights={self.weights or self.repository}: this VAE makes {found[2]} colours from "
-                f"{found[0]}-channel latents, {found[1]} pixels a side each; decoder.mean, decoder.std and "
-                f"decoder.scale speak of 3 colours, {len(self.mean)} channels and {self.scale} pixels"
+                f"decoder.weights={self.weights or self.repository}: this VAE decodes latents of {found[0]} "
+                f"channels to {found[2]} colours, {found[1]} pixels per side of a latent; decoder.mean, decoder.std "
+                f"and decoder.scale require 3 colours, {len(self.mean)} channels and {self.scale} pixels"
             )
         return vae
 

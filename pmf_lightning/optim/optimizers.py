@@ -24,6 +24,6 @@ def parameter_groups(module: nn.Module) -> list[dict]:
                     f"parameter {full} has optim_kind {kind!r}; its module must set one of {', '.join(KINDS)}"
                 )
             if kind == "muon" and parameter.ndim != 2:
-                raise ValueError(f"parameter {full} of shape {tuple(parameter.shape)} is no matrix; tag it adam")
+                raise ValueError(f"parameter {full} of shape {tuple(parameter.shape)} is not a matrix; tag it adam")
             members[kind][parameter] = None  # a dictionary, so that a shared parameter is listed once
     return [{"params": list(parameters), "kind": kind} for kind, parameters in members.items() if parameters]

@@ -162,7 +162,7 @@ class Npz:
             return otherwise
         stored = self.read(name, MOST_TEXT)
         if stored.size != 1 or stored.dtype.kind != "U":
-            raise ValueError(f"{name} is no text")
+            raise ValueError(f"{name} is not text")
         return str(stored.item())
 
     def _open(self, name: str) -> Any:
@@ -170,14 +170,14 @@ class Npz:
             raise ValueError(f"it holds no {name}")
         member = self._members[name]
         if member.file_size > _MOST_RATIO * member.compress_size + 1000:
-            raise ValueError(f"{name} is said to have {member.file_size:,} bytes in {member.compress_size:,}")
+            raise ValueError(f"{name} claims to have {member.file_size:,} bytes in {member.compress_size:,}")
         return self._archive.open(member)
 
     def _header(self, name: str, file: Any) -> Header:
         header = read_header(file)
         if header.start + header.nbytes != self._members[name].file_size:
-            said = f"{name} of {header.dtype} {list(header.shape)}"
-            raise ValueError(f"{said} does not fit its {self._members[name].file_size:,} bytes")
+            described = f"{name} of {header.dtype} {list(header.shape)}"
+            raise ValueError(f"{described} does not fit its {self._members[name].file_size:,} bytes")
         return header
 
 
@@ -191,15 +191,15 @@ def read_header(file: Any) -> Header:
     if length > 10_000:
         raise ValueError(f"a header of {length:,} bytes")
     content = file.read(length)
-    said = ast.literal_eval(content.decode("utf-8" if major == 3 else "latin1"))
-    if not isinstance(said, dict) or said.keys() != {"descr", "fortran_order", "shape"}:
+    fields = ast.literal_eval(content.decode("utf-8" if major == 3 else "latin1"))
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
         raise ValueError("no header of .npy")
-    shape, dtype = said["shape"], np.lib.format.descr_to_dtype(said["descr"])
+    shape, dtype = fields["shape"], np.lib.format.descr_to_dtype(fields["descr"])
     if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 32:
         raise ValueError(f"the shape {shape!r:.80}")
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which would run code")
-    return Header(shape, dtype, bool(said["fortran_order"]), 8 + width + length)
+    return Header(shape, dtype, bool(fields["fortran_order"]), 8 + width + length)
 
 
 @contextmanager

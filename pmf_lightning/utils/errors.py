@@ -39,9 +39,9 @@ def translate_os_error(error: BaseException) -> BaseException:
     if (
         type(error).__name__ == "OutOfMemoryError"
     ):  # torch's class, matched by name because this module does not import torch
-        said = " ".join(str(error).split(". ")[:2])
+        message = " ".join(str(error).split(". ")[:2])
         return OutOfResources(
-            f"{said}; training takes less with a smaller micro_batch= or recompute=true, others with chunk="
+            f"{message}; training takes less with a smaller micro_batch= or recompute=true, others with chunk="
         )
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return OutOfResources("out of memory; set a smaller n=, batch=, micro_batch= or chunk=")

@@ -41,7 +41,10 @@ def held(path: Path, what: str, doing: str, patience: float = 0.0) -> Iterator[N
     except OSError as error:
         if error.errno not in NONE_HERE:
             raise
-        _warn(f"no locks in this file system ({error.strerror}); let no second process write to {path.parent}")
+        _warn(
+            f"this file system has no locks ({error.strerror}); do not start a second process that writes to "
+            f"{path.parent}"
+        )
         yield
         return
     try:

@@ -17,7 +17,9 @@ def unwrapped(weights: Mapping[str, Any], source: str = "these weights") -> dict
     found = {names[name]: value for name, value in weights.items()}
     if len(found) < len(names):
         again = [new for new in found if sum(new == other for other in names.values()) > 1]
-        raise UserError(f"{source}: {again[0]} is there twice, as weights of a wrapped and of a bare network; keep one")
+        raise UserError(
+            f"{source}: {again[0]} occurs twice, with and without the prefix of a wrapped network; remove one"
+        )
     return found
 
 

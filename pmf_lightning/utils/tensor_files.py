@@ -36,7 +36,7 @@ def at_most_weights(stored: int) -> Iterator[None]:
 
     def one_more(module: nn.Module, name: str, value: Any) -> None:
         if next(made) >= 2 * stored + 1000:  # a few missing weights are reported later
-            raise ValueError("it is of a network with far more weights than are stored")
+            raise ValueError("its configuration describes a network with far more weights than the file has")
 
     hook = register_module_parameter_registration_hook(one_more)
     try:

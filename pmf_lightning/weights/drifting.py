@@ -102,7 +102,7 @@ def generator_preset(official: Mapping[str, Tensor], source: str) -> str:
             "drift_features.path=, and weights of pMF, iMF or JiT are .pt or .pth files"
         )
     if sizes not in _PRESETS:
-        raise UserError(f"{source}: {_told(sizes)}, which no preset has; give model= and its sizes to convert")
+        raise UserError(f"{source}: {_sizes_text(sizes)}, which no preset has; give model= and its sizes to convert")
     return _PRESETS[sizes]
 
 
@@ -177,8 +177,8 @@ def _remedy(given: Mapping[str, Tensor]) -> str:
     if sizes is None:
         return "is it a generator of drifting?"
     found = _PRESETS.get(sizes)
-    return f"{_told(sizes)}: " + (
-        f"take model={found} with its data" if found else "set the backbone's sizes to its own"
+    return f"{_sizes_text(sizes)}: " + (
+        f"take model={found} with its data" if found else "set the backbone's sizes to those of the file"
     )
 
 
@@ -191,6 +191,6 @@ def _sizes_in(given: Mapping[str, Tensor]) -> tuple[int, int, int] | None:
     return patches.shape[1], len(blocks), patches.shape[0]
 
 
-def _told(sizes: tuple[int, int, int]) -> str:
+def _sizes_text(sizes: tuple[int, int, int]) -> str:
     width, blocks, numbers = sizes
     return f"the file has {blocks} blocks of width {width} and patches of {numbers} numbers"

@@ -118,7 +118,7 @@ def _array(packed: _Packed, name: str) -> Tensor:
         shape, dtype, data = _msgpack().unpackb(packed.data, raw=True, max_array_len=_MOST_ENTRIES)
         shape, dtype = tuple(int(n) for n in shape), dtype.decode()
     except Exception as error:
-        raise _BadEntry(f"{name} is no array of flax ({type(error).__name__})") from error
+        raise _BadEntry(f"{name} is not a flax array ({type(error).__name__})") from error
     if dtype not in _DTYPES:
         raise _BadEntry(f"{name} has the dtype {dtype}; known: {', '.join(sorted(_DTYPES))}")
     wanted = math.prod(shape) * _DTYPES[dtype].itemsize
@@ -138,7 +138,7 @@ def _joined(pieces: dict, name: str) -> Tensor:
     except _BadEntry:
         raise
     except Exception as error:
-        raise _BadEntry(f"{name} cannot be put together from its pieces ({type(error).__name__})") from error
+        raise _BadEntry(f"{name} cannot be assembled from its chunks ({type(error).__name__})") from error
 
 
 # (weights, metadata) of a release, and of a run's folder written by older code.
@@ -175,7 +175,7 @@ def sizes(path: str | Path, what: str, read: Callable[[Mapping[str, Any]], dict[
     """
     _, metadata = find(path)
     if not metadata.is_file():
-        raise UserError(f"{path}: no metadata.json beside the weights; give the sizes of the network yourself")
+        raise UserError(f"{path}: no metadata.json next to the weights; give the sizes of the network yourself")
     try:
         return read(read_json(metadata)["model_config"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -189,6 +189,6 @@ def without_root(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def check_names(source: str, missing: Iterable[str], unknown: Iterable[str], question: str) -> None:
     """Raise UserError, with ``question`` as the remedy, if names are missing or unknown to the network."""
-    for what, names in (("lacks", sorted(missing)), ("holds, and this network has not,", sorted(unknown))):
+    for what, names in (("lacks", sorted(missing)), ("has the unknown arrays", sorted(unknown))):
         if names:
             raise UserError(f"{source}: it {what} {some_of(names)}; {question}")

@@ -45,7 +45,7 @@ def official_mae_name(name: str, dimensions: int) -> str:
     for pattern, theirs in _RULES:
         if match := re.fullmatch(pattern, owner):
             return f"{match.expand(theirs) if isinstance(theirs, str) else theirs(match)}/{last}"
-    raise ValueError(f"{name} is no weight of an MAE")
+    raise ValueError(f"{name} is not a weight of an MAE")
 
 
 def mae_tensors(official: Mapping[str, Tensor], network: MAE | MAEEncoder, source: str = "official MAE") -> dict:

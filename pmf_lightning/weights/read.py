@@ -46,8 +46,8 @@ def read_tensors(path: str | Path) -> object:
     except Exception as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} cannot be read as weights: it holds {foreign[1]}, whose code reading would run; where you "
-                "trust the file, load it yourself and save its tensors alone"
+                f"{path} cannot be read as weights: it contains {foreign[1]}, whose code would run; if you trust "
+                "the file, load it yourself and save only its tensors"
             ) from error
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); is it a .pt file?") from error
 

@@ -39,12 +39,12 @@ class WeightsDescription:
     def __str__(self) -> str:
         units = {"blocks": "blocks", "channels": "channels", "side": "pixels wide", "classes": "classes"}
         known = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "family"}
-        told = [
+        parts = [
             f"{value} {units[name]}" if name in units else f"{name} {value}"
             for name, value in known.items()
             if value is not None
         ]
-        return f"{self.model or self.family.name} ({', '.join(told)})"
+        return f"{self.model or self.family.name} ({', '.join(parts)})"
 
     def differs(self, other: "WeightsDescription") -> bool:
         """Whether the families differ, or a size that is known in both."""

@@ -27,7 +27,9 @@ def official_name(name: str, family: WeightFormat = PMF) -> str:
 def family_of(network: nn.Module) -> WeightFormat:
     """Return the family whose official architecture ``network`` has; UserError if there is none."""
     if isinstance(network, DriftingViT):
-        raise UserError("drifting's official files are not PyTorch's: generator_arrays of weights.drifting gives them")
+        raise UserError(
+            "Drifting's official files are not PyTorch files; read them with weights.drifting.generator_arrays"
+        )
     if not isinstance(network, ViT | JiTViT):
         raise UserError(f"no official weights have the architecture of {type(network).__name__}: give a ViT or JiTViT")
     bottleneck = not isinstance(network.patch_embedding.expand, nn.Identity)
@@ -84,7 +86,7 @@ def recognise(weights: Mapping[str, Tensor]) -> WeightsDescription:
         if family.mark in weights:
             return look(family, weights)
     marks = " nor ".join(f"{family.mark} ({family.name})" for family in FAMILIES)
-    raise UserError(f"these are no official weights of pMF, iMF or JiT: they hold neither {marks}")
+    raise UserError(f"these are not official weights of pMF, iMF or JiT: they have neither {marks}")
 
 
 def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -207,10 +209,10 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family
 
 def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
     """Raise UserError if fixed values of a file differ from ours."""
-    apart = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
-    if not apart <= _SAME:
+    difference = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
+    if not difference <= _SAME:
         raise UserError(
-            f"{name} holds other values than this network's (up to {apart:.3g} away); take an official file"
+            f"{name} differs from this network's fixed values (by up to {difference:.3g}); use an official file"
         )
 
 

@@ -183,7 +183,7 @@ def test_encoders_that_do_not_fit_are_named(encoder):
         features.check(1, 32)
     with pytest.raises(UserError, match=sides):
         features.check(3, 64)
-    with pytest.raises(UserError, match=r"data\.channels=4: ConvNeXt looks at pictures"):
+    with pytest.raises(UserError, match=r"data\.channels=4: ConvNeXt takes images"):
         DriftFeatures(convnext=torch.nn.Identity()).check(4, 32)
     with pytest.raises(ValueError, match="every_block=0"):
         DriftFeatures(encoder, every_block=0)
@@ -352,7 +352,7 @@ def test_features_of_a_run(tmp_path):
         trained_by_run(str(path), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
     state["config"]["backbone"]["_target_"] = "pmf_lightning.models.vit.ViT"
     torch.save(state, path)
-    with pytest.raises(UserError, match=r"its network is pmf_lightning\.models\.vit\.ViT, no MAE"):
+    with pytest.raises(UserError, match=r"its network is pmf_lightning\.models\.vit\.ViT, not an MAE"):
         run_encoder(path)
     torch.save({"weights": 3}, path)
     with pytest.raises(UserError, match=r"not a checkpoint of pmf_lightning \(it lacks 'config'\)"):
@@ -360,7 +360,7 @@ def test_features_of_a_run(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         run_encoder(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint there"):
+    with pytest.raises(UserError, match="no such checkpoint"):
         run_encoder(tmp_path / "other")
     with pytest.raises(UserError, match=r"drift_features\.path is not set"):
         trained_by_run(None, sets="abcd", every_block=2, source=DIGITS, cache_dir=None)

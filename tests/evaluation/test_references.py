@@ -605,13 +605,15 @@ def test_dinov2_sees_what_torch_fidelity_shows_it(hub):
 def test_what_dinov2_misses_is_named(hub):
     weights = hub / "checkpoints" / "dinov2_vits14_pretrain.pth"
     weights.rename(hub / "moved.pth")
-    with pytest.raises(UserError, match=f"{weights} is not there; get dinov2_vits14_pretrain.pth"):
+    with pytest.raises(UserError, match=f"{weights} does not exist; get dinov2_vits14_pretrain.pth"):
         dino().check()
     dino(weights=str(hub / "moved.pth")).check()
     torch.save({"weight": torch.zeros(1)}, weights)
     with pytest.raises(UserError, match="not the weights of dinov2_vits14"):
         dino().open(CPU)
-    with pytest.raises(UserError, match=r"elsewhere/hubconf.py is not there; get the code of .*extractor.repository="):
+    with pytest.raises(
+        UserError, match=r"elsewhere/hubconf.py does not exist; get the code of .*extractor.repository="
+    ):
         dino(repository="elsewhere").check()
 
 

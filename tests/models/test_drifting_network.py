@@ -285,7 +285,7 @@ def test_without_styles_and_context(golden):
         ({"resolution": 13}, "resolution 13 is not divisible by patch 4"),
         ({"width": 26, "attention_heads": 1}, "width 26 is no multiple of 4, which"),
         ({"attention_heads": 8}, "width 24 does not split into 8 heads of a multiple of 2 channels"),
-        ({"rows": 0}, "context 3, codes 5, rows 0: none is below 0, and codes have rows"),
+        ({"rows": 0}, "context 3, codes 5, rows 0: context and codes must be 0 or more, and rows 1 or"),
         ({"context": -1}, "context -1, codes 5"),
     ],
 )

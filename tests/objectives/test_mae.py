@@ -192,7 +192,7 @@ def test_every_weight_is_adams():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_channels": 48}, r"base_channels=48: .*144 and 96 channels in 32 groups; .* such as 64 \(the encoder"),
+        ({"base_channels": 48}, r"base_channels=48: .*144 and 96 channels in 32 groups; .* such as 64 \(an encoder"),
         ({"base_channels": 8}, "base_channels=8: .* such as 32"),
         ({"patch": 3}, "resolution 16 is not divisible by patch 3"),
         ({"blocks": (1, 2, 3)}, r"blocks=\[1, 2, 3\]: give four numbers"),
@@ -210,7 +210,7 @@ def test_the_encoder_alone_takes_any_width():
     encoder = MAEEncoder(patch=1, **sizes)
     init_weights(encoder, lambda name: rng.generator(name))
     assert encoder(torch.zeros(1, 1, 8, 8))["layer4"].shape == (1, 40, 1, 1)
-    with pytest.raises(ValueError, match=r"stage 3 has one place and 20 groups of one channel.* smaller patch than 2"):
+    with pytest.raises(ValueError, match=r"stage 3 has one pixel and 20 groups of one channel.* set patch below 2"):
         MAEEncoder(patch=2, **sizes)
     assert UNetDecoder(64, 3).head.weight.shape == (3, 64, 1, 1)
 

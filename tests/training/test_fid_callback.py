@@ -202,7 +202,7 @@ def test_images_to_compare_with_are_missed_before_any_is_decoded(overrides, clas
 
 
 class Latents(Digits):
-    """Says that it hands out latents."""
+    """Says that it provides latents."""
 
     latents = True
 

@@ -227,7 +227,7 @@ def test_the_papers_latent_queues_are_said_in_full():
 
 def test_what_learns_from_pixels_is_refused(tmp_path):
     cfg = compose(["drift_features=mae_tiny", "model=drifting_tiny"])
-    with pytest.raises(UserError, match=r"few_latents hands out latents: .*drift_features=mae_run"):
+    with pytest.raises(UserError, match=r"few_latents provides latents: .*drift_features=mae_run"):
         cached_mae(LatentSource(), instantiate(cfg.drift_features.settings), str(tmp_path))
-    with pytest.raises(UserError, match=r"few_latents hands out latents: .* classifier"):
+    with pytest.raises(UserError, match=r"few_latents provides latents: .* classifier"):
         cached_classifier(LatentSource(), instantiate(cfg.metrics.classifier), str(tmp_path))

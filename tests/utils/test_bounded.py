@@ -65,7 +65,7 @@ def test_a_zip_that_lies_about_a_size(tmp_path):
     content = archive(tmp_path / "a.npz", False, mu=npy((3,), bytes(24)), sigma=npy((3, 3), bytes(72))).read_bytes()
     size = len(npy((3,), bytes(24))).to_bytes(4, "little")
     (tmp_path / "b.npz").write_bytes(content.replace(size + size, size + (2**32 - 2).to_bytes(4, "little")))
-    refused(lambda: load_reference(tmp_path / "b.npz", "inception"), "is said to have 4,294,967,294 bytes", UserError)
+    refused(lambda: load_reference(tmp_path / "b.npz", "inception"), "claims to have 4,294,967,294 bytes", UserError)
 
 
 @pytest.mark.parametrize("descr", ["|O", "<U1000000000", [("a", "|O")]])

@@ -109,7 +109,7 @@ def test_without_locks_of_the_file_system_a_warning_is_all(tmp_path, monkeypatch
     for _ in range(2):
         with held(tmp_path / ".lock", "it", "waits"):
             pass
-    assert capsys.readouterr().out.count("no locks in this file system (No locks available)") == 1
+    assert capsys.readouterr().out.count("this file system has no locks (No locks available)") == 1
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_wrappers_leave_no_trace(form, name):
 def test_wrappers_in_the_middle_and_doubled_names():
     assert unwrapped({"network._orig_mod.trunk.0._checkpoint_wrapped_module.q": 1}) == {"network.trunk.0.q": 1}
     assert unwrapped({"module": 1}) == {"module": 1}
-    with pytest.raises(UserError, match=r"mine: a\.b is there twice"):
+    with pytest.raises(UserError, match=r"mine: a\.b occurs twice"):
         unwrapped({"module.a.b": 1, "a.b": 2}, "mine")
 
 

@@ -346,7 +346,7 @@ def test_the_command_says_what_lies_where(call, trained, tmp_path):
         (["in=text.pt", "out=x"], ["text.pt", "cannot be read"]),
         (["in=code.pt", "out=x"], ["code.pt", "cannot be read", "test_convert.Foreign"]),
         (["in=nested.pt", "out=x"], ["not a flat dictionary of tensors", "choose ema=model"]),
-        (["in=other.pt", "out=x"], ["no official weights of pMF, iMF or JiT"]),
+        (["in=other.pt", "out=x"], ["not official weights of pMF, iMF or JiT"]),
         (["in=half.ckpt", "out=x"], ["in=half.ckpt", "not a checkpoint of pmf_lightning"]),
         (["in=mine.pt", "out=x.pt"], ["in=mine.pt out=x.pt", "both are official files"]),
         (["in=mine.pt", "out=x", "ema=2k"], ["ema=2k", "leave ema out"]),

@@ -88,11 +88,11 @@ def array(shape, dtype, data):
         ({"a": {"b": array((2, 2), "float32", b"123")}}, r"a/b has 3 bytes, its shape \(2, 2\) of float32 needs 16"),
         ({"a": {"b": array((-1, -2), "float32", b"12345678")}}, "a/b has 8 bytes"),
         ({"b": array((1,), "object", b"1")}, "b has the dtype object; known: bfloat16, bool, float16"),
-        ({"b": msgpack.ExtType(1, b"\x01")}, "b is no array of flax"),
+        ({"b": msgpack.ExtType(1, b"\x01")}, "b is not a flax array"),
         ({"a": {"b": [1, 2]}}, "a/b is a list, not an array"),
         ({"a": "word"}, "a is a str, not an array"),
         ({"a": msgpack.ExtType(9, b"")}, "extension type 9"),
-        ({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 3}}}, "a cannot be put together from its pieces"),
+        ({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 3}}}, "a cannot be assembled from its chunks"),
         ([1], "holds a list, not a dictionary"),
     ],
 )
@@ -106,7 +106,7 @@ def test_pieces_that_do_not_fill_the_shape_are_refused(tmp_path):
     tree = {"w": chunked(np.arange(6, dtype=np.float32), 4)}
     tree["w"]["shape"] = {"0": 7}
     write(tmp_path / "x.msgpack", tree)
-    with pytest.raises(UserError, match="w cannot be put together"):
+    with pytest.raises(UserError, match="w cannot be assembled"):
         read_msgpack(tmp_path / "x.msgpack")
 
 
@@ -153,7 +153,7 @@ def test_names_are_those_of_the_official_tree():
     with torch.device("meta"):
         encoder = MAEEncoder(resolution=32, channels=3, patch=1, base_channels=8, blocks=(2, 2, 2, 2))
     assert {official_mae_name(f"encoder.{n}", value.ndim) for n, value in encoder.state_dict().items()} == golden
-    with pytest.raises(ValueError, match=r"trunk\.0\.weight is no weight of an MAE"):
+    with pytest.raises(ValueError, match=r"trunk\.0\.weight is not a weight of an MAE"):
         official_mae_name("trunk.0.weight", 2)
 
 
@@ -170,7 +170,7 @@ def test_missing_unknown_and_other_sizes_are_named(network, tensors):
     less = {name: value for name, value in tensors.items() if name != "decoder/up21/proj/gn/scale"}
     with pytest.raises(UserError, match=r"some\.msgpack: it lacks decoder/up21/proj/gn/scale; is it an MAE"):
         mae_tensors(less, network, "some.msgpack")
-    with pytest.raises(UserError, match="this network has not, encoder/stages_9/layers_0/conv1/kernel"):
+    with pytest.raises(UserError, match="has the unknown arrays encoder/stages_9/layers_0/conv1/kernel"):
         mae_tensors({**tensors, "encoder/stages_9/layers_0/conv1/kernel": torch.zeros(1)}, network)
     with pytest.raises(UserError, match=r"it lacks decoder/bridge/conv/kernel, .* and 82 more"):
         mae_tensors({"fc/kernel": torch.zeros(1)}, network)
@@ -178,7 +178,7 @@ def test_missing_unknown_and_other_sizes_are_named(network, tensors):
         mae_tensors(tensors, mae(patch=1))
     with pytest.raises(UserError, match=r"fc/kernel is \(7, 256\), not \(8, 256\)"):
         mae_tensors(tensors, mae(classes=8))
-    with pytest.raises(UserError, match="this network has not, encoder/stages_1/layers_1/"):
+    with pytest.raises(UserError, match="has the unknown arrays encoder/stages_1/layers_1/"):
         mae_tensors(tensors, mae(blocks=(1, 1, 1, 1)))
 
 
@@ -187,7 +187,7 @@ def test_sizes_come_from_the_metadata(file, network, tmp_path):
     folder = tmp_path / "params_ema"
     folder.mkdir()
     (folder / "ema_params.msgpack").write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=r"no metadata\.json beside the weights"):
+    with pytest.raises(UserError, match=r"no metadata\.json next to the weights"):
         official_mae_sizes(tmp_path)
     (folder / "metadata.json").write_text(json.dumps({"model_config": config}))
     sizes = official_mae_sizes(tmp_path)

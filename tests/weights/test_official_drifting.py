@@ -158,7 +158,7 @@ def test_sizes_come_from_the_metadata(release):
     with pytest.raises(UserError, match=r"no model_config of a generator in it \(KeyError\)"):
         official_generator_sizes(release)
     about.unlink()
-    with pytest.raises(UserError, match=r"no metadata\.json beside the weights"):
+    with pytest.raises(UserError, match=r"no metadata\.json next to the weights"):
         official_generator_sizes(release)
 
 
@@ -181,7 +181,7 @@ def changed(arrays, **changes):  # noqa: F811
             r"it lacks LightningDiT_0/cls_embed; the file has 2 blocks of width 24 and patches of 48",
         ),
         ({"noise_embeds_4/embedding": None}, "it lacks noise_embeds_4/embedding"),
-        ({"noise_embeds_5/embedding": torch.zeros(4, 24)}, "this network has not, noise_embeds_5/embedding; the file"),
+        ({"noise_embeds_5/embedding": torch.zeros(4, 24)}, "has the unknown arrays noise_embeds_5/embedding; the file"),
         (
             {"Embed_0/embedding": torch.zeros(8, 24)},
             r"Embed_0/embedding is \(8, 24\), not \(7, 24\)\); .* set the back",
@@ -203,7 +203,11 @@ def test_missing_unknown_and_other_sizes_are_named(arrays, changes, message):  #
             "drifting_l16",
             "it lacks .*blocks_12/.* and 186 more; .* 12 blocks .* take model=drifting_b16",
         ),
-        ("drifting_l2", "drifting_b2", "has not, .*blocks_12/.* and 186 more; .* take model=drifting_l2 with its data"),
+        (
+            "drifting_l2",
+            "drifting_b2",
+            "unknown arrays .*blocks_12/.* and 186 more; .* take model=drifting_l2 with its data",
+        ),
         ("drifting_b2", "drifting_b16", r"TorchLinear_0/Dense_0/kernel is \(16, 768\), .* take model=drifting_b2"),
     ],
 )
@@ -220,7 +224,7 @@ def test_what_is_no_generator_is_refused(release, tmp_path):
         load_official(release, on_meta(), weights="model")
     with pytest.raises(UserError, match=r"absent\.msgpack: no such file"):
         load_official_generator(tmp_path / "absent.msgpack", on_meta())
-    with pytest.raises(UserError, match="drifting's official files are not PyTorch's: generator_arrays of weights"):
+    with pytest.raises(UserError, match="Drifting's official files are not PyTorch files"):
         official_weights(on_meta())
 
 

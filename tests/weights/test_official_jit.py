@@ -213,7 +213,7 @@ def test_other_positions_are_refused(tiny, spoil):
     table = weights["net.pos_embed"]
     weights["net.pos_embed"] = torch.cat((table[..., 16:], table[..., :16]), -1) if spoil == "row first" else table / 0
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
-    with pytest.raises(UserError, match=r"pos_embed holds other values than this network's \(up to"):
+    with pytest.raises(UserError, match=r"pos_embed differs from this network's fixed values \(by up to"):
         load_official(weights, tiny)
     assert same(tiny.state_dict(), before)
 
@@ -276,8 +276,8 @@ def test_foreign_code_is_named_and_not_run(released, tiny, tmp_path, monkeypatch
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     with pytest.raises(UserError) as refusal:
         load_official("bad.pth", tiny)
-    assert f"bad.pth cannot be read as weights: it holds {name}, whose code" in str(refusal.value)
-    assert "save its tensors alone" in str(refusal.value)
+    assert f"bad.pth cannot be read as weights: it contains {name}, whose code" in str(refusal.value)
+    assert "save only its tensors" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert same(tiny.state_dict(), before)
     assert [entry.name for entry in tmp_path.iterdir()] == ["bad.pth"]

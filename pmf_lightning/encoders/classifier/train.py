@@ -45,7 +45,7 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
     A damaged file is replaced, with a notice. Raises UserError if the cache folder cannot be written, or for latents.
     """
     if source.latents:
-        raise UserError(f"{source.name} hands out latents: the small classifier learns from pixels; do without it")
+        raise UserError(f"{source.name} provides latents: the small classifier needs pixels; leave it out")
     folder = cache_root(cache_dir) / "classifiers"
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
@@ -70,7 +70,7 @@ def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSett
     torch and kind of processor. Raises UserError for fewer than two classes, or if training diverges.
     """
     if classes < 2:
-        raise UserError(f"{classes} class cannot train the classifier that measures quality: set metrics=none")
+        raise UserError(f"{classes} class: the classifier that measures quality needs at least 2; set metrics=none")
     classifier = Classifier(split[0][0].shape[0], classes, settings.features, settings.seed, settings.side)
     adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):

@@ -36,8 +36,8 @@ def run_encoder(path: str | Path) -> MAEEncoder:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a checkpoint of pmf_lightning (it lacks {error})") from error
     if target != _TARGET:
-        said = shorten(str(target), 120, placeholder=" ...")
-        raise UserError(f"{path}: its network is {said}, no MAE; give a run of model=mae_r256 or the like")
+        name = shorten(str(target), 120, placeholder=" ...")
+        raise UserError(f"{path}: its network is {name}, not an MAE; give a run of model=mae_r256 or the like")
     try:
         weights = _part(unwrapped(averages[ema], str(path)), "encoder.")
         with torch.device("meta"), at_most_weights(len(weights)):
@@ -50,8 +50,8 @@ def run_encoder(path: str | Path) -> MAEEncoder:
     except Exception as error:  # values of the wrong type fail in many places
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{path}: its weights and configuration make no encoder ({type(error).__name__}: {reason}); give a whole "
-            "checkpoint of model=mae_r256 or the like"
+            f"{path}: no encoder can be built from its weights and configuration ({type(error).__name__}: "
+            f"{reason}); give a complete checkpoint of model=mae_r256 or the like"
         ) from error
     return encoder.requires_grad_(False).eval()
 
@@ -65,7 +65,7 @@ def _differing(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> str
 def _read(path: Path) -> Any:
     file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{path}: no checkpoint there; give a run directory of model=mae_r256 or the like, or a file")
+        raise UserError(f"{path}: no such checkpoint; give a run directory of model=mae_r256 or the like, or a file")
     try:
         return load_tensors(file)
     except Exception as error:  # torch may raise any error for a foreign file

@@ -37,7 +37,7 @@ class DriftFeatures(nn.Module):
         super().__init__()
         check_sets(sets)
         if every_block < 1:
-            raise ValueError(f"every_block={every_block}: 1 is every block, 2 every second one")
+            raise ValueError(f"every_block={every_block}: set it to 1 (every block) or more (2: every second block)")
         self.encoder, self.convnext, self.sets, self.every_block = encoder, convnext, sets, every_block
         self.requires_grad_(False).eval()
 
@@ -49,7 +49,7 @@ class DriftFeatures(nn.Module):
         """Raise UserError, before any long work, unless these networks support such images."""
         if self.convnext is not None and channels not in (1, 3):
             raise UserError(
-                f"data.channels={channels}: ConvNeXt looks at pictures of 1 or 3 channels; "
+                f"data.channels={channels}: ConvNeXt takes images of 1 or 3 channels; "
                 "take drifting's features without it"
             )
         if self.encoder is not None:

@@ -85,7 +85,7 @@ def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None)
     """
     if source.latents:
         raise UserError(
-            f"{source.name} hands out latents: the small feature encoder learns from pixels; train one by "
+            f"{source.name} provides latents: the small feature encoder needs pixels; train one by "
             "model=mae_r256 and take drift_features=mae_run, or a released one, drift_features=mae_released"
         )
     folder = cache_root(cache_dir) / "encoders"

@@ -59,7 +59,7 @@ def classifier_features(
     """
     if source.classes < 2:
         raise UserError(
-            f"perceptual=classifier: {source.classes} class of data {source.name} cannot train a classifier; "
+            f"perceptual=classifier: data {source.name} has {source.classes} class, and a classifier needs at least 2; "
             "set perceptual=none"
         )
     try:

@@ -58,9 +58,9 @@ def _download() -> dict[str, Tensor]:
 
 def _whole(net: nn.Module) -> nn.Module:
     """Return the layers of ``net``, which the package splits into slices, under torchvision's names."""
-    whole = nn.Module()
-    whole.features = nn.ModuleDict({i: layer for part in net.children() for i, layer in part.named_children()})
-    return whole
+    vgg = nn.Module()
+    vgg.features = nn.ModuleDict({i: layer for part in net.children() for i, layer in part.named_children()})
+    return vgg
 
 
 def _numbered(calibration: dict[str, Tensor]) -> dict[str, Tensor]:

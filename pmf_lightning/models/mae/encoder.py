@@ -86,8 +86,8 @@ class MAEEncoder(nn.Module):
             width = len(stage.norm.weight)
             if side == 1 and stage.norm.groups == width:
                 raise ValueError(
-                    f"stage {i} has one place and {width} groups of one channel, so that nothing is left of an image "
-                    f"there; take a smaller patch than {self.patch}, or base_channels of more than {MOST_GROUPS}"
+                    f"stage {i} has one pixel and {width} groups of one channel, so the group norm makes its output "
+                    f"constant; set patch below {self.patch}, or base_channels above {MOST_GROUPS}"
                 )
             side = -(-side // 2)
 

@@ -51,7 +51,7 @@ class UNetDecoder(nn.Module):
             raise ValueError(
                 f"base_channels={base_channels}: the decoder normalises {3 * base_channels} and {2 * base_channels} "
                 f"channels in {MOST_GROUPS} groups; take a multiple of {MOST_GROUPS}, such as {fitting} "
-                "(the encoder alone takes any)"
+                "(an encoder without decoder takes any)"
             )
         b = base_channels
         self.bridge = ConvNormReLU(8 * b, 8 * b)
