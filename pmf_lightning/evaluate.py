@@ -89,6 +89,7 @@ def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
 def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str, Any]:
     """Return the scores, the evaluation settings, the hardware and the versions."""
     extractor, protocol, reference = evaluator.extractor, evaluator.protocol, evaluator.reference
+    device = evaluator.device
     return {
         "scores": scores.named(protocol, extractor.name),
         **scores.as_dict(),
@@ -98,14 +99,10 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
         "precision_recall_reference": None if evaluator.real is None else dict(evaluator.real.file),
         "chunk": cfg.chunk,
         "world_size": rank_and_world()[1],
-        "device": _device_name(evaluator.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(PACKAGES),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def show(report: dict[str, Any]) -> None:

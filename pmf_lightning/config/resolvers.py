@@ -23,10 +23,6 @@ def _divided(value: int, by: int) -> int:
     return value // by
 
 
-def _product(*factors: Number) -> Number:
-    return math.prod(factors)
-
-
 def _named(value: Any, names: Mapping[str, str]) -> str:
     """Look up the name of a value in ``names``; a list is looked up by its entries joined by commas."""
     key = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
@@ -55,7 +51,7 @@ def _steps_of(images: int, batch: int) -> int:
 _RESOLVERS = {
     "in_proportion": _in_proportion,
     "divided": _divided,
-    "product": _product,
+    "product": lambda *factors: math.prod(factors),
     "named": _named,
     "study_folder": _study_folder,
     "half_life_kimg": _half_life_kimg,

@@ -126,9 +126,6 @@ def init_weights(model: nn.Module, stream: Callable[[str], torch.Generator]) -> 
     """
     with torch.no_grad():
         for prefix, module in model.named_modules():
-            if hasattr(module, "init_weights") and not _on_meta(module):
+            on_meta = any(weight.is_meta for weight in module.parameters(recurse=False))
+            if hasattr(module, "init_weights") and not on_meta:
                 module.init_weights(lambda name, prefix=prefix: stream(f"{prefix}.{name}"))
-
-
-def _on_meta(module: nn.Module) -> bool:
-    return any(weight.is_meta for weight in module.parameters(recurse=False))

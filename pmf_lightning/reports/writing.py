@@ -20,7 +20,8 @@ from pmf_lightning.utils.cache import atomic_write, writable
 
 def to_html(sections: Sequence[SweepPage], heading: str, folder: Path) -> str:
     """Return the text of report.html; ``folder`` contains the sections' pictures."""
-    files = {picture.file: _data(folder / picture.file) for section in sections for picture in section.pictures}
+    names = [picture.file for section in sections for picture in section.pictures]
+    files = {name: f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}" for name in names}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -29,10 +30,6 @@ def to_html(sections: Sequence[SweepPage], heading: str, folder: Path) -> str:
     )
     title = sections[0].title if len(sections) == 1 else heading
     return environment.get_template("page.html").render(sections=sections, heading=title, data=files)
-
-
-def _data(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 # file -> (function that draws it, its title, its kind)

@@ -145,9 +145,16 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
             values = [arm[name] for arm in arms]
             line |= {name: mean(values), f"{name}_spread": stdev(values) if len(values) > 1 else None}
         line["least_share"] = min(min(arm["first"], arm["second"]) for arm in arms)
-        line["loss"] = [mean(values) for values in zip(*(_ends(arm, _loss) for arm in arms), strict=True)]
+        line["loss"] = [
+            mean(values) for values in zip(*(_ends(arm, lambda entry: entry["loss"]) for arm in arms), strict=True)
+        ]
         line["force_norm"] = [
-            [mean(values) for values in zip(*(_ends(arm, _norm(place)) for arm in arms), strict=True)]
+            [
+                mean(values)
+                for values in zip(
+                    *(_ends(arm, lambda entry, place=place: entry["force_norm"][place]) for arm in arms), strict=True
+                )
+            ]
             for place in range(len(arms[0]["log"][0]["force_norm"]))
         ]
         summary.append(line)
@@ -157,14 +164,6 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _ends(arm: Row, number) -> tuple[float, float]:
     log = arm["log"]
     return number(log[0]), mean(map(number, log[-max(1, round(LAST * len(log))) :]))
-
-
-def _loss(entry: Row) -> float:
-    return entry["loss"]
-
-
-def _norm(place: int):
-    return lambda entry: entry["force_norm"][place]
 
 
 def table(summary: Sequence[Row], truth: Row, temperatures: Sequence[float]) -> str:

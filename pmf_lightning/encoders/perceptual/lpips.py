@@ -37,7 +37,8 @@ class LPIPS(FrozenDistance):
             parts = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         VGG16.fill(_whole(parts.net), state, weights or _FILE.url)
         calibration = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-        parts.lins.load_state_dict(_numbered(load_tensors(calibration)), assign=True)
+        weights_of_lins = {name.removeprefix("lin"): value for name, value in load_tensors(calibration).items()}
+        parts.lins.load_state_dict(weights_of_lins, assign=True)
         self.scale, self.net, self.linear = lpips.ScalingLayer(), parts.net, parts.lins
         self.freeze()
 
@@ -61,11 +62,6 @@ def _whole(net: nn.Module) -> nn.Module:
     vgg = nn.Module()
     vgg.features = nn.ModuleDict({i: layer for part in net.children() for i, layer in part.named_children()})
     return vgg
-
-
-def _numbered(calibration: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename lin0.model.1.weight to 0.model.1.weight."""
-    return {name.removeprefix("lin"): value for name, value in calibration.items()}
 
 
 def _unit(features: Tensor) -> Tensor:

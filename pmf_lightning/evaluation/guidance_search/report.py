@@ -48,7 +48,7 @@ def print_table(records: Sequence[Record], last: Sequence[tuple[str, Record]], n
     table = Table(title="guidance search")
     for name in ("", *_COLUMNS, "lower is better", "distance", "inception score"):
         table.add_column(name, justify="right" if name in ("omega", "n", "nfe", "distance") else "left")
-    ranked = sorted(records, key=_number)
+    ranked = sorted(records, key=lambda record: math.inf if record.fid is None else record.fid)
     for place, record in enumerate(ranked[:MOST_PRINTED]):
         table.add_row(f"{place + 1}", *_cells(record, names))
     if len(ranked) > MOST_PRINTED:
@@ -82,11 +82,8 @@ def _row(record: Record) -> dict[str, Any]:
     point, scores = record.point, dict(record.scores)
     scores["flags"] = " ".join(scores.get("flags", ()))
     options = {"ema": point.ema, **point.options, "n": record.n, "nfe": record.nfe}
-    return options | {name: scores[name] for name in scores if name != "n"} | _rest(record)
-
-
-def _rest(record: Record) -> dict[str, Any]:
-    return {"seconds": round(record.seconds, 2), "problem": record.problem or ""}
+    rest = {"seconds": round(record.seconds, 2), "problem": record.problem or ""}
+    return options | {name: scores[name] for name in scores if name != "n"} | rest
 
 
 def _cells(record: Record, names: Mapping[int, str]) -> list[str]:
@@ -95,7 +92,3 @@ def _cells(record: Record, names: Mapping[int, str]) -> list[str]:
     distance = f"{record.fid:.4g}" if record.fid is not None else record.problem or ""
     numbers = [names[record.n], distance, "" if score is None else f"{score:.4g}"]
     return [*(show(options[name]) for name in _COLUMNS), *numbers]
-
-
-def _number(record: Record) -> float:
-    return math.inf if record.fid is None else record.fid

@@ -147,13 +147,10 @@ def _make(job: ShardingJob, maker: Maker, missing: list[int], finished: dict[int
     with tqdm(total=images, desc="sharding", unit="image", mininterval=0.5) as bar:
         with closing(maker(tasks, lambda done: bar.update(done - bar.n))) as results:
             for found in results:
-                finished[_number(found)] = found
+                number = int(found.entry.file.removeprefix("shard-").removesuffix(".tar"))
+                finished[number] = found
                 _judge(job, finished)
         bar.update(images - bar.n)
-
-
-def _number(found: Finished) -> int:
-    return int(found.entry.file.removeprefix("shard-").removesuffix(".tar"))
 
 
 def _unreadable(job: ShardingJob, finished: dict[int, Finished]) -> list[Unreadable]:
