@@ -5,7 +5,6 @@ import subprocess
 
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
 
 def plugins() -> list[SLURMEnvironment]:
@@ -26,12 +25,12 @@ def job() -> str | None:
 
 
 @rank_zero_only
-def requeue(cfg: DictConfig) -> None:
-    """Requeue this job if its command will resume this run, and print the result."""
+def requeue(resumes: bool) -> None:
+    """Requeue this job if its command ``resumes`` this run, and print the result."""
     name = job()
     if name is None:
         return
-    if cfg.run_dir is None or cfg.ckpt not in ("auto", "last"):
+    if not resumes:
         print(f"job {name} is not queued again: its command would begin anew; add run_dir=... ckpt=auto", flush=True)
         return
     try:

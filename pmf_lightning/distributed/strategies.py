@@ -9,7 +9,6 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -23,15 +22,15 @@ from pmf_lightning.utils.hydra_compat import instantiate
 OLDEST_FSDP = (2, 13)
 
 
-def trainer_options(cfg: DictConfig) -> dict[str, Any]:
-    """Return the arguments of Lightning's Trainer from ``cfg.trainer``, with the strategy instantiated.
+def trainer_options(options: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer from the section ``trainer``, with the strategy instantiated.
 
-    Raises UserError for a strategy that is incompatible with the rest of ``cfg``.
+    Raises UserError for a strategy that cannot train a ``compiled`` network.
     """
-    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options = dict(options)
     if isinstance(options["strategy"], Mapping):
-        options["strategy"] = instantiate(cfg.trainer.strategy, _convert_="all")
-    if isinstance(options["strategy"], FullySharded) and cfg.compile:
+        options["strategy"] = instantiate(options["strategy"], _convert_="all")
+    if isinstance(options["strategy"], FullySharded) and compiled:
         raise UserError("compile=true: trainer=fsdp gathers weights around passes that are not compiled; drop one")
     return options
 

@@ -1,5 +1,6 @@
 """Build an evaluator from its parts, after all checks that are possible before long work."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,39 @@ def open_evaluator(
         real = load_real_images(precision_recall_reference, protocol.reference_images)
         check_same_images(real, protocol, asked, OPTION)
     return Evaluator(protocol, extractor, reference, chunk, device, real)
+
+
+@dataclass(frozen=True)
+class EvaluatorSetup:
+    """An evaluator before the device is known; the arguments are those of ``open_evaluator``."""
+
+    protocol: Protocol
+    extractor: Extractor | partial
+    reference: str | None
+    chunk: int
+    resolution: int
+    channels: int
+    classes: int
+    source: DataSource
+    cache_dir: str | None
+
+    @property
+    def extractor_name(self) -> str:
+        """The name of the feature extractor; one that is completed with the data has it among its arguments."""
+        return self.extractor.keywords["name"] if isinstance(self.extractor, partial) else self.extractor.name
+
+    def check(self) -> None:
+        """Check all that needs no long work; raises UserError. Statistics of the data are not computed."""
+        if self.reference == DATA:
+            complete_extractor(self.extractor, self.source, self.cache_dir)
+        else:
+            self.open(torch.device("cpu"))
+
+    def open(self, device: torch.device) -> Evaluator:
+        """Build the evaluator on a device. All ranks must call it. Raises UserError."""
+        options = {name: getattr(self, name) for name in ("chunk", "resolution", "channels", "classes", "source")}
+        parts = self.protocol, self.extractor, self.reference
+        return open_evaluator(*parts, device=device, cache_dir=self.cache_dir, **options)
 
 
 def missing_reference(protocol: Protocol, resolution: int) -> str:

@@ -43,13 +43,11 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
-    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
-    config = OmegaConf.to_container(stored, resolve=True)
     shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
     schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
-    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, config, decoder)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, resolved(cfg), decoder)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
     except (ValueError, TypeError) as error:  # TypeError: it is no optimizer
@@ -89,6 +87,15 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     cfg.backbone.heads = {name: blocks for name, blocks in heads.items() if name in trained}
     return cfg
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain data with all references resolved, as a run stores it.
+
+    Hydra's settings and the numbers of the preset's paper are left out.
+    """
+    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
+    return OmegaConf.to_container(stored, resolve=True)
 
 
 def make_part(cfg: DictConfig, part: str) -> Any:

@@ -16,6 +16,8 @@ from pmf_lightning.config.compose import compose, one_line
 from pmf_lightning.config.job_arguments import strip_launcher
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.training import resume
+from pmf_lightning.training.prepare import run_request
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.errors import UserError
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -76,15 +78,17 @@ def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
         return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)  # run_dir is known only when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
-        return PlannedRun(SweepRun(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(cfg)), cfg)
+        return PlannedRun(
+            SweepRun(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(run_request(cfg))), cfg
+        )
     except OmegaConfBaseException:  # run_dir depends on the number of the job
         return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)
 
 
-def _in_the_way(cfg: DictConfig) -> str | None:
+def _in_the_way(request: RunRequest) -> str | None:
     """Return why a run would not resume the run in its directory, None if it would."""
     try:
-        resume.finished(cfg)
+        resume.finished(request)
     except UserError as error:
         return str(error)
     return None

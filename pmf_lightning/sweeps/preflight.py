@@ -7,9 +7,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.pipeline.build import build, make_part, make_source
+from pmf_lightning.pipeline.build import build, make_part
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.training.callbacks.build import check_metrics
+from pmf_lightning.training.prepare import make_evaluator, open_source
 from pmf_lightning.utils.errors import UserError
 
 PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
@@ -48,9 +48,8 @@ def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
 
 
 def _look(cfg: DictConfig, module: GenerativeModule) -> None:
-    source = make_source(cfg)
-    source.check()
-    check_metrics(cfg, source, module)
+    source = open_source(cfg)
+    make_evaluator(cfg, source, module)
     for name in _names(module):
         group = cfg[module.objective.encoder_request.group]
         settings = group.get(name)

@@ -11,34 +11,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig
-
-from pmf_lightning.config import validate
 from pmf_lightning.config.job_arguments import job_overrides
 from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.sweeps.jobs import SubprocessFailed, in_multirun
 from pmf_lightning.training import run_dir
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import ERROR, RUN_DIR
 from pmf_lightning.utils.signals import RECEIVED, SIGNALS
 
 
-def needs_subprocess(cfg: DictConfig) -> bool:
-    """Return whether the current job is part of a multirun and Lightning would start further processes for it."""
+def needs_subprocess(devices: int) -> bool:
+    """Return whether this is a job of a multirun on several devices, for which Lightning would start processes."""
     started_already = srun_tasks() > 1
-    return in_multirun() and not started_already and validate.world_size(cfg.trainer) > 1
+    return in_multirun() and not started_already and devices > 1
 
 
-def train_in_subprocess(cfg: DictConfig) -> dict:
-    """Run the train command with the overrides of this job; return its summary. Raises SubprocessFailed, UserError.
+def train_in_subprocess(request: RunRequest) -> dict:
+    """Run the train command with the overrides of this job, which is ``request``; return its summary.
 
-    Signals are forwarded to that process, and it may take its time to save.
+    Raises SubprocessFailed and UserError. Signals are forwarded to that process, and it may take its time to save.
     """
     overrides = job_overrides()
-    folder = Path(cfg.run_dir) if cfg.run_dir is not None else run_dir.choose(cfg)
-    if cfg.run_dir is None:
+    folder = request.run_dir or run_dir.choose(request)
+    if request.run_dir is None:
         overrides.append(f"run_dir={folder}")
     os.environ[RUN_DIR] = str(folder)  # jobs.run reads the directory of this job from here
     process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])

@@ -1,17 +1,99 @@
-"""Check the inputs of a run; build its datamodule and the frozen networks that its loss and image grids need."""
+"""Build the parts of a run from its configuration, once, after all checks that need no long work."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from pmf_lightning.config import validate
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
 from pmf_lightning.encoders.perceptual.build import make_distances
+from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
+from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
 from pmf_lightning.objectives.base import Objective
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.build import build, make_part, make_source, resolved
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.training.callbacks.fid import FidSettings
+from pmf_lightning.training.run_dir import ROOT
+from pmf_lightning.training.settings import (
+    CheckpointSettings,
+    EMASettings,
+    GridSettings,
+    RunRequest,
+    TrainingSettings,
+)
 from pmf_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run consists of. Nothing that uses it sees the configuration.
+
+    Args:
+        settings: the numbers that callbacks, loggers and the trainer read.
+        source: the data.
+        data: the datamodule, which feeds the data to Lightning.
+        module: the LightningModule with network, objective, optimizer, decoder, and the frozen networks of the loss.
+        metrics, evaluator: settings of ``metrics=`` and what measures them; None if nothing is measured.
+    """
+
+    settings: TrainingSettings
+    source: DataSource
+    data: StepData | QueueData
+    module: GenerativeModule
+    metrics: FidSettings | SmallDataSettings | None
+    evaluator: EvaluatorSetup | SmallDataEvaluator | None
+
+
+def prepare(cfg: DictConfig, source: DataSource) -> Parts:
+    """Check a run and build its parts. Trains or downloads nothing but the networks of the loss; raises UserError."""
+    module = build(cfg)
+    check_inputs(cfg, source, module.objective)
+    prepare_decoder(cfg, module)
+    metrics, evaluator = make_evaluator(cfg, source, module)
+    data = make_data(cfg, source, module.objective)
+    data.accumulation(validate.world_size(cfg.trainer))
+    data.check_room()
+    module.set_encoders(make_encoders(cfg, source, module.objective))
+    return Parts(training_settings(cfg), source, data, module, metrics, evaluator)
+
+
+def run_request(cfg: DictConfig) -> RunRequest:
+    """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
+    folder = None if cfg.run_dir is None else Path(cfg.run_dir)
+    return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, resolved(cfg))
+
+
+def training_settings(cfg: DictConfig) -> TrainingSettings:
+    """Return the settings of callbacks, loggers and trainer."""
+    same = ("name", "steps", "batch", "log_every_steps", "sync_tolerance", "matmul_precision")
+    return TrainingSettings(
+        **{name: cfg[name] for name in same},
+        t_bins=cfg.diagnostics.t_bins,
+        most_skipped=cfg.non_finite.stop_after,
+        sampling=_plain(cfg.sampling),
+        trainer=_plain(cfg.trainer),
+        wandb=cfg.logger.wandb and _plain(cfg.logger.wandb),
+        ema=EMASettings(**_plain(cfg.ema)),
+        grid=GridSettings(**_plain(cfg.grid)),
+        checkpoint=CheckpointSettings(**_plain(cfg.checkpoint)),
+    )
+
+
+def _plain(section: DictConfig) -> Mapping[str, Any]:
+    return OmegaConf.to_container(section, resolve=True)
+
+
+def open_source(cfg: DictConfig) -> DataSource:
+    """Build and check the data; raises UserError."""
+    source = make_source(cfg)
+    source.check()
+    return source
 
 
 def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> None:
@@ -59,7 +141,7 @@ def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective) -> 
         return None
     if request.names is None:
         return make_part(cfg, request.group)(source=source, cache_dir=cfg.cache_dir)
-    return make_distances(cfg, source, request)
+    return make_distances(request, cfg[request.group], source, cfg.cache_dir)
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
@@ -74,3 +156,68 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
         except UserError as error:
             without = "grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
             raise UserError(f"{error}; or train without pictures, {without}") from error
+
+
+def make_evaluator(
+    cfg: DictConfig, source: DataSource, module: GenerativeModule
+) -> tuple[FidSettings | SmallDataSettings, EvaluatorSetup | SmallDataEvaluator] | tuple[None, None]:
+    """Build what measures ``metrics=``, with its settings; (None, None) if metrics are disabled.
+
+    Raises UserError, which names the option that disables metrics, if they cannot be computed.
+    """
+    if cfg.grid.enabled and module.objective.reconstructs:  # its metrics come with its image grids
+        _check_held_out(source, "grid.enabled=false")
+    if not cfg.metrics.enabled:
+        return None, None
+    if not module.objective.samplers:
+        raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
+    settings = make_part(cfg, "metrics")
+    if not isinstance(settings, FidSettings):
+        _check_held_out(source, "metrics=none")
+        if source.classes < 2:
+            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to tell apart; set metrics=none")
+        return settings, SmallDataEvaluator(source, settings, cfg.cache_dir)
+    try:
+        setup = _evaluator_setup(cfg, settings, source, module)
+        setup.check()
+    except UserError as error:
+        asked = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
+        raise UserError(f"{asked}: {error}; or measure nothing, metrics=none") from error
+    return settings, setup
+
+
+def _evaluator_setup(
+    cfg: DictConfig, settings: FidSettings, source: DataSource, module: GenerativeModule
+) -> EvaluatorSetup:
+    channels, side, _ = module.image_shape
+    extractor = make_part(cfg, "extractor")
+    if source.latents:
+        _check_latents(settings, extractor, source)
+    return EvaluatorSetup(
+        protocol=make_part(cfg, "protocol"),
+        extractor=extractor,
+        reference=settings.reference,
+        chunk=settings.chunk,
+        resolution=side,
+        channels=channels,
+        classes=cfg.data.classes,
+        source=source,
+        cache_dir=cfg.cache_dir,
+    )
+
+
+def _check_held_out(source: DataSource, without: str) -> None:
+    """Raise UserError if no images are held out. Reads only the option: opening the split may decode all images."""
+    if not source.has_held_out:
+        raise UserError(
+            f"data.held_out_fraction=0: nothing of data={source.name} is held out to compare with; set it, for example "
+            f"to 0.01, or leave out what needs it ({without})"
+        )
+
+
+def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) -> None:
+    """Raise UserError for metrics that need the pixels of latent data."""
+    if isinstance(extractor, partial):
+        raise UserError(f"{source.name} hands out latents, which no classifier judges; set extractor=inception")
+    if settings.reference == DATA:
+        raise UserError(f"{source.name} hands out latents; give the statistics of the pixels, by make_stats")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.pipeline.checkpoint_io import whole_beside
@@ -14,6 +13,7 @@ from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.trusted import plain
 from pmf_lightning.training import run_dir
 from pmf_lightning.training.same_run import Change, Comparison, compare, listed
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.bounded_files import read_json, read_yaml
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.hydra_compat import yaml_loader
@@ -43,55 +43,55 @@ class Start:
         return f"resumes {self.checkpoint} after {self.step:,} steps ({self.images:,} images); {self.changes}"
 
 
-def find(cfg: DictConfig, folder: Path | None) -> Start:
-    """Return the start of the run of ``cfg``. ``folder`` is its run directory, None for a new one.
+def find(request: RunRequest, folder: Path | None) -> Start:
+    """Return the start of the requested run. ``folder`` is its run directory, None for a new one.
 
     Raises NotResumed if the checkpoint is of another run or already has all steps. Raises UserError if it is missing,
     damaged, or has no training state.
     """
-    path = run_dir.checkpoint_to_resume(cfg, folder)
+    path = run_dir.checkpoint_to_resume(request.ckpt, folder)
     if path is None:
         return Start()
     stamp = _stamp(path)
     checkpoint = read_checkpoint(path)
     if missing := [name for name in _STATE if not checkpoint.get(name) and checkpoint.get(name) != 0]:
         raise UserError(f"ckpt={path}: it holds weights, but not the state of training ({', '.join(missing)})")
-    compared = _compared(checkpoint["config"], cfg, path)
+    compared = _compared(checkpoint["config"], request, path)
     if compared.refused:
         raise NotResumed(_another_run(compared.refused, f"the run of {path}"))
     step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
     if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
         raise UserError(f"ckpt={path}: its steps and images are no whole numbers; {whole_beside(path)}")
-    if step >= cfg.steps and cfg.ckpt != "auto":
-        raise NotResumed(f"steps={cfg.steps}: {path} has {step} already; set more steps or images")
+    if step >= request.steps and request.ckpt != "auto":
+        raise NotResumed(f"steps={request.steps}: {path} has {step} already; set more steps or images")
     images = checkpoint.get("images", step * batch)
     return Start(path, step, images, checkpoint.get("wandb_run"), _said(compared), stamp)
 
 
-def find_again(start: Start, cfg: DictConfig, folder: Path) -> Start:
+def find_again(start: Start, request: RunRequest, folder: Path) -> Start:
     """Return ``start``, or find it anew if the checkpoint has changed. Call it once the run directory is locked."""
     if start.checkpoint is not None and _stamp(start.checkpoint) == start.stamp:
         return start
-    return find(cfg, folder)
+    return find(request, folder)
 
 
-def finished(cfg: DictConfig) -> dict | None:
+def finished(request: RunRequest) -> dict | None:
     """With ckpt=auto, return the summary of ``run_dir`` if this run is complete there; else None.
 
     Raises NotResumed if the directory has a run of another configuration.
     """
-    if cfg.ckpt != "auto":
+    if request.ckpt != "auto":
         return None
-    if cfg.run_dir is None:
+    if request.run_dir is None:
         raise UserError("ckpt=auto: it resumes the run in run_dir; set run_dir")
-    folder = Path(cfg.run_dir)
+    folder = request.run_dir
     if not (folder / "config.yaml").is_file():
         return None
     stored, summary = _read(folder / "config.yaml", folder), folder / "summary.json"
-    compared = _compared(stored, cfg, folder)
+    compared = _compared(stored, request, folder)
     found = _read(summary, folder) if summary.is_file() else None
     steps = found.get("steps") if isinstance(found, dict) else None
-    complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= cfg.steps
+    complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= request.steps
     other = compared.with_effect if complete else compared.refused
     if other:
         raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
@@ -109,15 +109,14 @@ def _read(path: Path, folder: Path) -> Any:
         raise UserError(f"run_dir={folder}: {path.name} cannot be read ({reason}); set another run_dir") from error
 
 
-def _compared(stored: Any, cfg: DictConfig, where: Path) -> Comparison:
-    requested = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+def _compared(stored: Any, request: RunRequest, where: Path) -> Comparison:
     stored = plain(stored, str(where))
     try:
         stored = migrate_config(stored)
     except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{where}: its configuration cannot be read ({reason})") from error
-    return compare(stored, requested)
+    return compare(stored, request.config)
 
 
 def _another_run(changes: list[Change], which: str) -> str:

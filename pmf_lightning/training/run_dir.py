@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 
 from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.pipeline.checkpoint_io import LAST, is_whole, newest_whole, whole_beside
 from pmf_lightning.pipeline.checkpoints import find_checkpoint
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.locks import LockHeld, held
@@ -20,31 +20,31 @@ from pmf_lightning.utils.locks import LockHeld, held
 ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
 
 
-def known(cfg: DictConfig) -> Path | None:
-    """Return the run directory that a configuration names, None for a new one. Creates nothing.
+def known(request: RunRequest) -> Path | None:
+    """Return the run directory that a command names, None for a new one. Creates nothing.
 
     It is ``run_dir`` if set. Else it is the newest run of this model and data that has a checkpoint (``ckpt=last``), or
     the given one (``ckpt=<run directory>``). Raises UserError.
     """
-    if cfg.run_dir is not None:
-        return Path(cfg.run_dir)
+    if request.run_dir is not None:
+        return request.run_dir
     if not _is_first() and RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
-    if (folder := _run_of(cfg.ckpt)) is not None:
+    if (folder := _run_of(request.ckpt)) is not None:
         return folder
     if "TORCHELASTIC_RUN_ID" in os.environ or srun_tasks() > 1:
         raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
-    return _newest(_parent(cfg)) if cfg.ckpt == "last" else None
+    return _newest(request.parent) if request.ckpt == "last" else None
 
 
-def choose(cfg: DictConfig, folder: Path | None = None) -> Path:
-    """Create the run directory of a configuration, check that it is writable, and return it.
+def choose(request: RunRequest, folder: Path | None = None) -> Path:
+    """Create the run directory of a run, check that it is writable, and return it.
 
     It is ``folder``, or the ``known`` one, or a new one under runs/, named after model, data and the time. Raises
-    UserError, also if it has a run that the configuration does not resume.
+    UserError, also if it has a run that ``request`` does not resume.
     """
-    folder = folder or known(cfg) or _fresh(_parent(cfg))
-    if not _resumes(cfg.ckpt, folder) and any((folder / "checkpoints").glob("*.ckpt")):
+    folder = folder or known(request) or _fresh(request.parent)
+    if not _resumes(request.ckpt, folder) and any((folder / "checkpoints").glob("*.ckpt")):
         raise NotResumed(
             f"run_dir={folder}: it holds a finished or stopped run; add ckpt=last to resume that one, or set another "
             "run_dir"
@@ -90,7 +90,7 @@ def first_process() -> bool:
 
 
 @contextmanager
-def record_errors(cfg: DictConfig) -> Iterator[None]:
+def record_errors(run_dir: str | None, ckpt: str | None) -> Iterator[None]:
     """Write an exception that ends the run to error.txt of its directory, as one line; a later success deletes it.
 
     If there is no directory yet, one is created only for ckpt=auto (runs of a sweep): the report shows why an arm is
@@ -103,14 +103,14 @@ def record_errors(cfg: DictConfig) -> Iterator[None]:
     except (LockHeld, NotResumed):
         raise  # the files there belong to the other run
     except Exception as error:
-        folder = _own(cfg)
-        if folder and (folder.is_dir() or cfg.get("ckpt") == "auto"):
+        folder = _own(run_dir)
+        if folder and (folder.is_dir() or ckpt == "auto"):
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / ERROR).write_text(f"{kind}{' '.join(str(error).split())}\n")
         raise
-    if folder := _own(cfg):
+    if folder := _own(run_dir):
         (folder / ERROR).unlink(missing_ok=True)
 
 
@@ -118,27 +118,27 @@ def _is_first() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _own(cfg: DictConfig) -> Path | None:
+def _own(run_dir: str | None) -> Path | None:
     """Return the directory of this run if it is known and this is the process that writes there, else None."""
-    folder = cfg.run_dir or os.environ.get(RUN_DIR)
+    folder = run_dir or os.environ.get(RUN_DIR)
     return Path(folder) if folder and _is_first() else None
 
 
-def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
+def checkpoint_to_resume(ckpt: str | None, folder: Path | None) -> Path | None:
     """Return the checkpoint that ``ckpt`` names, or None to start from step 0; raises UserError if it is missing.
 
     ``ckpt`` is a file, a run directory, or last or auto (both of ``folder``); the last three take the run's last.ckpt.
     If last.ckpt is damaged or missing, the newest complete checkpoint next to it is used, with a warning.
     """
-    if cfg.ckpt is None:
+    if ckpt is None:
         return None
-    if cfg.ckpt not in ("auto", "last"):
-        run = _run_of(cfg.ckpt)
+    if ckpt not in ("auto", "last"):
+        run = _run_of(ckpt)
         if run is None:
-            return _undamaged(find_checkpoint(cfg.ckpt))
+            return _undamaged(find_checkpoint(ckpt))
         folder = run
     elif folder is None:
-        raise UserError(f"ckpt={cfg.ckpt}: it resumes the run in run_dir; set run_dir")
+        raise UserError(f"ckpt={ckpt}: it resumes the run in run_dir; set run_dir")
     path = folder / CHECKPOINTS / LAST
     if is_whole(path):
         return path
@@ -147,8 +147,8 @@ def checkpoint_to_resume(cfg: DictConfig, folder: Path | None) -> Path | None:
         _warn(f"{damage}; resuming {other}, the newest that is complete")
         return other
     if path.is_file():
-        raise UserError(f"ckpt={cfg.ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
-    if cfg.ckpt == "last":
+        raise UserError(f"ckpt={ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
+    if ckpt == "last":
         raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
     return None
 
@@ -162,10 +162,6 @@ def _undamaged(path: Path) -> Path:
 @rank_zero_only
 def _warn(text: str) -> None:
     print(f"warning: {text}")
-
-
-def _parent(cfg: DictConfig) -> Path:
-    return ROOT / f"{cfg.name}-{cfg.data.name}"
 
 
 def _newest(parent: Path) -> Path:

@@ -8,37 +8,38 @@ from pathlib import Path
 
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from pmf_lightning.config.job_arguments import resume_arguments
-from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
+from pmf_lightning.training.callbacks.build import TrainingCallbacks
 from pmf_lightning.training.plots import save_curves, save_time_bins
+from pmf_lightning.training.prepare import Parts
 from pmf_lightning.utils.cache import atomic_write
 
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
 
-def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, folder: Path, started: float) -> dict:
+def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Path, started: float) -> dict:
     """Draw the final grid and the curves, write summary.json, print the table; return the summary.
 
-    ``hands`` are the TrainingCallbacks. ``started`` is time.perf_counter() at the start of the run.
+    ``started`` is time.perf_counter() at the start of the run.
     """
     if not trainer.is_global_zero:
         return {}
+    module, ema = parts.module, parts.settings.sampling["ema"]
     module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    grid = hands.grids and hands.grids.draw(module, cfg.sampling.ema, "final.png")
+    grid = hands.grids and hands.grids.draw(module, ema, "final.png")
     for steps in hands.quality.by_steps if grid and hands.quality else ():
-        hands.grids.draw(module, cfg.sampling.ema, f"final-{steps}steps.png", steps=steps)
+        hands.grids.draw(module, ema, f"final-{steps}steps.png", steps=steps)
     module.cpu()
     curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has old numbers
     summary = {
         **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
-        "ema": cfg.sampling.ema,
-        **(_sampling(cfg, module, hands) if module.objective.samplers else {}),
+        "ema": ema,
+        **(_sampling(parts, hands) if module.objective.samplers else {}),
         **(getattr(hands.grids, "latest", None) or {}),
         "images_per_second": round(hands.progress.images_per_second, 1),
         "steps": trainer.global_step,
@@ -57,31 +58,33 @@ def finish(cfg: DictConfig, module: GenerativeModule, trainer: Trainer, hands, f
     _print(summary, hands.quality.titles() if hands.quality else {})
     if hands.checkpoint.stopped:
         again = shlex.join(["python", "-m", "pmf_lightning.train", *resume_arguments(folder)])
-        print(f"stopped at step {trainer.global_step} of {cfg.steps}; go on with: {again}")
+        print(f"stopped at step {trainer.global_step} of {parts.settings.steps}; go on with: {again}")
     return summary
 
 
-def _sampling(cfg: DictConfig, module: GenerativeModule, hands) -> dict:
+def _sampling(parts: Parts, hands: TrainingCallbacks) -> dict:
     """Return the sampling options of the evaluation, its network evaluations per image (NFE), and by_steps."""
+    sampling = parts.settings.sampling
     return {
-        "omega": cfg.sampling.omega,
-        "sampling_steps": cfg.sampling.steps,
-        "sampling_method": cfg.sampling.method,
-        "nfe": _evaluations(cfg, module, cfg.sampling.steps),
-        "by_steps": _by_steps(cfg, module, hands),
+        "omega": sampling["omega"],
+        "sampling_steps": sampling["steps"],
+        "sampling_method": sampling["method"],
+        "nfe": evaluations(parts, sampling["steps"]),
+        "by_steps": _by_steps(parts, hands),
     }
 
 
-def _evaluations(cfg: DictConfig, module: GenerativeModule, steps: int) -> int:
-    options = {name: cfg.sampling[name] for name in OPTIONS} | {"steps": steps}
-    return network_evaluations(module.objective, **options)
+def evaluations(parts: Parts, steps: int) -> int:
+    """Return the network evaluations per image (NFE) of sampling with ``steps`` steps."""
+    options = {name: parts.settings.sampling[name] for name in OPTIONS} | {"steps": steps}
+    return network_evaluations(parts.module.objective, **options)
 
 
-def _by_steps(cfg: DictConfig, module: GenerativeModule, hands) -> dict[str, dict]:
+def _by_steps(parts: Parts, hands: TrainingCallbacks) -> dict[str, dict]:
     """Return the results at other numbers of sampling steps, each with its network evaluations (NFE)."""
     measured = hands.quality.by_steps if hands.quality else {}
     return {
-        str(steps): {"nfe": _evaluations(cfg, module, steps), **hands.quality.brief(result)}
+        str(steps): {"nfe": evaluations(parts, steps), **hands.quality.brief(result)}
         for steps, result in measured.items()
     }
 

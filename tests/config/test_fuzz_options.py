@@ -8,10 +8,8 @@ from spoiling import fuzz, only_user_errors
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.pipeline.build import make_source
 from pmf_lightning.sweeps.jobs import KNOWN
-from pmf_lightning.training.callbacks.build import check_metrics
-from pmf_lightning.training.prepare import check_inputs, make_data
+from pmf_lightning.training.prepare import check_inputs, make_data, make_evaluator, open_source
 
 BASE = ["model=pmf_tiny", "data=digits"]
 VALUES = [
@@ -40,11 +38,10 @@ def prepare(overrides):
     try:
         cfg = compose([*BASE, *overrides])
         validate.training(cfg)
-        source = make_source(cfg)
-        source.check()
+        source = open_source(cfg)
         module = build(cfg, empty=True)
         check_inputs(cfg, source, module.objective)
-        check_metrics(cfg, source, module)
+        make_evaluator(cfg, source, module)
         make_data(cfg, source, module.objective).accumulation(validate.world_size(cfg.trainer))
     except KNOWN as error:  # as a command prints them
         raise UserError(one_line(error)) from error

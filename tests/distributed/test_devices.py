@@ -31,6 +31,7 @@ from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
 from pmf_lightning.optim.distributed_muon import assign, chunks
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.training import run_dir
+from pmf_lightning.training.prepare import run_request, training_settings
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
@@ -345,9 +346,13 @@ def test_how_many_devices_train_together(devices, size, monkeypatch):
     assert validate.world_size(cfg.trainer) == size
 
 
+def options_of(*overrides, compiled=False):
+    return trainer_options(training_settings(compose(list(overrides))).trainer, compiled)
+
+
 @NEEDS_FSDP
 def test_trainers_build_their_strategies():
-    options = {kind: trainer_options(compose([f"trainer={kind}"])) for kind in ("cpu", "ddp", "fsdp")}
+    options = {kind: options_of(f"trainer={kind}") for kind in ("cpu", "ddp", "fsdp")}
     assert options["cpu"]["strategy"] == "auto"
     assert options["ddp"]["strategy"]._ddp_kwargs["gradient_as_bucket_view"] is True
     assert isinstance(options["fsdp"]["strategy"], FullySharded)
@@ -360,7 +365,7 @@ def test_what_fsdp_cannot_do_is_refused():
     with pytest.raises(
         UserError, match="compile=true: trainer=fsdp gathers weights around passes that are not compiled"
     ):
-        trainer_options(compose(["trainer=fsdp", "compile=true"]))
+        options_of("trainer=fsdp", compiled=True)
 
 
 def test_slurm_is_told_how_many_tasks_there_are():
@@ -400,7 +405,7 @@ def test_processes_that_start_by_themselves_need_a_directory(monkeypatch, words)
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="run_dir=null: under torchrun and srun every process chooses by itself"):
-        run_dir.choose(compose([]))
+        run_dir.choose(run_request(compose([])))
 
 
 def test_a_second_run_of_a_process_goes_to_its_own_directory(tmp_path, monkeypatch):
@@ -409,4 +414,4 @@ def test_a_second_run_of_a_process_goes_to_its_own_directory(tmp_path, monkeypat
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
         for name in ("first", "second"):
-            assert run_dir.choose(compose([f"run_dir={tmp_path}/{name}", "ckpt=auto"])) == tmp_path / name
+            assert run_dir.choose(run_request(compose([f"run_dir={tmp_path}/{name}", "ckpt=auto"]))) == tmp_path / name

@@ -173,7 +173,7 @@ class Scripted(SampleEvaluation):
 
 def scripted_quality(values):
     """Measure ``values[step]`` every two steps."""
-    build.make_check = lambda cfg, source, module, **others: Scripted(values, **others)
+    build.make_evaluation = lambda parts, **others: Scripted(values, **others)
 
 
 def both(*faults):

@@ -28,6 +28,7 @@ from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
 from pmf_lightning.training import run_dir
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
 from pmf_lightning.utils.rng import BatchRows
@@ -133,7 +134,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
     if where == "in training":
         monkeypatch.setattr("pmf_lightning.training.callbacks.loss_by_time.LossByTime.on_train_batch_end", interrupt)
     else:
-        monkeypatch.setattr("pmf_lightning.train.check_inputs", interrupt)
+        monkeypatch.setattr("pmf_lightning.training.prepare.check_inputs", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warm_up=0,0.5")
@@ -469,7 +470,8 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: said)
     monkeypatch.setattr(subprocess_run, "subprocess", SimpleNamespace(Popen=begin))
     monkeypatch.setenv(RUN_DIR, "of the job before")
-    assert subprocess_run.train_in_subprocess(OmegaConf.create({"run_dir": str(tmp_path)}))["fd"] == 2.5
+    request = RunRequest(tmp_path, None, tmp_path, 1, {})
+    assert subprocess_run.train_in_subprocess(request)["fd"] == 2.5
     assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
     assert os.environ[RUN_DIR] == str(tmp_path)
 

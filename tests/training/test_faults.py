@@ -13,7 +13,6 @@ import forked
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from shrunk import RUN
 from test_train import assert_same, rows, weights
 
@@ -334,7 +333,7 @@ def flip(path):
 
 
 def to_resume(folder, ckpt):
-    return run_dir.checkpoint_to_resume(OmegaConf.create({"ckpt": str(ckpt)}), folder)
+    return run_dir.checkpoint_to_resume(str(ckpt), folder)
 
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut short", "one bit", "gone"])

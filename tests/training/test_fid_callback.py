@@ -17,9 +17,9 @@ from pmf_lightning.evaluation.build import open_evaluator
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
-from pmf_lightning.training.callbacks.build import check_metrics
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.training.callbacks.fid import FIDEvaluation, FidSettings
+from pmf_lightning.training.prepare import make_evaluator
 
 BASE = [override for override in RUN if override != "metrics=none"]
 CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3"]
@@ -113,9 +113,7 @@ def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
         return measure(self, module, generate)
 
     monkeypatch.setattr(FIDEvaluation, "judge", noting)
-    monkeypatch.setattr(
-        command, "make_trainer", lambda cfg, data, hands, logs: original(cfg, data, [modes, *hands], logs)
-    )
+    monkeypatch.setattr(command, "make_trainer", lambda parts, hands, logs: original(parts, [modes, *hands], logs))
     torch.manual_seed(1)
     before = torch.get_rng_state()
     run(tmp_path / "run", cache, *FID, "metrics.every_images=16", "steps=2")
@@ -215,7 +213,7 @@ def test_latents_are_not_judged_as_pixels(overrides, words):
     cfg = compose([*BASE, *overrides])
     source = Latents("digits", 32, 1, 10, 360)
     with pytest.raises(UserError, match=words):
-        check_metrics(cfg, source, build(cfg))
+        make_evaluator(cfg, source, build(cfg))
 
 
 @pytest.mark.parametrize("data", [name for name in choices("data") if name.startswith("imagenet")])

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.config.compose import at_scale
+from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.run_dir import choose, record_errors
 from pmf_lightning.utils import provenance
 
@@ -84,30 +84,30 @@ def test_the_commit_is_the_one_of_git():
     ("error", "line"), [(UserError("a=1: no"), "a=1: no"), (ValueError("b\nc"), "ValueError: b c")]
 )
 def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
-    cfg = OmegaConf.create({"run_dir": str(tmp_path / "run"), "ckpt": "auto"})
-    with pytest.raises(type(error)), record_errors(OmegaConf.create({"run_dir": str(tmp_path / "none"), "ckpt": None})):
+    where = str(tmp_path / "run"), "auto"
+    with pytest.raises(type(error)), record_errors(str(tmp_path / "none"), None):
         raise error
     assert not (tmp_path / "none").exists()
-    with pytest.raises(type(error)), record_errors(cfg):
+    with pytest.raises(type(error)), record_errors(*where):
         raise error
     assert (tmp_path / "run" / "error.txt").read_text() == f"{line}\n"
-    with record_errors(cfg):
+    with record_errors(*where):
         pass
     assert not (tmp_path / "run" / "error.txt").exists()
 
 
 def test_a_failure_is_not_kept_in_the_directory_of_another_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg = compose(["experiment=smoke"])
-    with record_errors(cfg):
-        first = choose(cfg)
-    with pytest.raises(UserError), record_errors(cfg):
+    request = run_request(compose(["experiment=smoke"]))
+    with record_errors(None, None):
+        first = choose(request)
+    with pytest.raises(UserError), record_errors(None, None):
         raise UserError("before a directory was chosen")
     assert not (first / "error.txt").exists()
 
     def fail_late():
-        with record_errors(cfg):
-            folders.append(choose(cfg))
+        with record_errors(None, None):
+            folders.append(choose(request))
             raise UserError("after it")
 
     folders = []

@@ -12,15 +12,19 @@ from pmf_lightning import UserError, compose
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.train import main, train
 from pmf_lightning.training import resume, run_dir
+from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.same_run import compare
 from pmf_lightning.utils.errors import NotResumed
 
 STEPS = ["grid.enabled=false", "steps=4"]
 
 
+def requested(*overrides):
+    return run_request(compose([*RUN, *STEPS, *overrides]))
+
+
 def plain(*overrides):
-    cfg = compose([*RUN, *STEPS, *overrides])
-    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    return dict(requested(*overrides).config)
 
 
 def save(path, config, step=2, **changes):
@@ -36,8 +40,8 @@ def stored(tmp_path, *overrides, **changes):
 
 
 def start(folder, *overrides, ckpt="last"):
-    cfg = compose([*RUN, *STEPS, f"ckpt={ckpt}", f"run_dir={folder}", *overrides])
-    return resume.find(cfg, run_dir.known(cfg))
+    request = requested(f"ckpt={ckpt}", f"run_dir={folder}", *overrides)
+    return resume.find(request, run_dir.known(request))
 
 
 @pytest.mark.parametrize(
@@ -184,10 +188,10 @@ def test_a_complete_run_is_named(tmp_path):
 def test_a_run_directory_is_resumed_in_place(tmp_path, monkeypatch, named):
     monkeypatch.chdir(tmp_path)
     stored(tmp_path)
-    cfg = compose([*RUN, *STEPS, f"ckpt={named}"])
-    assert run_dir.known(cfg).resolve() == tmp_path / "run"
-    assert resume.find(cfg, run_dir.known(cfg)).step == 2
-    new = compose([*RUN, *STEPS, f"ckpt={named}", "run_dir=new"])
+    request = requested(f"ckpt={named}")
+    assert run_dir.known(request).resolve() == tmp_path / "run"
+    assert resume.find(request, run_dir.known(request)).step == 2
+    new = requested(f"ckpt={named}", "run_dir=new")
     assert str(run_dir.known(new)) == "new"
     assert resume.find(new, run_dir.known(new)).step == 2
     assert not (tmp_path / "new").exists()
@@ -197,25 +201,25 @@ def test_a_run_directory_with_a_damaged_last_checkpoint(tmp_path, capsys):
     folder = stored(tmp_path)
     save(folder / "checkpoints" / "step-00000001.ckpt", plain(), step=1)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut short")
-    cfg = compose([*RUN, *STEPS, f"ckpt={folder}"])
-    assert resume.find(cfg, run_dir.known(cfg)).step == 1
+    request = requested(f"ckpt={folder}")
+    assert resume.find(request, run_dir.known(request)).step == 1
     assert "the newest that is complete" in capsys.readouterr().out
 
 
 def test_folders_that_are_no_runs(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, words in (("empty", "holds no checkpoints/last.ckpt"), ("nowhere", "no such file")):
-        cfg = compose([*RUN, *STEPS, f"ckpt={tmp_path / name}"])
+        request = requested(f"ckpt={tmp_path / name}")
         with pytest.raises(UserError, match=words):
-            resume.find(cfg, run_dir.known(cfg))
+            resume.find(request, run_dir.known(request))
 
 
 def test_the_directory_of_another_run_is_not_taken(tmp_path):
     folder = stored(tmp_path)
     shutil.copytree(folder, tmp_path / "other")
-    cfg = compose([*RUN, *STEPS, f"ckpt={folder}", f"run_dir={tmp_path / 'other'}"])
+    request = requested(f"ckpt={folder}", f"run_dir={tmp_path / 'other'}")
     with pytest.raises(NotResumed, match="set another run_dir"):
-        run_dir.choose(cfg)
+        run_dir.choose(request)
 
 
 @pytest.mark.slow
@@ -225,7 +229,7 @@ def test_a_finished_run_is_left_alone_by_the_same_configuration_alone(tmp_path):
     (folder / "summary.json").write_text(json.dumps({"steps": 4, "stopped_early": False}))
 
     def asked(*overrides):
-        return resume.finished(compose([*RUN, *STEPS, "ckpt=auto", f"run_dir={folder}", *overrides]))
+        return resume.finished(requested("ckpt=auto", f"run_dir={folder}", *overrides))
 
     assert asked()["steps"] == 4
     assert asked("workers=2", "log_every_steps=3", "logger=wandb", "checkpoint.keep_last=2")["steps"] == 4

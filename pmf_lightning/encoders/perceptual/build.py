@@ -1,9 +1,10 @@
 """Build the perceptual distances of a run from its configuration."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config.compose import one_line
@@ -13,8 +14,10 @@ from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
 
 
-def make_distances(cfg: DictConfig, source: DataSource, request: EncoderRequest) -> dict[str, Distance]:
-    """Return the distances that an objective requests by name, built from their configurations in ``request.group``.
+def make_distances(
+    request: EncoderRequest, networks: Mapping[str, Any], source: DataSource, cache_dir: str | None
+) -> dict[str, Distance]:
+    """Return the distances that an objective requests by name, built from the configurations ``networks``.
 
     A distance that depends on the data is ``_partial_`` in the configuration. It gets ``source`` and ``cache_dir``
     last, after the weights of all others are loaded. Raises UserError for weights that are missing or do not fit, a
@@ -22,22 +25,22 @@ def make_distances(cfg: DictConfig, source: DataSource, request: EncoderRequest)
     """
     group = request.group
     for name in request.names:
-        if name not in cfg[group]:
-            raise UserError(f"{group}.{name}: there is no such distance; {suggestions(name, cfg[group])}")
+        if name not in networks:
+            raise UserError(f"{group}.{name}: there is no such distance; {suggestions(name, list(networks))}")
     if source.channels not in (1, 3):
         raise UserError(
             f"data.channels={source.channels}: perceptual losses compare pictures of 1 or 3; set perceptual=none"
         )
-    made = {name: _make(cfg, group, name) for name in request.names}
+    made = {name: _make(group, name, networks[name]) for name in request.names}
     return {
-        name: distance(source=source, cache_dir=cfg.cache_dir) if isinstance(distance, partial) else distance
+        name: distance(source=source, cache_dir=cache_dir) if isinstance(distance, partial) else distance
         for name, distance in made.items()
     }
 
 
-def _make(cfg: DictConfig, group: str, name: str) -> Distance | partial:
+def _make(group: str, name: str, network: Any) -> Distance | partial:
     try:
-        return instantiate(cfg[group][name], _convert_="all")
+        return instantiate(network, _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = one_line(cause)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from pmf_lightning.evaluation.build import EvaluatorSetup
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.protocol import Protocol, score_name
+from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.evaluation.scores import Scores
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.utils.errors import UserError
@@ -43,19 +43,15 @@ class FIDEvaluation(SampleEvaluation):
 
     Args:
         n: images per evaluation; part of the metric's name, since the distance depends on it.
-        protocol: the evaluation protocol.
-        extractor: the name of the feature extractor.
-        opened: function from a device to the evaluator; all ranks call it, before the first step.
+        setup: the evaluator, which all ranks open before the first step.
         others: see ``SampleEvaluation``.
     """
 
     alone = False
 
-    def __init__(
-        self, n: int, protocol: Protocol, extractor: str, opened: Callable[[torch.device], Evaluator], **others: Any
-    ):
+    def __init__(self, n: int, setup: EvaluatorSetup, **others: Any):
         super().__init__(**others)
-        self.n, self.protocol, self.extractor, self.opened = n, protocol, extractor, opened
+        self.n, self.protocol, self.extractor, self.evaluator_setup = n, setup.protocol, setup.extractor_name, setup
         self.evaluator: Evaluator | None = None
 
     @property
@@ -65,7 +61,7 @@ class FIDEvaluation(SampleEvaluation):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open extractor and reference on every rank, before the first step."""
-        self.evaluator = self.opened(pl_module.device).without_features()
+        self.evaluator = self.evaluator_setup.open(pl_module.device).without_features()
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
         """Evaluate the images of ``generate(labels, first)``, split over the ranks."""
