@@ -74,7 +74,7 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     names = {n: evaluator.name(n) for n in (cfg.n, cfg.n_final) if n is not None}
     notes = {"edges": report.edges(found.point, axes), "names": names}
     result = {"best": found, "tried": tried, **last, **paths, **notes}
-    if cfg.logger.wandb is not None and is_rank_zero():
+    if cfg.logger.get("wandb") is not None and is_rank_zero():
         send(result, cfg.logger.wandb, out, module.config)
     return result
 
@@ -88,7 +88,9 @@ def check(cfg: DictConfig) -> None:
             f"strategy={cfg.strategy}: there is no such strategy; {suggestions(str(cfg.strategy), STRATEGIES)}"
         )
     validate.torch_device(cfg.device)
-    if cfg.logger.wandb is not None and is_rank_zero():
+    if others := sorted(set(cfg.logger) - {"wandb"}):
+        raise UserError(f"logger={others[0]}: a search goes to its files, and to Weights & Biases with logger=wandb")
+    if cfg.logger.get("wandb") is not None and is_rank_zero():
         wandb_runs.check(cfg.logger.wandb)
 
 

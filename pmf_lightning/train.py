@@ -1,15 +1,13 @@
 """Train a model: python -m pmf_lightning.train model=pmf_b16 data=imagenet256 trainer=gpu"""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,7 +15,6 @@ from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.distributed import slurm
-from pmf_lightning.distributed.strategies import trainer_options
 from pmf_lightning.profiling import model_cost
 from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.sweeps.jobs import measured
@@ -25,11 +22,13 @@ from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
 from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
-from pmf_lightning.training.loggers.jsonl import JSONLLogger
+from pmf_lightning.training.loggers.build import make_loggers
 from pmf_lightning.training.loggers.wandb import WandbLogger, WandbResume
 from pmf_lightning.training.prepare import Parts, open_source, prepare, run_request
 from pmf_lightning.training.resume import Start
+from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.training.summary import evaluations, finish, pictures
+from pmf_lightning.training.trainer import make_trainer, show_profile
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.utils.pasted import path_argument
@@ -75,9 +74,10 @@ def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCall
     Raises Diverged, ProcessLost if another process of the run ended, and NotSaved.
     """
     hands = make_callbacks(parts, folder)
-    loggers = make_loggers(parts, folder, start)
+    run = LoggedRun(folder, parts.settings.batch, parts.module.config, start.step, start.wandb_run)
+    loggers = make_loggers(parts.loggers, run)
     resuming = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]
-    trainer = make_trainer(parts, [*hands.listed(), *resuming], loggers)
+    trainer = make_trainer(parts, folder, [*hands.listed(), *resuming], loggers)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint, weights_only=True)
     except Diverged:
@@ -91,6 +91,7 @@ def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCall
                 f"see what it printed last, and go on with {path_argument('run_dir', folder)} ckpt=last"
             ) from error
         raise
+    show_profile(folder)
     return trainer, hands
 
 
@@ -135,38 +136,6 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
         steps = settings.sampling["steps"]
         print(f"  judged by samples of {steps} step(s), {evaluations(parts, steps)} network evaluation(s) per image")
     announce_classes(source, folder)
-
-
-def make_loggers(parts: Parts, folder: Path, start: Start) -> list[Logger]:
-    """Build the file logger, and the W&B logger if configured."""
-    loggers: list[Logger] = [JSONLLogger(folder, parts.settings.batch, start.step)]
-    if parts.settings.wandb is not None:
-        options, config = dict(parts.settings.wandb), parts.module.config
-        loggers.append(WandbLogger(options, folder, parts.settings.batch, config, start.wandb_run))
-    return loggers
-
-
-def make_trainer(parts: Parts, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Build Lightning's Trainer; the number of micro-batches follows from batch and devices."""
-    settings = parts.settings
-    torch.set_float32_matmul_precision(settings.matmul_precision)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hides its hints and hardware lists
-    trainer = Trainer(
-        **trainer_options(settings.trainer, compiled=parts.module.config["compile"]),
-        max_steps=settings.steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=slurm.plugins(),
-        log_every_n_steps=settings.log_every_steps,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-    )
-    trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
-    return trainer
 
 
 @command("train")

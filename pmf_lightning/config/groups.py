@@ -64,11 +64,11 @@ def check_choices(overrides: Sequence[str]) -> None:
 
 
 def _picked(overrides: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (key, list of comma-separated values) of plain overrides."""
+    """Yield (key, list of comma-separated values, also in brackets) of plain overrides."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and not key.startswith("~") and "(" not in value:
-            yield key.lstrip("+"), [name.strip().strip("'\"") for name in value.split(",")]
+            yield key.lstrip("+"), [name.strip().strip("[]'\" ") for name in value.split(",")]
 
 
 def without_null(overrides: Sequence[str], command: str) -> list[str]:

@@ -30,6 +30,7 @@ OURS = {
     "default_root_dir": "run_dir=",
     "enable_checkpointing": "checkpoint.every_images=",
     "callbacks": "grid=, checkpoint= and metrics=",
+    "limit_train_batches": "steps= or images=",
     "limit_val_batches": "metrics=",
     "limit_test_batches": "metrics=",
     "limit_predict_batches": "metrics=",
@@ -58,6 +59,8 @@ _FREE = (
     "extractor.module.",
     "decoder.architecture.",
 )
+# Below these, entries are named by the user and described by their ``_target_``.
+_ADDED = ("callbacks.", "logger.")
 _READS_DATA = ("class_folders:", "shards_say:")  # resolvers that open files
 
 
@@ -95,6 +98,8 @@ def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[li
             raise _no_such(one.option, base)
         elif known and not one.option.startswith("hydra.") and not is_group(one.option):
             _check_merged(one, base, command)
+            if one.sign == "+":
+                raise UserError(f"{one.text}: the option is there already; leave the + out, {one.text[1:]}")
 
 
 def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
@@ -154,7 +159,7 @@ def _check_left_out(one: Typed, base: DictConfig) -> None:
     if not _has(base, one.option):
         raise _no_such(one.option, base)
     parent, name = _parent(base, one.option), one.option.rpartition(".")[2]
-    if one.option.startswith(("trainer.", *_FREE)) and one.option not in _NEEDED:
+    if one.option.startswith(("trainer.", *_FREE, *_ADDED)) and one.option not in _NEEDED:
         return
     parameters = _parameters(parent)
     if parameters is not None and not name.startswith("_") and (name not in parameters or parameters[name][1]):
@@ -167,6 +172,8 @@ def _added_kind(option: str, base: DictConfig, command: str) -> Kind | None:
     if option.startswith(_FREE):
         return kind_of(command, option)
     parent, name = _parent(base, option), option.rpartition(".")[2]
+    if option.startswith(_ADDED) and _takes_any(parent):
+        return kind_of(command, option) or ANYTHING
     if parent is None or name.startswith("_"):
         return None
     if option.rpartition(".")[0] == "trainer":
@@ -191,6 +198,17 @@ def _parameters(node: DictConfig | None) -> dict[str, tuple[Kind, bool]] | None:
         return _parameters_of(get_object(node["_target_"]))
     except Exception:  # a user's class that cannot be imported is rejected when it is built
         return None
+
+
+def _takes_any(node: DictConfig | None) -> bool:
+    """Whether a mapping may have any key: it is new, a value of an argument, or its ``_target_`` takes any argument."""
+    if node is None or "_target_" not in node:
+        return True
+    try:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+    except Exception:  # rejected when it is built
+        return True
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _parameters_of(target: Any) -> dict[str, tuple[Kind, bool]]:
@@ -317,6 +335,8 @@ def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str, declared:
     parameters = _parameters(leaf.parent) or {}
     if leaf.key in parameters:
         return parameters[leaf.key][0]
+    if leaf.option.startswith(_ADDED):
+        return ANYTHING
     if leaf.parent is cfg.get("trainer") and leaf.key not in OURS and leaf.key in _trainer_parameters():
         return _trainer_parameters()[leaf.key][0]
     above, node = leaf.option, leaf.parent

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -146,6 +147,11 @@ NAMES = Kind(
 )
 YES_NO = Kind("give true or false", lambda value: isinstance(value, bool))
 DEVICE = Kind("torch knows no such device; use cpu, cuda or cuda:1", _is_device, "text")
+DURATION = Kind(
+    "give days:hours:minutes:seconds, such as 00:12:00:00 for 12 hours",
+    lambda value: isinstance(value, str) and re.fullmatch(r"\d+:\d{1,2}:\d{1,2}:\d{1,2}", value) is not None,
+    "text",
+)
 SHARE = number(0, 1)
 ANYTHING = Kind("give a value", lambda value: True)
 

@@ -10,6 +10,7 @@ from functools import cache
 from pmf_lightning.config.option_kinds import (
     ANYTHING,
     DEVICE,
+    DURATION,
     LARGEST_SEED,
     MOST,
     NAMES,
@@ -281,9 +282,35 @@ TRAINER: Table = {
     "strategy.gather_dtype": TEXT.or_null(),
     "precision": TEXT,
     "gradient_clip_val": number(0).or_null(),
+    "gradient_clip_algorithm": choice("norm", "value").or_null(),
+    "max_time": DURATION.or_null(),
+    "deterministic": either(YES_NO, choice("warn"), words="give true, false or warn").or_null(),
+    "benchmark": YES_NO.or_null(),
+    "detect_anomaly": YES_NO.or_null(),
+    "profiler": choice("simple", "advanced", "pytorch").or_null(),
 }
-WANDB: Table = {
-    "logger.wandb": mapping("project", "entity", "group", "name", "mode", words="set it with logger=wandb").or_null(),
+CALLBACKS: Table = {
+    "callbacks": mapping(words="choose them with callbacks=, or add one: +callbacks.mine._target_=package.Class"),
+    "callbacks.early_stopping.monitor": TEXT,
+    "callbacks.early_stopping.mode": choice("min", "max"),
+    "callbacks.early_stopping.patience": COUNT,
+    "callbacks.early_stopping.min_delta": number(0),
+    "callbacks.early_stopping.stopping_threshold": number().or_null(),
+    "callbacks.early_stopping.divergence_threshold": number().or_null(),
+    "callbacks.lr_monitor.logging_interval": choice("step"),
+    "callbacks.lr_monitor.log_momentum": YES_NO,
+    "callbacks.lr_monitor.log_weight_decay": YES_NO,
+    "callbacks.device_stats.cpu_stats": YES_NO.or_null(),
+}
+LOGGERS: Table = {
+    "logger": mapping(words="choose them with logger=, or add one: +logger.mine._target_=package.Class"),
+    "logger.wandb": part("project", "entity", "group", "name", "mode", words="set it with logger=wandb").or_null(),
+    **{f"logger.{name}.save_dir": PATH.or_null() for name in ("tensorboard", "csv", "mlflow")},
+    **{f"logger.{name}.name": ANYTHING for name in ("tensorboard", "csv")},  # may be empty
+    "logger.tensorboard.version": ANYTHING,
+    "logger.mlflow.experiment_name": TEXT,
+    "logger.mlflow.run_name": TEXT.or_null(),
+    "logger.mlflow.tracking_uri": TEXT.or_null(),
     **{f"logger.wandb.{key}": TEXT.or_null() for key in ("entity", "group", "name", "mode")},
     "logger.wandb.project": TEXT,
 }
@@ -359,7 +386,8 @@ RUN: Table = {
     **_below("features.*", FEATURES),
     **_below("drift_features", DRIFT_FEATURES),
     **_below("trainer", TRAINER),
-    **WANDB,
+    **CALLBACKS,
+    **LOGGERS,
     **_below("objective", OBJECTIVE),
     **_below("backbone", BACKBONE),
     **_below("optimizer", OPTIMIZER),
@@ -395,7 +423,7 @@ EVALUATE: Table = {
 }
 SEARCH: Table = {
     **JUDGES,
-    **WANDB,
+    **LOGGERS,
     "ckpt": PATH,
     "trust": TRUST,
     "decoder": WEIGHTS,

@@ -61,6 +61,7 @@ _PARTS = {
         *("encoders.drifting.train_mae.MAESettings", "encoders.drifting.convnext.ConvNeXtMaps"),
     ),
 }
+_NEVER_BUILT = ("callbacks", "logger")  # may name any class, and are left out of what is built
 _HYDRAS = re.compile(r"_\w*_")  # keys that Hydra interprets
 _MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # our longest has about 500 values and 6 levels
 
@@ -80,7 +81,7 @@ def check_stored(config: Any, source: str, trust: Sequence[str] = ()) -> dict[st
     list and of trusted packages are imported.
     """
     packages = plugins.trusted(trust)
-    config = plain(config, source)
+    config = {part: value for part, value in plain(config, source).items() if part not in _NEVER_BUILT}
     problems = [] if "_target_" not in config else [_Problem(_said(config["_target_"]))]
     for part, value in config.items():
         known = _known(part)

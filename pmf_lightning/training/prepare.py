@@ -1,11 +1,12 @@
 """Build the parts of a run from its configuration, once, after all checks that need no long work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
@@ -18,7 +19,9 @@ from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSet
 from pmf_lightning.objectives.base import Objective
 from pmf_lightning.pipeline.build import build, make_part, make_source, resolved
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.training.callbacks.added import make_added
 from pmf_lightning.training.callbacks.fid import FidSettings
+from pmf_lightning.training.loggers.build import RUN_DIR, check_packages
 from pmf_lightning.training.run_dir import ROOT
 from pmf_lightning.training.settings import (
     CheckpointSettings,
@@ -40,6 +43,8 @@ class Parts:
         data: the datamodule, which feeds the data to Lightning.
         module: the LightningModule with network, objective, optimizer, decoder, and the frozen networks of the loss.
         metrics, evaluator: settings of ``metrics=`` and what measures them; None if nothing is measured.
+        callbacks: the callbacks of ``callbacks=``.
+        loggers: the sections of ``logger=``, from which the loggers are built once the run directory is known.
     """
 
     settings: TrainingSettings
@@ -48,10 +53,13 @@ class Parts:
     module: GenerativeModule
     metrics: FidSettings | SmallDataSettings | None
     evaluator: EvaluatorSetup | SmallDataEvaluator | None
+    callbacks: Sequence[Callback]
+    loggers: Mapping[str, Mapping[str, Any]]
 
 
 def prepare(cfg: DictConfig, source: DataSource) -> Parts:
     """Check a run and build its parts. Trains or downloads nothing but the networks of the loss; raises UserError."""
+    callbacks, loggers = make_added_callbacks(cfg), logger_sections(cfg)
     module = build(cfg)
     check_inputs(cfg, source, module.objective)
     prepare_decoder(cfg, module)
@@ -60,7 +68,7 @@ def prepare(cfg: DictConfig, source: DataSource) -> Parts:
     data.accumulation(validate.world_size(cfg.trainer))
     data.check_room()
     module.set_encoders(make_encoders(cfg, source, module.objective))
-    return Parts(training_settings(cfg), source, data, module, metrics, evaluator)
+    return Parts(training_settings(cfg), source, data, module, metrics, evaluator, callbacks, loggers)
 
 
 def run_request(cfg: DictConfig) -> RunRequest:
@@ -78,7 +86,6 @@ def training_settings(cfg: DictConfig) -> TrainingSettings:
         most_skipped=cfg.non_finite.stop_after,
         sampling=_plain(cfg.sampling),
         trainer=_plain(cfg.trainer),
-        wandb=cfg.logger.wandb and _plain(cfg.logger.wandb),
         ema=EMASettings(**_plain(cfg.ema)),
         grid=GridSettings(**_plain(cfg.grid)),
         checkpoint=CheckpointSettings(**_plain(cfg.checkpoint)),
@@ -87,6 +94,31 @@ def training_settings(cfg: DictConfig) -> TrainingSettings:
 
 def _plain(section: DictConfig) -> Mapping[str, Any]:
     return OmegaConf.to_container(section, resolve=True)
+
+
+def make_added_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Build the callbacks of ``callbacks=``; raises UserError for one that cannot work here."""
+    return make_added(_sections(cfg.callbacks, "callbacks"), cfg.trainer.accelerator)
+
+
+def logger_sections(cfg: DictConfig) -> dict[str, Mapping[str, Any]]:
+    """Return the sections of ``logger=``, in which ``loggers.build.RUN_DIR`` stands for the run directory.
+
+    Raises UserError for one whose package is missing.
+    """
+    named = OmegaConf.merge(cfg, {"run_dir": RUN_DIR})  # references to run_dir get the directory that is chosen later
+    sections = _sections(named.logger, "logger")
+    check_packages(sections)
+    return sections
+
+
+def _sections(group: DictConfig, name: str) -> dict[str, Mapping[str, Any]]:
+    """Return the entries of a group of ``_target_``s that are not null; raises UserError for one that is none."""
+    sections = {key: section for key, section in _plain(group).items() if section is not None}
+    for key, section in sections.items():
+        if not isinstance(section, Mapping) or "_target_" not in section:
+            raise UserError(f"{name}.{key}: it names no class; set {name}.{key}._target_=package.Class")
+    return sections
 
 
 def open_source(cfg: DictConfig) -> DataSource:

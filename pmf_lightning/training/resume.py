@@ -93,6 +93,8 @@ def finished(request: RunRequest) -> dict | None:
     steps = found.get("steps") if isinstance(found, dict) else None
     complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= request.steps
     other = compared.with_effect if complete else compared.refused
+    if isinstance(found, dict) and found.get("early_stopping"):  # another patience or length resumes it
+        complete = not compared.with_effect
     if other:
         raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
     return found if complete else None

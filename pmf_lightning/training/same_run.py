@@ -23,6 +23,7 @@ CHANGEABLE = (
     *("log_every_steps", "diagnostics.*", "non_finite.*", "grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
+    *("callbacks", "callbacks.*"),
 )
 # Options that are not compared: locations, loggers and the study.
 UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logger.*")
@@ -34,9 +35,13 @@ WITHOUT_EFFECT = (
     *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
-WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time"}
+WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}}
+WHEN_ABSENT |= {
+    f"trainer.{name}": None
+    for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
+}
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
-FREE = ("conditions", "backbone.conditions", "backbone.heads", "features")
+FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
 PATHS = ("root", "path", "weights", "folder")  # options that are compared as resolved paths
 _MOST = 6  # maximum differences in one message
 _ABSENT = object()

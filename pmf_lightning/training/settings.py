@@ -28,6 +28,25 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
+class LoggedRun:
+    """The run that a logger describes.
+
+    Args:
+        folder: the run directory.
+        batch: images per optimiser step, over all devices.
+        config: the resolved configuration as plain data.
+        first_step: the step of the checkpoint that the run resumes, else 0.
+        wandb_run: the id of the W&B run in that checkpoint, if any.
+    """
+
+    folder: Path
+    batch: int
+    config: Mapping[str, Any]
+    first_step: int = 0
+    wandb_run: str | None = None
+
+
+@dataclass(frozen=True)
 class EMASettings:
     """Half-lives of the weight averages in thousands of images, and their bound ``ramp`` (see callbacks/ema.py)."""
 
@@ -58,7 +77,7 @@ class TrainingSettings:
     """The numbers of a run that callbacks, loggers and the trainer read; their meaning is in conf/run.yaml.
 
     ``batch`` is the number of images per optimiser step over all devices. ``sampling`` holds the sampling options of
-    evaluation, ``trainer`` the options of Lightning's Trainer, ``wandb`` those of the W&B logger (None: it is off).
+    evaluation, ``trainer`` the options of Lightning's Trainer.
     """
 
     name: str
@@ -71,7 +90,6 @@ class TrainingSettings:
     matmul_precision: str
     sampling: Mapping[str, Any]
     trainer: Mapping[str, Any]
-    wandb: Mapping[str, Any] | None
     ema: EMASettings
     grid: GridSettings
     checkpoint: CheckpointSettings

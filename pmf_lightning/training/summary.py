@@ -36,6 +36,7 @@ def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Pat
     module.cpu()
     curves, time_bins = pictures(folder)
     measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has old numbers
+    stopped = trainer.global_step < parts.settings.steps and hands.early_stop is None  # by a signal or max_time
     summary = {
         **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
         "ema": ema,
@@ -51,12 +52,13 @@ def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Pat
         "time_bins": time_bins and str(time_bins),
         "skipped_steps": hands.finite.skipped,
         "failed_saves": hands.checkpoint.failed,
-        "stopped_early": hands.checkpoint.stopped,
+        "stopped_early": stopped,
+        "early_stopping": hands.early_stop,
     }
     with atomic_write(folder / "summary.json") as draft:
         draft.write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, hands.quality.titles() if hands.quality else {})
-    if hands.checkpoint.stopped:
+    if stopped:
         again = shlex.join(["python", "-m", "pmf_lightning.train", *resume_arguments(folder)])
         print(f"stopped at step {trainer.global_step} of {parts.settings.steps}; go on with: {again}")
     return summary

@@ -10,7 +10,7 @@ from pmf_lightning import UserError, compose
 from pmf_lightning.cli import _check_jobs, _overrides_among
 from pmf_lightning.config.command_line import as_typed, readable
 from pmf_lightning.config.compose import CONF, choices, prepared
-from pmf_lightning.config.option_checks import _leaves, _trainer_parameters
+from pmf_lightning.config.option_checks import OURS, _leaves, _trainer_parameters
 from pmf_lightning.config.option_kinds import kind_of_annotation
 from pmf_lightning.config.option_table import COMMANDS, kind_of
 from pmf_lightning.utils.pasted import path_argument
@@ -44,8 +44,9 @@ def test_every_command_has_a_table():
         *((command, []) for command in FILES),
         *(("train", [f"model={name}"]) for name in ("jit_tiny", "drifting_tiny", "mae_tiny", "imf_digits", "pmf_b16")),
         *(("train", [f"data={name}"]) for name in choices("data")),
-        *(("train", ["model=pmf_tiny", f"{group}={name}"]) for group in ("perceptual", "optimizer", "trainer", "logger")
+        *(("train", ["model=pmf_tiny", f"{group}={name}"]) for group in ("perceptual", "optimizer", "trainer")
           for name in choices(group)),
+        *(("train", [f"{group}={name}"]) for group in ("logger", "callbacks") for name in choices(group)),
         *(("train", ["model=drifting_tiny", f"drift_features={name}"]) for name in choices("drift_features")),
         *(("train", [f"preconditioner={name}"]) for name in choices("preconditioner")),
         *(("evaluate", [f"{group}={name}"]) for group in ("protocol", "extractor") for name in choices(group)),
@@ -175,7 +176,12 @@ def test_values_of_another_kind_are_one_line(command, override, words):
         ("train", "+trainer.limit_val_batches=3", "set metrics="),
         ("train", "+trainer.max_tim=1", "trainer.max_tim"),
         ("train", "+trainer.deterministic=perhaps", "trainer.deterministic=perhaps"),
-        ("train", "trainer.detect_anomaly=true", "put a + in front"),
+        ("train", "+seed=3", "leave the + out"),
+        ("train", "+trainer.gradient_clip_algorithm=foo", "give norm or value"),
+        ("train", "trainer.max_time=12h", "00:12:00:00"),
+        ("train", "callbacks=[lr_monitor,nothing]", "there is no such callbacks"),
+        ("train", "+callbacks.a._target_=nowhere.X", "can be imported"),
+        ("train", "optimizer.weight_decay=0.1", "put a + in front"),
         ("train", "+optimizer.amsgrad=true", "optimizer.amsgrad"),
         ("train", "+objective.guidance=3", "objective.guidance"),
         ("train", "+conditions.size.tokens=2", "conditions.size.tokens"),
@@ -202,7 +208,15 @@ def test_unknown_options_are_refused_with_or_without_a_plus(command, override, w
     ("override", "option", "value"),
     [
         ("+trainer.detect_anomaly=true", "trainer.detect_anomaly", True),
-        ("+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_algorithm", "value"),
+        ("trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_algorithm", "value"),
+        ("trainer.max_time=00:12:00:00", "trainer.max_time", "00:12:00:00"),
+        ("callbacks=[lr_monitor]", "callbacks.lr_monitor.logging_interval", "step"),
+        (
+            "+callbacks.a._target_=lightning.pytorch.callbacks.Timer",
+            "callbacks.a._target_",
+            "lightning.pytorch.callbacks.Timer",
+        ),
+        ("logger=[wandb,csv]", "logger.csv.name", "csv"),
         ("+optimizer.betas=[0.9,0.99]", "optimizer.betas", [0.9, 0.99]),
         ("+optimizer.weight_decay=0.1", "optimizer.weight_decay", 0.1),
         ("++seed=3", "seed", 3),
@@ -215,7 +229,10 @@ def test_options_that_something_reads_can_be_added(override, option, value):
 def test_the_options_of_lightnings_trainer_are_known():
     from lightning import Trainer
 
-    assert {"detect_anomaly", "max_time"} <= _trainer_parameters().keys() <= set(inspect.signature(Trainer).parameters)
+    known = set(inspect.signature(Trainer).parameters)
+    assert _trainer_parameters().keys() == known
+    assert known <= {*compose(TINY).trainer, *OURS}  # each is declared in conf/trainer or determined by others
+    assert not set(compose(TINY).trainer) & OURS.keys()
 
 
 def test_kinds_of_annotations():

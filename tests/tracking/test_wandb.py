@@ -18,6 +18,7 @@ from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.tracking.wandb_runs import Job, labels, sync_command
 from pmf_lightning.train import main, train
 from pmf_lightning.training.loggers.wandb import WandbLogger
+from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.provenance import SWEEP
 
 QUICK = [*RUN, "grid.enabled=false", "checkpoint.every_images=16", "logger=wandb"]
@@ -162,7 +163,7 @@ OPTIONS = {"project": "p", "entity": None, "group": None, "name": None, "mode": 
 def test_the_first_device_alone_opens_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("WANDB_MODE", "online")
-    logger = WandbLogger(OPTIONS, tmp_path, 16, PLAIN, None)
+    logger = WandbLogger(**OPTIONS, run=LoggedRun(tmp_path, 16, PLAIN))
     logger.open()
     logger.log_metrics({"loss_u": 1.0}, 0)
     logger.finalize("success")
@@ -171,7 +172,7 @@ def test_the_first_device_alone_opens_a_run(tmp_path, monkeypatch):
 
 def test_bad_input_is_said_before_training(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"logger\.wandb\.mode=ofline: .* did you mean offline"):
-        WandbLogger({**OPTIONS, "mode": "ofline"}, tmp_path, 16, PLAIN, None)
+        WandbLogger(**{**OPTIONS, "mode": "ofline"}, run=LoggedRun(tmp_path, 16, PLAIN))
     logged_out(monkeypatch, tmp_path)
     with pytest.raises(UserError, match=r"(?i)logger=wandb: no API key .*mode=offline"):
         wandb_runs.check(OPTIONS)

@@ -113,7 +113,9 @@ def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
         return measure(self, module, generate)
 
     monkeypatch.setattr(FIDEvaluation, "judge", noting)
-    monkeypatch.setattr(command, "make_trainer", lambda parts, hands, logs: original(parts, [modes, *hands], logs))
+    monkeypatch.setattr(
+        command, "make_trainer", lambda parts, folder, hands, logs: original(parts, folder, [modes, *hands], logs)
+    )
     torch.manual_seed(1)
     before = torch.get_rng_state()
     run(tmp_path / "run", cache, *FID, "metrics.every_images=16", "steps=2")

@@ -1,5 +1,6 @@
 """Build the callbacks of a run: EMA, logs, sample grids, evaluation and checkpoints."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from lightning import Callback
 from pmf_lightning.evaluation.build import EvaluatorSetup
 from pmf_lightning.evaluation.small_data import metric_name
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.early_stopping import EarlyStopping, early_stop
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.training.callbacks.fid import FIDEvaluation
@@ -36,11 +38,18 @@ class TrainingCallbacks:
     grids: ImageGrids | None
     quality: SampleEvaluation | None
     sync: RankConsistencyCheck | None
+    added: Sequence[Callback]
 
     def listed(self) -> list[Callback]:
-        """Return the callbacks in hook order: EMA before evaluation; checkpoint, then throughput, last."""
-        acting = [self.averages, self.by_time, self.finite, self.grids, self.quality, self.checkpoint, self.progress]
+        """Return the callbacks in hook order: EMA before evaluation; added ones, checkpoint, and throughput last."""
+        acting = [self.averages, self.by_time, self.finite, self.grids, self.quality]
+        acting += [*self.added, self.checkpoint, self.progress]
         return [callback for callback in [self.sync, *acting] if callback is not None]
+
+    @property
+    def early_stop(self) -> str | None:
+        """Why EarlyStopping ended the run, None if it did not."""
+        return early_stop(self.added)
 
 
 def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
@@ -52,6 +61,9 @@ def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
     progress = ThroughputBar(settings.batch, settings.log_every_steps)
     shared = {"averages": averages, "progress": progress}
     quality = make_evaluation(parts, sampling=settings.sampling, **shared)
+    for callback in parts.callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.connect(quality and quality.name, quality.every_steps if quality else 0)
     saving = settings.every(settings.checkpoint.every_images), settings.checkpoint.keep_last
     return TrainingCallbacks(
         averages=averages,
@@ -62,6 +74,7 @@ def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
         grids=_make_grids(parts, folder / "grids", **shared),
         quality=quality,
         sync=None if settings.sync_tolerance is None else RankConsistencyCheck(settings.sync_tolerance),
+        added=parts.callbacks,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations, numbered_images
+from pmf_lightning.training.callbacks.early_stopping import early_stop
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.training.callbacks.throughput import ThroughputBar
@@ -77,7 +78,7 @@ class SampleEvaluation(OncePerStep):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if the final evaluation is missing: the run was killed after its last step and then resumed."""
-        missing = trainer.global_step == trainer.max_steps != self.measured_at
+        missing = _is_complete(trainer) and self.measured_at != trainer.global_step
         if missing and (trainer.is_global_zero or not self.alone):
             home = pl_module.device  # Lightning has moved it off the accelerator
             pl_module.to(trainer.strategy.root_device)
@@ -89,7 +90,7 @@ class SampleEvaluation(OncePerStep):
         step = trainer.global_step
         with self.progress.paused():
             self.latest, self.measured_at = self.measure(module), step
-            if step == trainer.max_steps:
+            if _is_complete(trainer):
                 self.by_steps = {n: self.measure(module, steps=n) for n in self.extra_steps}
         evaluations = network_evaluations(module.objective, **{key: self.sampling[key] for key in OPTIONS})
         for logger in trainer.loggers:
@@ -104,6 +105,11 @@ class SampleEvaluation(OncePerStep):
 
         with self.averages.swapped(module, self.sampling["ema"]), _evaluating(module.network):
             return self.judge(module, images)
+
+
+def _is_complete(trainer: Trainer) -> bool:
+    """Whether the run ends here: after its last step, or by early stopping."""
+    return trainer.global_step == trainer.max_steps or early_stop(trainer.callbacks) is not None
 
 
 @contextmanager

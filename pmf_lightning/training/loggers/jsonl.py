@@ -30,6 +30,7 @@ class JSONLLogger(Logger):
         super().__init__()
         self.path, self.batch = Path(folder) / "metrics.jsonl", batch
         self._tail: list[dict[str, Any]] = []  # the last row, after earlier rows that could not be written
+        self.latest: dict[str, tuple[int, float | None]] = {}  # name -> step and value, of this session
         self._start, self._written = 0, True  # their offset in the file; whether they are written
         self._keep_until(first_step)
 
@@ -37,6 +38,11 @@ class JSONLLogger(Logger):
     def name(self) -> str:
         """Empty: the files are in the run directory itself."""
         return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory; Lightning's callbacks and profilers write there."""
+        return str(self.path.parent)
 
     @property
     def version(self) -> str:
@@ -49,8 +55,12 @@ class JSONLLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row. Lightning counts steps from 0; row n describes the n-th step."""
+        if step is None:  # of a user's callback
+            step = self._tail[-1]["step"] - 1 if self._tail else 0
         row = {"step": step + 1, "images": (step + 1) * self.batch}
-        row |= {name: _plain(value) for name, value in metrics.items() if name != "epoch"}
+        numbers = {name: _plain(value) for name, value in metrics.items() if name != "epoch"}
+        self.latest |= {name: (step + 1, value) for name, value in numbers.items()}
+        row |= numbers
         if self._tail and self._tail[-1]["step"] == row["step"]:
             known = self._tail.pop()
             row |= {name: value for name, value in known.items() if name not in row}

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.tracking import wandb_runs
+from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 
@@ -23,24 +24,31 @@ class WandbLogger(Logger):
     points whose step decreases; the axis is "images".
 
     Args:
-        options: project, entity, group, name and mode, as in conf/logger/wandb.yaml; None for a default.
-        folder: the run directory.
-        batch: images per optimiser step, over all devices.
-        config: the resolved configuration.
-        run_id: the id in the checkpoint that training resumes, if any.
+        project, entity, group, name, mode: see conf/logger/wandb.yaml; None for a default.
+        run: the training run.
 
     Raises UserError if no run can be opened: an unknown mode, or no login.
     """
 
-    def __init__(self, options: dict, folder: Path, batch: int, config: dict, run_id: str | None):
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        name: str | None,
+        mode: str | None,
+        *,
+        run: LoggedRun,
+    ):
         super().__init__()
-        self.options, self.folder, self.batch, self.config = options, Path(folder), batch, config
-        self.labels = wandb_runs.labels(config, self.folder, wandb_runs.hydra_job())
-        at_home = run_id is not None and self._at_home() == run_id
-        self._id = run_id if at_home else wandb_runs.new_id()
+        self.options = {"project": project, "entity": entity, "group": group, "name": name, "mode": mode}
+        self.folder, self.batch, self.config = run.folder, run.batch, run.config
+        self.labels = wandb_runs.labels(self.config, self.folder, wandb_runs.hydra_job())
+        at_home = run.wandb_run is not None and self._at_home() == run.wandb_run
+        self._id = run.wandb_run if at_home else wandb_runs.new_id()
         self._run: Any = None
         if rank_zero_only.rank == 0:
-            wandb_runs.check(options)
+            wandb_runs.check(self.options)
 
     @property
     def name(self) -> str | None:

@@ -1,0 +1,148 @@
+"""Callbacks and loggers of callbacks= and logger=: built from their sections, refused in one line, resumed."""
+
+import json
+import sys
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger
+from shrunk import RUN
+
+from pmf_lightning import UserError, compose
+from pmf_lightning.pipeline.checkpoints import load_checkpoint, read_checkpoint
+from pmf_lightning.train import train
+from pmf_lightning.training.callbacks.early_stopping import EarlyStopping
+from pmf_lightning.training.loggers.build import make_loggers
+from pmf_lightning.training.prepare import logger_sections, make_added_callbacks
+from pmf_lightning.training.settings import LoggedRun
+
+SHORT = [*RUN, "grid.enabled=false", "steps=4"]
+
+
+def run(folder, *overrides):
+    return train(compose([*SHORT, f"run_dir={folder}", *overrides]))
+
+
+class Counter(Callback):
+    """A user's callback with state: the steps that it saw."""
+
+    def __init__(self, start: int = 0):
+        self.steps = start
+
+    def on_train_batch_end(self, *_):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+class Idle(Callback):
+    """Acts in validation alone."""
+
+    def on_validation_end(self, *_):
+        pass
+
+
+def made(*overrides):
+    return make_added_callbacks(compose([*SHORT, *overrides]))
+
+
+@pytest.mark.slow
+def test_early_stopping_ends_a_run_by_a_training_metric_and_another_configuration_resumes_it(tmp_path, capsys):
+    stopping = ["callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.monitor=loss_u"]
+    counting = ["+callbacks.mine._target_=test_added.Counter", "+callbacks.mine.start=100"]
+    folder = tmp_path / "run"
+    summary = run(folder, *stopping, *counting, "callbacks.early_stopping.stopping_threshold=1e6")
+    assert summary["steps"] == 2  # seen before the second step, which is still taken
+    assert "Stopping threshold reached: loss_u" in summary["early_stopping"]
+    assert summary["stopped_early"] is False
+    stored = read_checkpoint(folder)
+    assert stored["global_step"] == 2
+    states = {name.partition("{")[0]: state for name, state in stored["callbacks"].items()}
+    assert states["Counter"] == {"steps": 102}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert states["EarlyStopping"]["best_score"] == float("inf")
+    assert any(name.startswith("lr-MuonAdam") for name in rows[0])
+    assert load_checkpoint(folder).config["name"] == "pmf_tiny"  # the classes of callbacks are never built
+    same = [*stopping, *counting, "callbacks.early_stopping.stopping_threshold=1e6", "ckpt=auto"]
+    assert run(folder, *same) == summary  # it is finished
+    again = run(folder, *stopping, *counting, "ckpt=auto")
+    assert (again["steps"], again["early_stopping"]) == (4, None)
+    assert "callbacks.early_stopping.stopping_threshold" in capsys.readouterr().out
+    states = {name.partition("{")[0]: state for name, state in read_checkpoint(folder)["callbacks"].items()}
+    assert states["Counter"] == {"steps": 104}
+
+
+def test_a_larger_patience_continues_a_run_that_was_ended():
+    old, new = EarlyStopping("loss_u", patience=1), EarlyStopping("loss_u", patience=3)
+    for value in (1.0, 2.0):
+        stops, _ = old._evaluate_stopping_criteria(torch.tensor(value))
+    assert stops
+    new.load_state_dict(old.state_dict())
+    assert (new.patience, new.wait_count, new.best_score) == (3, 1, 1.0)
+    assert not new._evaluate_stopping_criteria(torch.tensor(2.0))[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+callbacks.a._target_=lightning.pytorch.callbacks.ModelCheckpoint"], "checkpoint.every_images="),
+        (
+            ["+callbacks.a={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: x}"],
+            "callbacks=early_stopping",
+        ),
+        (["+callbacks.a._target_=lightning.pytorch.callbacks.TQDMProgressBar"], "progress bar"),
+        (["+callbacks.a._target_=test_added.Idle"], "on_validation_end alone"),
+        (["+callbacks.a._target_=torch.nn.Identity"], "makes no callback of Lightning"),
+        (["+callbacks.a.patience=3"], "callbacks.a: it names no class"),
+        (["+callbacks.a={_target_: test_added.Counter, strat: 3}"], "callbacks.a: "),
+        (["callbacks=device_stats"], "pip install psutil"),
+    ],
+)
+def test_callbacks_that_cannot_act_are_one_line(overrides, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr("pmf_lightning.training.callbacks.added.find_spec", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        made(*overrides)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_callbacks_and_one_that_is_switched_off():
+    names = [type(one).__name__ for one in made("callbacks=[early_stopping,lr_monitor]")]
+    assert names == ["EarlyStopping", "LearningRateMonitor"]
+    assert made("callbacks=early_stopping", "callbacks.early_stopping=null") == []
+    assert made("callbacks=null") == made() == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"), [("tensorboard", "pip install tensorboard"), ("mlflow", "pip install mlflow")]
+)
+def test_a_missing_package_is_named(choice, words, monkeypatch):
+    monkeypatch.setattr("pmf_lightning.training.loggers.build.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"^logger\.{choice}: .*pip install {choice}$"):
+        logger_sections(compose([*SHORT, f"logger={choice}"]))
+
+
+def test_loggers_are_added_to_the_files_and_find_the_run_directory(tmp_path):
+    mine = ["+logger.mine._target_=lightning.pytorch.loggers.CSVLogger", "+logger.mine.save_dir=${run_dir}/mine"]
+    sections = logger_sections(compose([*SHORT, "logger=csv", *mine]))
+    files, csv, mine = make_loggers(sections, LoggedRun(tmp_path, 16, {"seed": 0}))
+    files.log_metrics({"loss_u": 1.0}, 0)
+    assert (tmp_path / "metrics.jsonl").is_file()
+    assert isinstance(csv, CSVLogger)
+    assert (csv.root_dir, mine.save_dir) == (str(tmp_path / "csv"), str(tmp_path / "mine"))
+    csv.save()
+    assert "seed: 0" in (tmp_path / "csv" / "version_0" / "hparams.yaml").read_text()
+
+
+def test_early_stopping_knows_the_distance_of_the_run():
+    stopping = EarlyStopping("fd")
+    stopping.connect("fd_digits", 100)
+    assert stopping.monitor == "fd_digits"
+    with pytest.raises(UserError, match="metrics=none measures no distance"):
+        EarlyStopping("fd").connect(None, 0)
