@@ -3,6 +3,13 @@
 import ast
 from pathlib import Path
 
+# What code from outside implements (docs/extending.md): module -> names.
+CONTRACTS = {
+    "objectives.base": ("Objective", "ObjectiveBase", "Network", "Description", "Passes", "EncoderRequest"),
+    "data.dataset": ("DataSource", "DataSourceBase", "ImageDataset", "ArrayDataset"),
+    "encoders.base": ("Extractor", "Features"),
+}
+
 
 def public_names(root: Path) -> dict[str, str]:
     """Return public name -> module below pmf_lightning, read from ``_HOMES`` of the package without importing it."""
@@ -24,4 +31,6 @@ def pages(root: Path) -> dict[str, str]:
         listed = ", ".join(f"`{path.rpartition('.')[2]}`" for path in names)
         head = f"---\ntitle: {folder}\n---\n\n# pmf_lightning: {folder}\n\n`from pmf_lightning import` {listed}\n\n"
         written[f"api/{folder}.md"] = head + "\n".join(blocks)
-    return written
+    names = [f"::: pmf_lightning.{module}.{name}\n" for module, listed in CONTRACTS.items() for name in listed]
+    head = "---\ntitle: contracts\n---\n\n# Contracts for your own code\n\nSee [extending](../extending.md).\n\n"
+    return {**written, "api/contracts.md": head + "\n".join(names)}
