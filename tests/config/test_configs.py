@@ -1,5 +1,6 @@
 """Every combination of conf/ composes or is refused with a reason; every experiment takes a step."""
 
+from functools import cache
 from itertools import product
 
 import pytest
@@ -16,15 +17,16 @@ from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
 VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
-NATIVE = {
-    **{"pmf_b4": 64, "pmf_b64": 1024, "jit_b64": 1024, "pmf_digits": 32, "imf_digits": 32, "pmf_shapes": 64},
-    **{f"{kind}_tiny": 32 for kind in ("pmf", "jit", "drifting", "mae")},
-    **{"mae_r256": 256, "mae_r640": 256},
-    **{f"drifting_{size}{patch}": 16 * patch for size in "bl" for patch in (2, 16)},
-    **{f"pmf_{size}{patch}": 16 * patch for size in "blh" for patch in (16, 32)},
-    **{f"jit_{size}{patch}": 16 * patch for size in "blhg" for patch in (16, 32)},
-    **{f"imf_{size}{patch}": 16 * patch for size in ("b", "m", "l", "xl") for patch in (2, 16)},
-}
+
+
+@cache
+def _side(data):
+    return compose([f"data={data}", "metrics=none"]).data.resolution
+
+
+def _native(model):
+    """The resolution that a preset is made for."""
+    return _side(published()[model].data)
 
 
 def _build_on_meta(cfg):
@@ -70,9 +72,6 @@ def test_model_on_data_composes_or_is_refused(names, tmp_path):
         assert module.network.classes == cfg.data.classes
 
 
-MADE_FOR = {"jit": "jit", "drifting": "drifting", "masked_autoencoder": "mae"}  # the other objectives: pMF's and iMF's
-
-
 @pytest.mark.parametrize(
     "names",
     [(m, g, name) for m in ("pmf_b16", "pmf_digits", "imf_b16", "jit_b16") for g in VARIANTS for name in choices(g)],
@@ -80,13 +79,14 @@ MADE_FOR = {"jit": "jit", "drifting": "drifting", "masked_autoencoder": "mae"}  
 )
 def test_variant_composes_or_is_refused(names):
     model, group, name = names
-    overrides = [f"model={model}", f"data.resolution={NATIVE[model]}", f"{group}={name}", *backbone(model)]
+    overrides = [f"model={model}", f"data.resolution={_native(model)}", f"{group}={name}", *backbone(model)]
     if model == "jit_b16" and group not in ("objective", "optimizer"):
         with pytest.raises(UserError, match=f"Could not override '{group}'"):  # JiT has no such part
             compose(overrides)
         return
     cfg = compose(overrides)
-    if group == "objective" and model[:3] not in MADE_FOR.get(name, "pmf imf"):
+    own = compose([f"model={model}"]).objective if group == "objective" else cfg.objective
+    if cfg.objective._target_ != own._target_:
         with pytest.raises(UserError, match=r"objective: \w+ (does not know|misses) .* a model that is made for"):
             _build_on_meta(cfg)
     elif cfg.objective.prediction == "u" and cfg.objective.preconditioner is not None:
@@ -143,15 +143,19 @@ def test_experiment_takes_a_step(name, tmp_path):
 
 @pytest.mark.parametrize("model", choices("model"))
 def test_noise_scale_follows_the_resolution(model):
-    native = NATIVE[model]
-    data = ["data=digits", "data.channels=3"]
-    at = {size: compose([f"model={model}", *data, f"data.resolution={size}"]) for size in (native, 2 * native)}
-    if model.startswith("mae"):
-        assert "noise_scale" not in at[native].objective
-    elif model in ("pmf_tiny", "pmf_digits", "jit_tiny") or model.startswith(("imf", "drifting")):
-        assert at[native].objective.noise_scale == at[2 * native].objective.noise_scale
-    else:
-        assert at[2 * native].objective.noise_scale == 2 * at[native].objective.noise_scale
+    """It doubles with the side of the image, or does not depend on it: small models, latents, drifting."""
+    cfg = compose([f"model={model}", "data=digits"])
+    objective = cfg.objective
+    if "noise_scale" not in objective:
+        assert not _build_on_meta(cfg).objective.samplers  # no generator
+        return
+    doubled = "in_proportion" in str(objective._get_node("noise_scale"))
+    of_pixels = published()[model].data.startswith("imagenet") and "latents" not in published()[model].data
+    assert doubled or not of_pixels or "prediction" not in objective, "flow matching on ImageNet's pixels"
+    cfg.data.resolution = _native(model)
+    before = objective.noise_scale
+    cfg.data.resolution *= 2
+    assert objective.noise_scale == before * (2 if doubled else 1)
 
 
 @pytest.mark.parametrize(("model", "pixels"), [("pmf_b4", 64), ("pmf_b16", 256), ("pmf_b64", 1024)])
