@@ -16,9 +16,13 @@ _HOMES = {
     "Drifting": "objectives.drifting",
     "DriftingBatch": "objectives.drifting",
     "DriftingDraws": "objectives.drifting",
+    "FeatureEMA": "objectives.discrepancies.populations",
+    "FeatureQueue": "objectives.discrepancies.populations",
+    "FrechetReference": "objectives.discrepancies.frechet",
     "JiT": "objectives.jit",
     "JiTDraws": "objectives.jit",
     "Losses": "objectives.base",
+    "MMDReference": "objectives.discrepancies.mmd",
     "MeanFlowDraws": "objectives.pixel_meanflow",
     "MuonAdam": "optim.muon_adam",
     "PixelMeanFlow": "objectives.pixel_meanflow",
@@ -28,12 +32,16 @@ _HOMES = {
     "drift_loss": "objectives.drifting_loss",
     "drifting_field": "objectives.drifting_field",
     "ema_beta": "optim.schedules",
+    "frechet_distance": "objectives.discrepancies.frechet",
+    "frechet_loss": "objectives.discrepancies.frechet",
     "generate": "sampling.generate",
     "image_noise": "sampling.generate",
     "load_checkpoint": "pipeline.checkpoints",
     "load_official": "weights",
+    "mmd_loss": "objectives.discrepancies.mmd",
     "official_weights": "weights",
     "sample_images": "sampling.generate",  # pmf_lightning.sample is the command
+    "sliced_wasserstein": "objectives.discrepancies.sliced",
 }
 __all__ = list(_HOMES)
 

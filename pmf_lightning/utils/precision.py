@@ -14,6 +14,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def to_float64(x: Tensor) -> Tensor:
+    """Cast x to float64, on the CPU if its device (MPS) has no float64. Gradients flow back to x."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def no_autocast(like: Tensor) -> AbstractContextManager:
     """Return a context that disables autocast on the device of ``like``. The meta device has no autocast."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
