@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pmf_lightning.models.adaln import AdaLNZeroBlock
 from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, Vector, sum_of_codes
 from pmf_lightning.models.jit_vit import FinalLayer
-from pmf_lightning.models.layers import AttentionKind, EmbeddingTable, Linear, RMSNorm, Stream, SwiGLU, xavier_
+from pmf_lightning.models.layers import AttentionKind, EmbeddingTable, Linear, RMSNorm, SwiGLU, xavier_
 from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer
-from pmf_lightning.models.positions import HalvesRotation, rotation_1d, sincos_2d
+from pmf_lightning.models.positions import HalvesRotation, rotation_1d
 
 STD = 0.02  # initial std of the tables, alpha's MLP and the positions of the context tokens
 ALPHA_SHARE = 0.02  # factor on alpha's normalised embedding
@@ -47,18 +47,6 @@ class StyleVector(nn.Module):
     def forward(self, style: Int64[Tensor, "b codes"]) -> Vector:
         """Embed the codes of each sample, each in 0 ... rows - 1."""
         return sum_of_codes(self.table, style, self.rows)
-
-
-class SinCosPositions(LearnedTokens):
-    """Learned position per patch, initialised with the sines and cosines of column and row."""
-
-    def __init__(self, grid: int, width: int):
-        super().__init__(grid**2, width, std=0)
-        self.grid = grid
-
-    def init_weights(self, stream: Stream) -> None:
-        """Initialise the table, computed in float64."""
-        self.weight.copy_(sincos_2d(self.grid, self.weight.shape[2], like=self.weight.double()))
 
 
 class DriftingViT(PatchTransformer):
@@ -98,7 +86,7 @@ class DriftingViT(PatchTransformer):
                 "more with codes"
             )
         self.patch_embedding = PatchEmbedding(self.channels, self.patch, width, bottleneck=None)
-        self.positions = SinCosPositions(self.grid, width)
+        self.positions = SinCosPositions(self.grid, width, torch.float64)
         self.conditions = nn.ModuleDict({"label": LabelVector(classes, width, STD), "alpha": AlphaVector(width)})
         if codes:
             self.conditions["style"] = StyleVector(codes, rows, width)

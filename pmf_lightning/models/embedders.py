@@ -19,6 +19,7 @@ from pmf_lightning.models.layers import (
     fan_in_normal,
     normal,
 )
+from pmf_lightning.models.positions import sincos_2d
 from pmf_lightning.utils.precision import Number
 
 Vector = Float[Tensor, "b d"]
@@ -38,6 +39,22 @@ class LearnedTokens(nn.Module):
     def init_weights(self, stream: Stream) -> None:
         """Initialise from N(0, std^2)."""
         nn.init.normal_(self.weight, std=self.std, generator=stream("weight"))
+
+
+class SinCosPositions(LearnedTokens):
+    """Learned position per patch, initialised with the sines and cosines of column and row, computed in ``dtype``.
+
+    None computes them in the dtype of the table, which gives the bits of the fixed table that JiT's network computes.
+    """
+
+    def __init__(self, grid: int, width: int, dtype: torch.dtype | None = None):
+        super().__init__(grid**2, width, std=0)
+        self.grid, self.dtype = grid, dtype
+
+    def init_weights(self, stream: Stream) -> None:
+        """Initialise the table."""
+        like = self.weight if self.dtype is None else self.weight.to(self.dtype)
+        self.weight.copy_(sincos_2d(self.grid, self.weight.shape[2], like))
 
 
 def sinusoid(values: Float[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:

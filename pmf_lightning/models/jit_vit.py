@@ -5,19 +5,20 @@ block. From block ``context_start`` on, class tokens are also prepended to the p
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import SITES, AdaLNZeroBlock, Keys, Modulation
-from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, Vector
+from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, SinCosPositions, Vector
 from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, normal
 from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer, tokens_to_image
 from pmf_lightning.models.positions import rotation_2d, sincos_2d
 from pmf_lightning.utils.precision import Number
 
+Positions = Literal["sincos", "learned"]
 STD = 0.02  # initial std of the class table, the time's MLP and the positions of the class tokens
 
 
@@ -49,6 +50,7 @@ class JiTViT(PatchTransformer):
         context: number of class tokens in front of the patches; context_start: the first block with these tokens.
         dropout: after the projection of attention and inside the SwiGLU, in the middle half of the blocks;
             attention_dropout: of attention weights, in the same blocks.
+        positions: "sincos", a fixed table | "learned", trained from there on (FD-loss's --learned_pe).
         sizes: see ``PatchTransformer``. RoPE is by row and column; class tokens are not rotated.
 
     Raises ValueError for incompatible sizes.
@@ -67,6 +69,7 @@ class JiTViT(PatchTransformer):
         context_start: int,
         dropout: Number,
         attention_dropout: Number,
+        positions: str = "sincos",
         **sizes: Any,
     ):
         super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=context, **sizes)
@@ -75,12 +78,15 @@ class JiTViT(PatchTransformer):
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} {rate} is not in [0, 1)")
+        if positions not in get_args(Positions):
+            raise ValueError(f"positions={positions} is not one of {', '.join(get_args(Positions))}")
         self.context_start = context_start
         self.patch_embedding = PatchEmbedding(
             self.channels, self.patch, width, bottleneck, patch_bias=bottleneck is None
         )
         self.conditions = nn.ModuleDict({"label": LabelVector(classes + 1, width, STD), "t": ScalarVector(width, STD)})
         self.context = LearnedTokens(context, width, STD) if context else None
+        self.positions = SinCosPositions(self.grid, width) if positions == "learned" else None
         middle = range(trunk // 4, 3 * (trunk // 4))
 
         def block(i: int) -> AdaLNZeroBlock:
@@ -107,9 +113,20 @@ class JiTViT(PatchTransformer):
         c = self.conditions["t"](1 - conditions["t"]) + label
         x = self.patch_embedding(image)
         like = self.patch_embedding.patches.weight
-        x = x + sincos_2d(self.grid, self.width, like).to(like.dtype)
+        if self.positions is None:
+            x = x + sincos_2d(self.grid, self.width, like).to(like.dtype)
+        else:
+            x = x + self.positions.weight
         x = self._trunk(x, c, label, attention or self.attention, conditions.get("dropout"))
         return {name: self.heads[name](x, c) for name in (heads or self.heads)}
+
+    def learn_positions(self) -> None:
+        """Make the table of positions a weight, with the values of the fixed one; no effect if it is one."""
+        if self.positions is None:
+            like = self.patch_embedding.patches.weight
+            self.positions = SinCosPositions(self.grid, self.width).to(like)
+            with torch.no_grad():
+                self.positions.init_weights(lambda name: torch.Generator())
 
     def _trunk(self, x: Tokens, c: Vector, label: Vector, kind: AttentionKind, keys: Keys) -> Tokens:
         """Run the blocks, with class tokens prepended from ``context_start`` on; return the patch tokens."""

@@ -18,15 +18,14 @@ from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import (
-    DECAYS,
     FAMILIES,
-    SETS,
     bare,
+    chosen_set,
     family_of,
     official_weights,
+    positions_are_trained,
     preset,
     recognise,
-    sets_in,
     translate,
 )
 
@@ -47,7 +46,7 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
     if "heads" in config["backbone"]:  # only networks with optional heads have this option
         known, there = config["backbone"]["heads"], heads_of(ours)
         config["backbone"]["heads"] = {head: n for head, n in known.items() if head in there}
-    chosen = DECAYS.get(str(cfg.ema), cfg.ema or SETS[0]) if sets_in(contents) else _OFFICIAL
+    chosen = chosen_set(contents, cfg.ema) or _OFFICIAL
     return StoredWeights(ours, aside, WeightsInfo(family_of(module.network).name, chosen, _source(path), config))
 
 
@@ -98,9 +97,12 @@ def _is_part(value: Tensor) -> bool:
 def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[GenerativeModule, dict, dict]:
     """Return the module (without weights) that the weights fit, and the two results of ``translate``."""
     names = [cfg.name] if cfg.get("name") else _candidates(weights)
-    fits, refusals = {}, []
+    fits, refusals, trained = {}, [], positions_are_trained(weights)
     for name in tqdm(names, desc="presets", disable=len(names) == 1):
-        module = build(_run_config(name, cfg), empty=True)
+        run = _run_config(name, cfg)
+        if trained and run.backbone.get("positions") == "sincos":
+            run.backbone.positions = "learned"
+        module = build(run, empty=True)
         try:
             fits[name] = (module, *translate(weights, module.network))
         except UserError as error:

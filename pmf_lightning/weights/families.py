@@ -4,6 +4,7 @@ A file of JiT is a training checkpoint: three sets of weights (SETS in read.py),
 arguments of its run. No file of size G is released.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.positions import sincos_2d
+
+SAME = 0.01  # tolerance of fixed values: the error of bfloat16 is 0.004
+TRAINED = 0.5  # largest L2 distance of a trained position table from its start, relative to that of the other order
 
 
 def _nothing(network: nn.Module) -> dict[str, Tensor]:
@@ -34,7 +38,7 @@ class WeightFormat:
             block's number.
         flat_tokens: learned tokens are [n, width]; ours are [1, n, width].
         recomputed: official buffers without learned values, which are ignored.
-        fixed: values in the files that are not learned, by official name; the file's must be equal.
+        fixed: values in the files that the network does not learn, by official name; the file's must be equal.
         keeps_v_layer: files without v-heads still hold their final layer.
         head_v: training files hold a head v, sampling files do not.
         models: (width, blocks on the path to u, patch) of each size of the papers, and of its presets at other patches.
@@ -79,8 +83,32 @@ def _is_tokens(name: str) -> bool:
 
 
 def fixed(network: JiTViT) -> dict[str, Tensor]:
-    """Return the position table as the official code computes it: in float64 on the CPU, stored in float32."""
-    return {"pos_embed": sincos_2d(network.grid, network.width, torch.empty(0, dtype=torch.float64)).float()}
+    """Return JiT's position table as the official code computes it, unless the network learns its own."""
+    return {} if network.positions is not None else {"pos_embed": position_table(network.grid, network.width)}
+
+
+def position_table(grid: int, width: int) -> Tensor:
+    """Return the table [1, grid^2, width] in float32, computed in float64 on the CPU."""
+    return sincos_2d(grid, width, torch.empty(0, dtype=torch.float64)).float()
+
+
+def positions_are_trained(weights: Mapping[str, Tensor]) -> bool:
+    """Whether official weights of JiT (names without ``net.``) hold a position table that was trained.
+
+    Post-training by FD-loss trains it (--learned_pe). Such a table is near the sine-cosine table; one that is far from
+    it (half as far as the table with rows before columns), or not finite, is another table. A table on the meta device
+    counts as the fixed one.
+    """
+    table = weights.get("pos_embed")
+    if JIT.mark not in weights or table is None or table.ndim != 3 or table.is_meta:
+        return False
+    grid = math.isqrt(table.shape[1])
+    if grid**2 != table.shape[1] or table.shape[2] % 4:
+        return False
+    start = position_table(grid, table.shape[2])
+    moved = table.cpu().float() - start
+    other = start.roll(start.shape[2] // 2, dims=2) - start
+    return bool(moved.abs().max() > SAME and moved.norm() < TRAINED * other.norm())
 
 
 JIT = WeightFormat(
@@ -91,6 +119,7 @@ JIT = WeightFormat(
         (r"conditions\.label\.table\.", "y_embedder.embedding_table."),
         (r"conditions\.t\.mlp_in\.", "t_embedder.mlp.0."),
         (r"conditions\.t\.mlp_out\.", "t_embedder.mlp.2."),
+        (r"^positions\.weight", "pos_embed"),
         (r"context\.weight", "in_context_posemb"),
         (r"heads\.u\.norm\.", "final_layer.norm_final."),
         (r"heads\.u\.out\.", "final_layer.linear."),

@@ -16,6 +16,7 @@ from pmf_lightning.utils.tensor_files import load_tensors
 PREFIX = "net."  # prefix of every name in the released files
 # Sets of weights in a file of JiT: averages with decays 0.9999 (the default) and 0.9996, and the raw weights.
 SETS = ("model_ema1", "model_ema2", "model")
+_FD_LOSS_TABLE = "y_embedder.embedding_table.embedding.weight"
 DECAYS = {"0.9999": SETS[0], "0.9996": SETS[1]}  # decay -> set, as another way to name it
 
 
@@ -58,7 +59,7 @@ def bare(contents: object, name: str, weights: str | Number | None = None, key: 
     Args:
         contents: the contents of the file.
         name: name of the file in errors.
-        weights: one of ``SETS``, in a file that holds them; None is the first.
+        weights: one of ``SETS``, in a file that holds them; None is the first, or the only one.
         key: name of ``weights`` in errors.
 
     Raises UserError for other contents or a missing set.
@@ -68,12 +69,39 @@ def bare(contents: object, name: str, weights: str | Number | None = None, key: 
     if weights is not None and weights not in sets:
         held = f"hold {', '.join(sets)}: choose one of them" if sets else f"hold one set of weights; leave {key} out"
         raise UserError(f"{key}={weights}: {name} {held}")
-    if sets and (weights or SETS[0]) in sets:
-        contents = contents[weights or SETS[0]]
+    if chosen := chosen_set(contents, weights):
+        contents = contents[chosen]
     if not isinstance(contents, Mapping) or not all(isinstance(value, Tensor) for value in contents.values()):
         remedy = f"choose {key}={sets[0]}" if sets else "give a file of pMF, iMF or JiT"
         raise UserError(f"{name} are not a flat dictionary of tensors; {remedy}")
-    return {key.removeprefix(PREFIX): value for key, value in unwrapped(contents, name).items()}
+    return fd_loss_names({key.removeprefix(PREFIX): value for key, value in unwrapped(contents, name).items()})
+
+
+def chosen_set(contents: object, weights: str | Number | None) -> str | None:
+    """Return the name of the set ``weights`` in the contents of a file: None is the first, or the only one.
+
+    None is returned for a file of one flat set. JiT's files hold three sets, those of FD-loss and RDM only "model".
+    """
+    sets = sets_in(contents)
+    if weights is None:
+        return sets[0] if len(sets) == 1 or SETS[0] in sets else None
+    return DECAYS.get(str(weights), str(weights)) if sets else None
+
+
+def fd_loss_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert pMF's and iMF's weights as FD-loss and RDM name them to the names and shapes of the official files.
+
+    They write ".linear." for "._flax_linear.", ".embedding." for "._flax_embedding.", and pMF's tokens as [n, width]
+    (FD-loss, utils/checkpoint_util.py:278-303). Other weights, JiT's included, are returned unchanged.
+    """
+    if _FD_LOSS_TABLE not in weights:
+        return dict(weights)
+    pixels = "x_embedder.proj1.weight" in weights  # pMF; iMF's official tokens are [n, width] too
+    found = {}
+    for name, value in weights.items():
+        name = re.sub(r"\.(linear|embedding)\.(weight|bias)$", r"._flax_\1.\2", name)
+        found[name] = value[None] if pixels and name.endswith("_tokens") and value.ndim == 2 else value
+    return found
 
 
 def sets_in(contents: object) -> list[str]:

@@ -11,12 +11,11 @@ from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.vit import ViT
 from pmf_lightning.utils.errors import UserError, some_of
 from pmf_lightning.weights.drifting import generator_tensors, load_official_generator
-from pmf_lightning.weights.families import IMF, JIT, PMF, WeightFormat
+from pmf_lightning.weights.families import IMF, JIT, PMF, SAME, WeightFormat, positions_are_trained
 from pmf_lightning.weights.read import PREFIX, read_official
 from pmf_lightning.weights.recognize import WeightsDescription, look
 
 FAMILIES = (PMF, IMF, JIT)
-_SAME = 0.01  # tolerance of fixed values: the error of bfloat16 is 0.004
 
 
 def official_name(name: str, family: WeightFormat = PMF) -> str:
@@ -56,15 +55,26 @@ def load_official(
 
     The source is a flat state dict, or the path of a .pt or .pth file (read without executing pickled code). See
     ``translate`` for weights that may be missing; a head v that the file lacks is left unchanged. A JiT checkpoint
-    holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Drifting's files are flax's
-    .msgpack, or its folder; the names of a state dict of Drifting are joined with "/".
+    holds several sets: ``weights`` is "model_ema1" (None), "model_ema2" or "model". Files of FD-loss and RDM hold one
+    of these families under slightly other names (see ``read.fd_loss_names``). Where their JiT has a trained position
+    table, the table of ``network`` becomes a weight (``JiTViT.learn_positions``). Drifting's files are flax's .msgpack,
+    or its folder; the names of a state dict of Drifting are joined with "/".
 
     Raises UserError if the file holds no weights, is of another family or size (named, with the model that it fits),
     lacks a weight, or holds a weight that is unknown to the network or has another shape.
     """
     if isinstance(network, DriftingViT):
         return _load_generator(state_dict_or_path, network, weights)
-    ours, _ = translate(read_official(state_dict_or_path, weights), network)
+    official = read_official(state_dict_or_path, weights)
+    fixed_positions = isinstance(network, JiTViT) and network.positions is None
+    if fixed_positions and positions_are_trained(official):
+        network.learn_positions()
+    try:
+        ours, _ = translate(official, network)
+    except UserError:
+        if fixed_positions:
+            network.positions = None
+        raise
     network.load_state_dict(ours, strict=False)
     return network
 
@@ -94,8 +104,8 @@ def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[s
 
     The v-heads are used in training only and are missing in the released files. If the file has none, or the network
     has no head v, no weight of v is used; this includes the final v layer in iMF's files, which is meaningless without
-    its blocks. A head v is never used partially. RoPE buffers are recomputed and in neither result. JiT's position
-    table is fixed: it must be present and equal ours, and is unused.
+    its blocks. A head v is never used partially. RoPE buffers are recomputed and in neither result. Where JiT's
+    position table is fixed, the file's must be present and equal ours, and is unused.
 
     Raises the UserErrors of ``load_official``. Only the position table's values are read: meta tensors are allowed.
     """
@@ -210,7 +220,7 @@ def _check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family
 def _check_fixed(name: str, theirs: Tensor, ours: Tensor) -> None:
     """Raise UserError if fixed values of a file differ from ours."""
     difference = 0.0 if theirs.is_meta else (theirs.cpu().float() - ours).abs().max().item()
-    if not difference <= _SAME:
+    if not difference <= SAME:
         raise UserError(
             f"{name} differs from this network's fixed values (by up to {difference:.3g}); use an official file"
         )
