@@ -13,7 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import AdaLNZeroBlock
-from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, Vector, sum_of_codes
+from pmf_lightning.models.embedders import (
+    LabelVector,
+    LearnedTokens,
+    ScalarVector,
+    SinCosPositions,
+    Vector,
+    sum_of_codes,
+)
 from pmf_lightning.models.jit_vit import FinalLayer
 from pmf_lightning.models.layers import AttentionKind, EmbeddingTable, Linear, RMSNorm, SwiGLU, xavier_
 from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer

@@ -50,6 +50,7 @@ ADDED_OPTIONS = {"flip": False, "decoder": None, "recompute": False, "compile": 
 ADDED_OBJECTIVE_OPTIONS = {
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
 }
+ADDED_BACKBONE_OPTIONS = {"pmf_lightning.models.jit_vit.JiTViT": {"positions": "sincos"}}
 
 
 def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**ADDED_OPTIONS, **_with_moved_targets(config)}
     objective = config["objective"]
     config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
+    if backbone := config.get("backbone"):
+        config["backbone"] = {**ADDED_BACKBONE_OPTIONS.get(backbone["_target_"], {}), **backbone}
     return config
 
 
