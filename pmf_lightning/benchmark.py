@@ -41,7 +41,7 @@ def _step(cfg: DictConfig) -> dict:
     images, device = cfg.images_at_once or cfg.micro_batch or cfg.batch, _device(cfg)
     if cfg.against not in (None, "textbook"):
         raise UserError(f"against={cfg.against}: the step is measured against textbook, or alone (null)")
-    averages = len(cfg.ema.half_lives_kimg)
+    averages = len(cfg.ema.halflife_kimg)
     empty = build(cfg, empty=True)
     rivals = rivals_of(cfg, empty.objective)
     flops = step_flops(empty.network, empty.objective, images, BatchRows(), rivals)

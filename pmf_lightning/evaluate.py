@@ -97,7 +97,7 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
         "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint()},
         "reference": {**reference.file, "n": reference.n, "about": dict(reference.about)},
         "precision_recall_reference": None if evaluator.real is None else dict(evaluator.real.file),
-        "chunk": cfg.chunk,
+        "batch_size": cfg.batch_size,
         "world_size": rank_and_world()[1],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -110,7 +110,7 @@ def show(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['metric']}: {report['judged']}", show_header=False)
     for name, value in report["scores"].items():
         table.add_row(name, f"{value:.4f}")
-    for name in ("ema", "steps", "method", "omega", "t_min", "t_max", "nfe", "seed", "images_per_second"):
+    for name in ("ema", "steps", "sampler", "omega", "t_min", "t_max", "nfe", "seed", "images_per_second"):
         if report.get(name) is not None:
             table.add_row(name, str(report[name]))
     table.add_row("reference", report["reference"]["path"])

@@ -58,7 +58,7 @@ def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
 
 
 def _of_data(cfg: DictConfig, source: DataSource, extractor: Extractor, device: torch.device) -> Reference:
-    return split_statistics(source, extractor, cfg.n, cfg.chunk, cfg.features, device, cfg.workers)
+    return split_statistics(source, extractor, cfg.n, cfg.batch_size, cfg.features, device, cfg.num_workers)
 
 
 def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor, device: torch.device) -> Reference:
@@ -70,7 +70,7 @@ def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor,
     if n > len(images):
         raise UserError(f"n={n}: {cfg.images} holds {len(images)} images; set n to that or less")
     about = {"data": str(cfg.images), "split": "all", "resolution": images.shape[1], "channels": images.shape[0]}
-    measured = statistics(images, n, extractor, cfg.chunk, cfg.features, device, about)
+    measured = statistics(images, n, extractor, cfg.batch_size, cfg.features, device, about)
     print_on_main(images.said_done())
     return measured
 

@@ -36,7 +36,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     classes = list(range(module.network.classes)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
     validate.classes(classes, module.network.classes)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
-    levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.chunk, options)
+    levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.batch_size, options)
     grid = save_grid(to_float(levels[:MOST_ON_GRID]), _columns(len(classes), cfg.n), out / "grid.png")
     np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}

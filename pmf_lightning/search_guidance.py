@@ -134,7 +134,7 @@ def _write(
         "results": report.write_csv([*tried, *last.values()], out / "results.csv"),
         "maps": save_maps(tried, axes, found.point, name, out / "heat_map.png"),
         "lines": save_lines(tried, axes, found.point, name, out / "curves.png"),
-        "samples": save_grid(bench.draw(found.point, cfg.shown, cfg.chunk), COLUMNS, out / "samples.png"),
+        "samples": save_grid(bench.draw(found.point, cfg.shown, cfg.batch_size), COLUMNS, out / "samples.png"),
         "best_json": report.write_best(out / "best.json", found, last, commands),
     }
 

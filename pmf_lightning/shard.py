@@ -51,18 +51,18 @@ def shard(cfg: DictConfig) -> ShardingResult:
 
 
 def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> ShardingResult:
-    workers = cfg.workers or all_cores()
-    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, workers, unpacked)
+    num_workers = cfg.num_workers or all_cores()
+    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, num_workers, unpacked)
     side = None if vae is None else cfg.size // vae.scale
     shape = None if vae is None else (2, len(vae.mean), side, side)
     job = ShardingJob(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
 
     def pixels(tasks: Iterable[ShardTask], progress: Callable[[int], None]) -> Iterator[Finished]:
-        return in_processes(make_pixels, tasks, workers, progress)
+        return in_processes(make_pixels, tasks, num_workers, progress)
 
     try:
         return make_shards(
-            job, pixels if vae is None else LatentMaker(vae.encode, cfg.device, cfg.batch, workers).make_each
+            job, pixels if vae is None else LatentMaker(vae.encode, cfg.device, cfg.batch, num_workers).make_each
         )
     except OSError as error:
         raise UserError(
@@ -70,7 +70,7 @@ def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> Shar
             "keeps the shards that are finished"
         ) from error
     except MemoryError as error:
-        raise UserError(f"workers={workers}: out of memory; set fewer, finished shards are kept") from error
+        raise UserError(f"num_workers={num_workers}: out of memory; set fewer, finished shards are kept") from error
 
 
 def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
@@ -122,7 +122,7 @@ def _autoencoder(cfg: DictConfig) -> SDVAE:
     """Return the loaded autoencoder for latents, with the normalisation of data=imagenet256_latents."""
     validate.torch_device(cfg.device)
     numbers = compose(["data=imagenet256_latents"]).decoder
-    vae = replace(instantiate(numbers), weights=cfg.decoder.weights, chunk=cfg.batch)
+    vae = replace(instantiate(numbers), weights=cfg.decoder.weights, batch_size=cfg.batch)
     if cfg.size % vae.scale:
         raise UserError(f"size={cfg.size}: the autoencoder needs a multiple of {vae.scale} pixels")
     vae.load()
@@ -136,7 +136,7 @@ def _verify(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     manifest = read_manifest(out, "out")
     with tqdm(total=manifest.count, desc="verifying", unit="record", mininterval=0.5) as bar:
-        problems = verify(out, manifest, cfg.workers or all_cores(), lambda done: bar.update(done - bar.n))
+        problems = verify(out, manifest, cfg.num_workers or all_cores(), lambda done: bar.update(done - bar.n))
     if problems:
         print("\n".join(problems), file=sys.stderr)
         print(f"error: {len(problems)} problems in {out}; they were made from in={manifest.origin}", file=sys.stderr)

@@ -27,9 +27,9 @@ GOLDEN = {
         "data.resolution=16",
         "data.channels=4",
         "backbone.width=64",
-        "backbone.attention_heads=4",
-        "backbone.mlp_hidden=170",
-        "backbone.trunk=2",
+        "backbone.num_heads=4",
+        "backbone.mlp_dim=170",
+        "backbone.depth=2",
         "backbone.heads={u: 2, v: 2}",
     ],
 }

@@ -26,7 +26,7 @@ BENCH="$OUT/bench.jsonl"
 left() { echo $((LIMIT - SECONDS)); }
 
 shrink=()
-[ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.attention_heads=2 backbone.mlp_hidden=48 backbone.trunk=1
+[ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.num_heads=2 backbone.mlp_dim=48 backbone.trunk=1
   "backbone.heads={u: 1, v: 1}" backbone.bottleneck=8)
 
 step() {  # step <model> <images at once> <repeats> <more overrides>...
@@ -71,7 +71,7 @@ train() {
   [ -n "$SMALL" ] && sizes=(batch=4 images=40 data.resolution=32 backbone.patch=8)
   # TERM ends the run after the current step, with a checkpoint, grids and a summary.
   timeout -s TERM "$seconds" $PY -m pmf_lightning.train model=pmf_b16 data=shapes data.resolution=256 perceptual=none \
-    metrics=none trainer="$DEVICE" trainer.precision="$HALF" workers=12 run_dir="$run" grid.every_images=20000 \
+    metrics=none trainer="$DEVICE" trainer.precision="$HALF" num_workers=12 run_dir="$run" sample_grid.every_images=20000 \
     checkpoint.every_images=1000000 "${sizes[@]}" "${shrink[@]}" 2>&1 | tail -n 30
   cp "$run/summary.json" "$OUT/train.json"
   cp "$run/curves.png" "$OUT/curves.png"

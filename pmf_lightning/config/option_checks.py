@@ -40,7 +40,7 @@ OURS = {
     "use_distributed_sampler": "seed=: each device takes its share of every batch by itself",
     "reload_dataloaders_every_n_epochs": "images=",
     "overfit_batches": "data=",
-    "barebones": "grid.enabled=false metrics=none",
+    "barebones": "sample_grid.enabled=false metrics=none",
     "plugins": "trainer.strategy= and trainer.precision=",
     "enable_progress_bar": "log_every_steps=",
     "enable_model_summary": "python -m pmf_lightning.info",

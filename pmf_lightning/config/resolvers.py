@@ -54,7 +54,7 @@ _RESOLVERS = {
     "product": lambda *factors: math.prod(factors),
     "named": _named,
     "study_folder": _study_folder,
-    "half_life_kimg": _half_life_kimg,
+    "halflife_kimg": _half_life_kimg,
     "steps_of": _steps_of,
     "class_folders": count_class_folders,
     "shards_say": shards_say,

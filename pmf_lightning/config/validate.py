@@ -23,13 +23,13 @@ def model(cfg: DictConfig) -> None:
     decoder, channels = cfg.get("decoder"), cfg.data.channels
     if decoder is not None and len(decoder.mean) != channels:
         raise UserError(f"decoder.mean has {len(decoder.mean)} numbers, data.channels={channels}: give one for each")
-    for name in ("warm_up", "decay"):
+    for name in ("warmup_fraction", "decay_fraction"):
         if not 0 <= cfg.schedule[name] <= 1:
             raise UserError(f"schedule.{name}={cfg.schedule[name]}: it is a share of the run, from 0 to 1")
     start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # missing in older checkpoints
     if rate >= 0 and not 0 <= start <= rate:  # the optimizer rejects negative rates
         raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
-    chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.half_lives_kimg), "raw"]
+    chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.halflife_kimg), "raw"]
     if chosen not in known:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {suggestions(str(chosen), known)}")
     asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
@@ -52,17 +52,17 @@ def objective(cfg: DictConfig) -> None:
         )
 
 
-def method(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
+def sampler(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
     """Check the sampling method and steps against the model's methods (none: no generator); raises UserError."""
     if known and chosen not in (None, *known):
-        raise UserError(f"{prefix}method={chosen}: this model samples by {', '.join(known)}")
+        raise UserError(f"{prefix}sampler={chosen}: this model samples by {', '.join(known)}")
     if (chosen or next(iter(known), None)) == "one_step" and steps != 1:
         raise UserError(f"{prefix}steps={steps}: this model makes an image in one step; set {prefix}steps=1")
 
 
-def ema_names(half_lives_kimg: Sequence[Number]) -> list[str]:
+def ema_names(halflife_kimg: Sequence[Number]) -> list[str]:
     """Return the names of averages: 500k for a half-life of 500 kimg (500,000 images), rounded from 1000k on."""
-    return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in half_lives_kimg]
+    return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in halflife_kimg]
 
 
 def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:

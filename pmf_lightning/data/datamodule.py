@@ -102,17 +102,17 @@ class StepData(LightningDataModule):
 class ImageData(StepData):
     """DataModule of the images of ``source``, in an order determined by ``seed``.
 
-    ``workers`` is the number of worker processes per device. The images of a step do not depend on the number of
-    devices, ``micro_batch`` or ``workers``. ``tally`` counts the shard records that this device could not read; it is
-    None for other sources.
+    ``num_workers`` is the number of worker processes per device. The images of a step do not depend on the number of
+    devices, ``micro_batch`` or ``num_workers``. ``tally`` counts the shard records that this device could not read; it
+    is None for other sources.
     """
 
-    def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, workers: int) -> None:
+    def __init__(self, source: DataSource, seed: int, batch: int, micro_batch: int | None, num_workers: int) -> None:
         super().__init__(seed, batch, micro_batch)
-        if workers < 0:
-            raise UserError(f"workers={workers}: set it to 0 or more")
+        if num_workers < 0:
+            raise UserError(f"num_workers={num_workers}: set it to 0 or more")
         self.source = source
-        self.workers = workers
+        self.num_workers = num_workers
         self.tally: BadRecordCounter | None = None
 
     @cached_property
@@ -133,7 +133,7 @@ class ImageData(StepData):
     def stream(self, shards: tuple[BatchRows, ...], first_step: int) -> Iterator[list[Tensor]]:
         """Yield images and labels endlessly from a step on; raises UserError if too many records are bad."""
         order = GlobalOrder(len(self.train_set), self.batch, self.seed, shards, first_step=first_step)
-        for images, labels, _ in iterate_batches(self.train_set, order, self.workers, self.tally):
+        for images, labels, _ in iterate_batches(self.train_set, order, self.num_workers, self.tally):
             yield [images, labels]
 
     def teardown(self, stage: str) -> None:

@@ -90,9 +90,9 @@ def tally_of(images: ImageDataset, processes: int) -> BadRecordCounter | None:
 
 
 def iterate_batches(
-    images: ImageDataset, order: Iterable[list[int]], workers: int, tally: BadRecordCounter | None
+    images: ImageDataset, order: Iterable[list[int]], num_workers: int, tally: BadRecordCounter | None
 ) -> Iterator[tuple[Tensor, Int64[Tensor, " b"], Sequence[int]]]:
-    """Yield images [B, ...], labels [B] and indices of the batches of ``order``, prefetched by ``workers`` processes.
+    """Yield images [B, ...], labels [B] and indices of the batches of ``order``; ``num_workers`` processes read ahead.
 
     ``tally`` counts the bad records. Raises UserError if there are too many.
     """
@@ -100,7 +100,7 @@ def iterate_batches(
         BatchFetcher(images),
         batch_sampler=order,
         collate_fn=identity_collate,
-        num_workers=workers,
+        num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_stop_signals,
         generator=generator("workers"),  # otherwise the worker seed comes from the global generator

@@ -22,14 +22,14 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def chunks_of_this_rank(n: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of this rank's chunks of ``chunk`` images: chunk k goes to rank ``k % world``.
+def chunks_of_this_rank(n: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of this rank's chunks of ``batch_size`` images: chunk k goes to rank ``k % world``.
 
     A chunk holds the same images for any number of ranks, so networks get the same batches and return equal bits.
     """
     rank, world = rank_and_world()
-    for first in range(rank * chunk, n, world * chunk):
-        yield first, min(first + chunk, n)
+    for first in range(rank * batch_size, n, world * batch_size):
+        yield first, min(first + batch_size, n)
 
 
 def on_all_ranks(work: Callable[[], Result]) -> Result:

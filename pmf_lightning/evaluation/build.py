@@ -37,7 +37,7 @@ def open_evaluator(
     extractor: Extractor | partial,
     reference: str | Path | Reference | None,
     *,
-    chunk: int,
+    batch_size: int,
     device: torch.device | str,
     resolution: int,
     classes: int | None,
@@ -70,7 +70,7 @@ def open_evaluator(
     if reference == DATA:
         if source is None:
             raise UserError("reference=data: there are no data at hand; set data=, or give a file of statistics")
-        reference = cached_statistics(source, extractor, chunk, protocol.reference_images, device, cache_dir)
+        reference = cached_statistics(source, extractor, batch_size, protocol.reference_images, device, cache_dir)
     elif not isinstance(reference, Reference):
         reference = load_reference(reference, extractor.name, protocol.reference_images)
     check_same_features(reference, extractor, protocol.name)
@@ -80,7 +80,7 @@ def open_evaluator(
     if precision_recall_reference is not None:
         real = load_real_images(precision_recall_reference, protocol.reference_images)
         check_same_images(real, protocol, asked, OPTION)
-    return Evaluator(protocol, extractor, reference, chunk, device, real)
+    return Evaluator(protocol, extractor, reference, batch_size, device, real)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EvaluatorSetup:
     protocol: Protocol
     extractor: Extractor | partial
     reference: str | None
-    chunk: int
+    batch_size: int
     resolution: int
     channels: int
     classes: int
@@ -111,7 +111,7 @@ class EvaluatorSetup:
 
     def open(self, device: torch.device) -> Evaluator:
         """Build the evaluator on a device. All ranks must call it. Raises UserError."""
-        options = {name: getattr(self, name) for name in ("chunk", "resolution", "channels", "classes", "source")}
+        options = {name: getattr(self, name) for name in ("batch_size", "resolution", "channels", "classes", "source")}
         parts = self.protocol, self.extractor, self.reference
         return open_evaluator(*parts, device=device, cache_dir=self.cache_dir, **options)
 

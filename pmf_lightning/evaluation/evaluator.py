@@ -35,9 +35,9 @@ class Evaluator:
     """Evaluator of generators by one protocol, one extractor and one reference.
 
     Under torch.distributed every rank must call it; all get the same scores. Images are generated in chunks of
-    ``chunk``, which are assigned to the ranks round-robin, so images and features do not depend on the number of ranks.
-    Torch's global random numbers are not used. Construct it before long work: it checks that the reference has the
-    features of the extractor. Precision and recall use the ``real`` images, if given, in place of the reference's.
+    ``batch_size``, which are assigned to the ranks round-robin, so images and features do not depend on the number of
+    ranks. Torch's global random numbers are not used. Construct it before long work: it checks that the reference has
+    the features of the extractor. Precision and recall use the ``real`` images, if given, in place of the reference's.
 
     Raises UserError if protocol, extractor and reference do not fit together.
     """
@@ -47,12 +47,12 @@ class Evaluator:
         protocol: Protocol,
         extractor: Extractor,
         reference: Reference,
-        chunk: int,
+        batch_size: int,
         device: torch.device | str = "cpu",
         real: RealImages | None = None,
     ) -> None:
-        if chunk < 1:
-            raise UserError(f"chunk={chunk}: at least one image at a time is needed")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: at least one image at a time is needed")
         if (resize := getattr(extractor, "resize", protocol.resize)) != protocol.resize:
             raise UserError(
                 f"extractor.resize={resize}: protocol={protocol.name} resizes by {protocol.resize}; leave "
@@ -62,7 +62,7 @@ class Evaluator:
         if real is not None:
             check_real_images(real, extractor, protocol.name)
         self.protocol, self.extractor, self.reference, self.real = protocol, extractor, reference, real
-        self.chunk, self.device = chunk, torch.device(device)
+        self.batch_size, self.device = batch_size, torch.device(device)
 
     @cached_property
     def network(self) -> Network:
@@ -79,7 +79,11 @@ class Evaluator:
         It shares the network, which is opened now. All ranks must call it.
         """
         few = Evaluator(
-            self.protocol, self.extractor, replace(self.reference, features=None, images=None), self.chunk, self.device
+            self.protocol,
+            self.extractor,
+            replace(self.reference, features=None, images=None),
+            self.batch_size,
+            self.device,
         )
         few.network = self.network
         return few
@@ -111,7 +115,9 @@ class Evaluator:
             return images
 
         compared = any(x is not None for x in (self.reference.features, self.reference.images, self.real))
-        return measure(levels, n, self.chunk, self.extractor, self.network, self.device, "all" if compared else None)
+        return measure(
+            levels, n, self.batch_size, self.extractor, self.network, self.device, "all" if compared else None
+        )
 
     @cached_property
     def reference_features(self) -> Float[Tensor, "m f"] | None:
@@ -128,7 +134,7 @@ class Evaluator:
             return held.features
         images = held.images[: self.protocol.reference_images]
         parts = (self.extractor, self.network, self.device, "all", "reference images")
-        return measure(lambda first, end: images[first:end], len(images), self.chunk, *parts).features
+        return measure(lambda first, end: images[first:end], len(images), self.batch_size, *parts).features
 
     def _flagged(self, scores: Scores, classes: int) -> Scores:
         flags = list(scores.flags)
@@ -146,7 +152,7 @@ class Evaluator:
 def measure(
     levels: Callable[[int, int], UInt8[Tensor, "b c h w"]],
     n: int,
-    chunk: int,
+    batch_size: int,
     extractor: Extractor,
     network: Network,
     device: torch.device,
@@ -160,10 +166,10 @@ def measure(
     """
     moments = Moments(extractor.features, extractor.logits, kept).to(device)
     rank, world = rank_and_world()
-    bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= chunk, leave=False)
+    bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= batch_size, leave=False)
 
     def work() -> None:
-        for first, end in chunks_of_this_rank(n, chunk):
+        for first, end in chunks_of_this_rank(n, batch_size):
             moments.update(extract(network, levels(first, end), extractor.batch, device), first)
             bar.update(min((end - first) * world, n - bar.n))
 

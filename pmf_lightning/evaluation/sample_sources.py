@@ -82,7 +82,7 @@ def check_generates(ckpt: str, module: GenerativeModule) -> None:
 
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
     """Return the description of the evaluated weights and their sampling options."""
-    options = options | {"method": options["method"] or module.objective.samplers[0]}
+    options = options | {"sampler": options["sampler"] or module.objective.samplers[0]}
     return {
         "judged": str(cfg.ckpt),
         "model": module.config["name"],
@@ -109,7 +109,7 @@ def evaluator_of(
         make_part(cfg, "protocol"),
         make_part(cfg, "extractor"),
         cfg.reference,
-        chunk=cfg.chunk,
+        batch_size=cfg.batch_size,
         device=device,
         resolution=shape[1],
         classes=classes,

@@ -23,7 +23,7 @@ Generate = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class SmallDataSettings:
-    """Settings of the evaluation: after every ``every_images`` training images, ``chunk`` images at a time.
+    """Settings of the evaluation: after every ``every_images`` training images, ``batch_size`` images at a time.
 
     ``extra_steps`` are additional numbers of sampling steps, evaluated once at the end. The reference is the first
     ``reference_images`` images of the training split (None: all).
@@ -32,12 +32,12 @@ class SmallDataSettings:
     enabled: bool
     every_images: int
     extra_steps: Sequence[int]
-    chunk: int
+    batch_size: int
     classifier: ClassifierSettings
     reference_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("every_images", 1), ("chunk", 1), ("reference_images", 2)):
+        for name, least in (("every_images", 1), ("batch_size", 1), ("reference_images", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"metrics.{name}={value}: set it to {least} or more")
@@ -154,7 +154,7 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
-        return Judge(classifier, train, held_out, held_out.labels, self.settings.chunk)
+        return Judge(classifier, train, held_out, held_out.labels, self.settings.batch_size)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, with labels ``i % classes``, and return their scores.
@@ -163,8 +163,8 @@ class SmallDataEvaluator:
         """
         judge = self.judge
         labels = balanced_labels(len(judge.held_out_labels), self.source.classes)
-        firsts = range(0, len(labels), self.settings.chunk)
-        parts = zip(firsts, labels.split(self.settings.chunk), strict=True)
+        firsts = range(0, len(labels), self.settings.batch_size)
+        parts = zip(firsts, labels.split(self.settings.batch_size), strict=True)
         return judge.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
 
 

@@ -30,7 +30,7 @@ def statistics(
     levels: Levels,
     n: int,
     extractor: Extractor,
-    chunk: int,
+    batch_size: int,
     features: int,
     device: torch.device | str,
     about: dict[str, Any],
@@ -42,14 +42,14 @@ def statistics(
     """
     if n < 2:
         raise UserError(f"n={n}: two images at least make statistics")
-    if chunk < 1:
-        raise UserError(f"chunk={chunk}: at least one image at a time is needed")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: at least one image at a time is needed")
     if features < 0:
         raise UserError(f"features={features}: set it to 0 (none) or more")
     kept = rng.permutation("statistics", "features", count=n)[:features].sort().values if features else None
     device = torch.device(device)
     network = on_all_ranks(lambda: extractor.open(device))
-    measured = measure(levels, n, chunk, extractor, network, device, kept, "real images")
+    measured = measure(levels, n, batch_size, extractor, network, device, kept, "real images")
     said = {"format": FORMAT, **about, "n": n, "extractor_name": extractor.name, "extractor": extractor.fingerprint()}
     return Reference(measured.mu, measured.sigma, n, measured.features, about=said)
 
@@ -58,22 +58,22 @@ def split_statistics(
     source: DataSource,
     extractor: Extractor,
     n: int | None,
-    chunk: int,
+    batch_size: int,
     features: int,
     device: torch.device | str,
-    workers: int = 0,
+    num_workers: int = 0,
 ) -> Reference:
     """Return ``statistics`` of a source's training split, or of ``n`` randomly chosen images of it.
 
-    Each rank prefetches with ``workers`` processes. Raises UserError for latents, or if ``n`` exceeds the split.
+    Each rank prefetches with ``num_workers`` processes. Raises UserError for latents, or if ``n`` exceeds the split.
     """
     split = _pixels(source)
     count = len(split) if n is None else n
     if count > len(split):
         raise UserError(f"n={n}: the training split of {source.name} has {len(split)} images; set n to that or less")
     rows = None if n is None else rng.permutation("statistics", "images", count=len(split))[:n].sort().values
-    batches = _read_ahead(split, rows, count, chunk, workers)
-    return statistics(lambda first, end: next(batches), count, extractor, chunk, features, device, _about(source))
+    batches = _read_ahead(split, rows, count, batch_size, num_workers)
+    return statistics(lambda first, end: next(batches), count, extractor, batch_size, features, device, _about(source))
 
 
 def _pixels(source: DataSource) -> Any:
@@ -82,11 +82,11 @@ def _pixels(source: DataSource) -> Any:
     return source.train()
 
 
-def _read_ahead(split: Any, rows: Tensor | None, n: int, chunk: int, workers: int) -> Iterator[Tensor]:
+def _read_ahead(split: Any, rows: Tensor | None, n: int, batch_size: int, num_workers: int) -> Iterator[Tensor]:
     """Yield the images of this rank's chunks in order; UserError if too many records cannot be read."""
     wanted = torch.arange(n) if rows is None else rows
-    batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, chunk)]
-    for images, _, _ in iterate_batches(split, batches, workers, tally_of(split, rank_and_world()[1])):
+    batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, batch_size)]
+    for images, _, _ in iterate_batches(split, batches, num_workers, tally_of(split, rank_and_world()[1])):
         yield images
 
 
@@ -105,7 +105,7 @@ def _about(source: DataSource) -> dict[str, Any]:
 def cached_statistics(
     source: DataSource,
     extractor: Extractor,
-    chunk: int,
+    batch_size: int,
     features: int,
     device: torch.device | str,
     cache_dir: str | None,
@@ -115,7 +115,7 @@ def cached_statistics(
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
     if not on_rank_zero(path.is_file):
-        measured = split_statistics(source, extractor, None, chunk, features, device)
+        measured = split_statistics(source, extractor, None, batch_size, features, device)
         on_rank_zero(lambda: _keep(measured, path))
     reference = on_rank_zero(
         lambda: load_reference(path, extractor.name)

@@ -60,7 +60,7 @@ class DriftingViT(PatchTransformer):
     """Vision transformer of drifting: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        mlp_hidden: hidden channels of every block's SwiGLU; trunk: number of blocks.
+        mlp_dim: hidden channels of every block's SwiGLU; depth: number of blocks.
         classes: labels 0 ... classes - 1; there is no label for none, since guidance uses alpha.
         context: number of condition tokens in front of the patches.
         codes, rows: number of style codes, and of values per code; codes=0: no style.
@@ -75,16 +75,16 @@ class DriftingViT(PatchTransformer):
         self,
         *,
         width: int,
-        attention_heads: int,
-        mlp_hidden: int,
-        trunk: int,
+        num_heads: int,
+        mlp_dim: int,
+        depth: int,
         classes: int,
         context: int,
         codes: int,
         rows: int,
         **sizes: Any,
     ):
-        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=context, **sizes)
+        super().__init__(width=width, num_heads=num_heads, classes=classes, prefix=context, **sizes)
         if width % 4:
             raise ValueError(f"width {width} is no multiple of 4, which positions of sines and cosines need")
         if context < 0 or codes < 0 or (codes and rows < 1):
@@ -101,10 +101,10 @@ class DriftingViT(PatchTransformer):
         self.context = LearnedTokens(context, width, STD) if context else None
 
         def block() -> AdaLNZeroBlock:
-            mlp = SwiGLU(width, mlp_hidden, xavier_, bias=True)
-            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, mlp=mlp)
+            mlp = SwiGLU(width, mlp_dim, xavier_, bias=True)
+            return AdaLNZeroBlock(width, num_heads, mlp_dim, mlp=mlp)
 
-        self.trunk = nn.ModuleList(block() for _ in range(trunk))
+        self.trunk = nn.ModuleList(block() for _ in range(depth))
         self.heads = nn.ModuleDict({"u": FinalLayer(width, self.patch, self.channels, self.grid)})
 
     def condition(self, conditions: Mapping[str, Tensor]) -> Vector:

@@ -44,7 +44,7 @@ class JiTViT(PatchTransformer):
     """Vision transformer of JiT: one trunk of adaLN-zero blocks, one head "u".
 
     Args:
-        mlp_hidden: hidden channels of every block's SwiGLU; trunk: number of blocks.
+        mlp_dim: hidden channels of every block's SwiGLU; depth: number of blocks.
         classes: number of labels; label ``classes`` means none.
         bottleneck: channels between the two patch convolutions, the first without bias; None: one convolution.
         context: number of class tokens in front of the patches; context_start: the first block with these tokens.
@@ -60,9 +60,9 @@ class JiTViT(PatchTransformer):
         self,
         *,
         width: int,
-        attention_heads: int,
-        mlp_hidden: int,
-        trunk: int,
+        num_heads: int,
+        mlp_dim: int,
+        depth: int,
         classes: int,
         bottleneck: int | None,
         context: int,
@@ -72,9 +72,9 @@ class JiTViT(PatchTransformer):
         positions: str = "sincos",
         **sizes: Any,
     ):
-        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=context, **sizes)
-        if not 0 <= context_start < trunk:
-            raise ValueError(f"context_start {context_start} is no block of {trunk}: give 0 to {trunk - 1}")
+        super().__init__(width=width, num_heads=num_heads, classes=classes, prefix=context, **sizes)
+        if not 0 <= context_start < depth:
+            raise ValueError(f"context_start {context_start} is no block of {depth}: give 0 to {depth - 1}")
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} {rate} is not in [0, 1)")
@@ -87,13 +87,13 @@ class JiTViT(PatchTransformer):
         self.conditions = nn.ModuleDict({"label": LabelVector(classes + 1, width, STD), "t": ScalarVector(width, STD)})
         self.context = LearnedTokens(context, width, STD) if context else None
         self.positions = SinCosPositions(self.grid, width) if positions == "learned" else None
-        middle = range(trunk // 4, 3 * (trunk // 4))
+        middle = range(depth // 4, 3 * (depth // 4))
 
         def block(i: int) -> AdaLNZeroBlock:
             rates = (dropout, attention_dropout) if i in middle else (0, 0)
-            return AdaLNZeroBlock(width, attention_heads, mlp_hidden, i * SITES, *rates)
+            return AdaLNZeroBlock(width, num_heads, mlp_dim, i * SITES, *rates)
 
-        self.trunk = nn.ModuleList(block(i) for i in range(trunk))
+        self.trunk = nn.ModuleList(block(i) for i in range(depth))
         self.heads = nn.ModuleDict({"u": FinalLayer(width, self.patch, self.channels, self.grid)})
 
     def forward(

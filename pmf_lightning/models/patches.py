@@ -39,7 +39,7 @@ class PatchTransformer(nn.Module):
 
     Args:
         resolution, channels, patch: the image is channels x resolution x resolution, split into patch x patch pixels.
-        width, attention_heads: channels of a token, and attention heads of a block.
+        width, num_heads: channels of a token, and attention heads of a block.
         classes: number of labels.
         prefix: number of tokens in front of the patches.
         rope_theta: base of the rotary frequencies.
@@ -57,7 +57,7 @@ class PatchTransformer(nn.Module):
         channels: int,
         patch: int,
         width: int,
-        attention_heads: int,
+        num_heads: int,
         classes: int,
         prefix: int,
         rope_theta: Number,
@@ -65,13 +65,12 @@ class PatchTransformer(nn.Module):
     ):
         super().__init__()
         check_grid(resolution, patch)
-        if width % (self.head_multiple * attention_heads):
+        if width % (self.head_multiple * num_heads):
             raise ValueError(
-                f"width {width} does not split into {attention_heads} heads of a multiple of {self.head_multiple} "
-                "channels"
+                f"width {width} does not split into {num_heads} heads of a multiple of {self.head_multiple} channels"
             )
         self.resolution, self.channels, self.patch, self.classes = resolution, channels, patch, classes
-        self.width, self.grid, self.head_dim = width, resolution // patch, width // attention_heads
+        self.width, self.grid, self.head_dim = width, resolution // patch, width // num_heads
         self.prefix, self.rope_theta, self.attention = prefix, rope_theta, attention
 
     @property

@@ -149,7 +149,7 @@ class SDVAE:
         architecture: arguments of diffusers' AutoencoderKL for a single file; a folder has its own config.json.
         mean, std: of the raw latents, per channel.
         scale: downsampling factor from pixels to latents.
-        chunk: images decoded or encoded at a time, which bounds the memory.
+        batch_size: images decoded or encoded at a time, which bounds the memory.
 
     Raises UserError for inconsistent values; at first use, for missing or mismatched weights.
     """
@@ -160,14 +160,14 @@ class SDVAE:
     mean: Sequence[Number]
     std: Sequence[Number]
     scale: int
-    chunk: int
+    batch_size: int
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise UserError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; one per channel is needed")
         if min(self.std, default=0) <= 0:
             raise UserError(f"std={list(self.std)}: standard deviations are above 0")
-        for name in ("scale", "chunk"):
+        for name in ("scale", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: set it to 1 or more")
 
@@ -204,7 +204,7 @@ class SDVAE:
         """Map normalised latents to pixels in about [-1, 1], not clipped."""
         raw, vae = self.denormalise(latents.float()), self.vae.to(latents.device)
         with torch.autocast(raw.device.type, enabled=False):
-            return torch.cat([vae.decode(part).sample for part in raw.split(self.chunk)])
+            return torch.cat([vae.decode(part).sample for part in raw.split(self.batch_size)])
 
     @torch.no_grad()
     def encode(
@@ -213,7 +213,7 @@ class SDVAE:
         """Map pixels in [-1, 1] to mean and standard deviation of their raw latents; sample, then ``normalise``."""
         vae = self.vae.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            found = [vae.encode(part).latent_dist for part in images.float().split(self.chunk)]
+            found = [vae.encode(part).latent_dist for part in images.float().split(self.batch_size)]
         return torch.cat([part.mean for part in found]), torch.cat([part.std for part in found])
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:

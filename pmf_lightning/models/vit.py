@@ -45,8 +45,8 @@ class ViT(PatchTransformer):
     """Vision transformer with in-context conditions, a trunk and any number of heads.
 
     Args:
-        mlp_hidden: hidden channels of every block's SwiGLU.
-        trunk: blocks shared by the heads; heads: blocks of each named head.
+        mlp_dim: hidden channels of every block's SwiGLU.
+        depth: blocks shared by the heads; heads: blocks of each named head.
         conditions: for each name, in the order of the tokens, ``{"kind": "class" | "scalar" | "style", "tokens": n}``,
             a style also with ``codes`` and ``rows``; conditions with 0 tokens are skipped.
         classes: number of labels of class conditions; label ``classes`` means none.
@@ -63,9 +63,9 @@ class ViT(PatchTransformer):
         self,
         *,
         width: int,
-        attention_heads: int,
-        mlp_hidden: int,
-        trunk: int,
+        num_heads: int,
+        mlp_dim: int,
+        depth: int,
         heads: Mapping[str, int],
         conditions: Mapping[str, Mapping[str, Any]],
         classes: int,
@@ -76,21 +76,21 @@ class ViT(PatchTransformer):
         **sizes: Any,
     ):
         prefix = sum(spec["tokens"] for spec in conditions.values())
-        super().__init__(width=width, attention_heads=attention_heads, classes=classes, prefix=prefix, **sizes)
+        super().__init__(width=width, num_heads=num_heads, classes=classes, prefix=prefix, **sizes)
         for name, value, kind in (("rope", rope, Rope), ("positions", positions, Positions)):
             if value not in get_args(kind):
                 raise ValueError(f"{name}={value} is not one of {', '.join(get_args(kind))}")
         self.rope = rope
 
         def block() -> Block:
-            return Block(width, attention_heads, mlp_hidden, fan_in_normal(block_gain))
+            return Block(width, num_heads, mlp_dim, fan_in_normal(block_gain))
 
         self.patch_embedding = PatchEmbedding(self.channels, self.patch, width, bottleneck)
         self.conditions = nn.ModuleDict(
             {name: make_condition(spec, width, classes) for name, spec in conditions.items() if spec["tokens"]}
         )
         self.positions = LearnedTokens(self.tokens, width, std=0.02) if positions == "learned" else None
-        self.trunk = nn.ModuleList(block() for _ in range(trunk))
+        self.trunk = nn.ModuleList(block() for _ in range(depth))
         self.heads = nn.ModuleDict(
             {name: Head(depth, self.patch, self.channels, self.grid, block, width) for name, depth in heads.items()}
         )

@@ -57,10 +57,11 @@ Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]
 class Drifting(ObjectiveBase):
     """The Drifting objective; its values are set in conf/objective and conf/model.
 
-    Fields: ``generated`` images per label, G; ``noise_scale`` the standard deviation of the noise; ``alpha_max``,
-    ``alpha_power`` the distribution of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for a fraction
-    ``alpha_one`` of the labels; ``styles`` the number of style codes per image, with ``style_rows`` values each;
-    ``temperatures`` of the kernel; ``attraction``, ``repulsion``, ``normalisation``: see drift_loss.
+    Fields: ``samples_per_label`` images per label, G; ``noise_scale`` the standard deviation of the noise;
+    ``alpha_max``, ``alpha_power`` the distribution of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for a
+    fraction ``unguided_fraction`` of the labels; ``style_codes`` the number of style codes per image, with
+    ``style_values`` values each; ``temperatures`` of the kernel; ``attraction``, ``repulsion``, ``normalisation``: see
+    drift_loss.
 
     Raises ValueError for values out of range.
     """
@@ -75,32 +76,36 @@ class Drifting(ObjectiveBase):
         "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
     )
 
-    generated: int
+    samples_per_label: int
     noise_scale: Number
     alpha_max: Number
     alpha_power: Number
-    alpha_one: Number
-    styles: int
-    style_rows: int
+    unguided_fraction: Number
+    style_codes: int
+    style_values: int
     temperatures: Sequence[Number]
     attraction: Number
     repulsion: Number
     normalisation: str
 
     def __post_init__(self):
-        if self.generated < 2:
-            raise ValueError(f"generated={self.generated}: samples push one another, at least 2 are needed")
+        if self.samples_per_label < 2:
+            raise ValueError(
+                f"samples_per_label={self.samples_per_label}: samples push one another, at least 2 are needed"
+            )
         if self.alpha_max < 1:
             raise ValueError(f"alpha_max={self.alpha_max}: alpha is 1 (no guidance) or more")
-        if not 0 <= self.alpha_one <= 1:
-            raise ValueError(f"alpha_one={self.alpha_one}: it is a share of the labels, from 0 to 1")
-        if self.styles < 0 or (self.styles and self.style_rows < 1):
-            raise ValueError(f"styles={self.styles} style_rows={self.style_rows}: give 0 codes, or codes with rows")
+        if not 0 <= self.unguided_fraction <= 1:
+            raise ValueError(f"unguided_fraction={self.unguided_fraction}: it is a share of the labels, from 0 to 1")
+        if self.style_codes < 0 or (self.style_codes and self.style_values < 1):
+            raise ValueError(
+                f"style_codes={self.style_codes} style_values={self.style_values}: give 0 codes, or codes with rows"
+            )
 
     @property
     def images_per_label(self) -> int:
         """The number of images that the network makes for a label."""
-        return self.generated
+        return self.samples_per_label
 
     def draw(self, batch: QueueBatch, seed: int, step: int, shard: rng.BatchRows | None = None) -> DriftingDraws:
         """Sample the random numbers of training step ``step`` for one shard of its labels (all by default).
@@ -109,16 +114,16 @@ class Drifting(ObjectiveBase):
         the device of ``batch.x``.
         """
         shard = shard or rng.BatchRows()
-        size, G = len(batch.y), self.generated
+        size, G = len(batch.y), self.samples_per_label
         total, rows = size * shard.count, shard.rows(size)
         alpha = guidance_scale(rng.uniform(seed, "alpha", step, count=total), self.alpha_max, self.alpha_power)
-        alpha = torch.where(rng.uniform(seed, "alpha one", step, count=total) < self.alpha_one, 1.0, alpha)
+        alpha = torch.where(rng.uniform(seed, "alpha one", step, count=total) < self.unguided_fraction, 1.0, alpha)
         images = (rows[:, None] * G + torch.arange(G)).flatten()
         noise = rng.normal_images(
             seed, "noise", step, rows=images, shape=tuple(batch.x.shape[2:]), device=batch.x.device
         ).to(batch.x.dtype)
-        codes = rng.uniform(seed, "style", step, count=total * G * self.styles) * self.style_rows
-        style = codes.long().view(total, G, self.styles)[rows]
+        codes = rng.uniform(seed, "style", step, count=total * G * self.style_codes) * self.style_values
+        style = codes.long().view(total, G, self.style_codes)[rows]
         return DriftingDraws(alpha[rows].to(batch.x.dtype), self.noise_scale * noise.unflatten(0, (-1, G)), style)
 
     def __call__(
@@ -137,7 +142,7 @@ class Drifting(ObjectiveBase):
         processes. With ``keep_fields`` the generated images are returned as "x", [n G,C,H,W].
         """
         on = draws.to(batch.x.device)
-        G, P, N = self.generated, batch.x.shape[1], batch.negatives.shape[1]
+        G, P, N = self.samples_per_label, batch.x.shape[1], batch.negatives.shape[1]
         y, alpha = (value.repeat_interleave(G) for value in (batch.y, on.alpha))
         images = self.images(network, on.noise.flatten(0, 1), y, alpha, on.style.flatten(0, 1))
         with torch.no_grad():
@@ -180,15 +185,17 @@ class Drifting(ObjectiveBase):
     def one_step(self, network: Network, noise: Image, y: Tensor, alpha: Number, style: Tensor | None = None) -> Image:
         """Return images at one guidance strength; ``style`` [b,codes] is required if there are styles."""
         if style is None:
-            if self.styles:
-                raise ValueError(f"styles={self.styles}: give conditions={{'style': ...}}, see sampling_conditions")
+            if self.style_codes:
+                raise ValueError(
+                    f"style_codes={self.style_codes}: give conditions={{'style': ...}}, see sampling_conditions"
+                )
             style = y.new_zeros(len(y), 0)
         return self.images(network, noise, y, noise.new_full((len(y),), alpha), style.to(y.device))
 
     def sampling_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
         """Return the styles of images first ... first + count - 1; those of image i depend only on (seed, i)."""
-        codes = [rng.uniform(seed, "image style", i, count=self.styles) for i in range(first, first + count)]
-        return {"style": (torch.stack(codes) * self.style_rows).long()}
+        codes = [rng.uniform(seed, "image style", i, count=self.style_codes) for i in range(first, first + count)]
+        return {"style": (torch.stack(codes) * self.style_values).long()}
 
     def counted(self) -> tuple["Drifting", Features]:
         """Return the objective with pixels as its only feature."""

@@ -55,7 +55,7 @@ class JiT(ObjectiveBase):
 
     Fields: ``prediction`` the quantity that the network predicts and ``loss`` the quantity of the loss, each "x",
     "eps" or "v" (the paper's table 2); ``noise_scale`` the standard deviation of the noise; ``P_mean``, ``P_std`` the
-    logit-normal distribution of t (the paper's mu is -P_mean); ``label_drop`` the probability of dropping the label,
+    logit-normal distribution of t (the paper's mu is -P_mean); ``label_dropout`` the probability of dropping the label,
     per row; ``t_clip`` the floor of divisors, the same for prediction and ground truth, so that a perfect prediction
     has zero loss.
 
@@ -71,7 +71,7 @@ class JiT(ObjectiveBase):
     noise_scale: Number
     P_mean: Number
     P_std: Number
-    label_drop: Number
+    label_dropout: Number
     t_clip: Number
 
     def __post_init__(self):
@@ -89,7 +89,7 @@ class JiT(ObjectiveBase):
         size = len(batch.x)
         total, rows = size * shard.count, shard.rows(size)
         t = logit_normal(rng.normal(seed, "t", step, count=total), self.P_mean, self.P_std)
-        drop = rng.uniform(seed, "drop", step, count=total) < self.label_drop
+        drop = rng.uniform(seed, "drop", step, count=total) < self.label_dropout
         noise = rng.normal_images(
             seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
         ).to(batch.x.dtype)

@@ -56,8 +56,8 @@ class MaskedAutoencoder(ObjectiveBase):
 
     Fields: ``patch`` the side of the network's patches in pixels; ``cell`` the side of a masked cell in patches;
     ``mask_fraction`` the probability that a cell is masked; ``class_weight`` w at the end of training. It applies in
-    the last ``class_steps`` of ``steps`` and rises from 0 in their first ``class_rise`` steps (class_steps=0: no
-    classification). Augmentation: ``crop`` the distribution of random resized crops, or None; ``mirror`` whether half
+    the last ``class_steps`` of ``steps`` and rises from 0 in their first ``class_warmup`` steps (class_steps=0: no
+    classification). Augmentation: ``crop`` the distribution of random resized crops, or None; ``flip`` whether half
     of the images are flipped.
 
     Raises ValueError for values out of range.
@@ -75,10 +75,10 @@ class MaskedAutoencoder(ObjectiveBase):
     mask_fraction: Number
     class_weight: Number
     class_steps: int
-    class_rise: int
+    class_warmup: int
     steps: int
     crop: CropLaw | None
-    mirror: bool
+    flip: bool
 
     def __post_init__(self):
         for name in ("patch", "cell"):
@@ -87,15 +87,15 @@ class MaskedAutoencoder(ObjectiveBase):
         for name in ("mask_fraction", "class_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it lies between 0 and 1")
-        if self.class_steps < 0 or self.class_rise < 0:
-            raise ValueError(f"class_steps={self.class_steps} class_rise={self.class_rise}: steps are 0 or more")
+        if self.class_steps < 0 or self.class_warmup < 0:
+            raise ValueError(f"class_steps={self.class_steps} class_warmup={self.class_warmup}: steps are 0 or more")
 
     def class_weight_at(self, step: int) -> float:
         """Return w at ``step`` (from 0)."""
         since = step - (self.steps - self.class_steps)
         if not self.class_steps or since < 0:
             return 0.0
-        return self.class_weight * min(1.0, since / max(1, self.class_rise))
+        return self.class_weight * min(1.0, since / max(1, self.class_warmup))
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> MAEDraws:
         """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).
@@ -117,7 +117,7 @@ class MaskedAutoencoder(ObjectiveBase):
         if self.crop is not None:
             numbers = rng.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
             crops = crop_boxes(numbers[rows], height, width, self.crop).to(batch.x.dtype)
-        if self.mirror:
+        if self.flip:
             mirrored = rng.uniform(seed, "mirror", step, count=total)[rows] < 0.5
         return MAEDraws(coins[rows] < self.mask_fraction, self.class_weight_at(step), crops, mirrored)
 
@@ -173,12 +173,12 @@ class MaskedAutoencoder(ObjectiveBase):
 
     def check_data(self, *, latents: bool, flip: bool, name: str) -> None:
         """Raise ValueError if images would be mirrored twice, or if latents would be cropped or mirrored."""
-        if flip and self.mirror:
-            raise ValueError("flip=true objective.mirror=true: images would be mirrored twice; set flip=false")
-        if latents and (self.crop is not None or self.mirror):
+        if flip and self.flip:
+            raise ValueError("flip=true objective.flip=true: images would be mirrored twice; set flip=false")
+        if latents and (self.crop is not None or self.flip):
             raise ValueError(
-                f"objective.crop, objective.mirror: {name} hands out latents, and a cropped or mirrored latent is not "
-                "that of the cropped or mirrored image; set objective.crop=null objective.mirror=false"
+                f"objective.crop, objective.flip: {name} hands out latents, and a cropped or mirrored latent is not "
+                "that of the cropped or mirrored image; set objective.crop=null objective.flip=false"
             )
 
     def hidden_pixels(self, hidden: Bool[Tensor, "b rows columns"]) -> Bool[Tensor, "b 1 h w"]:

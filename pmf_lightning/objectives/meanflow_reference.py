@@ -30,8 +30,8 @@ def describe(objective: Any) -> Description:
     else:
         name = type(objective.preconditioner).__name__
         conversion = f"F -> x = c_skip(t) z + c_out(t) F ({name}) -> u = {clipped} -> V"
-    target = "e - x" if objective.target == "plain" else clipped
-    boundary = objective.velocity == "boundary"
+    target = "e - x" if objective.v_target == "plain" else clipped
+    boundary = objective.v_source == "boundary"
     return Description(
         conversion=conversion,
         target=target,
@@ -49,9 +49,9 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     ``draws`` are those of the objective.
     Raises ValueError for variants not in the printed algorithm: perceptual terms, another target, v at the boundary.
     """
-    if objective.perceptual or objective.target != "clipped" or objective.velocity != "head":
+    if objective.perceptual or objective.v_target != "clipped" or objective.v_source != "head":
         raise ValueError(
-            "the textbook step knows target=clipped, velocity=head and no perceptual terms; take a model of those"
+            "the textbook step knows v_target=clipped, v_source=head and no perceptual terms; take a model of those"
         )
     on = draws.to(batch.x.device)
     z, none = noisy_image(batch.x, on.noise, on.t), torch.full_like(batch.y, network.classes)

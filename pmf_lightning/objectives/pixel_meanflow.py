@@ -69,12 +69,12 @@ class MeanFlowDraws:
 
 CHOICES = {
     "prediction": ("x", "u"),
-    "derivative": get_args(Form),
-    "target": ("clipped", "plain"),
-    "velocity": ("head", "boundary"),
-    "tangent": ("network", "target"),
+    "jvp": get_args(Form),
+    "v_target": ("clipped", "plain"),
+    "v_source": ("head", "boundary"),
+    "jvp_tangent": ("network", "target"),
     "time_order": tuple(ORDERS),
-    "free_r": ("any", "zero"),
+    "r_law": ("any", "zero"),
 }
 
 
@@ -84,26 +84,26 @@ class PixelMeanFlow(ObjectiveBase):
 
     Fields: ``prediction`` "x" (the network predicts images) or "u" (velocities); ``noise_scale`` the standard deviation
     of the noise; ``P_mean``, ``P_std`` the logit-normal distribution of t and r; ``uniform_fraction`` of rows whose t
-    and r are uniform instead; ``tied_fraction`` of the batch with r = t (flow matching); ``omega_min``, ``omega_max``,
-    ``omega_beta`` the distribution of the guidance scale; ``label_drop`` the probability of dropping the label;
-    ``t_clip`` the floor of divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``derivative`` the form of
-    du/dt.
+    and r are uniform instead; ``flow_matching_fraction`` of the batch with r = t (flow matching); ``omega_min``,
+    ``omega_max``, ``omega_beta`` the distribution of the guidance scale; ``label_dropout`` the probability of dropping
+    the label; ``t_clip`` the floor of divisors; ``weight_power``, ``weight_eps`` the adaptive weight; ``jvp`` the form
+    of du/dt.
 
-    Variants: ``target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x. ``velocity`` v from a separate "head", or
-    at the "boundary", v = u(z, t, t), without that head (iMF, step 2). ``time_order`` of tying and sorting
-    (time_sampling.py). ``free_r`` of the rows that are not tied, "any" or "zero" (pMF, table 3b). ``preconditioner`` of
-    an x-prediction. ``tangent`` the direction of du/dt: the "network"'s v (iMF, eq. 12) or the "target" v_g, which is
-    e - x without guidance and gives the gradient of the original MeanFlow's loss (iMF, eq. 9 and 10). ``interval``
-    whether the guidance interval [t_min, t_max] is sampled, or is [0, 1] in all rows (iMF before its last condition).
-    ``perceptual`` the weight of each perceptual distance, which is applied where t < ``t_thr``, on crops of the
-    distribution ``crop``.
+    Variants: ``v_target`` v_t "clipped", (z - x) / clip(t), or "plain", e - x. ``v_source`` v from a separate "head",
+    or at the "boundary", v = u(z, t, t), without that head (iMF, step 2). ``time_order`` of tying and sorting
+    (time_sampling.py). ``r_law`` of the rows that are not tied, "any" or "zero" (pMF, table 3b). ``preconditioner`` of
+    an x-prediction. ``jvp_tangent`` the direction of du/dt: the "network"'s v (iMF, eq. 12) or the "target" v_g, which
+    is e - x without guidance and gives the gradient of the original MeanFlow's loss (iMF, eq. 9 and 10).
+    ``sample_interval`` whether the guidance interval [t_min, t_max] is sampled, or is [0, 1] in all rows (iMF before
+    its last condition). ``perceptual`` the weight of each perceptual distance, which is applied where t < ``t_thr``, on
+    crops of the distribution ``crop``.
 
     Raises ValueError for an unknown option or an incompatible combination.
     """
 
     samplers: ClassVar = ("average", "heun", "euler")  # the first is the paper's
-    changeable_fields: ClassVar = ("derivative",)  # its forms compute the same numbers
-    fields_without_effect: ClassVar = ("derivative",)
+    changeable_fields: ClassVar = ("jvp",)  # its forms compute the same numbers
+    fields_without_effect: ClassVar = ("jvp",)
     mapping_fields: ClassVar = ("perceptual",)
     loss_note: ClassVar = (
         "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
@@ -114,21 +114,21 @@ class PixelMeanFlow(ObjectiveBase):
     P_mean: Number
     P_std: Number
     uniform_fraction: Number
-    tied_fraction: Number
+    flow_matching_fraction: Number
     omega_min: Number
     omega_max: Number
     omega_beta: Number
-    label_drop: Number
+    label_dropout: Number
     t_clip: Number
     weight_power: Number
     weight_eps: Number
-    derivative: str
-    target: str
-    velocity: str
-    tangent: str
-    interval: bool
+    jvp: str
+    v_target: str
+    v_source: str
+    jvp_tangent: str
+    sample_interval: bool
     time_order: str
-    free_r: str
+    r_law: str
     preconditioner: Preconditioner | None
     perceptual: Mapping[str, Number]
     t_thr: Number
@@ -158,7 +158,7 @@ class PixelMeanFlow(ObjectiveBase):
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads of the backbone that are trained."""
-        return ("u", "v") if self.velocity == "head" else ("u",)
+        return ("u", "v") if self.v_source == "head" else ("u",)
 
     @property
     def encoder_request(self) -> EncoderRequest | None:
@@ -188,16 +188,16 @@ class PixelMeanFlow(ObjectiveBase):
         if self.uniform_fraction:
             replaced = uniform("replaced") < self.uniform_fraction  # one decision for both times, as the official code
             a, b = torch.where(replaced, uniform("t uniform"), a), torch.where(replaced, uniform("r uniform"), b)
-        if self.free_r == "zero":
+        if self.r_law == "zero":
             b = torch.zeros_like(b)
         position = torch.arange(total)
-        tied = position < int(total * self.tied_fraction)
+        tied = position < int(total * self.flow_matching_fraction)
         t, r = ORDERS[self.time_order](a, b, tied)
         omega = guidance_scale(uniform("omega"), self.omega_max, self.omega_beta, self.omega_min)
-        whole = tied | (not self.interval)
+        whole = tied | (not self.sample_interval)
         t_min = torch.where(whole, 0.0, 0.5 * uniform("t_min"))
         t_max = torch.where(whole, 1.0, 0.5 + 0.5 * uniform("t_max"))
-        drop = position < (uniform("drop") < self.label_drop).sum()
+        drop = position < (uniform("drop") < self.label_dropout).sum()
         noise = rng.normal_images(
             seed, "noise", step, rows=rows, shape=tuple(batch.x.shape[1:]), device=batch.x.device
         ).to(batch.x.dtype)
@@ -222,10 +222,10 @@ class PixelMeanFlow(ObjectiveBase):
     ) -> tuple[Image, Image]:
         """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W].
 
-        v is the output of the v-head, or u(z, t, t) with velocity="boundary".
+        v is the output of the v-head, or u(z, t, t) with v_source="boundary".
         """
         fields = self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
-        if self.velocity == "head":
+        if self.v_source == "head":
             return fields["u"], fields["v"]
         return fields["u"], self._velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
 
@@ -264,21 +264,21 @@ class PixelMeanFlow(ObjectiveBase):
 
     def with_activation_checkpointing(self) -> "PixelMeanFlow":
         """Return the objective with its derivative in a separate pass, since no derivative passes a recomputation."""
-        return replace(self, derivative="two_pass")
+        return replace(self, jvp="two_pass")
 
     def textbook_loss(self, network: Network, batch: Batch, draws: MeanFlowDraws) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the algorithm as printed; see objectives/meanflow_reference.py."""
         return textbook_loss(self, network, batch, draws)
 
     def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
-        """Run the network and convert its outputs to velocities; with velocity="boundary", "v" is the output "u"."""
+        """Run the network and convert its outputs to velocities; with v_source="boundary", "v" is the output "u"."""
         # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks ignore unused conditions:
         # those of pMF and iMF get the time only as h, since t can be inferred from a noisy image.
         conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
-        known = heads if self.velocity == "head" else ("u",)
+        known = heads if self.v_source == "head" else ("u",)
         raw = network(z, conditions, heads=known, attention=attention)
         fields = {head: self._as_velocity(z, answer, t) for head, answer in raw.items()}
-        return fields if self.velocity == "head" else dict.fromkeys(heads, fields["u"])
+        return fields if self.v_source == "head" else dict.fromkeys(heads, fields["u"])
 
     def _as_velocity(self, z: Image, answer: Image, t: Time) -> Image:
         if self.prediction == "u":
@@ -296,7 +296,7 @@ class PixelMeanFlow(ObjectiveBase):
     ) -> Losses:
         """Return the losses of a batch: ``per_sample`` "loss_u", "loss_v" are sums over C, H, W of squared errors.
 
-        With velocity="boundary" there is no "loss_v". Rows with t == r are flow-matching rows, at any position. Dropped
+        With v_source="boundary" there is no "loss_v". Rows with t == r are flow-matching rows, at any position. Dropped
         rows lose label and guidance here. With ``keep_fields`` the fields z, v_g, v_c, u, v, V, du_dt are returned too.
         Values without effect are unspecified: du_dt where t == r, v_c of dropped rows with t == r, v of the boundary
         where t != r.
@@ -311,7 +311,7 @@ class PixelMeanFlow(ObjectiveBase):
             )
         on = draws.to(batch.x.device)
         z = noisy_image(batch.x, on.noise, on.t)
-        plain = self.target == "plain"
+        plain = self.v_target == "plain"
         v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
@@ -320,7 +320,7 @@ class PixelMeanFlow(ObjectiveBase):
         guided = ~draws.drop & (omega != 1)
         # The training pass of a flow-matching row with its label already computes v_c.
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
-        directed = moving if self.tangent == "network" else moving & guided  # where du/dt needs v_c
+        directed = moving if self.jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
         ask_c, ask_u = directed | (guided & ~answered), guided
         with record_function("guidance"):  # label in profiler traces
             v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
@@ -335,14 +335,14 @@ class PixelMeanFlow(ObjectiveBase):
             v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
             return torch.where(expand_like(guided.to(z.device), z), v_g, v_t)
 
-        tangent = (v_c if self.tangent == "network" else target(v_c))[_rows(moving, z)]
+        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[_rows(moving, z)]
         derive = network.derivative if isinstance(network, CompiledNetwork) else derivative
-        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.derivative, derive)
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp, derive)
         v_c = torch.where(expand_like(ask_c.to(z.device), z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
-        errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.velocity == "head" else {})
+        errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.v_source == "head" else {})
         near = _rows(draws.t < self.t_thr, z) if encoders else None
         distances = perceptual_distances(encoders, z, u, on.t, batch.x, on.crops, near) if encoders else {}
         losses = self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)

@@ -102,13 +102,13 @@ class ShardedMuon(_Several):
 
 
 def distribution_of(
-    parameters: Sequence[Tensor], split: bool, exact: torch.dtype
+    parameters: Sequence[Tensor], distribute: bool, exact: torch.dtype
 ) -> LocalMuon | ReplicatedMuon | ShardedMuon:
-    """Return the distribution for ``parameters``; with ``split`` False, replicated parameters use ``LocalMuon``."""
+    """Return the distribution for ``parameters``; without ``distribute``, replicated ones use ``LocalMuon``."""
     first = parameters[0]
     if isinstance(first, DTensor):
         return ShardedMuon(first.device_mesh.get_group(), exact)
-    if split and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if distribute and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ReplicatedMuon(dist.group.WORLD, exact)
     return LocalMuon()
 

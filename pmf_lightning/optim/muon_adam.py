@@ -29,9 +29,9 @@ class MuonAdam(torch.optim.Optimizer):
     nesterov=True. Weight decay is decoupled in both. Both count steps per parameter and skip parameters without a
     gradient. Momenta have the dtype of their parameter.
 
-    With several ranks, each orthogonalises a share of the matrices and the results are exchanged
-    (distributed_muon.py). With ``split`` False, every rank with full weights orthogonalises all of them. Parameters may
-    be DTensors sharded along their rows, as by FSDP2; their orthogonalisation is always distributed.
+    With several ranks, each orthogonalises a share of the matrices and the results are exchanged (distributed_muon.py).
+    With ``distribute`` False, every rank with full weights orthogonalises all of them. Parameters may be DTensors
+    sharded along their rows, as by FSDP2; their orthogonalisation is always distributed.
 
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
@@ -47,9 +47,9 @@ class MuonAdam(torch.optim.Optimizer):
         eps: float = EPS,
         ns_steps: int = STEPS,
         ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
-        split: bool = True,
+        distribute: bool = True,
     ):
-        self.split = split
+        self.distribute = distribute
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -137,7 +137,7 @@ class MuonAdam(torch.optim.Optimizer):
                 torch._foreach_add_(weights, [updates[i] for i in places], alpha=-rate)
 
     def _distribution(self, parameters: list[nn.Parameter]):
-        return distribution_of(parameters, self.split, working_dtype(parameters[0]))
+        return distribution_of(parameters, self.distribute, working_dtype(parameters[0]))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
         """Update parameters of any shapes by Adam."""

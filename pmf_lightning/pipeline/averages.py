@@ -41,7 +41,7 @@ def find_average(requested: str | Number, known: Iterable[str], config: Mapping[
 
 def _half_lives(config: Mapping[str, Any]) -> dict[str, Number]:
     """Return the unrounded half-lives of a model's averages, in images, by name."""
-    kimg = config.get("ema", {}).get("half_lives_kimg", [])
+    kimg = config.get("ema", {}).get("halflife_kimg", [])
     return dict(zip(ema_names(kimg), (1000 * half_life for half_life in kimg), strict=True))
 
 

@@ -34,16 +34,16 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     validate.model(cfg)
     validate.objective(cfg)
     objective, optimizer = make_objective(cfg), make_part(cfg, "optimizer")
-    validate.method(cfg.sampling.get("method"), objective.samplers, cfg.sampling.steps, "sampling.")
+    validate.sampler(cfg.sampling.get("sampler"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
     init_weights(network, lambda name: rng.generator(cfg.seed, "init", name))
-    if cfg.recompute:
+    if cfg.activation_checkpointing:
         objective = _recomputed(cfg, network, objective)
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
-    shares = {"warm_up": cfg.schedule.warm_up, "decay": cfg.schedule.decay}
+    shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
     schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
@@ -75,7 +75,9 @@ def make_source(cfg: DictConfig) -> DataSource:
 def _recomputed(cfg: DictConfig, network: nn.Module, objective: Objective) -> Objective:
     """Turn on activation checkpointing; return the objective for it."""
     if not recompute_blocks(network):
-        raise UserError(f"recompute=true: the network of {cfg.name} has no transformer blocks to save memory in")
+        raise UserError(
+            f"activation_checkpointing=true: the network of {cfg.name} has no transformer blocks to save memory in"
+        )
     return objective.with_activation_checkpointing()
 
 

@@ -31,18 +31,20 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     """Return the checked steps, method, omega, t_min and t_max of ``cfg``; the model's own are the defaults."""
     judged = module.config["sampling"]
     options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
-    validate.guidance(**{name: value for name, value in options.items() if name != "method"})
-    validate.method(options["method"], module.objective.samplers, options["steps"])
+    validate.guidance(**{name: value for name, value in options.items() if name != "sampler"})
+    validate.sampler(options["sampler"], module.objective.samplers, options["steps"])
     return options
 
 
 def draw(
-    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, chunk: int, options: dict
+    module: GenerativeModule, labels: Int64[Tensor, " n"], seed: int, batch_size: int, options: dict
 ) -> UInt8[Tensor, "n c h w"]:
     """Sample images and return them as uint8 on the CPU: 50,000 of 256 pixels take 10 GB, as floats 39 GB."""
     levels = torch.empty(len(labels), *module.image_shape, dtype=torch.uint8)
-    for first in tqdm(range(0, len(labels), chunk), desc="sampling", unit="chunk", disable=len(labels) <= chunk):
-        part = slice(first, first + chunk)
+    for first in tqdm(
+        range(0, len(labels), batch_size), desc="sampling", unit="batch", disable=len(labels) <= batch_size
+    ):
+        part = slice(first, first + batch_size)
         levels[part] = to_uint8(finite_images(module, labels[part], seed, first, **options).cpu())
     return levels
 

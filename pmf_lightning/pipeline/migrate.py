@@ -1,7 +1,9 @@
-"""Migrate checkpoints and configurations of earlier versions: moved classes, renamed callbacks, added options."""
+"""Migrate checkpoints and configurations of earlier versions: moved classes, renamed and new options."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from pmf_lightning.config.renamed import rename_options
 
 # Old name -> new name of classes and functions.
 MOVED_TARGETS = {
@@ -46,16 +48,20 @@ MOVED_TARGETS = {
 # Old -> new class name of callbacks with state in checkpoints.
 RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
 # Options missing in earlier configurations, with the values that those runs used.
-ADDED_OPTIONS = {"flip": False, "decoder": None, "recompute": False, "compile": False}
+ADDED_OPTIONS = {"flip": False, "decoder": None, "activation_checkpointing": False, "compile": False}
 ADDED_OBJECTIVE_OPTIONS = {
-    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {"omega_min": 1.0, "tangent": "network", "interval": True}
+    "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {
+        "omega_min": 1.0,
+        "jvp_tangent": "network",
+        "sample_interval": True,
+    }
 }
 ADDED_BACKBONE_OPTIONS = {"pmf_lightning.models.jit_vit.JiTViT": {"positions": "sincos"}}
 
 
 def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a stored configuration (plain data) to the names and options of this version."""
-    config = {**ADDED_OPTIONS, **_with_moved_targets(config)}
+    config = {**ADDED_OPTIONS, **rename_options(_with_moved_targets(config))}
     objective = config["objective"]
     config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
     if backbone := config.get("backbone"):

@@ -240,7 +240,7 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
         cfg.batch,
         list(cfg.gpus),
         make_part(cfg, "cluster"),
-        averages=len(cfg.ema.half_lives_kimg),
+        averages=len(cfg.ema.halflife_kimg),
         muon=isinstance(module.configure_optimizers()["optimizer"], MuonAdam),
         rivals=rivals_of(cfg, module.objective),
     )

@@ -125,7 +125,7 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         module.network,
         module.objective,
         lambda: module.configure_optimizers()["optimizer"],
-        averages=len(cfg.ema.half_lives_kimg),
+        averages=len(cfg.ema.halflife_kimg),
         micro_batch=cfg.batch // shares,
         shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
         rivals=rivals_of(cfg, module.objective),

@@ -248,7 +248,7 @@ def _in_greys(image: Image.Image) -> Image.Image:
 
 def _columns(config: Mapping[str, Any]) -> int:
     """Return the number of grid columns: the number of classes, up to a limit."""
-    limit = (config.get("grid") or {}).get("columns", 10)
+    limit = (config.get("sample_grid") or {}).get("columns", 10)
     return max(1, min(limit, (config.get("data") or {}).get("classes", limit)))
 
 

@@ -12,7 +12,7 @@ from pmf_lightning.sampling.ode import SOLVERS, asked_times, solve, time_grid
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
 
-OPTIONS = ("steps", "method", "omega", "t_min", "t_max")  # arguments of ``generate`` that configurations set
+OPTIONS = ("steps", "sampler", "omega", "t_min", "t_max")  # arguments of ``generate`` that configurations set
 
 
 def generate(
@@ -23,7 +23,7 @@ def generate(
     omega: Number = 1.0,
     t_min: Number = 0.0,
     t_max: Number = 1.0,
-    method: str | None = None,
+    sampler: str | None = None,
     objective: Any = None,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "b c h w"]:
@@ -48,14 +48,14 @@ def generate(
     does not support.
     """
     network, objective = (module, objective) if objective is not None else (module.network, module.objective)
-    method = _checked(objective, steps, omega, t_min, t_max, method)
+    sampler = _checked(objective, steps, omega, t_min, t_max, sampler)
     guidance, times, more = (omega, t_min, t_max), time_grid(steps), conditions or {}
     with torch.no_grad():
-        if method == "one_step":
+        if sampler == "one_step":
             return objective.one_step(network, noise, labels, omega, **more)
-        if method != "average":
+        if sampler != "average":
             return solve(
-                lambda z, t: objective.ode_velocity(network, z, t, labels, *guidance, **more), noise, times, method
+                lambda z, t: objective.ode_velocity(network, z, t, labels, *guidance, **more), noise, times, sampler
             )
         z, conditions = noise, [_each(noise, value) for value in guidance]
         for t, r in pairwise(times):
@@ -70,16 +70,16 @@ def network_evaluations(
     omega: Number = 1.0,
     t_min: Number = 0.0,
     t_max: Number = 1.0,
-    method: str | None = None,
+    sampler: str | None = None,
 ) -> int:
     """Return the network evaluations of ``generate`` per image (NFE); a guided velocity may take two."""
-    method = _checked(objective, steps, omega, t_min, t_max, method)
+    sampler = _checked(objective, steps, omega, t_min, t_max, sampler)
     times = time_grid(steps)
-    asked = asked_times(times, method) if method in SOLVERS else times[:-1]
+    asked = asked_times(times, sampler) if sampler in SOLVERS else times[:-1]
     return sum(objective.nfe_per_velocity(t, omega, t_min, t_max) for t in asked)
 
 
-def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, method: str | None) -> str:
+def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, sampler: str | None) -> str:
     """Return the sampling method; ValueError for invalid arguments."""
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
@@ -87,12 +87,12 @@ def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Nu
         raise ValueError(f"omega={omega}: the guidance scale is at least 1")
     if not 0 <= t_min <= t_max <= 1:
         raise ValueError(f"t_min={t_min}, t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
-    if method not in (None, *objective.samplers):
-        raise ValueError(f"method={method}: this objective samples by {', '.join(objective.samplers)}")
-    method = method or objective.samplers[0]
-    if method == "one_step" and steps != 1:
+    if sampler not in (None, *objective.samplers):
+        raise ValueError(f"sampler={sampler}: this objective samples by {', '.join(objective.samplers)}")
+    sampler = sampler or objective.samplers[0]
+    if sampler == "one_step" and steps != 1:
         raise ValueError(f"steps={steps}: this objective makes an image in one step; take steps=1")
-    return method
+    return sampler
 
 
 def _each(images: Tensor, value: Number) -> Tensor:
@@ -126,7 +126,7 @@ def sample_images(
     labels: Int64[Tensor, " n"] | Sequence[int],
     seed: int = 0,
     first: int = 0,
-    chunk: int = 64,
+    batch_size: int = 64,
     **options: Any,
 ) -> Float[Tensor, "n c h w"]:
     """Sample images of classes from a loaded model, as ``python -m pmf_lightning.sample``; in [-1, 1], on the CPU.
@@ -136,7 +136,7 @@ def sample_images(
         labels: classes, one per image.
         seed, first: image i depends only on (seed, first + i) and its label.
         chunk: images per batch.
-        options: ``steps``, ``method``, ``omega``, ``t_min`` and ``t_max`` as for ``generate``; the defaults are the
+        options: ``steps``, ``sampler``, ``omega``, ``t_min`` and ``t_max`` as for ``generate``; the defaults are the
             settings with which the model is evaluated (``module.config["sampling"]``).
 
     Raises TypeError for other options, ValueError as ``generate`` does.
@@ -148,6 +148,6 @@ def sample_images(
         raise ValueError(f"labels: give a list of classes from 0 to {module.network.classes - 1}, one for each image")
     judged = module.config["sampling"]
     options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}
-    starts = range(0, len(labels), chunk)
-    parts = (numbered_images(module, labels[i : i + chunk], seed, first + i, **options) for i in starts)
+    starts = range(0, len(labels), batch_size)
+    parts = (numbered_images(module, labels[i : i + batch_size], seed, first + i, **options) for i in starts)
     return torch.cat([part.clamp(-1, 1).cpu() for part in parts])

@@ -112,7 +112,7 @@ def check(cfg: DictConfig) -> None:
         )
     for prediction in cfg.predictions:
         network, objective = build(cfg, ManifoldRun(cfg.dimensions[0], prediction, cfg.seeds[0]))
-        validate.method(cfg.evaluation.get("method"), objective.samplers, cfg.evaluation.steps, "evaluation.")
+        validate.sampler(cfg.evaluation.get("sampler"), objective.samplers, cfg.evaluation.steps, "evaluation.")
         batch = unlabelled(torch.zeros(1, cfg.dimensions[0], 1, 1))
         losses = objective(network, batch, objective.draw(batch, 0, 0)).per_sample
         if (loss := cfg.evaluation.loss) not in losses:
@@ -178,7 +178,7 @@ def evaluate(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: O
         sums.append(losses.per_sample[known.loss].mean().item())
     noise = objective.noise_scale * image_noise(known.seed, 0, known.points, (arm.dimension, 1, 1))
     labels = torch.full((known.points,), network.classes)
-    images = generate(network, noise, labels, known.steps, method=known.get("method"), objective=objective)
+    images = generate(network, noise, labels, known.steps, sampler=known.get("sampler"), objective=objective)
     points, off = project(images, plane)
     return {
         "v_loss": mean(sums) / arm.dimension,
@@ -228,7 +228,7 @@ def clipped_quantity(objective: Objective) -> Quantity:
     """Return the quantity from which the v-loss target is computed by a clipped division; "v" if there is none."""
     if isinstance(objective, JiT):
         return objective.prediction
-    return {"clipped": "x", "plain": "v"}[objective.target]
+    return {"clipped": "x", "plain": "v"}[objective.v_target]
 
 
 def _with_support(result: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:

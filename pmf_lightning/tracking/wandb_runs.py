@@ -21,7 +21,7 @@ MODES = ("online", "offline", "disabled")
 _KEEP = "or keep it here for later, logger.wandb.mode=offline"
 # Arguments that do not describe what is trained. The experiment becomes the group.
 _UNSAID = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale"}
-_UNSAID |= {"callbacks", "debug", "sweeper", "workers"}
+_UNSAID |= {"callbacks", "debug", "sweeper", "num_workers"}
 _NAME, _JOB_TYPE = 128, 64  # W&B's maximum length of a name or group, and of a job type or tag
 
 

@@ -83,11 +83,11 @@ def training_settings(cfg: DictConfig) -> TrainingSettings:
     return TrainingSettings(
         **{name: cfg[name] for name in same},
         t_bins=cfg.diagnostics.t_bins,
-        most_skipped=cfg.non_finite.stop_after,
+        most_skipped=cfg.skip_nonfinite.max_in_a_row,
         sampling=_plain(cfg.sampling),
         trainer=_plain(cfg.trainer),
         ema=EMASettings(**_plain(cfg.ema)),
-        grid=GridSettings(**_plain(cfg.grid)),
+        sample_grid=GridSettings(**_plain(cfg.sample_grid)),
         checkpoint=CheckpointSettings(**_plain(cfg.checkpoint)),
     )
 
@@ -157,10 +157,10 @@ def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> Step
             f"{objective.images_per_label}"
         )
     if objective.data == "class_queues":
-        return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), cfg.workers)
+        return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), cfg.num_workers)
     if objective.data == "labels":
         return LabelData(source.classes, cfg.seed, rows, cfg.micro_batch, objective.class_weights)
-    return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.workers)
+    return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.num_workers)
 
 
 def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective) -> Any:
@@ -182,11 +182,11 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
         return
     if cfg.metrics.enabled and "classifier" in cfg.metrics:
         raise UserError(f"metrics.enabled=true: no classifier judges the latents of {cfg.data.name}; metrics=none")
-    if cfg.grid.enabled or cfg.metrics.enabled:
+    if cfg.sample_grid.enabled or cfg.metrics.enabled:
         try:
             module.decoder.load()
         except UserError as error:
-            without = "grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
+            without = "sample_grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
             raise UserError(f"{error}; or train without pictures, {without}") from error
 
 
@@ -197,8 +197,8 @@ def make_evaluator(
 
     Raises UserError, which names the option that disables metrics, if they cannot be computed.
     """
-    if cfg.grid.enabled and module.objective.reconstructs:  # its metrics come with its image grids
-        _check_held_out(source, "grid.enabled=false")
+    if cfg.sample_grid.enabled and module.objective.reconstructs:  # its metrics come with its image grids
+        _check_held_out(source, "sample_grid.enabled=false")
     if not cfg.metrics.enabled:
         return None, None
     if not module.objective.samplers:
@@ -229,7 +229,7 @@ def _evaluator_setup(
         protocol=make_part(cfg, "protocol"),
         extractor=extractor,
         reference=settings.reference,
-        chunk=settings.chunk,
+        batch_size=settings.batch_size,
         resolution=side,
         channels=channels,
         classes=cfg.data.classes,

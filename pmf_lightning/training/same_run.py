@@ -17,10 +17,18 @@ from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 # run and is refused, including changes of new options.
 CHANGEABLE = (
     *("steps", "images", "schedule.*"),
-    *("optimizer.lr", "optimizer.weight_decay", "optimizer.split"),
-    *("trainer.*", "micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.distribute"),
+    *(
+        "trainer.*",
+        "micro_batch",
+        "num_workers",
+        "compile",
+        "activation_checkpointing",
+        "matmul_precision",
+        "sync_tolerance",
+    ),
     "backbone.attention",  # ways to compute the same numbers
-    *("log_every_steps", "diagnostics.*", "non_finite.*", "grid.*", "checkpoint.*"),
+    *("log_every_steps", "diagnostics.*", "skip_nonfinite.*", "sample_grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
     *("callbacks", "callbacks.*"),
@@ -30,9 +38,9 @@ UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logge
 # A finished run with other values of these options is not repeated: they do not change its results.
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
-    *("micro_batch", "workers", "compile", "recompute", "matmul_precision", "sync_tolerance"),
-    *("backbone.attention", "log_every_steps", "diagnostics.*", "non_finite.*"),
-    *("grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
+    *("micro_batch", "num_workers", "compile", "activation_checkpointing", "matmul_precision", "sync_tolerance"),
+    *("backbone.attention", "log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
+    *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}}

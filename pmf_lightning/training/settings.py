@@ -48,10 +48,10 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class EMASettings:
-    """Half-lives of the weight averages in thousands of images, and their bound ``ramp`` (see callbacks/ema.py)."""
+    """Half-lives of the weight averages in thousands of images, and their bound ``rampup_ratio`` (see callbacks/ema.py)."""
 
-    half_lives_kimg: Sequence[Number]
-    ramp: Number | None
+    halflife_kimg: Sequence[Number]
+    rampup_ratio: Number | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TrainingSettings:
     sampling: Mapping[str, Any]
     trainer: Mapping[str, Any]
     ema: EMASettings
-    grid: GridSettings
+    sample_grid: GridSettings
     checkpoint: CheckpointSettings
 
     def every(self, images: int) -> int:

@@ -70,7 +70,7 @@ def _sampling(parts: Parts, hands: TrainingCallbacks) -> dict:
     return {
         "omega": sampling["omega"],
         "sampling_steps": sampling["steps"],
-        "sampling_method": sampling["method"],
+        "sampling_method": sampling["sampler"],
         "nfe": evaluations(parts, sampling["steps"]),
         "by_steps": _by_steps(parts, hands),
     }

@@ -41,10 +41,11 @@ def translate_os_error(error: BaseException) -> BaseException:
     ):  # torch's class, matched by name because this module does not import torch
         message = " ".join(str(error).split(". ")[:2])
         return OutOfResources(
-            f"{message}; training takes less with a smaller micro_batch= or recompute=true, others with chunk="
+            f"{message}; training takes less with a smaller micro_batch= or activation_checkpointing=true, others with "
+            "batch_size="
         )
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return OutOfResources("out of memory; set a smaller n=, batch=, micro_batch= or chunk=")
+        return OutOfResources("out of memory; set a smaller n=, batch=, micro_batch= or batch_size=")
     return error
 
 

@@ -27,7 +27,9 @@ def main(device: str, out: str, *overrides: str) -> None:
 
 def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]) -> dict:
     """Return the largest power of two that fits, and its peak memory."""
-    cfg = compose([f"model={model}", "data=imagenet256", "perceptual=none", f"recompute={recompute}", *overrides])
+    cfg = compose(
+        [f"model={model}", "data=imagenet256", "perceptual=none", f"activation_checkpointing={recompute}", *overrides]
+    )
     module, passed = build(cfg), {"images": 0, "peak_gb": None}
     where = torch.device("cuda" if device == "gpu" else device)
     size = 8 if where.type == "cuda" else 2
@@ -37,7 +39,7 @@ def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]
             if where.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            bench = make_bench(module, size, where, "bf16-mixed", False, len(cfg.ema.half_lives_kimg))
+            bench = make_bench(module, size, where, "bf16-mixed", False, len(cfg.ema.halflife_kimg))
             bench.gradients(bench.loss)
             bench.optimizer.step()
         except torch.OutOfMemoryError:

@@ -46,7 +46,7 @@ def test_help_names_choices_and_examples(call, name):
 
 @pytest.mark.slow
 def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
-    wanted = ["classes=[3,7]", "n=7", "omega=2", "steps=2", "chunk=4", "out=pictures"]
+    wanted = ["classes=[3,7]", "n=7", "omega=2", "steps=2", "batch_size=4", "out=pictures"]
     status, output, _ = call("sample", f"ckpt={trained}", *wanted)
     assert status == 0
     assert "pictures/samples.npz" in output
@@ -56,7 +56,7 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
     assert images.dtype == np.uint8
     assert labels.tolist() == [3, 7, 3, 7, 3, 7, 3]
     assert Image.open(tmp_path / "pictures" / "grid.png").size[0] > 7 * 64
-    assert call("sample", f"ckpt={trained}", *wanted[:-2], "chunk=7", "out=again")[0] == 0
+    assert call("sample", f"ckpt={trained}", *wanted[:-2], "batch_size=7", "out=again")[0] == 0
     with np.load(tmp_path / "again" / "samples.npz") as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - images.astype(int)).max() <= 1  # chunks change rounding only
 
@@ -67,7 +67,7 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
         (OSError(errno.EDQUOT, "Disk quota exceeded", "samples/grid.png"), ["samples/grid.png: there is no room left"]),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
-            ["allocate 2 GiB;", "chunk="],
+            ["allocate 2 GiB;", "batch_size="],
         ),
     ],
 )
@@ -135,7 +135,7 @@ def test_benchmark_prints_the_ratio(call, tmp_path):
         (["lr=3"], ["lr"]),
         (["optimizer.lr=-1"], ["lr", "-1"]),
         (["objective.prediction=y"], ["objective", "prediction=y", "x, u"]),
-        (["objective.derivative=three_pass"], ["objective", "derivative=three_pass", "one_pass"]),
+        (["objective.jvp=three_pass"], ["objective", "jvp=three_pass", "one_pass"]),
         (["backbone.width=30"], ["width 30"]),
         (["model="], ["model="]),
     ],
@@ -167,7 +167,7 @@ def test_bad_input_of_train_is_one_line(call, arguments, words):
         (["omega=nan"], ["omega=nan"]),
         (["steps=1.5"], ["steps=1.5", "give one whole number"]),
         (["n=0"], ["n=0"]),
-        (["chunk=0"], ["chunk=0"]),
+        (["batch_size=0"], ["batch_size=0"]),
         (["steps=0"], ["steps=0"]),
         (["omega=0.9"], ["omega=0.9"]),
         (["t_min=0.9", "t_max=0.1"], ["t_min=0.9"]),

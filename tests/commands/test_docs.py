@@ -259,12 +259,18 @@ IMAGES = 1251 * 1024  # of an epoch whose last batch is dropped
 @pytest.mark.parametrize(
     ("model", "facts"),
     [  # the official configs, by the rules that the page gives
-        ("imf_b2", {"images": 640 * IMAGES, "schedule.warm_up": 10 / 640, "optimizer.lr": 1e-4, "batch": 1024}),
-        ("jit_b16", {"images": 600 * IMAGES, "schedule.warm_up": 5 / 600, "optimizer.lr": 5e-5 * 1024 / 256}),
+        ("imf_b2", {"images": 640 * IMAGES, "schedule.warmup_fraction": 10 / 640, "optimizer.lr": 1e-4, "batch": 1024}),
+        ("jit_b16", {"images": 600 * IMAGES, "schedule.warmup_fraction": 5 / 600, "optimizer.lr": 5e-5 * 1024 / 256}),
         ("jit_b16", {"batch": 8 * 128, "objective.P_mean": 0.8, "sampling.t_min": 1 - 1.0, "sampling.t_max": 0.9}),
-        ("pmf_b16", {"objective.omega_max": 1 + 7.0, "batch": 1024, "ema.ramp": 0.05, "optimizer.lr": 1e-3}),
-        ("drifting_b16", {"batch": 128 * 64, "images": 100_000 * 128 * 64, "schedule.warm_up": 10_000 / 100_000}),
-        ("drifting_b2", {"batch": 128 * 64, "images": 200_000 * 128 * 64, "schedule.warm_up": 10_000 / 200_000}),
+        ("pmf_b16", {"objective.omega_max": 1 + 7.0, "batch": 1024, "ema.rampup_ratio": 0.05, "optimizer.lr": 1e-3}),
+        (
+            "drifting_b16",
+            {"batch": 128 * 64, "images": 100_000 * 128 * 64, "schedule.warmup_fraction": 10_000 / 100_000},
+        ),
+        (
+            "drifting_b2",
+            {"batch": 128 * 64, "images": 200_000 * 128 * 64, "schedule.warmup_fraction": 10_000 / 200_000},
+        ),
     ],
 )
 def test_the_rules_of_from_jax_lead_to_the_presets(model, facts):
@@ -371,4 +377,4 @@ def test_documented_encoders_have_images_to_be_watched_by():
     assert len(found) >= 2
     for arguments in found:
         cfg = compose(arguments)
-        assert cfg.data.get("held_out_fraction", 1) > 0 or not cfg.grid.enabled, arguments
+        assert cfg.data.get("held_out_fraction", 1) > 0 or not cfg.sample_grid.enabled, arguments

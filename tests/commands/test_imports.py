@@ -172,7 +172,7 @@ def test_the_search_for_objectives_finds_them():
         "perceptual = cfg.objective.get('perceptual')": 1,
         "PRESETS = {'JiT': 'jit_b16'}": 1,
         "FREE = ('objective.perceptual',)": 1,
-        "print(objective.samplers, cfg.queues.push, objective.noise_scale)": 0,
+        "print(objective.samplers, cfg.queues.push_per_step, objective.noise_scale)": 0,
     }
     assert {line: len(names_an_objective(line)) for line in found} == found
 

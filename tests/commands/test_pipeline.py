@@ -17,7 +17,7 @@ from pmf_lightning.shard import shard
 from pmf_lightning.train import train
 
 CLASSES, IMAGES = 3, 48
-SHORT = ["model=pmf_tiny", "batch=16", "steps=4", "grid.enabled=false", "checkpoint.every_images=64"]
+SHORT = ["model=pmf_tiny", "batch=16", "steps=4", "sample_grid.enabled=false", "checkpoint.every_images=64"]
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,20 @@ def test_from_pictures_to_the_best_guidance(pictures, tmp_path):
     folder, images = pictures
     data = ["data=shards", f"data.root={tmp_path / 'shards'}"]
     shard(
-        compose([f"in={folder}", f"out={tmp_path / 'shards'}", "size=64", "records_per_shard=20", "workers=1"], "shard")
+        compose(
+            [f"in={folder}", f"out={tmp_path / 'shards'}", "size=64", "records_per_shard=20", "num_workers=1"], "shard"
+        )
     )
     inception = [f"extractor.weights={write_inception(tmp_path / 'inception.pth', images[:8])}"]
     make_stats(compose([*data, *inception, f"out={tmp_path / 'stats.npz'}"], "make_stats"))
     reference = f"reference={tmp_path / 'stats.npz'}"
 
     run = tmp_path / "run"
-    judged = ["metrics.n=12", "metrics.chunk=6", f"metrics.{reference}", *inception]  # shards are judged by FID
+    judged = ["metrics.n=12", "metrics.batch_size=6", f"metrics.{reference}", *inception]  # shards are judged by FID
     summary = train(compose([*BACKBONE, *SHORT, *data, *judged, f"run_dir={run}"]))
     assert (summary["metric"], summary["n"], summary["stopped_early"]) == ("fid12_jit", 12, False)
 
-    common = [f"ckpt={run}", reference, *inception, "chunk=6"]
+    common = [f"ckpt={run}", reference, *inception, "batch_size=6"]
     report = evaluate(compose([*common, "n=12", f"out={tmp_path / 'evaluation'}"], "evaluate"))
     assert report["metric"] == "fid12_jit"
     assert report["fid"] == pytest.approx(summary["fid"], rel=1e-6)
@@ -62,6 +64,6 @@ def test_from_pictures_to_the_best_guidance(pictures, tmp_path):
     assert found["final"].scores["kid"] is not None
     best = json.loads((tmp_path / "guidance" / "best.json").read_text())
     words = shlex.split(best["evaluate"])[3:]
-    again = evaluate(compose([*words, *inception, "chunk=6", f"out={tmp_path / 'again'}"], "evaluate"))
+    again = evaluate(compose([*words, *inception, "batch_size=6", f"out={tmp_path / 'again'}"], "evaluate"))
     assert again["fid"] == pytest.approx(found["final"].fid, rel=1e-6)
     assert {path.suffix for path in (tmp_path / "guidance").glob("*.*")} == {".png", ".csv", ".json"}

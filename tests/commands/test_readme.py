@@ -90,7 +90,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PMF_CACHE", str(folder / "cache"))
-        short = [*BACKBONE, "images=3840", "metrics.every_images=3840", "grid.enabled=false"]
+        short = [*BACKBONE, "images=3840", "metrics.every_images=3840", "sample_grid.enabled=false"]
         summary = train(compose(["model=pmf_digits", *short, "run_dir=runs/pmf_digits-digits/now"]))
     return folder, summary
 
@@ -114,9 +114,9 @@ def test_the_example_draws_and_judges_as_the_run_does(home, monkeypatch, capsys)
 @pytest.mark.slow
 def test_images_are_those_of_the_command(home, tmp_path):
     run = home[0] / "runs" / "pmf_digits-digits" / "now"
-    asked = [f"ckpt={run}", "n=5", "classes=[3,1]", "seed=2", f"out={tmp_path}", "chunk=5"]
+    asked = [f"ckpt={run}", "n=5", "classes=[3,1]", "seed=2", f"out={tmp_path}", "batch_size=5"]
     drawn = np.load(sample(compose(asked, "sample"))["images"])
-    images = sample_images(load_checkpoint(run), drawn["arr_1"].tolist(), seed=2, chunk=5)
+    images = sample_images(load_checkpoint(run), drawn["arr_1"].tolist(), seed=2, batch_size=5)
     levels = ((images + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(levels - drawn["arr_0"]).max() <= 1
     assert torch.equal(sample_images(load_checkpoint(run), [1], seed=2, first=1), images[1:2]) or torch.allclose(
@@ -164,10 +164,10 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_memory_of_the_large_run_is_what_info_counts():
     recipes = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", "")
-    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?recompute=true)", recipes, re.S)[1]
+    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?activation_checkpointing=true)", recipes, re.S)[1]
     said = re.search(r"counts (\d+) GB for each of the 8 GPUs.*?(\d+) GB without", recipes, re.S)
     overrides = [one for one in line.split() if not one.startswith("trainer=")]
     counted = info(overrides)[0].memory.peak / 1e9
     assert f"{counted:.0f}" == said[1]
-    plain = [one for one in overrides if not one.startswith(("micro_batch=", "recompute="))]
+    plain = [one for one in overrides if not one.startswith(("micro_batch=", "activation_checkpointing="))]
     assert f"{info([*plain, 'micro_batch=128'])[0].memory.peak / 1e9:.0f}" == said[2]

@@ -16,7 +16,7 @@ from pmf_lightning.config.presets import published
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
-VARIANTS = ("objective", "optimizer", "times", "preconditioner", "perceptual")
+VARIANTS = ("objective", "optimizer", "time_sampling", "preconditioner", "perceptual")
 
 
 @cache
@@ -102,7 +102,7 @@ def test_variant_composes_or_is_refused(names):
 @pytest.mark.parametrize("backbone", ["vit_b", "jit_b", "imf_b"])
 @pytest.mark.parametrize(("prediction", "loss"), [*product(("x", "eps", "v"), repeat=2)])
 def test_jit_on_any_backbone(backbone, prediction, loss):
-    sizes = [*BACKBONE[:3], "backbone.trunk=2", *["backbone.context_start=1"] * (backbone == "jit_b")]
+    sizes = [*BACKBONE[:3], "backbone.depth=2", *["backbone.context_start=1"] * (backbone == "jit_b")]
     kinds = [f"objective.prediction={prediction}", f"objective.loss={loss}"]
     cfg = compose(["model=jit_b16", "data=imagenet256", f"backbone={backbone}", *kinds, *sizes])
     module = _build_on_meta(cfg)
@@ -181,7 +181,7 @@ def test_row_of_the_recipe(model, row):
     objective, sampling = cfg.objective, cfg.sampling
     got = (objective.noise_scale, objective.P_mean, objective.omega_beta, objective.uniform_fraction)
     assert (*got, sampling.omega, sampling.t_min, sampling.t_max, sampling.ema) == row
-    assert (cfg.batch, cfg.optimizer.lr, objective.P_std, list(cfg.ema.half_lives_kimg)) == (
+    assert (cfg.batch, cfg.optimizer.lr, objective.P_std, list(cfg.ema.halflife_kimg)) == (
         1024,
         1e-3,
         0.8,

@@ -67,15 +67,15 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "seed=1.0", "write seed=1"),
         ("train", "batch=true", "whole number"),
         ("train", "steps=1e400", "steps=inf: set it to a whole number"),
-        ("train", "grid.rows=-4", "grid.rows=-4: set it to a whole number, 1 or more"),
+        ("train", "sample_grid.rows=-4", "sample_grid.rows=-4: set it to a whole number, 1 or more"),
         ("train", "checkpoint.keep_last=[2]", "whole number"),
         ("train", "trainer.num_nodes=two", "whole number"),
-        ("train", "workers=10000000000000000000000", "at most"),
+        ("train", "num_workers=10000000000000000000000", "at most"),
         ("sample", "n=3.5", "n=3.5: set it to a whole number"),
-        ("sample", "chunk=nan", "whole number"),
+        ("sample", "batch_size=nan", "whole number"),
         ("evaluate", "n=1e3", "write n=1000"),
         ("search_guidance", "n_final=half", "n_final=half"),
-        ("make_stats", "workers=-1", "0 or more"),
+        ("make_stats", "num_workers=-1", "0 or more"),
         ("shard", "records_per_shard=0", "1 or more"),
         ("shard", "quality=101", "at most 100"),
         ("convert", "batch=many", "batch"),
@@ -92,8 +92,8 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("info", "gpu_gb=0", "above 0"),
         # yes or no
         ("train", "compile=yes", "compile=yes: give true or false"),
-        ("train", "recompute=1", "give true or false"),
-        ("train", "grid.enabled=null", "give true or false"),
+        ("train", "activation_checkpointing=1", "give true or false"),
+        ("train", "sample_grid.enabled=null", "give true or false"),
         ("convert", "force=on", "give true or false"),
         ("dashboard", "dry_run=0", "give true or false"),
         # names
@@ -105,7 +105,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("toy", "device=0", "there is no such option"),  # of the default toy, which needs none
         ("search_guidance", "device=xpu", "use cpu, cuda or cuda:1"),
         # lists
-        ("train", "ema.half_lives_kimg=[1,long]", "ema.half_lives_kimg=[1, 'long']: give a list"),
+        ("train", "ema.halflife_kimg=[1,long]", "ema.halflife_kimg=[1, 'long']: give a list"),
         ("train", "search.intervals=[0,1]", "search.intervals=[0, 1]"),
         ("train", "trainer.devices=[0.5]", "trainer.devices=[0.5]: give how many"),
         ("sample", "classes=7", "write classes=[7]"),
@@ -118,7 +118,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("make_stats", "out=null", "out=./null"),
         ("train", "ckpt=''", "the value is empty"),
         # mappings
-        ("train", "ema=500k", "ema.half_lives_kimg, ema.ramp"),
+        ("train", "ema=500k", "ema.halflife_kimg, ema.rampup_ratio"),
         ("train", "seed={a: 1}", "seed={'a': 1}: set it to a whole number"),
         ("train", "seed=${nowhere}", "seed=${nowhere}"),
         ("train", "backbone.patch={_target_: os.system}", "whole number"),
@@ -151,8 +151,8 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "objective._target_=last", "can be imported"),
         ("train", "data._target_=pmf_lightning.data.Nothing", "can be imported"),
         ("train", "optimizer._target_=[]", "dotted name"),
-        ("train", "ema=[1]", "set what stands below it: ema.half_lives_kimg, ema.ramp"),
-        ("train", "grid={colums: 5}", "did you mean grid.columns"),
+        ("train", "ema=[1]", "set what stands below it: ema.halflife_kimg, ema.rampup_ratio"),
+        ("train", "sample_grid={colums: 5}", "did you mean sample_grid.columns"),
     ],
 )
 def test_values_of_another_kind_are_one_line(command, override, words):
@@ -164,11 +164,11 @@ def test_values_of_another_kind_are_one_line(command, override, words):
 @pytest.mark.parametrize(
     ("command", "override", "words"),
     [
-        ("train", "+ema.half_live_kimg=[1]", "did you mean ema.half_lives_kimg?"),
+        ("train", "+ema.half_live_kimg=[1]", "did you mean ema.halflife_kimg?"),
         ("train", "++sampling.omgea=2", "did you mean sampling.omega"),
         ("train", "checkpoint.keep=3", "did you mean checkpoint.keep_last"),
         ("train", "+metrics.every=3", "metrics.every"),
-        ("train", "+grid={colums: 5}", "did you mean grid.columns"),
+        ("train", "+sample_grid={colums: 5}", "did you mean sample_grid.columns"),
         ("train", "+init=w", "init: there is no such option"),
         ("train", "+queues.positives=5", "queues.positives"),  # read by drifting alone
         ("train", "+trainer.max_steps=3", "set steps="),
@@ -188,7 +188,7 @@ def test_values_of_another_kind_are_one_line(command, override, words):
         ("train", "~seed", "~seed: the option is needed"),
         ("train", "~trainer.devices", "~trainer.devices: the option is needed"),
         ("train", "~backbone.width", "~backbone.width: the option is needed"),
-        ("train", "~grid.rows", "~grid.rows: the option is needed"),
+        ("train", "~sample_grid.rows", "~sample_grid.rows: the option is needed"),
         ("train", "+backbone._partial_=perhaps", "backbone._partial_: there is no such option"),
         ("sample", "+guidance=4", "guidance"),
         ("evaluate", "+clip=true", "clip"),
@@ -362,7 +362,7 @@ def test_paths_below_groups():
         ("seed=1,2", "add -m"),
         ("objective.prediction=x,u", "add -m"),
         ("seed=range(0,3)", "add -m"),
-        ("ema.half_lives_kimg=[1,2", "close brackets"),
+        ("ema.halflife_kimg=[1,2", "close brackets"),
     ],
 )
 def test_what_hydra_cannot_read_is_one_line_with_the_quotes_that_help(override, words):
@@ -394,7 +394,7 @@ def test_commas_of_a_multirun_separate_paths():
         ("flip=true,maybe", "flip=maybe"),
         ("batch=choice(8,16.5)", "batch=16.5"),
         ("steps=range(0,3)", "steps=0"),
-        ("+grid.colums=1,2", "grid.colums"),
+        ("+sample_grid.colums=1,2", "sample_grid.colums"),
         ("model=pmf_tiny,null", "model=null"),
         ("run_dir=", "the value is empty"),
     ],

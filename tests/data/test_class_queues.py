@@ -14,8 +14,8 @@ from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
 from pmf_lightning.utils import free_space, rng
 
 SHAPE, CLASSES, IMAGES = (2, 3, 3), 4, 60
-SIZES = QueueSizes(classes=CLASSES, per_class=5, overall=12, shape=SHAPE)
-OFFICIAL = QueueSizes(classes=1000, per_class=128, overall=1000, shape=(3, 256, 256))
+SIZES = QueueSizes(classes=CLASSES, per_class=5, global_size=12, shape=SHAPE)
+OFFICIAL = QueueSizes(classes=1000, per_class=128, global_size=1000, shape=(3, 256, 256))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_queues_larger_than_memory_are_refused_before_allocation(monkeypatch, co
         "25.4 GB in memory",
         f"{25 * copies}.0 GB free",
         "per_class=128",
-        "overall=1000",
+        "global_size=1000",
         "on disk",
         "0.2 MB",
     ):
@@ -130,10 +130,10 @@ def test_a_folder_that_cannot_be_written_is_named():
         ring_buffer._zeros((2, 3, *SHAPE), free_space.Path("/proc/nowhere"))
 
 
-@pytest.mark.parametrize("name", ["classes", "per_class", "overall"])
+@pytest.mark.parametrize("name", ["classes", "per_class", "global_size"])
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"{name}=0"):
-        QueueSizes(**{"classes": 2, "per_class": 2, "overall": 2, "shape": SHAPE, name: 0})
+        QueueSizes(**{"classes": 2, "per_class": 2, "global_size": 2, "shape": SHAPE, name: 0})
 
 
 # What they hold

@@ -108,9 +108,9 @@ LATENTS = type("Latents", (Shapes,), {"latents": True})("some_latents", 16, 3, 1
             ["data=imagenet256_latents", "model=imf_b2", "flip=true"],
             "flip=true: some_latents hands out",
         ),
-        (LATENTS, ["data=imagenet256_latents", "model=mae_r256"], "objective.crop, objective.mirror: some_lat"),
+        (LATENTS, ["data=imagenet256_latents", "model=mae_r256"], "objective.crop, objective.flip: some_lat"),
         (LATENTS, ["data=digits", "model=pmf_tiny"], "decoder=null: some_latents hands out latents"),
-        (PIXELS, ["model=mae_r256", "flip=true"], "flip=true objective.mirror=true: .* mirrored twice"),
+        (PIXELS, ["model=mae_r256", "flip=true"], "flip=true objective.flip=true: .* mirrored twice"),
     ],
 )
 def test_what_does_not_go_together_is_refused(source, overrides, words):
@@ -120,7 +120,7 @@ def test_what_does_not_go_together_is_refused(source, overrides, words):
 
 def test_what_goes_together_is_not_refused():
     check(["data=imagenet256_latents", "model=imf_b2"], LATENTS)
-    whole = ["objective.crop=null", "objective.mirror=false"]
+    whole = ["objective.crop=null", "objective.flip=false"]
     check(["data=imagenet256_latents", "model=mae_r256", *whole], LATENTS)
     check(["model=mae_r256"], PIXELS)
     check(["model=pmf_tiny", "flip=true"], PIXELS)
@@ -135,7 +135,7 @@ def check(overrides, source):
 def test_a_run_mirrors_and_resumes(tmp_path):
     """A run stopped half-way goes on as if it had not been; and mirroring makes a difference."""
     data = ["data=shapes", "data.resolution=16", "data.images=40"]
-    base = [*RUN, *data, "flip=true", "grid.enabled=false", "batch=8", "micro_batch=4"]
+    base = [*RUN, *data, "flip=true", "sample_grid.enabled=false", "batch=8", "micro_batch=4"]
 
     def weights(name, *overrides):
         summary = train(compose([*base, f"run_dir={tmp_path / name}", *overrides]))

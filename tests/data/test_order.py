@@ -129,12 +129,12 @@ def test_batch_that_does_not_divide_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("workers", "micro_batch", "options"),
+    ("num_workers", "micro_batch", "options"),
     [(0, None, {}), (0, 4, {}), (2, 4, {}), (0, 4, {"limit_train_batches": 6}), (2, None, {"limit_train_batches": 3})],
 )
-def test_resume_sees_exactly_the_images_of_an_unbroken_run(tmp_path, workers, micro_batch, options):
+def test_resume_sees_exactly_the_images_of_an_unbroken_run(tmp_path, num_workers, micro_batch, options):
     def data():
-        return ImageData(Numbered(), seed=5, batch=8, micro_batch=micro_batch, workers=workers)
+        return ImageData(Numbered(), seed=5, batch=8, micro_batch=micro_batch, num_workers=num_workers)
 
     straight = fit(tmp_path / "straight", data(), 10, **options)
     before = fit(tmp_path / "broken", data(), 4, **options)
@@ -185,7 +185,7 @@ def test_checkpoint_within_a_step_resumes_at_its_beginning(tmp_path, how):
         )
 
     def data():
-        return ImageData(Numbered(), seed=5, batch=12, micro_batch=4, workers=0)
+        return ImageData(Numbered(), seed=5, batch=12, micro_batch=4, num_workers=0)
 
     straight, broken, resumed = Recorder(), Interrupted(how), Recorder()
     trainer().fit(straight, datamodule=data())
@@ -201,9 +201,9 @@ def test_checkpoint_within_a_step_resumes_at_its_beginning(tmp_path, how):
     assert torch.equal(resumed.weight, straight.weight)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loading_leaves_the_global_generators_alone(workers):
-    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=4, workers=workers)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_leaves_the_global_generators_alone(num_workers):
+    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=4, num_workers=num_workers)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=3, accumulate_grad_batches=2)
     before = torch.get_rng_state(), str(np.random.get_state())  # beartype itself draws from Python's
     stream = iter(data.train_dataloader())
@@ -226,7 +226,7 @@ def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypa
         begin(worker)
 
     monkeypatch.setattr(loader, "ignore_stop_signals", late)
-    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=2)
+    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, num_workers=2)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=4)
     others = set(multiprocessing.active_children())
     stream = iter(data.train_dataloader())
@@ -247,7 +247,7 @@ def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypa
 
 
 def test_second_rank_loads_its_own_share():
-    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, workers=0)
+    data = ImageData(Numbered(), seed=5, batch=8, micro_batch=2, num_workers=0)
     data.trainer = SimpleNamespace(world_size=2, global_rank=1, global_step=0, accumulate_grad_batches=2)
     stream = iter(data.train_dataloader())
     shown = [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(4)]
@@ -258,7 +258,7 @@ def test_second_rank_loads_its_own_share():
 
 def test_accumulation():
     def data(batch, micro_batch):
-        return ImageData(Numbered(), seed=0, batch=batch, micro_batch=micro_batch, workers=0)
+        return ImageData(Numbered(), seed=0, batch=batch, micro_batch=micro_batch, num_workers=0)
 
     assert data(64, None).accumulation(4) == 1
     assert data(64, 8).accumulation(4) == 2
@@ -274,12 +274,12 @@ def test_accumulation():
         data(64, 128).accumulation(1)
     with pytest.raises(UserError, match=r"batch=0"):
         data(0, None)
-    with pytest.raises(UserError, match=r"workers=-1"):
-        ImageData(Numbered(), seed=0, batch=8, micro_batch=None, workers=-1)
+    with pytest.raises(UserError, match=r"num_workers=-1"):
+        ImageData(Numbered(), seed=0, batch=8, micro_batch=None, num_workers=-1)
 
 
 def test_trainer_that_accumulates_otherwise_is_refused():
-    data = ImageData(Numbered(), seed=0, batch=8, micro_batch=4, workers=0)
+    data = ImageData(Numbered(), seed=0, batch=8, micro_batch=4, num_workers=0)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=1)
     with pytest.raises(UserError, match=r"accumulate_grad_batches=1 .* set it to 2"):
         data.train_dataloader()

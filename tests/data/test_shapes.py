@@ -284,10 +284,10 @@ def test_the_first_of_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["pmf_shapes", "jit_tiny", "drifting_tiny", "mae_tiny"])
 def test_every_objective_trains_on_them(model, tmp_path):
-    quick = ["images=96", "batch=32", "log_every_steps=1", "checkpoint.every_images=96", "grid.every_images=96"]
+    quick = ["images=96", "batch=32", "log_every_steps=1", "checkpoint.every_images=96", "sample_grid.every_images=96"]
     shrunk = ["backbone.base_channels=32", "backbone.blocks=[1, 1, 1, 1]"] if model == "mae_tiny" else BACKBONE
     if model == "drifting_tiny":
-        quick += ["objective.generated=4", "queues.positives=4", "queues.negatives=4"]
+        quick += ["objective.samples_per_label=4", "queues.positives=4", "queues.negatives=4"]
     if model == "mae_tiny":
         quick += ["sampling.ema=raw"]
     run = [f"model={model}", "data=shapes", "data.resolution=32", "data.images=200", "metrics=none", *quick, *shrunk]
@@ -307,7 +307,12 @@ def test_the_metric_judges_them_without_holding_them_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pmf_lightning.data.sources.shapes.source.paint", counted)
     run = ["model=pmf_shapes", "data.resolution=16", "data.held_out_images=30", "data.images=500", "steps=1", *BACKBONE]
-    quick = ["metrics.classifier.steps=3", "metrics.reference_images=100", "metrics.chunk=40", "grid.enabled=false"]
+    quick = [
+        "metrics.classifier.steps=3",
+        "metrics.reference_images=100",
+        "metrics.batch_size=40",
+        "sample_grid.enabled=false",
+    ]
     folders = [f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path}"]
     summary = train(compose([*run, *quick, *folders, "batch=16"]))
     assert summary["n"] == 30

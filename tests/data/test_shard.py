@@ -100,7 +100,7 @@ def few(tmp_path):
 
 @cache
 def defaults():
-    return compose([f"size={SIZE}", "workers=2", "records_per_shard=8"], "shard")
+    return compose([f"size={SIZE}", "num_workers=2", "records_per_shard=8"], "shard")
 
 
 def run(root, out, *options):
@@ -198,7 +198,7 @@ def test_each_shard_is_a_fair_sample_in_a_fixed_order(gallery, made):
 @pytest.mark.parametrize("whom", ["all processes", "the main one"])
 def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_path, whom):
     out = tmp_path / "shards"
-    arguments = [f"in={gallery}", f"out={out}", f"size={SIZE}", "workers=2", "records_per_shard=50"]
+    arguments = [f"in={gallery}", f"out={out}", f"size={SIZE}", "num_workers=2", "records_per_shard=50"]
     child = forked.FORKS.Process(target=faults.shard_killed_in, args=("shard-000010.tar", whom, arguments))
     child.start()
     assert forked.finish(child) == -signal.SIGKILL
@@ -230,11 +230,11 @@ def _nobody_left(group, seconds=60):
 
 
 def test_workers_and_runs_change_no_byte(few, tmp_path):
-    first = run(few, tmp_path / "a", "workers=1")
-    run(few, tmp_path / "b", "workers=3")
+    first = run(few, tmp_path / "a", "num_workers=1")
+    run(few, tmp_path / "b", "num_workers=3")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("shard-*")}
-    again = run(few, tmp_path / "a", "workers=1")
+    again = run(few, tmp_path / "a", "num_workers=1")
     assert again.kept == 3
     assert again.images == 0
     assert again.manifest == first.manifest
@@ -420,7 +420,7 @@ def test_ctrl_c_and_dead_workers_end_all(few, tmp_path):
     endless = [10**9] * 8
     with pytest.raises(KeyboardInterrupt), closing(in_processes(_slowly, endless, 2, interrupt)) as results:
         list(results)
-    with pytest.raises(UserError, match="run again with fewer workers"):
+    with pytest.raises(UserError, match="run again with a smaller num_workers"):
         list(in_processes(_dying, [1, 2], 2, lambda done: None))
     assert sorted(in_processes(_slowly, [3, 1, 2], 2, lambda done: None)) == [1, 2, 3]
 
@@ -578,11 +578,11 @@ def problems_of(out):
 def test_verify_by_command(few, tmp_path, call):
     out = tmp_path / "out"
     run(few, out)
-    status, output, errors = call(f"out={out}", "verify=true", "workers=2")
+    status, output, errors = call(f"out={out}", "verify=true", "num_workers=2")
     assert status == 0, errors
     assert "all is well: 23 records of 2 classes in 3 shards" in output
     _shorter(out)
-    status, output, errors = call(f"out={out}", "verify=true", "workers=2")
+    status, output, errors = call(f"out={out}", "verify=true", "num_workers=2")
     assert status == 1
     assert "all is well" not in output
     assert "shard-000001.tar: 9,000 bytes instead of" in errors
@@ -618,7 +618,7 @@ def test_verify_names_what_is_wrong_and_the_remedy_mends_it(few, tmp_path, kind)
 
 
 def test_the_command_says_what_it_made(few, tmp_path, call):
-    status, output, errors = call(f"in={few}", "out=a {b},c", f"size={SIZE}", "workers=2")
+    status, output, errors = call(f"in={few}", "out=a {b},c", f"size={SIZE}", "num_workers=2")
     assert status == 0, errors
     assert "23 images of 2 classes (ants, bees) in" in output
     assert "a {b},c: 23 records of 2 classes in 1 shards, " in output
@@ -638,7 +638,7 @@ def test_the_command_says_what_it_made(few, tmp_path, call):
         (["out=out", "in=few"], ["size is not set"]),
         (["verify=true"], ["out is not set"]),
         (["out=out", "verify=true"], ["out=out: there is no such folder"]),
-        (["out=out", "verify=true", "workers=-1"], ["workers=-1: set it to a whole number, 1 or more"]),
+        (["out=out", "verify=true", "num_workers=-1"], ["num_workers=-1: set it to a whole number, 1 or more"]),
         (["in=a.tar", "in=b.tar", "out=out", "size=24"], ["in is given more than once: put quotes"]),
         (["in=x-{000..001}.tar", "out=out", "size=24"], ["x-000.tar is missing (2 tars in all)"]),
         (["in=few", "out=out", "size=24", "payloads=npy"], ["payloads"]),
@@ -684,7 +684,7 @@ def test_bad_input_is_one_line(few, call, arguments, words):
         ("few", "out", ["payload=jpg", "quality=101"], ["quality=101"]),
         ("few", "out", ["channels=2"], ["channels=2"]),
         ("few", "out", ["records_per_shard=0"], ["records_per_shard=0"]),
-        ("few", "out", ["workers=0"], ["workers=0"]),
+        ("few", "out", ["num_workers=0"], ["num_workers=0"]),
         ("few", "out", ["max_unreadable=2"], ["max_unreadable=2"]),
         ("few", "out", ["max_unreadable=some"], ["max_unreadable=some"]),
         ("few", "out", ["kind=latents", "payload=jpg"], ["latents need payload=npy channels=3"]),

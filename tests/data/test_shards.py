@@ -259,8 +259,8 @@ def test_no_images_at_all(tmp_path):
 BATCH = 12
 
 
-def data(root, workers, *overrides, micro_batch=2, rank=0, world_size=1, step=0):
-    made = ImageData(source(root, *overrides), seed=5, batch=BATCH, micro_batch=micro_batch, workers=workers)
+def data(root, num_workers, *overrides, micro_batch=2, rank=0, world_size=1, step=0):
+    made = ImageData(source(root, *overrides), seed=5, batch=BATCH, micro_batch=micro_batch, num_workers=num_workers)
     micro_batches = made.accumulation(world_size)
     made.trainer = SimpleNamespace(
         **{"world_size": world_size, "global_rank": rank, "global_step": step},
@@ -269,11 +269,11 @@ def data(root, workers, *overrides, micro_batch=2, rank=0, world_size=1, step=0)
     return made
 
 
-def seen(root, world_size, workers, first_step, last_step):
+def seen(root, world_size, num_workers, first_step, last_step):
     """The image numbers of the global batches of some steps, put together from what each device loads."""
     steps = [[None] * BATCH for _ in range(first_step, last_step)]
     for rank in range(world_size):
-        made = data(root, workers, rank=rank, world_size=world_size, step=first_step)
+        made = data(root, num_workers, rank=rank, world_size=world_size, step=first_step)
         micro_batches, stream = made.accumulation(world_size), iter(made.train_dataloader())
         for step in steps:
             for j in range(micro_batches):
@@ -287,13 +287,13 @@ def seen(root, world_size, workers, first_step, last_step):
     return steps
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_any_devices_and_workers_see_the_same_images(root, world_size, workers):
+def test_any_devices_and_workers_see_the_same_images(root, world_size, num_workers):
     """Three shards are fewer than the six loading processes of three devices."""
     straight = [micro_batch_indices(COUNT, BATCH, 5, step, BatchRows()) for step in range(6)]
-    assert seen(root, world_size, workers, 0, 4) == straight[:4]
-    assert seen(root, world_size, workers, 4, 6) == straight[4:]  # resumed, by devices and workers of any number
+    assert seen(root, world_size, num_workers, 0, 4) == straight[:4]
+    assert seen(root, world_size, num_workers, 4, 6) == straight[4:]  # resumed, by devices and workers of any number
 
 
 def test_two_devices_share_every_epoch_without_overlap(tmp_path):
@@ -321,13 +321,13 @@ def test_a_process_that_starts_from_nothing_reads_the_same(root):
 # What is broken
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_record_is_replaced_counted_and_named_once(root, workers, capsys):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_record_is_replaced_counted_and_named_once(root, num_workers, capsys):
     images = source(root).train()
     (stand_in,) = number(images.batch([(9 + images.stride) % COUNT])[0])
     spoil(root, 9, 17)
     for _ in range(2):  # another process finds the same
-        made = data(root, workers, "data.max_bad=0.2", micro_batch=None)
+        made = data(root, num_workers, "data.max_bad=0.2", micro_batch=None)
         stream = iter(made.train_dataloader())
         shown = []
         for _ in range(5):
@@ -347,10 +347,10 @@ def test_a_bad_record_is_replaced_counted_and_named_once(root, workers, capsys):
         assert "2 of 22 records could not be read" in output
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_too_many_bad_records_end_the_run(root, workers):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_bad_records_end_the_run(root, num_workers):
     spoil(root, *range(9))
-    made = data(root, workers, "data.max_bad=0.1", micro_batch=None)
+    made = data(root, num_workers, "data.max_bad=0.1", micro_batch=None)
     with pytest.raises(UserError, match=r"7 of 22 records cannot .*image\d of .*max_bad=0.1 .*verify=true") as refused:
         for _ in zip(range(5), made.train_dataloader(), strict=False):
             pass
@@ -384,13 +384,13 @@ def test_a_stand_in_comes_from_the_same_split(root):
         source(root, share, "data.max_bad=0.9").held_out().batch([0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shards_that_are_all_bad_end_the_run_in_one_line(root, workers):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_that_are_all_bad_end_the_run_in_one_line(root, num_workers):
     spoil(root, *range(COUNT))
     with pytest.raises(
         UserError, match=r"^3 records, of which each would stand in .* the last of them image"
     ) as refused:
-        next(iter(data(root, workers).train_dataloader()))
+        next(iter(data(root, num_workers).train_dataloader()))
     assert "\n" not in str(refused.value)
 
 
@@ -500,7 +500,7 @@ def test_memory_is_flat_over_20_000_records(tmp_path):
 
     shape = (3, 32, 32)
     write_shards(tmp_path, numbered(1000, shape), np.arange(1000) % 10, 125)
-    made = ImageData(source(tmp_path), seed=0, batch=100, micro_batch=None, workers=0)
+    made = ImageData(source(tmp_path), seed=0, batch=100, micro_batch=None, num_workers=0)
     made.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=1)
     stream = iter(made.train_dataloader())
     after = []
@@ -517,8 +517,8 @@ def test_memory_is_flat_over_20_000_records(tmp_path):
 
 RUN = [
     *BACKBONE,
-    *("model=pmf_tiny", "data=shards", "data.max_bad=0.2", "batch=16", "images=320", "workers=2"),
-    *("log_every_steps=1", "grid.enabled=false", "checkpoint.every_images=160", "metrics=none"),
+    *("model=pmf_tiny", "data=shards", "data.max_bad=0.2", "batch=16", "images=320", "num_workers=2"),
+    *("log_every_steps=1", "sample_grid.enabled=false", "checkpoint.every_images=160", "metrics=none"),
 ]
 
 
@@ -541,7 +541,7 @@ def test_twenty_steps_are_ten_a_kill_and_ten_more(tmp_path):
     kill_after_ten_steps(tmp_path / "killed", tmp_path / "shards")
     shutil.copytree(tmp_path / "killed", tmp_path / "other")
     wanted = state(tmp_path / "straight")
-    for name, changes in (("killed", []), ("other", ["workers=0"])):
+    for name, changes in (("killed", []), ("other", ["num_workers=0"])):
         run(tmp_path / name, tmp_path / "shards", "ckpt=last", *changes)
         assert_same(state(tmp_path / name), wanted)
 
@@ -587,7 +587,7 @@ def test_the_reader_is_measured_beside_cropped_files(tmp_path):
     [
         ([], r"what=data reads shards of colour pixels: data=shards data.root=<folder>; python -m .*shard in="),
         (["reader.batch=0"], "reader.batch=0: set it to a whole number, 1 or more"),
-        (["reader.workers=[]"], r"reader.workers=\[\]: give a list in square brackets"),
+        (["reader.num_workers=[]"], r"reader.num_workers=\[\]: give a list in square brackets"),
         (["reader.originals=nowhere"], "reader.originals=nowhere: there is no such folder"),
     ],
 )

@@ -50,7 +50,7 @@ def listed(tmp_path, *members):
 
 @cache
 def defaults():
-    return compose(["size=8", "workers=1"], "shard")
+    return compose(["size=8", "num_workers=1"], "shard")
 
 
 def run(root, out, *options):

@@ -39,10 +39,10 @@ OLD = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]
 NEEDS_FSDP = pytest.mark.skipif(OLD, reason="FSDP2 takes forward-mode derivatives from torch 2.13")
 
 MODELS = ["pmf_tiny", "imf_digits", "jit_tiny", "drifting_tiny", "mae_tiny"]
-DRIFTING = ["objective.generated=8"]  # images of a label: each of the two ranks takes one label
+DRIFTING = ["objective.samples_per_label=8"]  # images of a label: each of the two ranks takes one label
 
 
-DRAWN = ["grid.enabled=true", "grid.every_images=48"]
+DRAWN = ["sample_grid.enabled=true", "sample_grid.every_images=48"]
 
 
 def runs(folder, kind, models, steps, at, micro_batch="null"):
@@ -115,7 +115,7 @@ def test_two_processes_are_one_with_two_micro_batches_to_the_last_bit(tmp_path):
 def in_turns(folder):
     """On two ranks: with weights in parts, then on from step 2 with whole ones, then on from step 3 in parts again."""
     two, three = Path(folder) / "two.ckpt", Path(folder) / "three.ckpt"
-    short = ["steps=4", "recompute=true"]  # which must not stay in the network that training gives back
+    short = ["steps=4", "activation_checkpointing=true"]  # which must not stay in the network that training gives back
     run = fit("pmf_tiny", f"{folder}/parts", "trainer=fsdp", *short, *DRAWN, at=(4,), keep={2: two}, finish=True)
     dist.barrier()
     whole_again = fit("pmf_tiny", f"{folder}/whole", "trainer=ddp", "steps=4", f"ckpt={two}", at=(4,), keep={3: three})
@@ -263,7 +263,7 @@ class Matrices(nn.Module):
         self.vector = nn.Parameter(torch.linspace(-1, 1, 3))
 
 
-def steps_of_muon(kind, split=True):
+def steps_of_muon(kind, distribute=True):
     """Two steps with gradients that are a function of the step; return the weights and the momenta."""
     if kind != "alone" and not dist.is_initialized():
         dist.init_process_group("gloo")
@@ -271,7 +271,7 @@ def steps_of_muon(kind, split=True):
     if kind == "sharded":
         fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     groups = [{"params": list(network.weights), "kind": "muon"}, {"params": [network.vector], "kind": "adam"}]
-    optimizer = MuonAdam(groups, lr=0.1, weight_decay=0.1, split=split)
+    optimizer = MuonAdam(groups, lr=0.1, weight_decay=0.1, distribute=distribute)
     for step in range(2):
         for i, weight in enumerate(network.parameters()):
             gradient = torch.randn(weight.shape, generator=rng.generator("gradient", step, i))

@@ -296,7 +296,15 @@ def test_per_place_of_flat_places_is_finite():
 def settings(**changes):
     numbers = {
         **{"seed": 0, "patch": 2, "base_channels": 32, "blocks": (1, 1, 1, 1), "cell": 2, "mask_fraction": 0.5},
-        **{"class_weight": 0.1, "class_steps": 0, "class_rise": 0, "steps": 1, "batch": 2, "lr": 1e-3, "warm_up": 0},
+        **{
+            "class_weight": 0.1,
+            "class_steps": 0,
+            "class_warmup": 0,
+            "steps": 1,
+            "batch": 2,
+            "lr": 1e-3,
+            "warmup_steps": 0,
+        },
         **{"weight_decay": 0.01, "clip": 2.0},
     }
     return MAESettings(**{**numbers, **changes})

@@ -58,7 +58,7 @@ def judge(cache, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_judged_and_everything_is_written_down(judge, trained, tmp_path):
-    asked = ["reference=data", "n=24", "seed=5", "omega=2", "t_max=0.9", "ema=1k", "chunk=10"]
+    asked = ["reference=data", "n=24", "seed=5", "omega=2", "t_max=0.9", "ema=1k", "batch_size=10"]
     report = judge(f"ckpt={trained}", *asked)
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written == json.loads(json.dumps(report))
@@ -66,9 +66,11 @@ def test_a_checkpoint_is_judged_and_everything_is_written_down(judge, trained, t
     assert written["scores"]["fd24_classifier_jit"] == written["fid"] > 0
     assert {"is24_classifier_jit", "kd24_classifier_jit", "precision24_classifier_jit"} < set(written["scores"])
     assert written["checkpoint_sha256"] == file_sha256(trained / "checkpoints" / "last.ckpt")
-    judged = {name: written[name] for name in ("ema", "steps", "method", "omega", "t_min", "t_max", "nfe", "seed", "n")}
+    judged = {
+        name: written[name] for name in ("ema", "steps", "sampler", "omega", "t_min", "t_max", "nfe", "seed", "n")
+    }
     assert judged == {
-        **{"ema": "1k", "steps": 1, "method": "average", "omega": 2, "t_min": 0.0, "t_max": 0.9},
+        **{"ema": "1k", "steps": 1, "sampler": "average", "omega": 2, "t_min": 0.0, "t_max": 0.9},
         **{"nfe": 1, "seed": 5, "n": 24},
     }
     assert written["protocol"]["quantiser"] == "round"
@@ -84,7 +86,7 @@ def test_a_checkpoint_is_judged_and_everything_is_written_down(judge, trained, t
 
 @pytest.mark.parametrize("kind", ["png", "npz"])
 def test_kept_images_are_those_of_sample_and_score_alike(judge, trained, tmp_path, kind):
-    shared = [f"ckpt={trained}", "n=23", "seed=3", "chunk=8"]
+    shared = [f"ckpt={trained}", "n=23", "seed=3", "batch_size=8"]
     first = judge(*shared, "reference=data", f"save={kind}")
     sample(compose([*shared, f"out={tmp_path}/samples"], "sample"))
     with np.load(tmp_path / "samples" / "samples.npz") as arrays:
@@ -100,7 +102,7 @@ def test_kept_images_are_those_of_sample_and_score_alike(judge, trained, tmp_pat
             np.array_equal(Image.open(Path(first["images"], n)), e[..., 0])
             for n, e in zip(names, expected, strict=True)
         )
-    again = judge(f"images={first['images']}", "data=digits", "reference=data", "chunk=8", f"out={tmp_path}/again")
+    again = judge(f"images={first['images']}", "data=digits", "reference=data", "batch_size=8", f"out={tmp_path}/again")
     assert again["fid"] == first["fid"]
     assert again["scores"] == first["scores"]
     assert "unbalanced-labels" in first["flags"]
@@ -173,14 +175,14 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
             "precision_recall_reference=gone.npz: no such file",
         ),
         (["ckpt={trained}", "reference=data", "n=1"], "n=1: set it to a whole number, 2 or more"),
-        (["ckpt={trained}", "reference=data", "chunk=0"], "chunk=0: set it to a whole number, 1 or more"),
-        (["ckpt={trained}", "reference=data", "chunk=null"], "chunk=null: set it to a whole number"),
+        (["ckpt={trained}", "reference=data", "batch_size=0"], "batch_size=0: set it to a whole number, 1 or more"),
+        (["ckpt={trained}", "reference=data", "batch_size=null"], "batch_size=null: set it to a whole number"),
         (["ckpt={trained}", "reference=data", "n=1e3"], "n=1000.0: set it to a whole number, 2 or more"),
         (["ckpt={trained}", "reference=data", "device=gpux"], "device=gpux"),
         (["ckpt={trained}", "reference=data", "save=jpg"], "save=jpg: keep none or png or npz"),
         (["ckpt={trained}", "reference=data", "ema=9k"], "ema=9k: the checkpoint has no such average"),
         (["ckpt={trained}", "reference=data", "omega=0.5"], "omega=0.5"),
-        (["ckpt={trained}", "reference=data", "method=rk4"], "method=rk4: this model samples by"),
+        (["ckpt={trained}", "reference=data", "sampler=rk4"], "sampler=rk4: this model samples by"),
         (["ckpt={trained}", "reference=data", "decoder.weights=x"], "this model makes pixels"),
         (
             ["ckpt={trained}", "extractor=inception", "extractor.weights=w.pth"],
@@ -229,11 +231,11 @@ def test_an_autoencoder_is_no_generator(judge, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_gives_the_same_images_and_numbers(judge, trained, cache, tmp_path):
-    alone = judge(f"ckpt={trained}", "reference=data", "n=23", "chunk=5", "save=npz")
+    alone = judge(f"ckpt={trained}", "reference=data", "n=23", "batch_size=5", "save=npz")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    asked = [*CLASSIFIER, f"cache_dir={cache}", f"ckpt={trained}", "reference=data", "n=23", "chunk=5", "save=npz"]
+    asked = [*CLASSIFIER, f"cache_dir={cache}", f"ckpt={trained}", "reference=data", "n=23", "batch_size=5", "save=npz"]
     command = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pmf_lightning.evaluate"]
     done = subprocess.run(
         [sys.executable, "-m", *command, *asked, f"out={tmp_path}/two"],

@@ -187,8 +187,8 @@ def real() -> Reference:
     return statistics(lambda first, end: images[first:end], 40, Tiny(), 9, 40, CPU, {"classes": 4})
 
 
-def evaluator(real, chunk=8, **changes) -> Evaluator:
-    return Evaluator(protocol(**changes), Tiny(), real, chunk)
+def evaluator(real, batch_size=8, **changes) -> Evaluator:
+    return Evaluator(protocol(**changes), Tiny(), real, batch_size)
 
 
 def dark(labels, first):
@@ -307,14 +307,14 @@ def test_evaluating_draws_no_global_random_numbers(real):
 
 
 def test_chunks_do_not_change_images_or_scores_beyond_rounding(real):
-    few, many = evaluator(real, chunk=5)(dark, 33, 3), evaluator(real, chunk=100)(dark, 33, 3)
+    few, many = evaluator(real, batch_size=5)(dark, 33, 3), evaluator(real, batch_size=100)(dark, 33, 3)
     assert few.fid == pytest.approx(many.fid, rel=1e-9)
 
 
-@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (0, 8), (9, 0)])
-def test_too_few_images_are_refused(real, n, chunk):
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 8), (0, 8), (9, 0)])
+def test_too_few_images_are_refused(real, n, batch_size):
     with pytest.raises(UserError, match="at least"):
-        evaluator(real, chunk=chunk)(dark, n, 3)
+        evaluator(real, batch_size=batch_size)(dark, n, 3)
 
 
 def test_precision_is_full_inside_and_as_before_after():
@@ -389,7 +389,7 @@ def dealt(rank, world, port, folder, real, generate, n):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         dist.init_process_group("gloo", rank=rank, world_size=world)
-        judge = evaluator(real, chunk=4)
+        judge = evaluator(real, batch_size=4)
         kept = [ImageSaver(kind, folder / kind, n, 3) for kind in ("png", "npz")]
         measured = judge.measure(generate, n, 3, lambda *x: [keep(*x) for keep in kept])
         for keep in kept:
@@ -446,7 +446,7 @@ def test_one_two_and_three_ranks_agree(real, tmp_path):
 
 def test_more_ranks_than_chunks(real, tmp_path):
     folder = world_of(3, tmp_path / "w", real, n=7)
-    alone = evaluator(real, chunk=4)(dark, 7, 3)
+    alone = evaluator(real, batch_size=4)(dark, 7, 3)
     assert torch.load(folder / "2.pt", weights_only=False)[0].fid == pytest.approx(alone.fid, rel=1e-9)
 
 
@@ -528,7 +528,7 @@ def test_our_scores_equal_torch_fidelitys_on_the_same_pngs_and_weights(tmp_path)
         **{"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": str(weights)},
         **{"batch_size": 8, "kid_subsets": 9, "kid_subset_size": 12, "save_cpu_ram": True},
     )
-    shared = [f"extractor.weights={weights}", "extractor.batch=8", "chunk=10"]
+    shared = [f"extractor.weights={weights}", "extractor.batch=8", "batch_size=10"]
     stats = tmp_path / "stats.npz"
     make_stats(compose([f"images={folders[1]}", f"out={stats}", *shared], "make_stats"))
     rules = ["protocol.kid_subsets=9", "protocol.kid_size=12"]

@@ -31,7 +31,7 @@ from pmf_lightning.utils.rng import generator, normal_images
 
 CONF = Path(__file__).parents[2] / "conf" / "metrics"
 QUICK = ClassifierSettings(
-    side=32, seed=0, features=16, steps=12, batch=24, lr=5e-3, warm_up=2, weight_decay=0.0, shift=0.1
+    side=32, seed=0, features=16, steps=12, batch=24, lr=5e-3, warmup_steps=2, weight_decay=0.0, shift=0.1
 )  # far from converged, but enough for the easy images below
 
 
@@ -290,7 +290,7 @@ def test_another_number_or_size_of_images_is_refused(classifier):
 
 
 def quick_probe(cache_dir, source=None):
-    settings = SmallDataSettings(enabled=True, every_images=1, extra_steps=[], chunk=7, classifier=QUICK)
+    settings = SmallDataSettings(enabled=True, every_images=1, extra_steps=[], batch_size=7, classifier=QUICK)
     return SmallDataEvaluator(source or Patches(), settings, str(cache_dir))
 
 
@@ -319,8 +319,8 @@ def test_probe_refuses_what_cannot_be_measured(tmp_path):
     object.__setattr__(lonely, "held_out", lambda: Patches().rows("held out", 1))
     with pytest.raises(UserError, match="holds out 1"):
         quick_probe(tmp_path, lonely)(lambda labels, first: None)
-    with pytest.raises(UserError, match=r"metrics\.chunk=0"):
-        SmallDataSettings(enabled=True, every_images=1, extra_steps=[], chunk=0, classifier=QUICK)
+    with pytest.raises(UserError, match=r"metrics\.batch_size=0"):
+        SmallDataSettings(enabled=True, every_images=1, extra_steps=[], batch_size=0, classifier=QUICK)
 
 
 def test_balanced_labels_and_metric_name():

@@ -221,7 +221,7 @@ def made(tmp_path):
 def opened(reference, **changes):
     images = {"resolution": 8, "classes": 4, "channels": 3, "crop": None, **changes}
     extractor = images.pop("extractor", Tiny())
-    return open_evaluator(protocol(), extractor, reference, chunk=8, device="cpu", **images)
+    return open_evaluator(protocol(), extractor, reference, batch_size=8, device="cpu", **images)
 
 
 def test_a_reference_that_fits(made):
@@ -294,7 +294,7 @@ def places_of(rows, features) -> list[int]:
 
 def test_some_of_the_images_chosen_by_chance():
     some = split_statistics(Shelf(), Tiny(), 10, 3, 10, CPU)
-    again = split_statistics(Shelf(), Tiny(), 10, 4, 10, CPU, workers=1)
+    again = split_statistics(Shelf(), Tiny(), 10, 4, 10, CPU, num_workers=1)
     assert (some.n, len(some.features)) == (10, 10)
     torch.testing.assert_close(some.features, again.features)
     features = extract(Tiny().open(CPU), noise_levels("shelf", 30), 5, CPU).features
@@ -304,14 +304,14 @@ def test_some_of_the_images_chosen_by_chance():
         split_statistics(Shelf(), Tiny(), 31, 3, 10, CPU)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_records_are_one_line_whoever_reads(tmp_path, workers):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_records_are_one_line_whoever_reads(tmp_path, num_workers):
     write_shards(tmp_path, numbered(12), np.arange(12) % 4, 12)
     tar = tmp_path / "shard-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"NUMPY", b"MUMPY"))
     shards = Shards("shards", str(tmp_path), 4, 3, 4, held_out_fraction=0, max_bad=0.1)
     with pytest.raises(UserError, match=r"cannot be read.*verify=true") as refused:
-        split_statistics(shards, Tiny(), None, 4, 0, CPU, workers)
+        split_statistics(shards, Tiny(), None, 4, 0, CPU, num_workers)
     assert "\n" not in str(refused.value)
 
 
@@ -322,11 +322,11 @@ def test_measuring_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"n": 1}, "n=1"), ({"chunk": 0}, "chunk=0"), ({"features": -1}, "features=-1")]
+    ("change", "message"), [({"n": 1}, "n=1"), ({"batch_size": 0}, "batch_size=0"), ({"features": -1}, "features=-1")]
 )
 def test_statistics_that_cannot_be(change, message):
     images = noise_levels("shelf", 4)
-    asked = {"n": 4, "chunk": 2, "features": 0, **change}
+    asked = {"n": 4, "batch_size": 2, "features": 0, **change}
     with pytest.raises(UserError, match=message):
         statistics(lambda first, end: images[first:end], extractor=Tiny(), device=CPU, about={}, **asked)
 
@@ -363,7 +363,7 @@ def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):
         protocol(),
         Tiny(),
         "data",
-        chunk=8,
+        batch_size=8,
         device="cpu",
         resolution=8,
         classes=4,
@@ -458,7 +458,7 @@ def run_make_stats(tmp_path, *arguments):
 
 def test_make_stats_of_digits_and_of_their_pictures(tmp_path):
     cheap = ["extractor.settings.steps=2", "data=digits", "data.resolution=16"]
-    made = run_make_stats(tmp_path, *cheap, f"out={tmp_path}/digits.npz", "n=50", "features=20", "chunk=16")
+    made = run_make_stats(tmp_path, *cheap, f"out={tmp_path}/digits.npz", "n=50", "features=20", "batch_size=16")
     assert [path.name for path in made["paths"]] == ["digits.npz", "digits_ref.npz", "digits.pkl"]
     assert made["features"] == 20
     about = made["about"]
@@ -476,7 +476,7 @@ def test_make_stats_of_digits_and_of_their_pictures(tmp_path):
         (["out=stats.txt"], "out=stats.txt: statistics are written as .npz .*set out=stats.npz"),
         (["out=s.npz"], "what is to be measured"),
         (["out=s.npz", "data=digits", "n=1"], "n=1: set it to a whole number, 2 or more"),
-        (["out=s.npz", "data=digits", "workers=-1"], "workers=-1"),
+        (["out=s.npz", "data=digits", "num_workers=-1"], "num_workers=-1"),
         (["out=s.npz", "data=digits", "device=gpux"], "device=gpux"),
         (["out=s.npz", "data=digits", "n=5000"], "n=5000: the training split of digits has 1437"),
         (

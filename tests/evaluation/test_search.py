@@ -43,7 +43,7 @@ def test_a_grid_is_every_combination_once():
     assert {(p.omega, p.interval, p.steps) for p in grid} == {
         (omega, interval, steps) for omega in (1, 2, 3) for interval in ((0, 1), (0.1, 0.7)) for steps in (1, 2)
     }
-    options = {"steps": 2, "method": "average", "omega": 3, "t_min": 0.1, "t_max": 0.7}
+    options = {"steps": 2, "sampler": "average", "omega": 3, "t_min": 0.1, "t_max": 0.7}
     assert SamplingSetting("2k", 3, (0.1, 0.7), 2, "average").options == options
     assert AXES.nearest(SamplingSetting("9k", 2.4, (0.2, 0.6), 50, "heun")) == SamplingSetting(
         "1k", 2, (0.1, 0.7), 2, "average"
@@ -120,7 +120,7 @@ def test_the_published_best_is_a_point_of_the_grid(model):
     assert judged.omega in tried.omega
     assert [judged.t_min, judged.t_max] in tried.intervals
     assert judged.steps in tried.steps
-    assert judged.method in tried.method
+    assert judged.sampler in tried.sampler
     assert tried.ema is None
     assert min(tried.omega) >= 1
 
@@ -164,13 +164,13 @@ def test_checkpoints_of_before_get_the_recipe(model, preset):
 # The whole command, on a run of seconds
 
 CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3", "reference=data"]
-FEW = ["omega=[1,3]", "intervals=[[0,1],[0.1,0.7]]", "n=30", "n_final=60", "chunk=25", "shown=20"]
+FEW = ["omega=[1,3]", "intervals=[[0,1],[0.1,0.7]]", "n=30", "n_final=60", "batch_size=25", "shown=20"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train(compose([*RUN, "steps=6", "grid.enabled=false", "optimizer.lr=3e-2", f"run_dir={folder}"]))
+    train(compose([*RUN, "steps=6", "sample_grid.enabled=false", "optimizer.lr=3e-2", f"run_dir={folder}"]))
     return folder
 
 
@@ -223,13 +223,13 @@ def test_a_point_is_what_evaluating_it_gives(found, trained, cache):
     """By hand: the checkpoint's average, the point's options, noise 0, 1, ... of the seed."""
     cfg = compose(["data=digits", *CLASSIFIER], "evaluate")
     source = Digits("digits", 32, 1, 10, 360)
-    sizes = {"resolution": 32, "channels": 1, "classes": 10, "chunk": 25, "device": "cpu"}
+    sizes = {"resolution": 32, "channels": 1, "classes": 10, "batch_size": 25, "device": "cpu"}
     parts = (make_part(cfg, "protocol"), make_part(cfg, "extractor"), "data")
     judge = open_evaluator(*parts, source=source, cache_dir=str(cache), **sizes)
     for tried in found[1]["tried"]:
         if (tried.point.omega, tried.point.interval) == (3, (0.1, 0.7)):
             module, point = load_checkpoint(trained, tried.point.ema), tried.point
-            options = {"omega": 3, "t_min": 0.1, "t_max": 0.7, "steps": 1, "method": "average"}
+            options = {"omega": 3, "t_min": 0.1, "t_max": 0.7, "steps": 1, "sampler": "average"}
             scores = judge(lambda y, first, m=module, o=options: numbered_images(m, y, 0, first, **o), 30, 10)
             assert tried.fid == pytest.approx(scores.fid, rel=1e-6), point
             assert tried.scores["inception_score"] == pytest.approx(scores.inception_score, rel=1e-6)
@@ -282,14 +282,14 @@ def test_the_commands_of_best_json_compose(found):
         cfg = compose(words[3:], name)
         point = best["best"]["point"]
         assert (cfg.ema, cfg.omega, [cfg.t_min, cfg.t_max]) == (point["ema"], point["omega"], point["interval"])
-        assert (cfg.steps, cfg.method, cfg.seed) == (point["steps"], point["method"], 0)
+        assert (cfg.steps, cfg.sampler, cfg.seed) == (point["steps"], point["sampler"], 0)
     assert cfg.ckpt in best["evaluate"]
 
 
 def test_coordinate_finds_a_point_of_the_grid(found, trained, cache, monkeypatch):
     out, result = found
     monkeypatch.setattr(PointEvaluator, "generator", lambda self, point: pytest.fail("everything is known"))
-    monkeypatch.setattr(PointEvaluator, "draw", lambda self, point, count, chunk: torch.zeros(count, 1, 4, 4))
+    monkeypatch.setattr(PointEvaluator, "draw", lambda self, point, count, batch_size: torch.zeros(count, 1, 4, 4))
     again = search(trained, cache, out, "strategy=coordinate", "n_final=null")
     assert again["best"].fid <= max(record.fid for record in result["tried"])
     assert 5 <= len(again["tried"]) <= 8
@@ -328,12 +328,12 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
         (["ema=[2k,3k]"], r"ema=3k: the checkpoint has no such average; did you mean"),
         (["steps=[1.5]"], r"steps=\[1.5\]: give a list of whole numbers"),
         (["steps=[0]"], r"steps=0: at least one"),
-        (["method=[magic]"], r"method=magic: this model samples by average"),
+        (["sampler=[magic]"], r"sampler=magic: this model samples by average"),
         (["strategy=magic"], r"strategy=magic: there is no such strategy; known: coordinate, grid"),
         (["n=1"], r"n=1: set it to a whole number, 2 or more"),
         (["n=many"], r"n=many: set it to a whole number, 2 or more"),
         (["n_final=1"], r"n_final=1: set it"),
-        (["chunk=0"], r"chunk=0"),
+        (["batch_size=0"], r"batch_size=0"),
         (["device=gpu7"], r"device=gpu7"),
         (["out=/proc/nowhere"], r"out=/proc/nowhere: cannot be written"),
     ],
@@ -404,8 +404,8 @@ def test_the_command_prints_help_and_one_line_for_bad_input(trained, cache, tmp_
 
 @pytest.mark.slow
 def test_two_ranks_find_the_same(found, trained, cache, tmp_path):
-    both = together(2, search, trained, cache, tmp_path / "out", "chunk=8")
-    alone = search(trained, cache, tmp_path / "alone", "chunk=8")
+    both = together(2, search, trained, cache, tmp_path / "out", "batch_size=8")
+    alone = search(trained, cache, tmp_path / "alone", "batch_size=8")
     for result in both:
         assert [r.point for r in result["tried"]] == [r.point for r in alone["tried"]]
         assert [r.fid for r in result["tried"]] == pytest.approx([r.fid for r in alone["tried"]], rel=1e-7)

@@ -36,8 +36,8 @@ def uniform(*names, count, low=0.0, high=1.0, dtype=torch.float64):
 
 
 def empty_network(**changes) -> ViT:
-    sizes = {"resolution": 8, "channels": 3, "patch": 4, "width": 16, "attention_heads": 2, "mlp_hidden": 24}
-    parts = {"trunk": 1, "heads": {"u": 1, "v": 1}, "conditions": CONDITIONS, "classes": CLASSES, "bottleneck": 6}
+    sizes = {"resolution": 8, "channels": 3, "patch": 4, "width": 16, "num_heads": 2, "mlp_dim": 24}
+    parts = {"depth": 1, "heads": {"u": 1, "v": 1}, "conditions": CONDITIONS, "classes": CLASSES, "bottleneck": 6}
     return ViT(**{**sizes, **parts, "block_gain": 0.8, "rope_theta": 100.0, "attention": "plain", **changes})
 
 
@@ -55,10 +55,10 @@ def tiny_network(dtype=torch.float64, **changes) -> ViT:
 def objective(**changes) -> PixelMeanFlow:
     numbers = {
         **{"prediction": "x", "noise_scale": 1.0, "P_mean": 0.8, "P_std": 0.8, "uniform_fraction": 0.0},
-        **{"tied_fraction": 0.5, "omega_beta": 1.0, "label_drop": 0.1, "t_clip": 0.05},
-        **{"omega_min": 1.0, "omega_max": 8.0, "tangent": "network", "interval": True},
-        **{"weight_power": 1.0, "weight_eps": 0.01, "derivative": "two_pass"},
-        **{"target": "clipped", "velocity": "head", "time_order": "tie_then_sort", "free_r": "any"},
+        **{"flow_matching_fraction": 0.5, "omega_beta": 1.0, "label_dropout": 0.1, "t_clip": 0.05},
+        **{"omega_min": 1.0, "omega_max": 8.0, "jvp_tangent": "network", "sample_interval": True},
+        **{"weight_power": 1.0, "weight_eps": 0.01, "jvp": "two_pass"},
+        **{"v_target": "clipped", "v_source": "head", "time_order": "tie_then_sort", "r_law": "any"},
         **{"preconditioner": None, "perceptual": {}, "t_thr": 0.8, "crop": None},
     }
     return PixelMeanFlow(**{**numbers, **changes})

@@ -2,9 +2,9 @@
 
 BACKBONE = [
     "backbone.width=32",
-    "backbone.attention_heads=2",
-    "backbone.mlp_hidden=48",
-    "backbone.trunk=1",
+    "backbone.num_heads=2",
+    "backbone.mlp_dim=48",
+    "backbone.depth=1",
     "backbone.heads={u: 1, v: 1}",
     "backbone.bottleneck=8",
 ]
@@ -25,7 +25,7 @@ RUN = [
     "batch=16",
     "images=480",
     "log_every_steps=1",
-    "grid.every_images=160",
+    "sample_grid.every_images=160",
     "checkpoint.every_images=80",
     "metrics=none",
 ]

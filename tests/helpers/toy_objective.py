@@ -85,7 +85,7 @@ def toy_run(steps, folder, micro_batch=None, ckpt_path=None, devices=1, callback
     """Train the toy; return weights and state of this rank, and leave a checkpoint in ``folder``."""
     network = tiny_network(torch.float32, heads={"u": 1}, conditions={"label": {"kind": "class", "tokens": 2}})
     config = {"compile": False, "flip": False, "batch": BATCH}
-    optimizer, constant = torch.optim.SGD, {"steps": 10, "warm_up": 0, "decay": 0}
+    optimizer, constant = torch.optim.SGD, {"steps": 10, "warmup_fraction": 0, "decay_fraction": 0}
     module = GenerativeModule(
         network,
         MeanMatching(**options),

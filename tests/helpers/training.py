@@ -14,7 +14,7 @@ from pmf_lightning.distributed.dtensor import full_tensor
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.utils import rng
 
-SHORT = ["batch=16", "log_every_steps=1", "grid.enabled=false", "metrics=none", "checkpoint.every_images=1600"]
+SHORT = ["batch=16", "log_every_steps=1", "sample_grid.enabled=false", "metrics=none", "checkpoint.every_images=1600"]
 
 
 @dataclass

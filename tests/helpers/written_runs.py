@@ -42,7 +42,7 @@ def write_run(folder, seed=0, fd=5.0, block=None, log=True, grey=True, record=No
     folder.mkdir(parents=True)
     whole = {
         **{"seed": seed, "run_dir": str(folder), "cache_dir": "/home/somebody/.cache/pmf", "name": "pmf_digits"},
-        **{"images": 640, "grid": {"rows": 4, "columns": 10}, "data": {"classes": 3, "resolution": 32}},
+        **{"images": 640, "sample_grid": {"rows": 4, "columns": 10}, "data": {"classes": 3, "resolution": 32}},
         **{"study": block, "backbone": {"patch": 4}, **config},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))

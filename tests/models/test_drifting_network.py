@@ -23,14 +23,14 @@ from pmf_lightning.weights.drifting import generator_tensors
 CLASSES, CODES, ROWS, CONTEXT, GRID, PATCH, WIDTH, HEADS, HIDDEN, BLOCKS = 7, 5, 4, 3, 3, 4, 24, 2, 64, 2
 # The sizes of drift_generator.npz.
 TINY = {
-    **{"resolution": GRID * PATCH, "channels": 3, "patch": PATCH, "width": WIDTH, "attention_heads": HEADS},
-    **{"mlp_hidden": HIDDEN, "trunk": BLOCKS, "classes": CLASSES, "context": CONTEXT, "codes": CODES, "rows": ROWS},
+    **{"resolution": GRID * PATCH, "channels": 3, "patch": PATCH, "width": WIDTH, "num_heads": HEADS},
+    **{"mlp_dim": HIDDEN, "depth": BLOCKS, "classes": CLASSES, "context": CONTEXT, "codes": CODES, "rows": ROWS},
     **{"rope_theta": 1e4, "attention": "plain"},
 }
 # What the overrides of a preset make it small.
 SMALL = [
-    *("data=digits", "drift_features=raw", "backbone.patch=8", "backbone.width=32", "backbone.attention_heads=2"),
-    *("backbone.mlp_hidden=64", "backbone.trunk=2", "backbone.context=3", "objective.styles=3", "batch=128"),
+    *("data=digits", "drift_features=raw", "backbone.patch=8", "backbone.width=32", "backbone.num_heads=2"),
+    *("backbone.mlp_dim=64", "backbone.depth=2", "backbone.context=3", "objective.style_codes=3", "batch=128"),
 ]
 
 
@@ -237,7 +237,7 @@ def test_weights_are_a_function_of_their_generators():
         return made.state_dict()
 
     first, again, other = start(0), start(0), start(1)
-    shorter = start(0, trunk=1, codes=0)
+    shorter = start(0, depth=1, codes=0)
     constant = {n for n, w in first.items() if expected_start(n, w.shape)[0] == "constant"} | {"positions.weight"}
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first.keys() - constant)
@@ -283,8 +283,8 @@ def test_without_styles_and_context(golden):
     ("changes", "message"),
     [
         ({"resolution": 13}, "resolution 13 is not divisible by patch 4"),
-        ({"width": 26, "attention_heads": 1}, "width 26 is no multiple of 4, which"),
-        ({"attention_heads": 8}, "width 24 does not split into 8 heads of a multiple of 2 channels"),
+        ({"width": 26, "num_heads": 1}, "width 26 is no multiple of 4, which"),
+        ({"num_heads": 8}, "width 24 does not split into 8 heads of a multiple of 2 channels"),
         ({"rows": 0}, "context 3, codes 5, rows 0: context and codes must be 0 or more, and rows 1 or"),
         ({"context": -1}, "context -1, codes 5"),
     ],
@@ -318,12 +318,12 @@ def test_preset(model):
     data, millions, adds, row, feature, push, omega = PRESETS[model]
     cfg = compose([f"model={model}", f"data={data}"])
     objective, optimizer = cfg.objective, cfg.optimizer
-    found = (optimizer.lr, round(cfg.schedule.warm_up * cfg.steps), optimizer.weight_decay, cfg.steps)
-    assert (*found, cfg.queues.positives, objective.alpha_power, objective.alpha_one) == row
-    assert (cfg.name, cfg.batch, objective.generated, cfg.queues.negatives) == (model, 128 * 64, 64, 32)
-    assert (cfg.schedule.decay, cfg.trainer.gradient_clip_val, list(optimizer.betas)) == (0, 2, [0.9, 0.95])
+    found = (optimizer.lr, round(cfg.schedule.warmup_fraction * cfg.steps), optimizer.weight_decay, cfg.steps)
+    assert (*found, cfg.queues.positives, objective.alpha_power, objective.unguided_fraction) == row
+    assert (cfg.name, cfg.batch, objective.samples_per_label, cfg.queues.negatives) == (model, 128 * 64, 64, 32)
+    assert (cfg.schedule.decay_fraction, cfg.trainer.gradient_clip_val, list(optimizer.betas)) == (0, 2, [0.9, 0.95])
     assert feature in cfg.drift_features
-    assert (cfg.queues.push, cfg.sampling.omega) == (32 * push, omega)
+    assert (cfg.queues.push_per_step, cfg.sampling.omega) == (32 * push, omega)
     assert list(cfg.search.omega) == [1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5]  # cfg_list
     assert cfg.schedule.start == 1e-6
     with torch.device("meta"):
@@ -343,7 +343,7 @@ def test_the_shared_backbone_serves_too():
 
 
 def test_a_training_step_and_a_sample():
-    module = build(compose(["model=drifting_b16", *SMALL, "objective.generated=4"]))
+    module = build(compose(["model=drifting_b16", *SMALL, "objective.samples_per_label=4"]))
     with torch.no_grad():
         for name, weight in module.network.named_parameters():
             weight.add_(0.05 * normal("step", name, shape=tuple(weight.shape), dtype=torch.float32))

@@ -18,13 +18,13 @@ from pmf_lightning.utils.hydra_compat import instantiate
 
 CLASSES, CONTEXT, GRID, PATCH, WIDTH, HEADS, HIDDEN, BLOCKS, START = 5, 3, 3, 2, 24, 2, 20, 8, 3
 TINY = {
-    **{"resolution": GRID * PATCH, "channels": 3, "patch": PATCH, "width": WIDTH, "attention_heads": HEADS},
-    **{"mlp_hidden": HIDDEN, "trunk": BLOCKS, "classes": CLASSES, "bottleneck": 7, "context": CONTEXT},
+    **{"resolution": GRID * PATCH, "channels": 3, "patch": PATCH, "width": WIDTH, "num_heads": HEADS},
+    **{"mlp_dim": HIDDEN, "depth": BLOCKS, "classes": CLASSES, "bottleneck": 7, "context": CONTEXT},
     **{"context_start": START, "dropout": 0.0, "attention_dropout": 0.0, "rope_theta": 1e4, "attention": "plain"},
 }
 # What the overrides of a preset make it small.
 SMALL = [
-    *("backbone.width=32", "backbone.attention_heads=2", "backbone.mlp_hidden=48", "backbone.trunk=4"),
+    *("backbone.width=32", "backbone.num_heads=2", "backbone.mlp_dim=48", "backbone.depth=4"),
     *("backbone.context_start=1", "backbone.bottleneck=8"),
 ]
 
@@ -214,7 +214,7 @@ def test_dropout_is_in_the_middle_half_of_the_blocks():
     """depth//4 <= i < 3 (depth//4): of 8 blocks 2 to 5, of 10 blocks 2 to 5, of 40 blocks 10 to 29."""
     for blocks, middle in ((8, range(2, 6)), (10, range(2, 6)), (40, range(10, 30)), (3, range(0))):
         with torch.device("meta"):
-            made = empty_network(trunk=blocks, context_start=1, dropout=0.2, attention_dropout=0.1)
+            made = empty_network(depth=blocks, context_start=1, dropout=0.2, attention_dropout=0.1)
         for i, block in enumerate(made.trunk):
             rates = (block.attention.dropout, block.mlp.dropout, block.attention.attention_dropout)
             assert rates == ((0.2, 0.2, 0.1) if i in middle else (0, 0, 0))
@@ -358,8 +358,8 @@ def test_without_class_tokens_or_bottleneck():
     ("changes", "message"),
     [
         ({"resolution": 7}, "resolution 7 is not divisible by patch 2"),
-        ({"attention_heads": 5}, "width 24 does not split into 5 heads of a multiple of 4 channels"),
-        ({"attention_heads": 4}, "width 24 does not split into 4 heads of a multiple of 4 channels"),
+        ({"num_heads": 5}, "width 24 does not split into 5 heads of a multiple of 4 channels"),
+        ({"num_heads": 4}, "width 24 does not split into 4 heads of a multiple of 4 channels"),
         ({"context_start": 8}, "context_start 8 is no block of 8: give 0 to 7"),
         ({"context_start": -1}, "context_start -1 is no block of 8"),
         ({"dropout": 1.0}, r"dropout 1.0 is not in \[0, 1\)"),

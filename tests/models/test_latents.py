@@ -38,7 +38,7 @@ LABELS = torch.tensor([0, 3, 1])
 
 
 def decoder(weights, **changes) -> SDVAE:
-    fields = {key: NUMBERS[key] for key in ("repository", "scale", "chunk")}
+    fields = {key: NUMBERS[key] for key in ("repository", "scale", "batch_size")}
     moments = {key: list(NUMBERS[key]) for key in ("mean", "std")}
     return SDVAE(**{"weights": str(weights), "architecture": ARCHITECTURE, **fields, **moments, **changes})
 
@@ -110,7 +110,7 @@ def test_decoding_is_the_autoencoder_on_raw_latents(vae, folder):
 
 def test_encoding_gives_raw_moments(vae, folder):
     images = normal("images", shape=(3, 3, 64, 64), dtype=torch.float32).clamp(-1, 1)
-    mean, std = decoder(folder, chunk=2).encode(images)
+    mean, std = decoder(folder, batch_size=2).encode(images)
     with torch.no_grad():
         posterior = vae.encode(images).latent_dist
     assert mean.shape == std.shape == (3, 4, 8, 8)
@@ -120,9 +120,9 @@ def test_encoding_gives_raw_moments(vae, folder):
 
 
 def test_chunks_change_nothing_but_rounding(folder):
-    whole = decoder(folder, chunk=3).decode(LATENTS)
-    for chunk in (1, 2):
-        assert (decoder(folder, chunk=chunk).decode(LATENTS) - whole).abs().max() < 1e-5
+    whole = decoder(folder, batch_size=3).decode(LATENTS)
+    for batch_size in (1, 2):
+        assert (decoder(folder, batch_size=batch_size).decode(LATENTS) - whole).abs().max() < 1e-5
 
 
 def test_frozen_float32_in_eval_mode_whatever_surrounds_it(folder):
@@ -226,7 +226,7 @@ def test_without_diffusers_the_extra_is_named(folder, monkeypatch):
     [
         ({"mean": [0.0] * 3}, "mean has 3 numbers and std 4"),
         ({"std": [1.0, 1.0, 0.0, 1.0]}, "std=.*above 0"),
-        ({"chunk": 0}, "chunk=0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"scale": 0}, "scale=0"),
     ],
 )
@@ -240,8 +240,8 @@ def test_another_autoencoder_is_refused(folder):
         decoder(folder, scale=4).load()
     with pytest.raises(UserError, match=r"decoder.mean has 4 numbers, data.channels=3"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "data.channels=3"]))
-    with pytest.raises(UserError, match=r"decoder.chunk=0: set it to a whole number"):
-        build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "decoder.chunk=0"]))
+    with pytest.raises(UserError, match=r"decoder.batch_size=0: set it to a whole number"):
+        build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "decoder.batch_size=0"]))
 
 
 def test_imf_b2_is_a_model_of_32_x_32_x_4_latents():
@@ -301,7 +301,9 @@ def sample(call_command):
 
 
 def test_sample_writes_pixels_of_a_latent_model(sample, checkpoint, folder, tmp_path):
-    status, _, errors = sample(f"ckpt={checkpoint}", f"decoder.weights={folder}", "n=5", "classes=[3,7]", "chunk=2")
+    status, _, errors = sample(
+        f"ckpt={checkpoint}", f"decoder.weights={folder}", "n=5", "classes=[3,7]", "batch_size=2"
+    )
     assert status == 0, errors
     with np.load(tmp_path / "samples" / "samples.npz") as arrays:
         images = torch.from_numpy(arrays["arr_0"])
@@ -360,7 +362,9 @@ def latent_data(monkeypatch):
 
 def test_a_latent_run_shows_pixels_and_keeps_no_decoder(latent_data, latent_overrides, folder, tmp_path):
     summary = train(
-        compose([*latent_overrides, "steps=2", "grid.every_images=16", "grid.rows=1", f"run_dir={tmp_path}"])
+        compose(
+            [*latent_overrides, "steps=2", "sample_grid.every_images=16", "sample_grid.rows=1", f"run_dir={tmp_path}"]
+        )
     )
     assert summary["steps"] == 2
     with Image.open(summary["grid"]) as grid:
@@ -399,12 +403,14 @@ def test_floats_reach_the_objective_as_they_are(latent_overrides, monkeypatch):
 
 def test_training_without_weights_stops_before_it_begins(latent_data, latent_overrides, tmp_path):
     run = [*latent_overrides, "steps=1", "decoder.weights=nowhere", f"run_dir={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match=r"decoder.weights=nowhere: no such.*or train without pictures, grid.enabled"):
+    with pytest.raises(
+        UserError, match=r"decoder.weights=nowhere: no such.*or train without pictures, sample_grid.enabled"
+    ):
         train(compose(run))
     with pytest.raises(UserError, match=r"no classifier judges the latents of imagenet256_latents; metrics=none"):
         train(compose([*run, "metrics=small"]))
     assert not (tmp_path / "run").exists()
-    summary = train(compose([*run, "grid.enabled=false"]))
+    summary = train(compose([*run, "sample_grid.enabled=false"]))
     assert summary["steps"] == 1
     assert summary["grid"] is None
     assert not (tmp_path / "run" / "grids").exists()

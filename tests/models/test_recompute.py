@@ -23,8 +23,8 @@ def test_nothing_changes_in_the_numbers(form):
     plain, saving = tiny_network(), tiny_network()
     assert recompute_blocks(saving) == 3
     assert list(saving.state_dict()) == list(plain.state_dict())
-    losses, gradients = losses_and_gradients(plain, objective(derivative=form))
-    again, gradients_again = losses_and_gradients(saving, objective(derivative=form))
+    losses, gradients = losses_and_gradients(plain, objective(jvp=form))
+    again, gradients_again = losses_and_gradients(saving, objective(jvp=form))
     for name, value in losses.items():
         assert torch.equal(value, again[name])
     for name, value in gradients.items():
@@ -34,10 +34,10 @@ def test_nothing_changes_in_the_numbers(form):
 @pytest.mark.slow
 def test_memory_is_saved():
     def peak(saving):
-        network = tiny_network(trunk=8, width=64, mlp_hidden=128, attention="fused", dtype=torch.float32).to("meta")
+        network = tiny_network(depth=8, width=64, mlp_dim=128, attention="fused", dtype=torch.float32).to("meta")
         if saving:
             recompute_blocks(network)
-        goal, (batch, draws) = objective(derivative="two_pass"), rows(dtype=torch.float32)
+        goal, (batch, draws) = objective(jvp="two_pass"), rows(dtype=torch.float32)
         x, noise = (torch.empty_like(value, device="meta") for value in (batch.x, draws.noise))
         batch, draws = type(batch)(x, batch.y.to("meta")), type(draws)(**{**vars(draws), "noise": noise})
         for weight in network.parameters():
@@ -50,15 +50,15 @@ def test_memory_is_saved():
 @pytest.mark.parametrize("model", ["pmf_tiny", "jit_b16", "drifting_b16"])
 def test_configuration_builds_it(model):
     data = ["data=digits", "data.channels=3", "data.resolution=32", *backbone(model)]
-    module = build(compose([f"model={model}", *data, "backbone.patch=8", "recompute=true"]))
-    assert getattr(module.objective, "derivative", "two_pass") == "two_pass"
+    module = build(compose([f"model={model}", *data, "backbone.patch=8", "activation_checkpointing=true"]))
+    assert getattr(module.objective, "jvp", "two_pass") == "two_pass"
     assert all("forward" in vars(block) for block in module.network.trunk)
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("recompute=true", "recompute=true: .* has no transformer blocks"),
+        ("activation_checkpointing=true", "activation_checkpointing=true: .* has no transformer blocks"),
         ("compile=true", "compile=true: mae_tiny is no"),
     ],
 )

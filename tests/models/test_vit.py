@@ -194,7 +194,7 @@ def test_pixels_of_a_patch_are_in_the_order_row_column_colour():
 
 def test_every_patch_answers_in_its_own_place():
     """With the trunk and head blocks gone, a token sees its own patch alone."""
-    network = tiny_network(trunk=0, heads={"u": 0})
+    network = tiny_network(depth=0, heads={"u": 0})
     image = images(1)
     before = network(image, conditions(1))["u"]
     image[0, :, 4:, :4] += 1
@@ -354,7 +354,7 @@ def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="resolution 10 is not divisible by patch 4"):
         empty_network(resolution=10)
     with pytest.raises(ValueError, match="width 16 does not split into 3 heads"):
-        empty_network(attention_heads=3)
+        empty_network(num_heads=3)
     with pytest.raises(ValueError, match="multiple of 4"):
         empty_network(width=12)
     with pytest.raises(UserError, match=r"data\.resolution=36 is not divisible by backbone\.patch=8"):

@@ -52,7 +52,7 @@ def _step(backend):
 
     from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 
-    network, goal = tiny_network(), objective(derivative="one_pass")
+    network, goal = tiny_network(), objective(jvp="one_pass")
     compiled, names = CompiledNetwork(network, backend), list(network.state_dict())
     apart = {"losses": 0.0, "gradients": 0.0}
     for part in (slice(None), slice(1, 6)):  # other numbers of rows in every pass

@@ -43,7 +43,7 @@ def worst(ones, others):
 def test_derivative_equals_central_differences(form):
     network = tiny_network()
     batch, draws = rows()
-    fields = objective(derivative=form)(network, batch, draws, keep_fields=True).fields
+    fields = objective(jvp=form)(network, batch, draws, keep_fields=True).fields
     u, step = u_of(network, batch, draws), 1e-5
     with torch.no_grad():
         ahead, behind = (
@@ -59,7 +59,7 @@ def test_derivative_equals_central_differences(form):
 @FORMS
 def test_only_moving_rows_get_a_derivative(form):
     batch, draws = rows()
-    fields = objective(derivative=form)(tiny_network(), batch, draws, keep_fields=True).fields
+    fields = objective(jvp=form)(tiny_network(), batch, draws, keep_fields=True).fields
     moving = draws.t != draws.r
     assert (fields["du_dt"][~moving] == 0).all()
     assert (fields["V"][~moving] == fields["u"][~moving]).all()
@@ -70,7 +70,7 @@ def test_only_moving_rows_get_a_derivative(form):
 def test_both_forms_agree_in_value_and_gradient(names):
     network = tiny_network()
     batch, draws = rows(*names)
-    one, two = (objective(derivative=f)(network, batch, draws, keep_fields=True) for f in ("one_pass", "two_pass"))
+    one, two = (objective(jvp=f)(network, batch, draws, keep_fields=True) for f in ("one_pass", "two_pass"))
     for name in ("u", "v", "v_g", "v_c", "V"):
         assert relative(one.fields[name], two.fields[name]) < 1e-13, name
     torch.testing.assert_close(one.fields["du_dt"], two.fields["du_dt"], rtol=1e-11, atol=1e-11)
@@ -80,7 +80,7 @@ def test_both_forms_agree_in_value_and_gradient(names):
 @FORMS
 def test_rows_are_independent(form):
     """A row's losses are those of a batch of this row alone."""
-    network, law = tiny_network(), objective(derivative=form)
+    network, law = tiny_network(), objective(jvp=form)
     together = law(network, *rows()).per_sample
     for place, name in enumerate(ROWS):
         alone = law(network, *rows(name)).per_sample
@@ -92,7 +92,7 @@ def test_rows_are_independent(form):
 def test_no_gradient_flows_through_the_derivative(form):
     network = tiny_network()
     batch, draws = rows()
-    losses = objective(derivative=form)(network, batch, draws, keep_fields=True)
+    losses = objective(jvp=form)(network, batch, draws, keep_fields=True)
     assert not losses.fields["du_dt"].requires_grad
     assert not losses.fields["v_g"].requires_grad
     assert not losses.fields["v_c"].requires_grad
@@ -124,7 +124,7 @@ def test_fused_and_plain_attention_agree(form):
     results = []
     for kind in ("plain", "fused"):
         network = tiny_network(attention=kind)
-        losses = objective(derivative=form)(network, batch, draws, keep_fields=True)
+        losses = objective(jvp=form)(network, batch, draws, keep_fields=True)
         results.append((losses.fields["V"].detach(), gradients(network, losses)))
     (plain, plain_gradients), (fused, fused_gradients) = results
     assert relative(plain, fused) < 1e-12
@@ -133,7 +133,7 @@ def test_fused_and_plain_attention_agree(form):
 
 def test_the_derivative_alone_asks_for_plain_attention():
     spy = Spy(tiny_network(attention="fused"))
-    objective(derivative="two_pass")(spy, *rows())
+    objective(jvp="two_pass")(spy, *rows())
     assert [call["attention"] for call in spy.calls] == [None, None, "plain"]
     assert [call["graph"] for call in spy.calls] == [False, True, False]
 

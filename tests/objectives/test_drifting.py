@@ -28,9 +28,15 @@ LABELS, G, P, N = 4, 3, 5, 2
 
 
 def law(**changes) -> Drifting:
-    numbers = {"generated": G, "noise_scale": 0.5, "alpha_max": 4.0, "alpha_power": 3.0, "alpha_one": 0.25}
+    numbers = {
+        "samples_per_label": G,
+        "noise_scale": 0.5,
+        "alpha_max": 4.0,
+        "alpha_power": 3.0,
+        "unguided_fraction": 0.25,
+    }
     kernel = {"temperatures": [0.2, 0.05], "attraction": 1.0, "repulsion": 1.0, "normalisation": "both"}
-    return Drifting(**{**numbers, **kernel, "styles": 3, "style_rows": 4, **changes})
+    return Drifting(**{**numbers, **kernel, "style_codes": 3, "style_values": 4, **changes})
 
 
 def network():
@@ -95,7 +101,7 @@ def test_guidance_weighs_negatives_by_alpha():
 
 
 def test_draws_follow_their_laws():
-    objective = law(generated=2)
+    objective = law(samples_per_label=2)
     blank = DriftingBatch(
         torch.zeros(4000, 1, 1, 1, 1), torch.zeros(4000, dtype=torch.long), torch.zeros(4000, 0, 1, 1, 1)
     )
@@ -173,17 +179,17 @@ def test_sampling_is_one_evaluation():
         generate(net, noise, labels, 2, objective=objective, conditions=conditions)
     with pytest.raises(ValueError, match=r"omega=0\.5"):
         generate(net, noise, labels, omega=0.5, objective=objective, conditions=conditions)
-    with pytest.raises(ValueError, match="styles=3: give conditions"):
+    with pytest.raises(ValueError, match="style_codes=3: give conditions"):
         generate(net, noise, labels, objective=objective)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generated": 1}, "generated=1"),
+        ({"samples_per_label": 1}, "samples_per_label=1"),
         ({"alpha_max": 0.5}, "alpha_max=0.5"),
-        ({"alpha_one": 2}, "alpha_one=2"),
-        ({"styles": 2, "style_rows": 0}, "style_rows=0"),
+        ({"unguided_fraction": 2}, "unguided_fraction=2"),
+        ({"style_codes": 2, "style_values": 0}, "style_values=0"),
     ],
 )
 def test_refusals(change, message):
@@ -219,11 +225,19 @@ class At:
         self.global_step, self.global_rank, self.world_size, self.num_nodes = step, rank, world, 1
 
 
-SETTINGS = {"labels": 4, "positives": 3, "negatives": 2, "push": 6, "per_class": 5, "overall": 9, "folder": None}
+SETTINGS = {
+    "labels": 4,
+    "positives": 3,
+    "negatives": 2,
+    "push_per_step": 6,
+    "per_class": 5,
+    "global_size": 9,
+    "folder": None,
+}
 
 
 def stream(trainer, state=None, **changes):
-    data = QueueData(Few(), 0, QueueSettings(**{**SETTINGS, **changes}), workers=0)
+    data = QueueData(Few(), 0, QueueSettings(**{**SETTINGS, **changes}), num_workers=0)
     data.trainer = trainer
     if state is not None:
         data.load_state_dict(state)
@@ -268,7 +282,7 @@ def data_of(overrides):
         (["micro_batch=16"], "micro_batch=16: the loss of drifting_tiny has means over the whole batch"),
         (["batch=100"], "batch=100: it counts images, 16 for each label; set a multiple"),
         (["data=digits"], "10 labels per step .* of 4 classes in data few: set batch to 4 x the images per label"),
-        (["queues.push=4"], "queues.push=4: the 10 labels of a step"),
+        (["queues.push_per_step=4"], "queues.push_per_step=4: the 10 labels of a step"),
         (["queues.positives=0"], "queues.positives=0"),
         (["queues.negatives=-1"], "queues.negatives=-1"),
     ],
@@ -292,7 +306,7 @@ def test_queues_too_large_are_refused_before_the_run():
 
 
 def test_styles_are_tokens_of_the_shared_backbone():
-    cfg = compose(["model=drifting_tiny", "objective.styles=5", "conditions.style.tokens=2", *BACKBONE])
+    cfg = compose(["model=drifting_tiny", "objective.style_codes=5", "conditions.style.tokens=2", *BACKBONE])
     network = build(cfg, empty=True).network
     assert network.conditions["style"].table.weight.shape == (5 * 64, 32)
     assert network.prefix == 2 + 1 + 2
@@ -309,7 +323,7 @@ def test_what_a_step_queues_is_read_in_parts(monkeypatch):
         data.trainer.global_step = 99  # beyond: the state is what the queues hold now
         return found, data.state_dict()["queues"]
 
-    (whole, held), *others = (steps(part) for part in (SETTINGS["push"], 2, SETTINGS["push"] - 1))
+    (whole, held), *others = (steps(part) for part in (SETTINGS["push_per_step"], 2, SETTINGS["push_per_step"] - 1))
     for other, there in others:
         assert all(torch.equal(a, b) for x, y in zip(whole, other, strict=True) for a, b in zip(x, y, strict=True))
         for name, rings in held.items():

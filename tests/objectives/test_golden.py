@@ -38,7 +38,7 @@ def form(request):
 def run(request, form, golden, golden_module):
     """(tolerance, losses, gradients) of the training loss."""
     module = golden_module(request.param)
-    objective = replace(module.objective, derivative=form)
+    objective = replace(module.objective, jvp=form)
     losses = objective(module.network, *batch_and_draws(golden, request.param), keep_fields=True)
     losses.total.backward()
     gradients = {name: weight.grad for name, weight in module.network.named_parameters()}
@@ -108,7 +108,7 @@ def test_images(dtype, steps, golden, golden_values, golden_module):
 @pytest.mark.parametrize("order", [(7, 6, 5, 4, 3, 2, 1, 0), (4, 0, 5, 1, 6, 2, 7, 3)])
 def test_rows_are_found_by_their_times_not_their_places(order, form, golden, golden_values, golden_module):
     module = golden_module(torch.float64)
-    objective = replace(module.objective, derivative=form)
+    objective = replace(module.objective, jvp=form)
     batch, numbers = batch_and_draws(golden, torch.float64)
     order = torch.tensor(order)
     batch = Batch(batch.x[order], batch.y[order])
@@ -121,7 +121,7 @@ def test_rows_are_found_by_their_times_not_their_places(order, form, golden, gol
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_scalars_may_stay_on_the_cpu(form, golden, golden_values, golden_module):
     module = golden_module(torch.float64).cuda()
-    objective = replace(module.objective, derivative=form)
+    objective = replace(module.objective, jvp=form)
     batch, numbers = batch_and_draws(golden, torch.float64)
     batch = Batch(batch.x.cuda(), batch.y.cuda())
     for given in (numbers, numbers.to("cuda")):

@@ -22,7 +22,7 @@ COUNT = len(TIMES)
 
 
 def law(**changes) -> JiT:
-    numbers = {"noise_scale": 2.0, "P_mean": 0.8, "P_std": 0.8, "label_drop": 0.1, "t_clip": CLIP}
+    numbers = {"noise_scale": 2.0, "P_mean": 0.8, "P_std": 0.8, "label_dropout": 0.1, "t_clip": CLIP}
     return JiT(**{"prediction": "x", "loss": "v", **numbers, **changes})
 
 
@@ -117,31 +117,31 @@ def test_perfect_network_has_no_loss(prediction, loss):
     assert objective(Oracle(z, truth + 0.01), batch, draws).total > 1e-6
 
 
-def left_over(method):
+def left_over(sampler):
     """What a clipped x-prediction leaves of z - x after 50 steps, followed as a number: dc/dt = c / max(t, 0.05)."""
     c = 1.0
     for k in range(50):
         t, step = 1 - k / 50, 1 / 50
         slope = c / max(t, CLIP)
-        if method == "heun" and k < 49:
+        if sampler == "heun" and k < 49:
             slope = (slope + (c - step * slope) / max(t - step, CLIP)) / 2
         c -= step * slope
     return c
 
 
-@pytest.mark.parametrize("method", ["heun", "euler"])
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
 @pytest.mark.parametrize("prediction", KINDS)
-def test_perfect_network_is_sampled_exactly_up_to_the_clip(prediction, method):
+def test_perfect_network_is_sampled_exactly_up_to_the_clip(prediction, sampler):
     """Only x-prediction divides by t: its last steps, from below 0.05, fall short by a known part of the way."""
     batch, draws = rows()
     images = generate(
-        Knows(prediction, batch.x), draws.noise, batch.y, 50, method=method, objective=law(prediction=prediction)
+        Knows(prediction, batch.x), draws.noise, batch.y, 50, sampler=sampler, objective=law(prediction=prediction)
     )
-    rest = left_over(method) if prediction == "x" else 0.0
+    rest = left_over(sampler) if prediction == "x" else 0.0
     assert (images - batch.x - rest * (draws.noise - batch.x)).abs().max() < 1e-12
     assert rest == 0 or 0.01 < rest < 0.02
     exact = law(prediction="x", t_clip=0.0)
-    unclipped = generate(Knows("x", batch.x), draws.noise, batch.y, 50, method=method, objective=exact)
+    unclipped = generate(Knows("x", batch.x), draws.noise, batch.y, 50, sampler=sampler, objective=exact)
     assert relative(unclipped, batch.x) < 1e-12
 
 
@@ -207,9 +207,9 @@ def test_evaluations_are_those_that_happen():
             return dict.fromkeys(heads, image)
 
     z, labels = normal("z", shape=(2, *SHAPE)), torch.tensor([0, 1])
-    for method, steps in product(("heun", "euler"), (1, 4, 10)):
+    for sampler, steps in product(("heun", "euler"), (1, 4, 10)):
         asked.clear()
-        options = {"steps": steps, "omega": 2.0, "t_min": 0.1, "t_max": 0.9, "method": method}
+        options = {"steps": steps, "omega": 2.0, "t_min": 0.1, "t_max": 0.9, "sampler": sampler}
         generate(Counting(), z, labels, **options, objective=law())
         assert sum(asked) / 2 == network_evaluations(law(), **options)
 
@@ -259,5 +259,5 @@ def test_unknown_quantities_are_refused(field, value):
 
 
 def test_average_steps_are_refused():
-    with pytest.raises(ValueError, match="method=average: this objective samples by heun, euler"):
-        generate(network(), normal("z", shape=(1, *SHAPE)), torch.tensor([0]), method="average", objective=law())
+    with pytest.raises(ValueError, match="sampler=average: this objective samples by heun, euler"):
+        generate(network(), normal("z", shape=(1, *SHAPE)), torch.tensor([0]), sampler="average", objective=law())

@@ -28,7 +28,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 
 SIZES = {"resolution": 16, "channels": 3, "patch": 2, "base_channels": 32, "blocks": (1, 2, 1, 1), "classes": 7}
-NUMBERS = {"patch": 2, "cell": 2, "mask_fraction": 0.5, "class_weight": 0.1, "class_steps": 3000, "class_rise": 1000}
+NUMBERS = {"patch": 2, "cell": 2, "mask_fraction": 0.5, "class_weight": 0.1, "class_steps": 3000, "class_warmup": 1000}
 CROP = CropLaw(area=(0.2, 1.0), ratio=(0.75, 4 / 3))
 
 
@@ -44,7 +44,7 @@ def mae(dtype=torch.float64, **changes) -> MAE:
 
 
 def objective(**changes) -> MaskedAutoencoder:
-    return MaskedAutoencoder(**{**NUMBERS, "steps": 200_000, "crop": None, "mirror": False, **changes})
+    return MaskedAutoencoder(**{**NUMBERS, "steps": 200_000, "crop": None, "flip": False, **changes})
 
 
 def batch(n=4, channels=3, side=16, classes=7, dtype=torch.float64) -> Batch:
@@ -296,7 +296,7 @@ def test_weight_of_the_classes_by_step():
     assert [paper.class_weight_at(step) for step in steps] == pytest.approx([0, 0, 0, 0.05, 0.1, 0.1])
     never = objective(class_steps=0)
     assert [never.class_weight_at(step) for step in steps] == [0] * 6
-    at_once = objective(class_rise=0)
+    at_once = objective(class_warmup=0)
     assert [at_once.class_weight_at(step) for step in (197_000, 197_001)] == [0, 0.1]
     assert paper.draw(batch(), 0, 197_500).class_weight == pytest.approx(0.05)
 
@@ -319,7 +319,7 @@ def test_draws_are_keyed_and_half_of_the_cells_are_hidden():
 
 
 def test_augmentation_crops_and_mirrors_by_key():
-    data, law = batch(32, side=16), objective(crop=CROP, mirror=True)
+    data, law = batch(32, side=16), objective(crop=CROP, flip=True)
     drawn = law.draw(data, 0, 1)
     assert drawn.crops.shape == (32, 4)
     assert ((drawn.crops[:, 2] * drawn.crops[:, 3] > 0.15) & (drawn.crops[:, 2:] <= 1).all(1)).all()
@@ -375,7 +375,7 @@ def test_reconstructions_fill_the_holes_alone():
 
 SETTINGS = MAESettings(
     **{"seed": 0, "patch": 2, "base_channels": 32, "blocks": (1, 1, 1, 1), "cell": 2, "mask_fraction": 0.5},
-    **{"class_weight": 0.1, "class_steps": 1, "class_rise": 1, "steps": 2, "batch": 4, "lr": 4e-3, "warm_up": 1},
+    **{"class_weight": 0.1, "class_steps": 1, "class_warmup": 1, "steps": 2, "batch": 4, "lr": 4e-3, "warmup_steps": 1},
     **{"weight_decay": 0.01, "clip": 2.0},
 )
 DIGITS = Digits(name="digits", resolution=8, channels=1, classes=10, held_out_images=360)
@@ -458,11 +458,11 @@ def test_presets(overrides, sizes):
     assert cfg.trainer.gradient_clip_val == 2
     if cfg.name != "mae_tiny":
         assert cfg.batch == 8192
-        assert cfg.schedule.warm_up * cfg.steps == pytest.approx(4000)
+        assert cfg.schedule.warmup_fraction * cfg.steps == pytest.approx(4000)
         assert law.crop == CropLaw(area=[0.2, 1.0], ratio=[0.75, 4 / 3])
-        assert law.mirror
-        assert ema_beta(8192, 8192, 1000 * cfg.ema.half_lives_kimg[0], cfg.ema.ramp) == pytest.approx(0.9995)
-    assert cfg.sampling.ema in validate.ema_names(cfg.ema.half_lives_kimg)
+        assert law.flip
+        assert ema_beta(8192, 8192, 1000 * cfg.ema.halflife_kimg[0], cfg.ema.rampup_ratio) == pytest.approx(0.9995)
+    assert cfg.sampling.ema in validate.ema_names(cfg.ema.halflife_kimg)
 
 
 def test_weight_decay_is_decoupled_and_everyones():
@@ -480,7 +480,7 @@ def test_choices_of_features_compose_by_themselves():
     settings = instantiate(compose(["+drift_features=mae_tiny"]).drift_features.settings, _convert_="all")
     tiny = make_part(compose(["model=mae_tiny", "data=digits"]), "objective")
     assert settings.objective() == tiny  # the train command makes the same encoder
-    assert (settings.steps, settings.batch, settings.lr, settings.warm_up) == (150, 64, 4e-3, 15)
+    assert (settings.steps, settings.batch, settings.lr, settings.warmup_steps) == (150, 64, 4e-3, 15)
     released = instantiate(compose(["+drift_features=mae_released"]).drift_features)
     with pytest.raises(UserError, match=r"drift_features\.path is not set"):
         released(source=DIGITS, cache_dir=None)

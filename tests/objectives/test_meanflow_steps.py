@@ -17,7 +17,13 @@ FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 TOLD_NOTHING = {
     name: {**spec, "tokens": spec["tokens"] * (name in ("label", "h"))} for name, spec in CONDITIONS.items()
 }
-MEANFLOW = {"prediction": "u", "target": "plain", "velocity": "boundary", "tangent": "target", "weight_power": 0.0}
+MEANFLOW = {
+    "prediction": "u",
+    "v_target": "plain",
+    "v_source": "boundary",
+    "jvp_tangent": "target",
+    "weight_power": 0.0,
+}
 
 
 def gradients(network, loss):
@@ -34,7 +40,7 @@ def test_gradient_is_that_of_the_original_loss(form, scale):
     batch, numbers = rows()
     whole = {"t_min": torch.zeros_like(numbers.t), "t_max": torch.ones_like(numbers.t)}
     numbers = replace(numbers, omega=torch.full_like(numbers.omega, scale), **whole)
-    ours = gradients(network, objective(**MEANFLOW, derivative=form)(network, batch, numbers).total)
+    ours = gradients(network, objective(**MEANFLOW, jvp=form)(network, batch, numbers).total)
 
     e, t, r = numbers.noise, numbers.t, numbers.r
     z, y = noisy_image(batch.x, e, t), torch.where(numbers.drop, network.classes, batch.y)
@@ -55,7 +61,7 @@ def test_gradient_is_that_of_the_original_loss(form, scale):
 def test_the_direction_matters_where_r_is_not_t():
     batch, numbers = rows()
     kept = {
-        tangent: objective(tangent=tangent)(tiny_network(), batch, numbers, keep_fields=True).fields
+        tangent: objective(jvp_tangent=tangent)(tiny_network(), batch, numbers, keep_fields=True).fields
         for tangent in ("network", "target")
     }
     differs = (kept["network"]["du_dt"] - kept["target"]["du_dt"]).flatten(1).norm(dim=1) > 1e-6
@@ -67,13 +73,13 @@ def test_unguided_rows_of_the_target_ask_for_no_guidance():
     batch, numbers = rows("moving, not guided", "tied, not guided", "moving, dropped")
     for tangent, asked in (("network", 2), ("target", 0)):
         spy = Spy(tiny_network())
-        objective(tangent=tangent)(spy, batch, numbers)
+        objective(jvp_tangent=tangent)(spy, batch, numbers)
         assert sum(call["rows"] for call in spy.calls if call["heads"] == ("v",)) == asked
 
 
 def test_without_an_interval_guidance_is_everywhere():
     batch = blank(64)
-    drawn, whole = (objective(interval=interval).draw(batch, 0, 0) for interval in (True, False))
+    drawn, whole = (objective(sample_interval=interval).draw(batch, 0, 0) for interval in (True, False))
     assert (whole.t_min == 0).all()
     assert (whole.t_max == 1).all()
     assert (drawn.t_min[32:] > 0).all()
@@ -102,14 +108,14 @@ def test_scales_out_of_order_are_refused(ends):
 
 
 def test_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="tangent=data is not one of network, target"):
-        objective(tangent="data")
+    with pytest.raises(ValueError, match="jvp_tangent=data is not one of network, target"):
+        objective(jvp_tangent="data")
 
 
 def test_checkpoints_from_before_these_options_are_read(tmp_path):
     module = build(compose(["model=pmf_tiny", *BACKBONE]))
     config = OmegaConf.to_container(OmegaConf.create(module.config))
-    for name in ("omega_min", "tangent", "interval"):
+    for name in ("omega_min", "jvp_tangent", "sample_interval"):
         del config["objective"][name]
     stored = {"config": config, "state_dict": module.state_dict(), "ema": {"2k": module.network.state_dict()}}
     torch.save(stored, tmp_path / "old.ckpt")

@@ -56,7 +56,7 @@ def test_official_kernels_and_bandwidths(official):
     assert relative(squared_distances(a, b), official["kernels/d2"]) < 1e-14
     assert relative(gram(a, b, sigma), official["kernels/gram"]) < 1e-14
     assert relative(self_similarity(a, sigma.item()), official["kernels/self_mean"]) < 1e-14
-    assert relative(kernel_sums(a, b, sigma, chunk=3).sum() / 20, official["kernels/cross_mean"]) < 1e-14
+    assert relative(kernel_sums(a, b, sigma, batch_size=3).sum() / 20, official["kernels/cross_mean"]) < 1e-14
     features, other = official["median/feats"], official["median/other"]
     assert median_bandwidth(features) == pytest.approx(official["median/sigma"].item(), rel=1e-12)
     assert median_bandwidth(features, scale=0.25) == pytest.approx(official["median/sigma_cold"].item(), rel=1e-12)
@@ -76,10 +76,10 @@ def test_official_reference(official):
 def test_official_loss(dtype, official, official_float32):
     g = official["loss/g"].to(dtype).requires_grad_()
     reference = reference_in(official, "nystrom")
-    for chunk in (5, 8192):
-        loss, info = mmd_loss(g, reference, chunk=chunk)
+    for batch_size in (5, 8192):
+        loss, info = mmd_loss(g, reference, batch_size=batch_size)
         assert loss.dtype == dtype
-        assert relative(info["mmd2"], official[f"loss/raw_chunk{chunk}"]) < close(dtype)
+        assert relative(info["mmd2"], official[f"loss/raw_chunk{batch_size}"]) < close(dtype)
         assert relative(info["k_gg"], official["loss/k_gg"]) < close(dtype)
         assert relative(info["k_gr"], official["loss/k_gr_feature_map"]) < close(dtype)
         assert relative(loss, official["loss/normalised"]) < close(dtype)
@@ -206,7 +206,7 @@ def clusters(name, rows, width=6, count=5):
 def test_the_gradient_is_that_of_autograd():
     g, pool = clusters("generated", 13).requires_grad_(), clusters("real", 60)
     reference = MMDReference.fit(pool, landmarks=8, seed=1)
-    loss, info = mmd_loss(g, reference, chunk=4)
+    loss, info = mmd_loss(g, reference, batch_size=4)
     k_gr = (gram(g, reference.landmarks, reference.bandwidth) @ reference.alpha).mean()
     plain = gram(g, g, reference.bandwidth).mean() - 2 * k_gr + reference.k_rr
     assert relative(info["mmd2"], plain) < 1e-12

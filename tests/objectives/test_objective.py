@@ -34,18 +34,18 @@ def test_perfect_network_has_no_loss(form, prediction, guided):
     draws.r[5] = 0.01  # a tied row below the clip of t
     z = noisy_image(batch.x, draws.noise, draws.t)
     oracle = oracle_for(prediction, batch, z, draws.t)
-    losses = objective(prediction=prediction, derivative=form)(oracle, batch, draws, keep_fields=True)
+    losses = objective(prediction=prediction, jvp=form)(oracle, batch, draws, keep_fields=True)
     assert losses.total < 1e-20
     for sums in losses.per_sample.values():
         assert sums.max() < 1e-20
     wrong = Oracle(z, oracle.answers + 0.01)
-    assert objective(prediction=prediction, derivative=form)(wrong, batch, draws).per_sample["loss_u"].min() > 1e-3
+    assert objective(prediction=prediction, jvp=form)(wrong, batch, draws).per_sample["loss_u"].min() > 1e-3
 
 
 @FORMS
 def test_perfect_network_at_drawn_times(form):
     """The same with the objective's own draws."""
-    law = objective(derivative=form)
+    law = objective(jvp=form)
     batch = Batch(normal("x", shape=(16, *SHAPE)).clamp(-1, 1), torch.arange(16) % CLASSES)
     draws = law.draw(batch, 0, 0)
     assert draws.t[draws.t != draws.r].min() > 0.05
@@ -100,7 +100,7 @@ def test_fields_written_out_row_by_row(form, prediction):
     """Every row by itself, as the reference does it: all passes, no shortcut."""
     network = tiny_network()
     batch, draws = rows()
-    law = objective(prediction=prediction, derivative=form)
+    law = objective(prediction=prediction, jvp=form)
     found = law(network, batch, draws, keep_fields=True).fields
     for name, i in PLACES.items():
         t, r, omega, t_min, t_max, drop = ROWS[name]
@@ -150,14 +150,14 @@ def test_tied_row_with_an_interval_of_its_own():
 @FORMS
 def test_dropped_rows_take_the_null_label_and_no_guidance(form):
     batch, draws = rows()
-    found = objective(derivative=form)(tiny_network(), batch, draws, keep_fields=True).fields
+    found = objective(jvp=form)(tiny_network(), batch, draws, keep_fields=True).fields
     v_t = velocity_from_image(found["z"], batch.x, draws.t, 0.05)
     assert torch.equal(found["v_g"][draws.drop], v_t[draws.drop])
     kept = [PLACES["tied, guided"], PLACES["moving, inside the interval"]]
     assert relative(found["v_g"][kept], v_t[kept]) > 1e-2
     for label in (0, 3):
         other = Batch(batch.x, torch.where(draws.drop, label, batch.y))
-        again = objective(derivative=form)(tiny_network(), other, draws, keep_fields=True).fields
+        again = objective(jvp=form)(tiny_network(), other, draws, keep_fields=True).fields
         assert torch.equal(again["v"][PLACES["tied, dropped"]], found["v"][PLACES["tied, dropped"]])
         assert torch.equal(again["u"][PLACES["moving, dropped"]], found["u"][PLACES["moving, dropped"]])
 
@@ -196,7 +196,7 @@ def guidance_call(batch):
 def test_nothing_is_computed_that_cannot_matter(form):
     batch, draws = rows()
     spy = Spy(tiny_network())
-    objective(derivative=form)(spy, batch, draws)
+    objective(jvp=form)(spy, batch, draws)
     guidance, *training = spy.calls
 
     asked, scales = guidance_call(batch)
@@ -229,14 +229,14 @@ def test_nothing_is_computed_that_cannot_matter(form):
 @pytest.mark.parametrize("names", [("tied, dropped", "tied, not guided"), ("tied, dropped",)])
 def test_no_guidance_pass_where_nobody_asks(form, names):
     spy = Spy(tiny_network())
-    objective(derivative=form)(spy, *rows(*names))
+    objective(jvp=form)(spy, *rows(*names))
     assert [(call["rows"], call["heads"]) for call in spy.calls] == [(len(names), ("u", "v"))]
 
 
 @FORMS
 def test_tied_rows_ask_for_no_label_guidance_of_their_own(form):
     spy = Spy(tiny_network())
-    objective(derivative=form)(spy, *rows("tied, guided"))
+    objective(jvp=form)(spy, *rows("tied, guided"))
     assert [(labels(call), call["heads"]) for call in spy.calls] == [([NULL], ("v",)), ([2], ("u", "v"))]
 
 
@@ -262,7 +262,7 @@ def test_predict_reads_raw_answers_as_velocities():
 @PREDICTIONS
 def test_every_weight_gets_a_gradient(form, prediction):
     network = tiny_network()
-    objective(derivative=form, prediction=prediction)(network, *rows()).total.backward()
+    objective(jvp=form, prediction=prediction)(network, *rows()).total.backward()
     for name, weight in network.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name

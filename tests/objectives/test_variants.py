@@ -43,10 +43,10 @@ def test_perfect_preconditioned_network_has_no_loss(form, preconditioner):
     z = noisy_image(batch.x, numbers.noise, numbers.t)
     c_skip, c_out = (expand_like(c, z) for c in preconditioner.coefficients(numbers.t))
     answers = (batch.x - c_skip * z) / c_out
-    law = objective(preconditioner=preconditioner, derivative="two_pass")
+    law = objective(preconditioner=preconditioner, jvp="two_pass")
     # Along the tangent the perfect F changes as the coefficients do, which a table of answers cannot: rows with r = t.
     tied = replace(numbers, r=numbers.t, t_min=torch.zeros_like(numbers.t), t_max=torch.ones_like(numbers.t))
-    losses = replace(law, derivative=form)(Oracle(z, answers), batch, tied)
+    losses = replace(law, jvp=form)(Oracle(z, answers), batch, tied)
     assert losses.per_sample["loss_u"].max() < 1e-20
     assert losses.per_sample["loss_v"].max() < 1e-20
     assert law(Oracle(z, answers + 0.01), batch, tied).per_sample["loss_u"].min() > 1e-6
@@ -57,10 +57,10 @@ def test_both_forms_derive_the_preconditioner_too(preconditioner):
     batch, numbers = rows()
     values = []
     for form in ("one_pass", "two_pass"):
-        law = objective(preconditioner=preconditioner, derivative=form)
+        law = objective(preconditioner=preconditioner, jvp=form)
         values.append(law(tiny_network(), batch, numbers, keep_fields=True).fields)
     assert relative(values[0]["du_dt"], values[1]["du_dt"]) < 1e-12
-    plain = objective(derivative="two_pass")(tiny_network(), batch, numbers, keep_fields=True).fields
+    plain = objective(jvp="two_pass")(tiny_network(), batch, numbers, keep_fields=True).fields
     assert relative(values[0]["du_dt"], plain["du_dt"]) > 1e-2
 
 
@@ -109,7 +109,7 @@ TINY = ["model=pmf_tiny", "data.channels=3"]
 
 
 def test_full_triangle():
-    numbers = drawn("times=full")
+    numbers = drawn("time_sampling=full")
     tied = numbers.t == numbers.r
     assert tied.tolist() == [True] * 256 + [False] * 256
     assert (numbers.r[256:] > 0).all()
@@ -117,21 +117,21 @@ def test_full_triangle():
 
 
 def test_only_the_line_where_r_equals_t():
-    numbers = drawn("times=only_tied")
+    numbers = drawn("time_sampling=only_tied")
     assert torch.equal(numbers.t, numbers.r)
     assert (numbers.t_min == 0).all()
     assert (numbers.t_max == 1).all()
 
 
 def test_only_the_line_where_r_is_zero():
-    numbers, full = drawn("times=only_zero"), drawn("times=full")
+    numbers, full = drawn("time_sampling=only_zero"), drawn("time_sampling=full")
     assert (numbers.r == 0).all()
     assert (numbers.t > 0).all()
     assert torch.equal(numbers.t[:256], full.t[:256])  # a single draw, as of rows that are tied in the full law
 
 
 def test_both_lines():
-    numbers = drawn("times=both_lines")
+    numbers = drawn("time_sampling=both_lines")
     assert torch.equal(numbers.t[:256], numbers.r[:256])
     assert (numbers.r[256:] == 0).all()
 
@@ -163,7 +163,7 @@ def test_plain_target_differs_below_the_clip_alone():
     numbers.t[5] = numbers.r[5] = 0.01  # tied and not guided
     fields = {}
     for target in ("clipped", "plain"):
-        law = objective(target=target, derivative="two_pass")
+        law = objective(v_target=target, jvp="two_pass")
         fields[target] = law(tiny_network(), batch, numbers, keep_fields=True).fields["v_g"]
     other = torch.arange(len(batch.x)) != 5
     torch.testing.assert_close(fields["plain"][other], fields["clipped"][other], rtol=1e-12, atol=1e-12)
@@ -175,7 +175,7 @@ def test_plain_target_differs_below_the_clip_alone():
 
 
 class TwoHeaded(torch.nn.Module):
-    """A network whose v is its own u at h = 0: what velocity="boundary" should amount to."""
+    """A network whose v is its own u at h = 0: what v_source="boundary" should amount to."""
 
     def __init__(self, network):
         super().__init__()
@@ -193,9 +193,9 @@ class TwoHeaded(torch.nn.Module):
 def test_boundary_equals_a_head_that_answers_u_at_zero(form, prediction):
     batch, numbers = rows()
     network = tiny_network(heads={"u": 1})
-    law = objective(prediction=prediction, derivative=form)
-    boundary = replace(law, velocity="boundary")(network, batch, numbers, keep_fields=True)
-    head = replace(law, derivative="two_pass")(TwoHeaded(network), batch, numbers, keep_fields=True)
+    law = objective(prediction=prediction, jvp=form)
+    boundary = replace(law, v_source="boundary")(network, batch, numbers, keep_fields=True)
+    head = replace(law, jvp="two_pass")(TwoHeaded(network), batch, numbers, keep_fields=True)
     for name in ("v_g", "v_c", "u", "du_dt", "V"):
         assert relative(boundary.fields[name], head.fields[name]) < 1e-12, name
     assert set(boundary.per_sample) == {"loss_u"}
@@ -206,7 +206,7 @@ def test_boundary_equals_a_head_that_answers_u_at_zero(form, prediction):
 def test_boundary_answers_v_without_a_head():
     network = tiny_network(heads={"u": 1})
     batch, numbers = rows()
-    law = objective(velocity="boundary")
+    law = objective(v_source="boundary")
     arguments = (numbers.omega, numbers.t_min, numbers.t_max, batch.y)
     u, v = law.predict(network, batch.x, numbers.t, numbers.r, *arguments)
     assert torch.equal(v, law.average_velocity(network, batch.x, numbers.t, numbers.t, *arguments))
@@ -218,7 +218,7 @@ def test_boundary_answers_v_without_a_head():
 
 def perceptual(**changes):
     weights = {"near": 0.4, "far": 0.1}
-    return objective(**{"perceptual": weights, "crop": LAW, "t_thr": 0.65, "derivative": "two_pass", **changes})
+    return objective(**{"perceptual": weights, "crop": LAW, "t_thr": 0.65, "jvp": "two_pass", **changes})
 
 
 def batch_with_crops():
@@ -231,7 +231,7 @@ def test_perceptual_terms_by_hand():
     batch, numbers = batch_with_crops()
     network, features = tiny_network(), {"near": Squares(4), "far": Squares(6)}
     losses = perceptual()(network, batch, numbers, features, keep_fields=True)
-    plain = objective(derivative="two_pass")(network, batch, numbers)
+    plain = objective(jvp="two_pass")(network, batch, numbers)
     counts = numbers.t < 0.65
     X = losses.fields["z"] - expand_like(numbers.t, batch.x) * losses.fields["u"]  # plain t, no clip
     total = plain.total
@@ -321,7 +321,7 @@ def test_bad_rate_of_adam_is_named():
 
 def test_imf_by_its_configuration():
     law = build(compose(["model=imf_b2", "data.resolution=4", *BACKBONE])).objective
-    choices = (law.prediction, law.target, law.velocity, law.time_order, law.noise_scale, law.P_mean, law.P_std)
+    choices = (law.prediction, law.v_target, law.v_source, law.time_order, law.noise_scale, law.P_mean, law.P_std)
     assert choices == ("u", "plain", "head", "sort_then_tie", 1.0, -0.4, 1.0)
     assert not law.perceptual
 
@@ -329,8 +329,8 @@ def test_imf_by_its_configuration():
 def test_imf_recipe():
     cfg = compose(["model=imf_b2", "data=imagenet256_latents"])
     assert (cfg.steps, cfg.batch, cfg.optimizer.lr) == (800_640, 1024, 1e-4)
-    assert cfg.schedule.warm_up * cfg.steps == 10 * 1251
-    average = 0.5 ** (cfg.batch / (1000 * cfg.ema.half_lives_kimg[0]))
+    assert cfg.schedule.warmup_fraction * cfg.steps == 10 * 1251
+    average = 0.5 ** (cfg.batch / (1000 * cfg.ema.halflife_kimg[0]))
     assert average == pytest.approx(0.9999, abs=1e-12)
     assert cfg.sampling.ema == "7097k"
     assert (cfg.data.resolution // cfg.backbone.patch) ** 2 == 256
@@ -343,7 +343,7 @@ def test_unknown_positions_are_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("target", "raw"), ("velocity", "tail"), ("time_order", "none"), ("free_r", "one")]
+    ("name", "value"), [("v_target", "raw"), ("v_source", "tail"), ("time_order", "none"), ("r_law", "one")]
 )
 def test_unknown_choices_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} is not one of"):

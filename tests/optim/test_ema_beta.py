@@ -28,11 +28,11 @@ def test_half_life_in_images_does_not_depend_on_the_batch():
 
 def test_ramp_shortens_the_half_life_early():
     assert ema_beta(1000, 50, 10**6) == 0.5
-    assert ema_beta(1000, 50, 10**6, ramp=0.1) == pytest.approx(0.5**0.5)
+    assert ema_beta(1000, 50, 10**6, rampup_ratio=0.1) == pytest.approx(0.5**0.5)
 
 
 def test_without_a_ramp_the_half_life_holds_from_the_first_image():
-    assert ema_beta(64, 64, 6400, ramp=None) == 0.5**0.01
+    assert ema_beta(64, 64, 6400, rampup_ratio=None) == 0.5**0.01
 
 
 def test_first_images_replace_the_average():

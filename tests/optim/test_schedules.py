@@ -48,7 +48,7 @@ def test_a_start_above_the_rate_is_refused():
 
 
 def test_the_module_follows_the_schedule():
-    module = build(compose([*RUN, "steps=10", "schedule.decay=0.5", "optimizer.lr=0.01"]))
+    module = build(compose([*RUN, "steps=10", "schedule.decay_fraction=0.5", "optimizer.lr=0.01"]))
     configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
@@ -62,5 +62,5 @@ def test_the_module_follows_the_schedule():
 
 
 def test_shares_outside_are_refused():
-    with pytest.raises(UserError, match=r"schedule\.decay=1\.5"):
-        build(compose([*RUN, "schedule.decay=1.5"]))
+    with pytest.raises(UserError, match=r"schedule\.decay_fraction=1\.5"):
+        build(compose([*RUN, "schedule.decay_fraction=1.5"]))

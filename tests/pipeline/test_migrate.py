@@ -14,8 +14,8 @@ from pmf_lightning.train import train
 
 OLD = Path(__file__).parents[1] / "reference" / "before_the_moves.ckpt"  # pmf_tiny, three steps of four images
 SAME = [
-    *("model=pmf_tiny", "backbone.width=8", "backbone.attention_heads=1", "backbone.trunk=1", "backbone.mlp_hidden=16"),
-    *("backbone.bottleneck=8", "batch=4", "metrics=none", "grid.enabled=false"),
+    *("model=pmf_tiny", "backbone.width=8", "backbone.num_heads=1", "backbone.depth=1", "backbone.mlp_dim=16"),
+    *("backbone.bottleneck=8", "batch=4", "metrics=none", "sample_grid.enabled=false"),
 ]
 
 
@@ -30,7 +30,7 @@ def test_every_moved_target_is_where_the_table_says():
 def test_options_that_are_newer_get_the_values_that_the_run_had():
     objective = {"_target_": "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow", "omega_min": 2.0}
     config = migrate_config({"objective": objective, "data": {"_target_": "pmf_lightning.data.digits.Digits"}})
-    assert config["objective"] == {**objective, "tangent": "network", "interval": True}
+    assert config["objective"] == {**objective, "jvp_tangent": "network", "sample_interval": True}
     assert config["data"]["_target_"] == "pmf_lightning.data.sources.digits.Digits"
     assert (config["flip"], config["compile"], config["decoder"]) == (False, False, None)
     assert migrate_config(config) == config

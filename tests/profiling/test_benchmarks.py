@@ -22,7 +22,7 @@ SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_
 @pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 @pytest.mark.parametrize("prediction", ["x", "u"])
 def test_the_textbook_step_has_our_loss_and_gradients(form, prediction):
-    network, goal, (batch, draws) = tiny_network(), objective(derivative=form, prediction=prediction), rows()
+    network, goal, (batch, draws) = tiny_network(), objective(jvp=form, prediction=prediction), rows()
     losses = goal(network, batch, draws)
     losses.total.backward()
     ours = torch.cat([weight.grad.flatten() for weight in network.parameters()])
@@ -36,7 +36,7 @@ def test_the_textbook_step_has_our_loss_and_gradients(form, prediction):
     assert relative(theirs, ours) < 1e-10
 
 
-@pytest.mark.parametrize("change", [{"target": "plain"}, {"velocity": "boundary"}])
+@pytest.mark.parametrize("change", [{"v_target": "plain"}, {"v_source": "boundary"}])
 def test_the_textbook_knows_no_variants(change):
     batch, draws = rows()
     with pytest.raises(ValueError, match="the textbook step knows"):
@@ -55,7 +55,7 @@ def test_ratios_compare_turn_by_turn():
 
 
 def test_flops_on_the_meta_device_are_those_of_a_real_step():
-    network, goal = tiny_network(dtype=torch.float32), objective(derivative="one_pass")
+    network, goal = tiny_network(dtype=torch.float32), objective(jvp="one_pass")
     batch, _ = rows(dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         goal(network, batch, goal.draw(batch, 0, 0)).total.backward()
@@ -95,7 +95,7 @@ def test_sampling_command():
         (["images_at_once=0"], "images_at_once=0: set it to a whole number, 1 or more"),
         (["against=lunch"], "against=lunch: the step is measured against textbook, or alone"),
         (["model=drifting_tiny", "against=textbook"], "against=textbook: Drifting has no textbook step"),
-        (["against=textbook", "objective.velocity=boundary"], "against=textbook: the textbook step knows"),
+        (["against=textbook", "objective.v_source=boundary"], "against=textbook: the textbook step knows"),
     ],
 )
 def test_refusals(changes, words):

@@ -65,8 +65,8 @@ RELEASED = {"imf_b2": 88_948_256, "imf_m2": 173_921_312, "imf_l2": 409_071_648, 
 SOME = ["imf_xl2", "pmf_h16", "pmf_tiny"]
 TINY = ["model=pmf_tiny", "data=digits", "batch=16"]
 OWN = [  # of drifting's own network
-    *("backbone.patch=8", "backbone.context=3", "backbone.width=32", "backbone.attention_heads=2"),
-    *("backbone.mlp_hidden=48", "backbone.trunk=2"),
+    *("backbone.patch=8", "backbone.context=3", "backbone.width=32", "backbone.num_heads=2"),
+    *("backbone.mlp_dim=48", "backbone.depth=2"),
 ]
 
 
@@ -130,9 +130,9 @@ def test_released_file_keeps_the_last_layer_of_the_v_head(model):
     ("overrides", "conversion", "target", "velocity"),
     [
         ([], "x -> u = (z - x) / clip(t, 0.05, 1) -> V", "(z - x) / clip(t, 0.05, 1)", "head"),
-        (["objective.prediction=u", "objective.target=plain"], "u -> V", "e - x", "head"),
+        (["objective.prediction=u", "objective.v_target=plain"], "u -> V", "e - x", "head"),
         (
-            ["preconditioner=edm", "objective.t_clip=0.1", "objective.velocity=boundary"],
+            ["preconditioner=edm", "objective.t_clip=0.1", "objective.v_source=boundary"],
             "F -> x = c_skip(t) z + c_out(t) F (EDM) -> u = (z - x) / clip(t, 0.1, 1) -> V",
             "(z - x) / clip(t, 0.1, 1)",
             "v = u(z, t, t)",
@@ -160,7 +160,7 @@ def test_spaces_in_letters(overrides, conversion, target, velocity):
     ],
 )
 def test_spaces_of_jit_in_letters(given, wanted, conversion, target):
-    told = JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_drop=0.1, t_clip=0.1).describe()
+    told = JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_dropout=0.1, t_clip=0.1).describe()
     assert (told.conversion, told.target) == (conversion, target)
     assert told.compared.startswith(f"{wanted} of the data")
     assert "label drop alone" in told.velocity
@@ -220,8 +220,8 @@ class BlockCount:
 @pytest.mark.parametrize("form", ["one_pass", "two_pass"])
 def test_block_forwards_are_those_of_a_real_step(form, velocity, monkeypatch):
     images = 48
-    network = tiny_network(torch.float32, trunk=2, heads={"u": 3, "v": 1})
-    chosen = objective(derivative=form, velocity=velocity)
+    network = tiny_network(torch.float32, depth=2, heads={"u": 3, "v": 1})
+    chosen = objective(jvp=form, v_source=velocity)
     counted = block_forwards.count(network, chosen, seed=7, images=images)
     real = BlockCount(network, monkeypatch)
     batch = Batch(torch.zeros(images, 3, 8, 8), torch.zeros(images, dtype=torch.long))
@@ -243,7 +243,7 @@ def test_block_forwards_of_the_paper_and_the_official_code():
     assert (ours.values, ours.tangent, ours.backward) == (24, 8, 48)
     assert 16 * 0.9 < ours.guidance < 24
     assert 94 < ours.total < 104
-    again = block_forwards.count(module.network, replace(module.objective, derivative="two_pass"), images=1024)
+    again = block_forwards.count(module.network, replace(module.objective, jvp="two_pass"), images=1024)
     assert again == replace(ours, tangent=16.0)
 
 
@@ -264,7 +264,7 @@ def test_drifting_is_counted_by_the_images_that_it_makes(backbone):
 
 
 def test_only_flow_matching_rows_need_no_tangent(presets):
-    chosen = objective(tied_fraction=1.0)
+    chosen = objective(flow_matching_fraction=1.0)
     counted = block_forwards.count(tiny_network(), chosen, images=64)
     assert counted.tangent == 0
     assert counted.guidance < 2  # v_u alone, of rows with a label
@@ -316,7 +316,7 @@ def real_peak(work):
     "overrides",
     [
         ["backbone.attention=fused"],
-        ["backbone.attention=plain", "objective.derivative=two_pass", "optimizer=adam"],
+        ["backbone.attention=plain", "objective.jvp=two_pass", "optimizer=adam"],
     ],
     ids="-".join,
 )
@@ -354,7 +354,7 @@ def test_memory_of_a_step_is_that_of_a_real_one(overrides):
 )
 def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
     """With the pixels as the one feature; the second of two devices makes half of the images."""
-    queues = ["queues.positives=6", "queues.negatives=3", "objective.generated=4"]
+    queues = ["queues.positives=6", "queues.negatives=3", "objective.samples_per_label=4"]
     cfg = compose([*network, "data=digits", "drift_features=raw", *queues])
     shard, size, known = BatchRows(1, 2), 16, torch.autocast
     empty = build(cfg, empty=True)
@@ -379,7 +379,7 @@ def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
 
 def test_memory_of_large_blocks():
     """Activations grow with the micro-batch, weights do not; the moments of Muon are one copy of its matrices."""
-    shallow = ["backbone.trunk=1", "backbone.heads={u: 1, v: 1}"]
+    shallow = ["backbone.depth=1", "backbone.heads={u: 1, v: 1}"]
     memory = info(["model=pmf_b16", "micro_batch=32", *shallow])[0].memory
     assert memory.micro_batch == 32
     assert memory.weights == memory.gradients == 4 * (175_474_304 - 21 * BLOCK)
@@ -460,7 +460,7 @@ def test_pixel_presets_of_imf_differ_from_the_latent_ones_by_their_patches(pixel
 
 
 def test_facts_of_jit(call):
-    sizes = ["backbone.width=32", "backbone.attention_heads=2", "backbone.mlp_hidden=48", "backbone.trunk=4"]
+    sizes = ["backbone.width=32", "backbone.num_heads=2", "backbone.mlp_dim=48", "backbone.depth=4"]
     sizes += ["backbone.context_start=1", "backbone.bottleneck=8"]
     status, output, errors = call("model=jit_h16", "batch=2", *sizes)
     assert (status, errors) == (0, "")

@@ -100,8 +100,8 @@ def test_only_the_u_head_is_evaluated():
 def test_noise_belongs_to_its_image():
     whole = image_noise(5, 0, 8, SHAPE)
     assert whole.shape == (8, *SHAPE)
-    for chunk in (1, 3, 8):
-        parts = [image_noise(5, first, min(chunk, 8 - first), SHAPE) for first in range(0, 8, chunk)]
+    for batch_size in (1, 3, 8):
+        parts = [image_noise(5, first, min(batch_size, 8 - first), SHAPE) for first in range(0, 8, batch_size)]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(image_noise(5, 1000, 1, SHAPE), image_noise(5, 998, 3, SHAPE)[2:])
     assert not torch.equal(whole, image_noise(6, 0, 8, SHAPE))

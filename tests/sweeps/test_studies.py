@@ -222,7 +222,7 @@ def test_the_ablations_of_drifting_are_those_of_the_official_run(name):
     """Its README: best at guidance 2.0, 64 new images a step on each of 16 hosts; its config: the scales tried."""
     for cfg in arms(name, "paper"):
         assert cfg.sampling.omega == 2
-        assert cfg.queues.push == 16 * 64
+        assert cfg.queues.push_per_step == 16 * 64
         assert list(cfg.search.omega) == [1, 1.5, 2, 2.5, 3, 3.5]
 
 
@@ -265,7 +265,7 @@ def test_optimisers_of_figure_3a():
 def test_steps_of_imf_end_at_imf():
     *earlier, last = arms("imf_steps", "paper")
     other = plain(compose(["model=imf_b2", "data=imagenet256_latents"]))
-    of_batch = ("ema.half_lives_kimg", "sampling.ema", "schedule.warm_up")
+    of_batch = ("ema.halflife_kimg", "sampling.ema", "schedule.warmup_fraction")
     run = plain(last)
     assert (run.pop("batch"), other.pop("batch")) == (256, 1024)
     same_recipe({**run, "batch": 0}, {**other, "batch": 0}, but=of_batch)
@@ -275,9 +275,9 @@ def test_steps_of_imf_end_at_imf():
     assert set(head.network.conditions) == {"label", "h"}
     assert set(omega.network.conditions) == {"label", "omega", "h"}
     assert [set(m.network.heads) for m in (first, boundary, head)] == [{"u"}, {"u"}, {"u", "v"}]
-    assert [m.objective.tangent for m in (first, boundary, head, omega)] == ["target", *["network"] * 3]
+    assert [m.objective.jvp_tangent for m in (first, boundary, head, omega)] == ["target", *["network"] * 3]
     assert head.objective.omega_min == head.objective.omega_max == 2
-    assert not omega.objective.interval
+    assert not omega.objective.sample_interval
 
 
 def build_on_meta(cfg: DictConfig):
@@ -291,7 +291,7 @@ def build_on_meta(cfg: DictConfig):
         ("pmf_b16", "imagenet256", "backbone.patch=16,32"),
         ("pmf_b16", "imagenet256", "data.resolution=256,512,1024"),
         ("pmf_b16", "imagenet256", "objective.prediction=x,u"),
-        ("imf_b2", "imagenet256_latents", "objective.velocity=head,boundary"),
+        ("imf_b2", "imagenet256_latents", "objective.v_source=head,boundary"),
         ("jit_b16", "imagenet256", "objective.prediction=x,eps,v"),
     ],
 )

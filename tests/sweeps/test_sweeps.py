@@ -33,8 +33,8 @@ from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
 from pmf_lightning.utils.rng import BatchRows
 
-TINY = [*RUN, "grid.enabled=false", "steps=2"]
-NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
+TINY = [*RUN, "sample_grid.enabled=false", "steps=2"]
+NAMED = ["run_dir='runs/mine/${schedule.warmup_fraction}-seed${seed}'", "ckpt=auto"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,23 +67,23 @@ def said(errors):
 
 @pytest.mark.slow
 def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path):
-    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,7,0.5")
+    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warmup_fraction=0,7,0.5")
     assert status == 2
     assert "Traceback" not in errors
     assert len(said(errors)) == 1
-    assert "schedule.warm_up=7" in said(errors)[0]
+    assert "schedule.warmup_fraction=7" in said(errors)[0]
     folder = tmp_path / "runs" / "mine"
     assert (folder / "0-seed0" / "summary.json").is_file()
     assert (folder / "0.5-seed0" / "summary.json").is_file()
-    assert "schedule.warm_up" in (folder / "7-seed0" / "error.txt").read_text()
+    assert "schedule.warmup_fraction" in (folder / "7-seed0" / "error.txt").read_text()
     assert "3 arms x 1 seed in runs/mine: none begun" in output
     assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in output
     assert output.rstrip().endswith("side by side: python -m pmf_lightning.report runs/mine")
     listed = sweep_file.read(folder)["arms"]
     assert [(one["arm"], one["run_dir"], one["state"]) for one in listed] == [
-        ("schedule.warm_up=0", "0-seed0", "finished"),
-        ("schedule.warm_up=7", "7-seed0", "failed"),
-        ("schedule.warm_up=0.5", "0.5-seed0", "finished"),
+        ("schedule.warmup_fraction=0", "0-seed0", "finished"),
+        ("schedule.warmup_fraction=7", "7-seed0", "failed"),
+        ("schedule.warmup_fraction=0.5", "0.5-seed0", "finished"),
     ]
     assert not list(folder.glob(".jobs*"))
 
@@ -107,7 +107,7 @@ def test_runs_that_choose_their_directory_are_listed_with_it(call_command, tmp_p
 
 
 def test_a_sweep_without_any_input_ends_before_its_first_run(call_command, tmp_path):
-    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "data=imagenet64", "schedule.warm_up=0,1")
+    status, output, errors = call_command(main, "-m", *TINY, *NAMED, "data=imagenet64", "schedule.warmup_fraction=0,1")
     assert status == 2
     assert len(said(errors)) == 1
     assert "all 2 runs that are left are refused: data=imagenet64 needs its WebDataset shards" in said(errors)[0]
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
         monkeypatch.setattr("pmf_lightning.training.prepare.check_inputs", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
-        status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warm_up=0,0.5")
+        status, output, errors = call_command(main, "-m", *TINY, *NAMED, "steps=20", "schedule.warmup_fraction=0,0.5")
     finally:
         signal.signal(signal.SIGINT, before)
     assert status == 0
@@ -151,7 +151,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
         command = shlex.split(line.partition("pmf_lightning.train ")[2])
         assert "-m" not in command
         again = compose(command)  # of this run alone
-        assert (again.run_dir, again.schedule.warm_up, again.ckpt) == ("runs/mine/0-seed0", 0, "last")
+        assert (again.run_dir, again.schedule.warmup_fraction, again.ckpt) == ("runs/mine/0-seed0", 0, "last")
         assert json.loads((folder / "0-seed0" / "summary.json").read_text())["stopped_early"]
         assert (folder / "0-seed0" / "checkpoints" / "last.ckpt").is_file()
     assert [one["state"] for one in sweep_file.read(folder)["arms"]] == [
@@ -167,7 +167,7 @@ def files(folder):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path):
-    asked = ["-m", *TINY, *NAMED, "schedule.warm_up=0,0.25,0.5", "log_every_steps=1"]
+    asked = ["-m", *TINY, *NAMED, "schedule.warmup_fraction=0,0.25,0.5", "log_every_steps=1"]
     log, done, second = tmp_path / "log", tmp_path / "runs/mine/0-seed0", tmp_path / "runs/mine/0.25-seed0"
     process = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), asked, ("faults:kill_in_run", 2)))
     process.start()
@@ -203,7 +203,7 @@ def in_folder(folder, asked, fault=None):
 def test_runs_on_several_devices_have_processes_of_their_own(tmp_path):
     """Lightning starts more processes with the command line of the first: it must not be the multirun's."""
     devices = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = train_elsewhere(tmp_path, *TINY, *NAMED, *devices, "schedule.warm_up=0.5,7")
+    done = train_elsewhere(tmp_path, *TINY, *NAMED, *devices, "schedule.warmup_fraction=0.5,7")
     assert done.returncode == 2, done.stderr[-3000:]
     assert "sweep of 2 runs: 1 finished, 1 failed, 0 left" in done.stdout
     assert done.stdout.count("2 arms x 1 seed") == 1
@@ -448,7 +448,7 @@ def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
 
 def test_a_refused_run_does_not_speak_for_the_others():
     inputs = Preflight()
-    for bad in ("backbone.patch=5", "schedule.warm_up=7", "sampling.ema=nowhere"):
+    for bad in ("backbone.patch=5", "schedule.warmup_fraction=7", "sampling.ema=nowhere"):
         assert bad in inputs.refusal(compose(["model=pmf_tiny", "metrics=none", bad]))
     assert inputs.refusal(compose(["model=pmf_tiny", "metrics=none"])) is None
 
@@ -537,7 +537,7 @@ def test_what_hydra_itself_refuses_is_one_line(call_command, more, words):
 @pytest.mark.slow
 def test_joblib_trains_two_at_a_time(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    asked = ["launcher=joblib", *TINY, *NAMED, "schedule.warm_up=0,7,0.5"]
+    asked = ["launcher=joblib", *TINY, *NAMED, "schedule.warmup_fraction=0,7,0.5"]
     done = train_elsewhere(tmp_path, *asked)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in done.stdout

@@ -50,7 +50,7 @@ def mlp(dimension=5, dtype=torch.float64, **changes):
 
 
 def flow(**changes):
-    return objective(omega_max=1.0, label_drop=0.0, velocity="boundary", weight_power=0.0, **changes)
+    return objective(omega_max=1.0, label_dropout=0.0, v_source="boundary", weight_power=0.0, **changes)
 
 
 def roll_batch(dimension, count=64):
@@ -187,7 +187,7 @@ def test_the_network_reads_its_scalars_and_nothing_else():
 def test_one_pass_equals_two_passes_through_the_objective(prediction):
     network, batch, found = mlp(), roll_batch(5), []
     for form in ("one_pass", "two_pass"):
-        meanflow = flow(prediction=prediction, derivative=form)
+        meanflow = flow(prediction=prediction, jvp=form)
         losses = meanflow(network, batch, meanflow.draw(batch, 0, 0))
         assert losses.per_sample.keys() == {"loss_u"}
         gradients = torch.autograd.grad(losses.total, list(network.parameters()))
@@ -198,7 +198,7 @@ def test_one_pass_equals_two_passes_through_the_objective(prediction):
 
 
 def test_the_true_image_has_zero_loss_in_any_dimension():
-    batch, meanflow = roll_batch(5), flow(prediction="x", derivative="two_pass", tied_fraction=1.0)
+    batch, meanflow = roll_batch(5), flow(prediction="x", jvp="two_pass", flow_matching_fraction=1.0)
     on = meanflow.draw(batch, 0, 0)
     z = (1 - on.t).view(-1, 1, 1, 1) * batch.x + on.t.view(-1, 1, 1, 1) * on.noise
     losses = meanflow(Oracle(z, batch.x, classes=0), batch, on)
@@ -207,11 +207,11 @@ def test_the_true_image_has_zero_loss_in_any_dimension():
 
 WIDE = {"noise_scale": 0.7, "P_mean": 0.0, "P_std": 2.5, "t_clip": 0.1}  # many times inside the clips, at both ends
 EXACT = {
-    "jit-x": (JiT("x", "v", label_drop=0.0, **WIDE), "x"),
-    "jit-eps": (JiT("eps", "v", label_drop=0.0, **WIDE), "eps"),
-    "jit-v": (JiT("v", "v", label_drop=0.0, **WIDE), "v"),
-    "meanflow-clipped": (flow(prediction="x", target="clipped", tied_fraction=1.0, **WIDE), "x"),
-    "meanflow-plain": (flow(prediction="u", target="plain", tied_fraction=1.0, **WIDE), "v"),
+    "jit-x": (JiT("x", "v", label_dropout=0.0, **WIDE), "x"),
+    "jit-eps": (JiT("eps", "v", label_dropout=0.0, **WIDE), "eps"),
+    "jit-v": (JiT("v", "v", label_dropout=0.0, **WIDE), "v"),
+    "meanflow-clipped": (flow(prediction="x", v_target="clipped", flow_matching_fraction=1.0, **WIDE), "x"),
+    "meanflow-plain": (flow(prediction="u", v_target="plain", flow_matching_fraction=1.0, **WIDE), "v"),
 }
 
 
@@ -298,10 +298,10 @@ def test_manifold_jit_compares_three_predictions(call, tmp_path):
 
 def test_the_sampler_is_the_configured_one(tmp_path):
     found = {}
-    for method in ("heun", "euler"):
+    for sampler in ("heun", "euler"):
         tiny = [*TINY, "dimensions=[5]", "predictions=[x]", "seeds=[0]", "evaluation.steps=3"]
-        toy(compose(["toys=manifold_jit", *tiny, f"evaluation.method={method}", f"out={tmp_path / method}"], "toy"))
-        found[method] = numbers(tmp_path / method)[0]
+        toy(compose(["toys=manifold_jit", *tiny, f"evaluation.sampler={sampler}", f"out={tmp_path / sampler}"], "toy"))
+        found[sampler] = numbers(tmp_path / sampler)[0]
     assert found["heun"]["v_loss"] == found["euler"]["v_loss"]
     assert found["heun"]["distance"] != found["euler"]["distance"]
 
@@ -415,7 +415,7 @@ def configs():
         ("manifold", "evaluation.shown", 6000, ["evaluation.shown=6000", "5000"]),
         ("manifold", "evaluation.loss", "loss_v", ["evaluation.loss=loss_v", "loss_u"]),
         ("manifold_jit", "predictions", ["x", "u"], ["objective", "prediction=u", "x, eps, v"]),
-        ("manifold_jit", "evaluation.method", "average", ["evaluation.method=average", "heun, euler"]),
+        ("manifold_jit", "evaluation.sampler", "average", ["evaluation.sampler=average", "heun, euler"]),
         ("manifold", "network.depth", 1, ["network", "depth 1"]),
         ("manifold", "optimizer.lr", -1, ["optimizer", "learning rate", "-1"]),
         ("manifold", "out", "/proc/nowhere", ["out=/proc/nowhere"]),

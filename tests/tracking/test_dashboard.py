@@ -22,16 +22,16 @@ from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.hydra_compat import instantiate
 
 SHORT = ["batch=16", "steps=3", "log_every_steps=1", "checkpoint.every_images=160"]
-BARE = ["metrics=none", "grid.enabled=false"]
+BARE = ["metrics=none", "sample_grid.enabled=false"]
 ALL = {  # by folder: the model and its options
     "pmf": [
-        *("model=pmf_tiny", "logger=wandb", "grid.every_images=16", "metrics.every_images=32"),
+        *("model=pmf_tiny", "logger=wandb", "sample_grid.every_images=16", "metrics.every_images=32"),
         *("metrics.classifier.steps=3", "perceptual=classifier", "features.classifier.settings.steps=3"),
     ],
     "jit_x": ["model=jit_tiny", "objective.loss=x", *BARE],
     "jit_eps": ["model=jit_tiny", "objective.loss=eps", *BARE],
     "drifting": ["model=drifting_tiny", "drift_features=raw", *BARE],
-    "mae": ["model=mae_tiny", "metrics=none", "grid.every_images=16"],
+    "mae": ["model=mae_tiny", "metrics=none", "sample_grid.every_images=16"],
 }
 
 
@@ -143,7 +143,14 @@ def test_a_search_is_a_run_of_its_own(tmp_path, monkeypatch, capsys):
         {"guidance/omega": 2, "guidance/1k 1xaverage/t0.1-0.7": 4.0},
     ]
     assert {"guidance/heat_map", "guidance/samples"} <= sent.keys()
-    assert sent.config["best"] == {"ema": "1k", "omega": 2, "t_min": 0.1, "t_max": 0.7, "steps": 1, "method": "average"}
+    assert sent.config["best"] == {
+        "ema": "1k",
+        "omega": 2,
+        "t_min": 0.1,
+        "t_max": 0.7,
+        "steps": 1,
+        "sampler": "average",
+    }
     assert (sent.run.run_group, sent.run.job_type, sent.exit_code) == ("jit_table2-small", "x", 0)
     assert f"wandb sync {session}" in capsys.readouterr().out
 

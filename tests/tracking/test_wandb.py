@@ -21,7 +21,7 @@ from pmf_lightning.training.loggers.wandb import WandbLogger
 from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.provenance import SWEEP
 
-QUICK = [*RUN, "grid.enabled=false", "checkpoint.every_images=16", "logger=wandb"]
+QUICK = [*RUN, "sample_grid.enabled=false", "checkpoint.every_images=16", "logger=wandb"]
 PLAIN = {"name": "pmf_tiny", "data": {"name": "digits"}, "study": None}
 STUDY = {"name": "pmf_table2", "scale": "small", "arm": "x-large"}
 

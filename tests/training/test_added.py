@@ -17,7 +17,7 @@ from pmf_lightning.training.loggers.build import make_loggers
 from pmf_lightning.training.prepare import logger_sections, make_added_callbacks
 from pmf_lightning.training.settings import LoggedRun
 
-SHORT = [*RUN, "grid.enabled=false", "steps=4"]
+SHORT = [*RUN, "sample_grid.enabled=false", "steps=4"]
 
 
 def run(folder, *overrides):

@@ -27,7 +27,7 @@ def run(folder, *overrides, pictures=False):
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
             patch.setattr(summary, "pictures", lambda folder: (None, None))
-        return train(compose([*RUN, f"run_dir={folder}", "grid.every_images=1000000", *overrides]))
+        return train(compose([*RUN, f"run_dir={folder}", "sample_grid.every_images=1000000", *overrides]))
 
 
 def rows(folder):

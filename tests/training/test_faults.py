@@ -24,7 +24,7 @@ from pmf_lightning.sample import sample
 from pmf_lightning.training import run_dir
 
 # 16 steps of two micro-batches, 8 saves.
-TINY = [*RUN, "grid.enabled=false", "batch=8", "micro_batch=4", "images=128", "checkpoint.every_images=16"]
+TINY = [*RUN, "sample_grid.enabled=false", "batch=8", "micro_batch=4", "images=128", "checkpoint.every_images=16"]
 STEPS = 16
 
 
@@ -253,7 +253,7 @@ def test_a_full_disk(straight, small_disk, tmp_path, blind, messages):
     """No file takes a byte more: checkpoints, rows of the log and pictures, or messages too, fail for four steps."""
     folder = small_disk / "run"
     # Step 5 has a picture, and rows of the log are longer than what is left of its last block.
-    pictures = ["grid.enabled=true", "grid.every_images=40", "diagnostics.t_bins=200"]
+    pictures = ["sample_grid.enabled=true", "sample_grid.every_images=40", "diagnostics.t_bins=200"]
     fault, elsewhere = ("faults:full_disk", str(small_disk), 4, 7, blind), messages == "elsewhere"
     output = forked.run([*TINY, *pictures, f"run_dir={folder}"], (tmp_path if elsewhere else small_disk) / "log", fault)
     assert not elsewhere or output.count("last.ckpt is NOT saved (No space left on device; it needs") == 1

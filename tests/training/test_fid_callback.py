@@ -23,8 +23,8 @@ from pmf_lightning.training.prepare import make_evaluator
 
 BASE = [override for override in RUN if override != "metrics=none"]
 CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3"]
-FID = ["metrics=fid", *CLASSIFIER, "metrics.reference=data", "metrics.n=90", "metrics.chunk=40"]
-SIX = ["steps=6", "checkpoint.every_images=32", "grid.enabled=false"]
+FID = ["metrics=fid", *CLASSIFIER, "metrics.reference=data", "metrics.n=90", "metrics.batch_size=40"]
+SIX = ["steps=6", "checkpoint.every_images=32", "sample_grid.enabled=false"]
 NAME = "fd90_classifier_jit"
 
 
@@ -78,10 +78,10 @@ def test_the_number_is_what_the_checkpoint_gives(measured):
     source = Digits(
         **{name: cfg.data[name] for name in ("name", "resolution", "channels", "classes", "held_out_images")}
     )
-    sizes = {"resolution": 32, "channels": 1, "classes": 10, "chunk": 40, "device": "cpu"}
+    sizes = {"resolution": 32, "channels": 1, "classes": 10, "batch_size": 40, "device": "cpu"}
     parts = (make_part(cfg, "protocol"), make_part(cfg, "extractor"), "data")
     judge = open_evaluator(*parts, source=source, cache_dir=module.config["cache_dir"], **sizes)
-    options = {"steps": 1, "method": "average", "omega": 2.0, "t_min": 0.0, "t_max": 1.0}
+    options = {"steps": 1, "sampler": "average", "omega": 2.0, "t_min": 0.0, "t_max": 1.0}
     by_hand = judge(lambda labels, first: numbered_images(module, labels, 0, first, **options), 90, 10)
     assert by_hand.fid == pytest.approx(summary["fd"], rel=1e-6)
     assert by_hand.inception_score == pytest.approx(summary["is"], rel=1e-6)
@@ -156,7 +156,7 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
             r"weights of Inception are not at nowhere.pth.*weights-inception.*metrics=none",
         ),
         ([*FID, "metrics.n=1"], r"metrics.n=1: set it to a whole number, 2 or more"),
-        ([*FID, "metrics.chunk=0"], r"metrics.chunk=0"),
+        ([*FID, "metrics.batch_size=0"], r"metrics.batch_size=0"),
         ([*FID, "metrics.extra_steps=[0]"], r"metrics.extra_steps=\[0\]"),
         (["model=mae_tiny", *backbone("mae_tiny"), "metrics=fid", "metrics.enabled=true"], "makes no images to judge"),
     ],
@@ -186,7 +186,7 @@ def photographs(root, classes):
         (
             ["model=mae_tiny", *backbone("mae_tiny"), "data.held_out_fraction=0"],
             2,
-            r"data.held_out_fraction=0: .*\(grid.enabled=false\)",
+            r"data.held_out_fraction=0: .*\(sample_grid.enabled=false\)",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from pmf_lightning.sample import sample
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 
-SHORT = ["batch=16", "log_every_steps=1", "grid.every_images=48", "checkpoint.every_images=16", "metrics=none"]
+SHORT = ["batch=16", "log_every_steps=1", "sample_grid.every_images=48", "checkpoint.every_images=16", "metrics=none"]
 
 
 def run(model, folder, *overrides):
@@ -104,11 +104,11 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         return
     cfg = compose([f"ckpt={folder}", f"out={tmp_path}", "n=3", "classes=[1]"], "sample")
     assert sample(cfg)["nfe"] == {"jit_tiny": 187, "drifting_tiny": 1}[model]
-    other = compose([f"ckpt={folder}", f"out={tmp_path}", "n=1", "steps=2", "method=euler", "omega=1"], "sample")
+    other = compose([f"ckpt={folder}", f"out={tmp_path}", "n=1", "steps=2", "sampler=euler", "omega=1"], "sample")
     if model == "jit_tiny":
         assert sample(other)["nfe"] == 2
     else:
-        with pytest.raises(UserError, match="method=euler: this model samples by one_step"):
+        with pytest.raises(UserError, match="sampler=euler: this model samples by one_step"):
             sample(other)
 
 
@@ -118,7 +118,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         (["model=jit_tiny", "objective.prediction=u"], "objective: .*prediction=u is not one of x, eps, v"),
         (["model=jit_tiny", "objective.loss=e"], "objective: .*loss=e is not one of x, eps, v"),
         (["model=jit_tiny", "sampling.steps=0"], "sampling.steps=0: at least one"),
-        (["model=jit_tiny", "sampling.method=average"], "sampling.method=average: this model samples by heun, euler"),
+        (["model=jit_tiny", "sampling.sampler=average"], "sampling.sampler=average: this model samples by heun, euler"),
         (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each a whole number, 1 or more"),
         (["model=drifting_tiny", "sampling.omega=0.9"], "sampling.omega=0.9"),
         (["model=drifting_tiny", "sampling.steps=2"], "sampling.steps=2: this model makes an image in one step"),

@@ -80,7 +80,7 @@ def overrides(folder, monkeypatch):
     """A run on latents, whose data entry hands out ``LatentSource``."""
     monkeypatch.setattr("pmf_lightning.train.make_source", lambda cfg: LatentSource())
     data = ["data=imagenet256_latents", "data.resolution=8", "data.classes=10", f"decoder.weights={folder}"]
-    return [*data, "log_every_steps=1", "grid.every_images=1000", "checkpoint.every_images=1000", "metrics=none"]
+    return [*data, "log_every_steps=1", "sample_grid.every_images=1000", "checkpoint.every_images=1000", "metrics=none"]
 
 
 def normalise(raw):
@@ -143,7 +143,7 @@ def test_the_training_step_draws_them(overrides, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_on_latents_shows_pixels_and_resumes(overrides, tmp_path):
-    run = [*RUN, *overrides, "backbone.patch=2", "batch=8", "micro_batch=4", "grid.rows=1"]
+    run = [*RUN, *overrides, "backbone.patch=2", "batch=8", "micro_batch=4", "sample_grid.rows=1"]
 
     def weights(name, *changes):
         summary = train(compose([*run, f"run_dir={tmp_path / name}", *changes]))
@@ -153,16 +153,23 @@ def test_a_run_on_latents_shows_pixels_and_resumes(overrides, tmp_path):
     with Image.open(summary["grid"]) as grid:
         assert grid.size == (10 * 66 + 2, 66 + 2)
         assert np.asarray(grid)[2:66, 2:66].std() > 1, "not one colour"
-    weights("broken", "steps=2", "grid.enabled=false")
-    _, resumed = weights("broken", "steps=4", "ckpt=last", "grid.enabled=false")
+    weights("broken", "steps=2", "sample_grid.enabled=false")
+    _, resumed = weights("broken", "steps=4", "ckpt=last", "sample_grid.enabled=false")
     for name, value in straight.items():
         assert (value - resumed[name]).abs().max() < 1e-5, "micro-batches change rounding only"
 
 
 def test_an_autoencoder_of_latents_shows_pixels(overrides, tmp_path):
-    whole = ["objective.crop=null", "objective.mirror=false", "sampling.ema=raw", "batch=8", "steps=2", "grid.rows=1"]
+    whole = [
+        "objective.crop=null",
+        "objective.flip=false",
+        "sampling.ema=raw",
+        "batch=8",
+        "steps=2",
+        "sample_grid.rows=1",
+    ]
     small = ["backbone.base_channels=32", "backbone.blocks=[1, 1, 1, 1]", "backbone.patch=1", "data.resolution=8"]
-    run = ["model=mae_tiny", *overrides, *small, *whole, "grid.columns=5"]
+    run = ["model=mae_tiny", *overrides, *small, *whole, "sample_grid.columns=5"]
     summary = train(compose([*run, f"run_dir={tmp_path}"]))
     assert math.isfinite(summary["held_out_error"])
     with Image.open(summary["grid"]) as grid:
@@ -170,14 +177,14 @@ def test_an_autoencoder_of_latents_shows_pixels(overrides, tmp_path):
 
 
 DRIFTING = [
-    *["model=drifting_tiny", "backbone.patch=2", "batch=16", "objective.generated=4", "queues.push=6"],
-    *["queues.positives=3", "queues.negatives=2", "queues.per_class=4", "queues.overall=9", "sampling.ema=raw"],
+    *["model=drifting_tiny", "backbone.patch=2", "batch=16", "objective.samples_per_label=4", "queues.push_per_step=6"],
+    *["queues.positives=3", "queues.negatives=2", "queues.per_class=4", "queues.global_size=9", "sampling.ema=raw"],
 ]
 
 
 @pytest.mark.slow
 def test_drifting_on_latents_resumes(overrides, tmp_path, capsys):
-    run = [*DRIFTING, *BACKBONE, *overrides, "grid.rows=1"]
+    run = [*DRIFTING, *BACKBONE, *overrides, "sample_grid.rows=1"]
 
     def weights(name, *changes):
         summary = train(compose([*run, f"run_dir={tmp_path / name}", *changes]))
@@ -187,8 +194,8 @@ def test_drifting_on_latents_resumes(overrides, tmp_path, capsys):
     assert "10 classes x 4 + 9 of any class, 2x4x8x8 float32: 0.1 MB in memory" in capsys.readouterr().out
     with Image.open(summary["grid"]) as grid:
         assert grid.size == (10 * 66 + 2, 66 + 2)
-    weights("broken", "steps=2", "grid.enabled=false")
-    _, resumed = weights("broken", "steps=4", "ckpt=last", "grid.enabled=false")
+    weights("broken", "steps=2", "sample_grid.enabled=false")
+    _, resumed = weights("broken", "steps=4", "ckpt=last", "sample_grid.enabled=false")
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
 
 
@@ -217,8 +224,10 @@ def test_the_papers_latent_queues_are_said_in_full():
     sizes = QueueSizes(1000, 128, 1000, (2, 4, 32, 32), "float32")
     assert sizes.bytes == 129_000 * 8192 * 4
     assert "2x4x32x32 float32: 4.2 GB in memory" in sizes.report()
-    settings = QueueSettings(labels=4, positives=3, negatives=2, push=6, per_class=5, overall=9, folder=None)
-    found = QueueData(LatentSource(), 0, settings, workers=0).sizes
+    settings = QueueSettings(
+        labels=4, positives=3, negatives=2, push_per_step=6, per_class=5, global_size=9, folder=None
+    )
+    found = QueueData(LatentSource(), 0, settings, num_workers=0).sizes
     assert (found.shape, found.dtype) == ((2, 4, 8, 8), "float32")
 
 

@@ -70,7 +70,7 @@ def run(folder, *overrides, pictures=False):
         if not pictures:
             patch.setattr(summary, "pictures", lambda folder: (None, None))
             patch.setattr(train_module, "pictures", lambda folder: (None, None))
-        return train(compose([*RUN, f"run_dir={folder}", "grid.every_images=1000000", *overrides]))
+        return train(compose([*RUN, f"run_dir={folder}", "sample_grid.every_images=1000000", *overrides]))
 
 
 def moments(folder):
@@ -167,9 +167,11 @@ def test_too_many_in_a_row_end_the_run(tmp_path, spoil):
     spoil([3, 4, 5, 6], "the gradient alone")
     folder = tmp_path / "run"
     with pytest.raises(Diverged) as error:
-        run(folder, "steps=8", EVERY_STEP, "log_every_steps=100", "non_finite.stop_after=3", pictures=True)
+        run(folder, "steps=8", EVERY_STEP, "log_every_steps=100", "skip_nonfinite.max_in_a_row=3", pictures=True)
     message = str(error.value)
-    assert message.startswith("step 5: the gradient is not finite, 3 steps in a row by now (non_finite.stop_after=3)")
+    assert message.startswith(
+        "step 5: the gradient is not finite, 3 steps in a row by now (skip_nonfinite.max_in_a_row=3)"
+    )
     assert f"the last good checkpoint is {folder}/checkpoints/last.ckpt" in message
     assert "lower optimizer.lr" in message
     assert "du_dt by time" in message
@@ -186,7 +188,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path, spoil):
 
 def test_a_good_step_begins_the_count_anew(tmp_path, spoil):
     spoil([2, 3, 5, 6])
-    summary = run(tmp_path, "steps=7", "non_finite.stop_after=3", EVERY_STEP)
+    summary = run(tmp_path, "steps=7", "skip_nonfinite.max_in_a_row=3", EVERY_STEP)
     assert (summary["steps"], summary["skipped_steps"]) == (7, 4)
     assert read_checkpoint(tmp_path)["global_step"] == 7
     bad = [row["step"] for row in rows(tmp_path) if row["grad_norm"] is None]
@@ -195,9 +197,9 @@ def test_a_good_step_begins_the_count_anew(tmp_path, spoil):
 
 def test_the_count_goes_on_after_a_stop(tmp_path, spoil):
     spoil([2, 3])
-    run(tmp_path, "steps=2", "non_finite.stop_after=2")
+    run(tmp_path, "steps=2", "skip_nonfinite.max_in_a_row=2")
     with pytest.raises(Diverged, match="step 3: the loss is not finite, 2 steps in a row"):
-        run(tmp_path, "steps=3", "non_finite.stop_after=2", "ckpt=last")
+        run(tmp_path, "steps=3", "skip_nonfinite.max_in_a_row=2", "ckpt=last")
 
 
 def test_a_save_waits_for_the_next_good_step(tmp_path, spoil):
@@ -298,7 +300,7 @@ def test_two_processes_decide_alike(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch=4"]
-    overrides = [*RUN, *two, f"run_dir={tmp_path}/run", "steps=9", EVERY_STEP, "non_finite.stop_after=2"]
+    overrides = [*RUN, *two, f"run_dir={tmp_path}/run", "steps=9", EVERY_STEP, "skip_nonfinite.max_in_a_row=2"]
     done = subprocess.run(
         [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=300, env=ONE_THREAD
     )

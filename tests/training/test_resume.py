@@ -16,7 +16,7 @@ from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.same_run import compare
 from pmf_lightning.utils.errors import NotResumed
 
-STEPS = ["grid.enabled=false", "steps=4"]
+STEPS = ["sample_grid.enabled=false", "steps=4"]
 
 
 def requested(*overrides):
@@ -53,19 +53,19 @@ def start(folder, *overrides, ckpt="last"):
         (["data=shapes", "data.resolution=16", "data.channels=1", "data.classes=10"], ["data=", "digits"]),
         (["data.held_out_images=100"], ["data.held_out_images=100", "data.held_out_images=360"]),
         (["flip=true"], ["flip=true", "flip=false"]),
-        (["backbone.trunk=3"], ["backbone.trunk=3"]),
+        (["backbone.depth=3"], ["backbone.depth=3"]),
         (["backbone.patch=16"], ["backbone.patch=16", "backbone.patch=8"]),
         (["backbone.heads={u: 2, v: 1}"], ["backbone.heads"]),
         (["backbone.bottleneck=null"], ["backbone.bottleneck=null"]),
         (["optimizer=adam"], ["optimizer", "MuonAdam"]),
-        (["ema.half_lives_kimg=[2,4]"], ["ema.half_lives_kimg=[2,4]", "[1,2]"]),
-        (["ema.ramp=null"], ["ema.ramp=null", "ema.ramp=0.05"]),
+        (["ema.halflife_kimg=[2,4]"], ["ema.halflife_kimg=[2,4]", "[1,2]"]),
+        (["ema.rampup_ratio=null"], ["ema.rampup_ratio=null", "ema.rampup_ratio=0.05"]),
         (["objective.noise_scale=2"], ["objective.noise_scale=2"]),
         (["preconditioner=edm"], ["objective.preconditioner=", "objective.preconditioner=null"]),
         (["perceptual=classifier"], ["objective.perceptual"]),
         (["model=imf_digits"], ["model=imf_digits", "model=pmf_tiny"]),
-        (["objective.label_drop=0.2"], ["objective.label_drop=0.2", "objective.label_drop=0.1"]),
-        (["times=only_tied"], ["objective."]),
+        (["objective.label_dropout=0.2"], ["objective.label_dropout=0.2", "objective.label_dropout=0.1"]),
+        (["time_sampling=only_tied"], ["objective."]),
         (["conditions.label.tokens=3"], ["conditions.label.tokens=3: ", "has conditions.label.tokens="]),
     ],
     ids=" ".join,
@@ -93,13 +93,13 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
         ([], "nothing is changed"),
         (["optimizer.lr=0.5"], "optimizer.lr 0.001 -> 0.5"),
         (["steps=9"], "steps 4 -> 9"),
-        (["log_every_steps=3", "workers=2", "micro_batch=4"], "micro_batch null -> 4"),
-        (["schedule.decay=0.9"], "schedule.decay"),
+        (["log_every_steps=3", "num_workers=2", "micro_batch=4"], "micro_batch null -> 4"),
+        (["schedule.decay_fraction=0.9"], "schedule.decay_fraction"),
         (["metrics=small"], " -> SmallDataSettings"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices 1 -> 2"),
         (["trainer.precision=bf16-mixed"], "trainer.precision 32-true -> bf16-mixed"),
-        (["compile=true", "recompute=true"], "recompute false -> true"),
-        (["checkpoint.keep_last=3", "grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
+        (["compile=true", "activation_checkpointing=true"], "activation_checkpointing false -> true"),
+        (["checkpoint.keep_last=3", "sample_grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
         (["sampling.omega=3", "sampling.steps=2"], "sampling.omega 2.0 -> 3"),
         (["cache_dir=elsewhere", "logger=wandb"], "nothing is changed"),
     ],
@@ -118,7 +118,9 @@ def test_a_derived_option_is_named_once(tmp_path):
     assert "backbone.resolution" not in str(caught.value)
 
 
-@pytest.mark.parametrize("lacking", [["flip"], ["compile", "recompute"], ["objective.interval"], ["decoder"], ["seed"]])
+@pytest.mark.parametrize(
+    "lacking", [["flip"], ["compile", "activation_checkpointing"], ["objective.sample_interval"], ["decoder"], ["seed"]]
+)
 def test_checkpoints_that_lack_newer_options_resume(tmp_path, lacking):
     config = plain()
     for key in lacking:
@@ -131,9 +133,9 @@ def test_checkpoints_that_lack_newer_options_resume(tmp_path, lacking):
 
 def test_an_older_checkpoint_was_trained_without_what_it_lacks(tmp_path):
     config = plain()
-    del config["flip"], config["objective"]["interval"]
+    del config["flip"], config["objective"]["sample_interval"]
     save(tmp_path / "run" / "checkpoints" / "last.ckpt", config)
-    for changed in ("flip=true", "objective.interval=false"):
+    for changed in ("flip=true", "objective.sample_interval=false"):
         with pytest.raises(NotResumed, match=changed):
             start(tmp_path / "run", changed)
 
@@ -232,7 +234,7 @@ def test_a_finished_run_is_left_alone_by_the_same_configuration_alone(tmp_path):
         return resume.finished(requested("ckpt=auto", f"run_dir={folder}", *overrides))
 
     assert asked()["steps"] == 4
-    assert asked("workers=2", "log_every_steps=3", "logger=wandb", "checkpoint.keep_last=2")["steps"] == 4
+    assert asked("num_workers=2", "log_every_steps=3", "logger=wandb", "checkpoint.keep_last=2")["steps"] == 4
     for changed in ("optimizer.lr=0.5", "sampling.omega=1", "seed=1", "steps=3"):
         with pytest.raises(NotResumed, match=changed):
             asked(changed)
@@ -243,7 +245,7 @@ def test_a_finished_run_is_left_alone_by_the_same_configuration_alone(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_refuses_before_it_writes_and_resumes_with_what_may_change(call_command, tmp_path):
-    tiny = [*RUN, "grid.enabled=false"]
+    tiny = [*RUN, "sample_grid.enabled=false"]
     folder = tmp_path / "run"
     train(compose([*tiny, "steps=2", f"run_dir={folder}"]))
     assert read_checkpoint(folder)["images"] == 32

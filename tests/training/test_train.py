@@ -221,10 +221,10 @@ def test_quality_is_measured_and_changes_nothing_in_training(tmp_path, monkeypat
 def test_averages_follow_the_formula(tmp_path):
     from pmf_lightning import build, ema_beta
 
-    run(tmp_path / "run", "steps=1", "ema.half_lives_kimg=[0.05]", "ema.ramp=1", "sampling.ema=0.05k")
+    run(tmp_path / "run", "steps=1", "ema.halflife_kimg=[0.05]", "ema.rampup_ratio=1", "sampling.ema=0.05k")
     start = build(compose([*RUN])).network.state_dict()
     checkpoint = read_checkpoint(tmp_path / "run")
-    beta = ema_beta(images_seen=16, batch=16, half_life_images=50, ramp=1)
+    beta = ema_beta(images_seen=16, batch=16, half_life_images=50, rampup_ratio=1)
     for name, value in checkpoint["ema"]["0.05k"].items():
         expected = beta * start[name] + (1 - beta) * checkpoint["state_dict"][f"network.{name}"]
         torch.testing.assert_close(value, expected)

@@ -120,7 +120,7 @@ def test_draw_is_a_function_of_seed_and_step():
 
 def test_streams_of_one_step_are_different_numbers():
     """Ranks of the raw numbers behind each name must differ: one stream used twice would tie two laws together."""
-    drawn = objective(tied_fraction=0.0).draw(blank(64), 0, 0)
+    drawn = objective(flow_matching_fraction=0.0).draw(blank(64), 0, 0)
     named = {name: getattr(drawn, name).argsort().tolist() for name in ("t", "r", "omega", "t_min", "t_max")}
     for one, other in itertools.combinations(named, 2):
         assert named[one] != named[other], (one, other)
@@ -135,7 +135,7 @@ def test_draws_have_the_dtype_of_the_batch(dtype):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("changes", [{}, {"uniform_fraction": 0.3, "omega_beta": 2.0, "label_drop": 0.6}])
+@pytest.mark.parametrize("changes", [{}, {"uniform_fraction": 0.3, "omega_beta": 2.0, "label_dropout": 0.6}])
 def test_shards_interleave_to_the_global_batch(count, changes):
     whole = objective(**changes).draw(blank(16, SHAPE), 7, 3)
     parts = [objective(**changes).draw(blank(16 // count, SHAPE), 7, 3, BatchRows(i, count)) for i in range(count)]
@@ -150,7 +150,7 @@ def test_shard_outside_its_count_is_refused():
 
 @pytest.mark.parametrize(("size", "fraction", "tied"), [(16, 0.5, 8), (7, 0.5, 3), (10, 0.25, 2), (6, 0, 0), (6, 1, 6)])
 def test_exactly_the_fraction_is_tied(size, fraction, tied):
-    drawn = objective(tied_fraction=float(fraction)).draw(blank(size), 0, 0)
+    drawn = objective(flow_matching_fraction=float(fraction)).draw(blank(size), 0, 0)
     assert (drawn.t == drawn.r).sum() == tied
     assert ((drawn.r >= 0) & (drawn.r <= drawn.t) & (drawn.t <= 1)).all()
 
@@ -164,7 +164,7 @@ def test_tied_rows_have_the_whole_interval_and_only_they():
 
 @pytest.mark.parametrize(("size", "count"), [(5, 4), (3, 5), (4, 4)])
 def test_tied_and_dropped_rows_are_dealt_out_evenly(size, count):
-    law = objective(label_drop=0.3)
+    law = objective(label_dropout=0.3)
     for step in range(20):
         parts = [law.draw(blank(size), 0, step, BatchRows(i, count)) for i in range(count)]
         tied = [int((part.t == part.r).sum()) for part in parts]
@@ -176,7 +176,7 @@ def test_tied_and_dropped_rows_are_dealt_out_evenly(size, count):
 
 @pytest.mark.parametrize("probability", [0.1, 0.8])
 def test_dropped_rows_are_tied_rows_first(probability):
-    size, steps, law = 32, 100, objective(label_drop=probability)
+    size, steps, law = 32, 100, objective(label_dropout=probability)
     counts = []
     for step in range(steps):
         drawn = law.draw(blank(size), 0, step)
@@ -193,13 +193,13 @@ def test_dropped_rows_are_tied_rows_first(probability):
 
 
 def test_tied_times_are_logit_normal():
-    drawn = objective(tied_fraction=1.0, P_mean=-0.4, P_std=1.2).draw(blank(MANY), 0, 0)
+    drawn = objective(flow_matching_fraction=1.0, P_mean=-0.4, P_std=1.2).draw(blank(MANY), 0, 0)
     assert distance(drawn.t, logit_normal_cdf(-0.4, 1.2)) < 2
     assert abs(torch.logit(drawn.t.double()).mean() + 0.4) < 4 * 1.2 / MANY**0.5
 
 
 def test_free_times_are_the_larger_and_the_smaller_of_two():
-    drawn = objective(tied_fraction=0.0).draw(blank(MANY), 0, 0)
+    drawn = objective(flow_matching_fraction=0.0).draw(blank(MANY), 0, 0)
     cdf = logit_normal_cdf(0.8, 0.8)
     assert distance(drawn.t, lambda t: cdf(t) ** 2) < 2
     assert distance(drawn.r, lambda r: 1 - (1 - cdf(r)) ** 2) < 2
@@ -215,7 +215,7 @@ def test_tied_and_free_rows_of_one_batch_keep_their_own_laws():
 
 
 def test_one_coin_replaces_both_times_by_uniform_ones():
-    drawn = objective(uniform_fraction=0.25, tied_fraction=0.0, P_mean=0.0, P_std=1e-7).draw(blank(MANY), 0, 0)
+    drawn = objective(uniform_fraction=0.25, flow_matching_fraction=0.0, P_mean=0.0, P_std=1e-7).draw(blank(MANY), 0, 0)
     kept_t, kept_r = ((time - 0.5).abs() < 1e-5 for time in (drawn.t, drawn.r))
     assert abs((~kept_t).double().mean() - 0.25) < 4 * (0.25 * 0.75 / MANY) ** 0.5
     assert (kept_t != kept_r).double().mean() < 0.001
@@ -224,7 +224,7 @@ def test_one_coin_replaces_both_times_by_uniform_ones():
 
 
 def test_uniform_times_of_tied_rows():
-    drawn = objective(uniform_fraction=1.0, tied_fraction=1.0).draw(blank(MANY), 0, 0)
+    drawn = objective(uniform_fraction=1.0, flow_matching_fraction=1.0).draw(blank(MANY), 0, 0)
     assert distance(drawn.t, lambda t: t) < 2
 
 
@@ -244,7 +244,7 @@ def test_guidance_scale(beta, cdf):
 
 
 def test_guidance_interval():
-    drawn = objective(tied_fraction=0.0).draw(blank(MANY), 0, 0)
+    drawn = objective(flow_matching_fraction=0.0).draw(blank(MANY), 0, 0)
     assert distance(drawn.t_min, lambda t: 2 * t.clamp(0, 0.5)) < 2
     assert distance(drawn.t_max, lambda t: 2 * t.clamp(0.5, 1) - 1) < 2
 

@@ -16,7 +16,7 @@ from pmf_lightning.utils.hydra_compat import instantiate, register_resolver
         (["model=jit_tiny", "objective.loss=w"], "objective: loss=w is not one of x, eps, v"),
         (["model=pmf_tiny", "objective.prediction=y"], "objective: prediction=y is not one of x, u"),
         (["model=pmf_tiny", "optimizer=adam", "optimizer.betas=[2,0.9]"], "optimizer: Invalid beta parameter"),
-        (["model=pmf_tiny", "backbone.attention_heads=5"], "backbone: width 64 does not split into 5 heads"),
+        (["model=pmf_tiny", "backbone.num_heads=5"], "backbone: width 64 does not split into 5 heads"),
     ],
 )
 def test_what_a_constructor_objects_to_is_one_line(call_command, overrides, message):

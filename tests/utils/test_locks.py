@@ -22,8 +22,8 @@ from pmf_lightning.training import run_dir
 from pmf_lightning.utils import locks
 from pmf_lightning.utils.locks import LockHeld, held
 
-TINY = [*RUN, "grid.enabled=false", "steps=2"]
-NAMED = ["run_dir='runs/mine/${schedule.warm_up}-seed${seed}'", "ckpt=auto"]
+TINY = [*RUN, "sample_grid.enabled=false", "steps=2"]
+NAMED = ["run_dir='runs/mine/${schedule.warmup_fraction}-seed${seed}'", "ckpt=auto"]
 HOLD = "import os, sys\nfrom pathlib import Path\nfrom pmf_lightning.utils.locks import held\n"
 HOLD += "with held(Path(sys.argv[1]), 'it', 'is here'):\n    {}print('held', flush=True)\n    sys.stdin.read()\n"
 
@@ -136,20 +136,22 @@ def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_
     mine.mkdir(parents=True)
     with holder(mine / ".0.5-seed0.sweep") as other:
         before = files(mine)
-        status, _, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,0.5")
+        status, _, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warmup_fraction=0,0.5")
         assert status == 2
         assert re.search(
             rf"^error: run_dir=runs/mine/0.5-seed0: process {other.pid} on .* has it in its sweep; wait", errors, re.M
         )
         assert files(mine) == before
-        assert call_command(main, "-m", *TINY, *NAMED, "schedule.warm_up=0,0.25")[0] == 0  # others may share the folder
+        assert (
+            call_command(main, "-m", *TINY, *NAMED, "schedule.warmup_fraction=0,0.25")[0] == 0
+        )  # others may share the folder
     assert not (set(mine.glob(".*")) - {mine / ".0.5-seed0.sweep"})
 
 
 @pytest.mark.slow
 def test_of_two_identical_sweeps_one_is_run(call_command, tmp_path):
     """The second begins while the first is in its first run."""
-    command, go, waits = ["-m", *TINY, *NAMED, "schedule.warm_up=0,0.5"], tmp_path / "go", tmp_path / "waits"
+    command, go, waits = ["-m", *TINY, *NAMED, "schedule.warmup_fraction=0,0.5"], tmp_path / "go", tmp_path / "waits"
     fault = ("faults:wait_for_file", str(go), str(waits))
     first = forked.FORKS.Process(target=in_folder, args=(str(tmp_path), command, fault))
     first.start()

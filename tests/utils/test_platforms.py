@@ -45,7 +45,10 @@ print(sample(compose([f"ckpt={folder}/run", f"out={folder}/samples", "n=4"], "sa
 @pytest.mark.slow
 def test_without_what_other_systems_lack(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tmp_path), *RUN, "workers=0"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path), *RUN, "num_workers=0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "modules" in done.stdout

@@ -46,7 +46,7 @@ def test_no_network_of_ours_has_such_a_name():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A checkpoint with two averages; the weights of the second are all one."""
-    module = build(compose([*RUN, "ema.half_lives_kimg=[1,1200.25]", "sampling.ema=1200k"]))
+    module = build(compose([*RUN, "ema.halflife_kimg=[1,1200.25]", "sampling.ema=1200k"]))
     weights = dict(module.network.named_parameters())
     ema = {
         "1k": {k: v.detach() + 0 for k, v in weights.items()},
@@ -83,7 +83,7 @@ def test_a_compiled_network_that_was_saved_inside_a_module(checkpoint, tmp_path)
 
 @pytest.mark.parametrize("form", [*FORMS, "net.module.{}", "module.net._orig_mod.{}"])
 def test_official_weights_with_wrapped_names_load(form):
-    shape = ["backbone.width=32", "backbone.attention_heads=2", "backbone.mlp_hidden=48", "backbone.trunk=1"]
+    shape = ["backbone.width=32", "backbone.num_heads=2", "backbone.mlp_dim=48", "backbone.depth=1"]
     shape += ["backbone.heads={u: 1, v: 1}", "metrics=none", "perceptual=none"]
     one, two = (
         build(compose(["model=pmf_b16", "data=imagenet256", *shape, f"seed={seed}"])).network for seed in (0, 1)
@@ -102,7 +102,7 @@ def test_folders_of_weights_with_wrapped_names_load(checkpoint, tmp_path):
     shutil.rmtree(tmp_path / "w")
 
 
-CONFIG = {"batch": 1024, "ema": {"half_lives_kimg": [500, 1000, 2000, -1.024 * math.log(2) / math.log(0.9999)]}}
+CONFIG = {"batch": 1024, "ema": {"halflife_kimg": [500, 1000, 2000, -1.024 * math.log(2) / math.log(0.9999)]}}
 NAMES = ["500k", "1000k", "2000k", "7097k", "raw"]
 
 

@@ -83,7 +83,7 @@ def folder(trained):
 
 
 def pictures(ckpt, out, *changes):
-    paths = sample(compose([f"ckpt={ckpt}", f"out={out}", "n=6", "chunk=6", *changes], "sample"))
+    paths = sample(compose([f"ckpt={ckpt}", f"out={out}", "n=6", "batch_size=6", *changes], "sample"))
     with np.load(paths["images"]) as arrays:
         return arrays["arr_0"]
 
@@ -158,7 +158,7 @@ def test_released_models_are_found_with_their_data(name, data, tmp_path):
 
 
 def test_data_and_changes_may_be_given(tmp_path):
-    changes = [*SMALL["pMF"], "data.channels=3", "backbone.trunk=1", "sampling.omega=4.5"]
+    changes = [*SMALL["pMF"], "data.channels=3", "backbone.depth=1", "sampling.omega=4.5"]
     network = build(compose(changes)).network
     torch.save(official_weights(network), tmp_path / "mine.pt")
     run(tmp_path / "mine.pt", tmp_path / "folder", *changes)
@@ -283,7 +283,7 @@ SPOILT = {
     "model.safetensors cannot be read": lambda folder: (folder / "model.safetensors").write_bytes(bytes(100)),
     "do not belong together (trunk.0.mlp.w1.weight": drop_a_weight,
     "do not belong together (": lambda folder: spoil_config(
-        folder, lambda about: about["config"]["backbone"].update(mlp_hidden=24)
+        folder, lambda about: about["config"]["backbone"].update(mlp_dim=24)
     ),
 }
 

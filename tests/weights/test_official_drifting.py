@@ -144,7 +144,7 @@ def test_sizes_come_from_the_metadata(release):
     large = {**CONFIG, "hidden_size": 1024, "cond_dim": 1024, "noise_classes": 0}
     about.write_text(json.dumps({"model_config": large}))
     sizes = official_generator_sizes(release)
-    assert (sizes["mlp_hidden"], sizes["codes"], sizes["rows"]) == (2752, 0, 1)
+    assert (sizes["mlp_dim"], sizes["codes"], sizes["rows"]) == (2752, 0, 1)
     for change, message in (
         ({"use_rope": False}, r"another architecture \(use_rope\)"),
         ({"out_channels": 4}, r"another architecture \(condition or output of another size\)"),
@@ -233,13 +233,13 @@ def test_what_is_no_generator_is_refused(release, tmp_path):
 # The tiny network as a change of a preset.
 SIZED = [
     *("model=drifting_b16", "data=digits", "data.resolution=12", "data.channels=3", "data.classes=7"),
-    *("drift_features=raw", "backbone.patch=4", "backbone.width=24", "backbone.attention_heads=2"),
+    *("drift_features=raw", "backbone.patch=4", "backbone.width=24", "backbone.num_heads=2"),
     *(
-        "backbone.mlp_hidden=64",
-        "backbone.trunk=2",
+        "backbone.mlp_dim=64",
+        "backbone.depth=2",
         "backbone.context=3",
-        "objective.styles=5",
-        "objective.style_rows=4",
+        "objective.style_codes=5",
+        "objective.style_values=4",
     ),
 ]
 PLACES = [".", "params_ema", "params_ema/ema_params.msgpack"]

@@ -13,13 +13,13 @@ from pmf_lightning.pipeline.conversion import from_official
 from pmf_lightning.weights import positions_are_trained, read_official
 from pmf_lightning.weights.families import position_table
 
-SIZES = {"width": 32, "attention_heads": 2, "mlp_hidden": 85, "patch": 4, "resolution": 16, "channels": 3, "classes": 5}
+SIZES = {"width": 32, "num_heads": 2, "mlp_dim": 85, "patch": 4, "resolution": 16, "channels": 3, "classes": 5}
 SIZES |= {"bottleneck": 8, "rope_theta": 1e4, "attention": "plain"}
 SCALARS = {"omega": 4, "t_min": 2, "t_max": 2, "h": 4}
 CONDITIONS = {"label": {"kind": "class", "tokens": 8}} | {
     name: {"kind": "scalar", "tokens": tokens} for name, tokens in SCALARS.items()
 }
-HEADS = {"trunk": 1, "heads": {"u": 1}, "conditions": CONDITIONS, "block_gain": 0.32}
+HEADS = {"depth": 1, "heads": {"u": 1}, "conditions": CONDITIONS, "block_gain": 0.32}
 LATENTS = {"resolution": 8, "channels": 4, "patch": 2, "bottleneck": None, "rope": "sequence", "positions": "none"}
 JIT = {"trunk": 2, "context": 6, "context_start": 1, "dropout": 0.0, "attention_dropout": 0.0}
 MAKE = {

@@ -43,7 +43,7 @@ class ClassQueues:
         check_room(sizes, folder, copies)
         self.sizes = sizes
         self.by_class = RingBuffers(sizes.classes, sizes.per_class, sizes.shape, folder, sizes.dtype)
-        self.any_class = RingBuffers(1, sizes.overall, sizes.shape, folder, sizes.dtype)
+        self.any_class = RingBuffers(1, sizes.global_size, sizes.shape, folder, sizes.dtype)
 
     def push(self, images: Images, labels: Labels, indices: Sequence[int]) -> None:
         """Add images with their labels and dataset ``indices``, in order, replacing the oldest.

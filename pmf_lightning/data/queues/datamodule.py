@@ -28,30 +28,31 @@ PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 G
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """Queue settings: ``labels`` per step, each with ``positives`` and ``negatives``; ``push`` new images per step.
+    """Queue settings: ``labels`` per step, each with ``positives`` and ``negatives``; ``push_per_step`` new images.
 
-    The queues have ``per_class`` images of each class and ``overall`` of any class, in memory or in a file under
+    The queues have ``per_class`` images of each class and ``global_size`` of any class, in memory or in a file under
     ``folder``.
     """
 
     labels: int
     positives: int
     negatives: int
-    push: int
+    push_per_step: int
     per_class: int
-    overall: int
+    global_size: int
     folder: str | None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "positives", "push", "per_class", "overall"):
+        for name in ("labels", "positives", "push_per_step", "per_class", "global_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"queues.{name}={getattr(self, name)}: set it to 1 or more")
         if self.negatives < 0:
             raise UserError(f"queues.negatives={self.negatives}: set it to 0 or more")
-        if self.push < self.labels:
+        if self.push_per_step < self.labels:
             raise UserError(
-                f"queues.push={self.push}: the {self.labels} labels of a step (batch / images per label) come from "
-                f"the images that it queues; set queues.push={self.labels} or more, or a smaller batch"
+                f"queues.push_per_step={self.push_per_step}: the {self.labels} labels of a step (batch / images per "
+                f"label) come from the images that it queues; set queues.push_per_step={self.labels} or more, or a "
+                "smaller batch"
             )
 
 
@@ -63,18 +64,18 @@ class QueueData(LightningDataModule):
     only on (seed, step). A checkpoint has the indices of the queued images, and resuming fetches the images.
     """
 
-    def __init__(self, source: DataSource, seed: int, settings: QueueSettings, workers: int) -> None:
+    def __init__(self, source: DataSource, seed: int, settings: QueueSettings, num_workers: int) -> None:
         super().__init__()
         if settings.labels > source.classes:
             raise UserError(
                 f"{settings.labels} labels per step (batch / images per label) of {source.classes} classes in data "
                 f"{source.name}: set batch to {source.classes} x the images per label or less"
             )
-        self.source, self.seed, self.settings, self.workers = source, seed, settings, workers
+        self.source, self.seed, self.settings, self.num_workers = source, seed, settings, num_workers
         shape, dtype = (source.channels, source.resolution, source.resolution), "uint8"
         if source.latents:
             shape, dtype = (2, *shape), "float32"
-        self.sizes = QueueSizes(source.classes, settings.per_class, settings.overall, shape, dtype)
+        self.sizes = QueueSizes(source.classes, settings.per_class, settings.global_size, shape, dtype)
         self.tally: BadRecordCounter | None = None
         self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
@@ -112,13 +113,13 @@ class QueueData(LightningDataModule):
         )
 
     def _stream(self, images: ImageDataset, shard: BatchRows, first: int) -> Iterator[list[Tensor]]:
-        order = GlobalOrder(len(images), self.settings.push, self.seed, (BatchRows(),), first_step=first)
-        parts = iterate_batches(images, _in_parts(order), self.workers, self.tally)
+        order = GlobalOrder(len(images), self.settings.push_per_step, self.seed, (BatchRows(),), first_step=first)
+        parts = iterate_batches(images, _in_parts(order), self.num_workers, self.tally)
         for step in count(first):
             self._states[step] = self._queues.state_dict()
             self._states.pop(step - KEPT, None)
             newest = []
-            for new, labels, indices in islice(parts, math.ceil(self.settings.push / PART)):
+            for new, labels, indices in islice(parts, math.ceil(self.settings.push_per_step / PART)):
                 self._queues.push(new, labels, indices)
                 newest.append(labels)
             yield self._step(torch.cat(newest), shard, step)

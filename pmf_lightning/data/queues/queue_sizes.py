@@ -14,26 +14,26 @@ SPARE = 0.02  # fraction of the free space that is not used
 
 @dataclass(frozen=True)
 class QueueSizes:
-    """Queue sizes: ``per_class`` images for each of ``classes``, and ``overall`` of any class.
+    """Queue sizes: ``per_class`` images for each of ``classes``, and ``global_size`` of any class.
 
     Images have ``shape`` and ``dtype``: uint8 pixels (C, H, W), or float32 moments of latents (2, C, h, w).
     """
 
     classes: int
     per_class: int
-    overall: int
+    global_size: int
     shape: tuple[int, ...]
     dtype: str = "uint8"
 
     def __post_init__(self):
-        for name, value in (("classes", self.classes), ("per_class", self.per_class), ("overall", self.overall)):
-            if value < 1:
-                raise UserError(f"queues: {name}={value}: set it to 1 or more")
+        for name in ("classes", "per_class", "global_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"queues: {name}={getattr(self, name)}: set it to 1 or more")
 
     @property
     def images(self) -> int:
         """Total capacity of all queues, in images."""
-        return self.classes * self.per_class + self.overall
+        return self.classes * self.per_class + self.global_size
 
     @property
     def bytes(self) -> int:
@@ -46,7 +46,7 @@ class QueueSizes:
         total = f"{copies} processes x {gigabytes(self.bytes)}" if copies > 1 else gigabytes(self.bytes)
         place = "in memory" if folder is None else f"in a file under {folder}"
         return (
-            f"queues of real images: {self.classes} classes x {self.per_class} + {self.overall} of any class, "
+            f"queues of real images: {self.classes} classes x {self.per_class} + {self.global_size} of any class, "
             f"{size} {self.dtype}: {total} {place}"
         )
 
@@ -71,5 +71,6 @@ def check_room(sizes: QueueSizes, folder: Path | None = None, copies: int = 1) -
     )
     raise UserError(
         f"{sizes.report(folder, copies)}: {where} has {gigabytes(free)} free; {other}, or lower per_class="
-        f"{sizes.per_class} or overall={sizes.overall} (an image takes {gigabytes(sizes.bytes // sizes.images)})"
+        f"{sizes.per_class} or global_size={sizes.global_size} (an image takes "
+        f"{gigabytes(sizes.bytes // sizes.images)})"
     )

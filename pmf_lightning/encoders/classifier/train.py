@@ -24,8 +24,8 @@ class ClassifierSettings:
     """Settings of the classifier and its training; the numbers are in ``conf/metrics/small.yaml``.
 
     ``seed`` is not the run's seed, because runs are comparable only if the same classifier evaluates them. Images are
-    reduced to at most ``side`` pixels. ``shift`` is the largest augmenting shift as a fraction of the side. ``warm_up``
-    counts steps.
+    reduced to at most ``side`` pixels. ``shift`` is the largest augmenting shift as a fraction of the side.
+    ``warmup_steps`` counts steps.
     """
 
     seed: int
@@ -34,7 +34,7 @@ class ClassifierSettings:
     steps: int
     batch: int
     lr: float | int
-    warm_up: int
+    warmup_steps: int
     weight_decay: float | int
     shift: float | int
 
@@ -98,4 +98,4 @@ def shifted(images: Float[Tensor, "b c h w"], by: Int64[Tensor, "b 2"]) -> Float
 
 
 def _rate(step: int, settings: ClassifierSettings) -> float:
-    return min(1, (step + 1) / (settings.warm_up + 1)) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return min(1, (step + 1) / (settings.warmup_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))

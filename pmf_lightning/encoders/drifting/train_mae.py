@@ -31,9 +31,9 @@ class MAESettings:
     """Settings of the autoencoder and its training; the numbers are in conf/drift_features.
 
     ``seed`` is not the run's seed, because runs are comparable only with the same encoder. ``patch``, ``base_channels``
-    and ``blocks`` are those of MAEEncoder, ``cell`` to ``class_rise`` those of MaskedAutoencoder. Training is ``steps``
-    steps of AdamW on ``batch`` images at ``lr``, with a warm-up of ``warm_up`` steps, a linear decay to 0 over the last
-    half, and gradient norms clipped at ``clip``.
+    and ``blocks`` are those of MAEEncoder, ``cell`` to ``class_warmup`` those of MaskedAutoencoder. Training is
+    ``steps`` steps of AdamW on ``batch`` images at ``lr``, with a warm-up of ``warmup_steps`` steps, a linear decay to
+    0 over the last half, and gradient norms clipped at ``clip``.
     """
 
     seed: int
@@ -44,11 +44,11 @@ class MAESettings:
     mask_fraction: Number
     class_weight: Number
     class_steps: int
-    class_rise: int
+    class_warmup: int
     steps: int
     batch: int
     lr: Number
-    warm_up: int
+    warmup_steps: int
     weight_decay: Number
     clip: Number
 
@@ -70,9 +70,9 @@ class MAESettings:
 
     def objective(self) -> MaskedAutoencoder:
         """Return the training objective; UserError for invalid numbers."""
-        names = ("patch", "cell", "mask_fraction", "class_weight", "class_steps", "class_rise", "steps")
+        names = ("patch", "cell", "mask_fraction", "class_weight", "class_steps", "class_warmup", "steps")
         try:
-            return MaskedAutoencoder(**{name: getattr(self, name) for name in names}, crop=None, mirror=False)
+            return MaskedAutoencoder(**{name: getattr(self, name) for name in names}, crop=None, flip=False)
         except ValueError as error:
             raise UserError(f"feature encoder: {error}") from error
 
@@ -133,4 +133,4 @@ def train_mae(source: DataSource, settings: MAESettings) -> MAE:
 
 def _rate(step: int, settings: MAESettings) -> float:
     """Return the factor on the learning rate: linear warm-up, linear decay to 0 over the last half."""
-    return min(1.0, (step + 1) / (settings.warm_up + 1), 2 * (settings.steps - step) / settings.steps)
+    return min(1.0, (step + 1) / (settings.warmup_steps + 1), 2 * (settings.steps - step) / settings.steps)

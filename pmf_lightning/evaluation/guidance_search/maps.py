@@ -73,16 +73,16 @@ def save_lines(records: Sequence[Record], axes: SearchSpace, best: SamplingSetti
 
 def _panels(axes: SearchSpace, width: float, height: float, **shared):
     """Return a figure, and for each titled panel its axes and the setting of its first cell."""
-    ways = [(steps, method) for method in axes.method for steps in axes.steps]
+    ways = [(steps, sampler) for sampler in axes.sampler for steps in axes.steps]
     size = (width * len(ways) + 1.4, height * len(axes.ema) + 0.4)
     figure, grid = subplots(
         len(axes.ema), len(ways), figsize=(max(6.5, size[0]), size[1]), squeeze=False, layout="constrained", **shared
     )
     panels = []
     for row, ema in zip(grid, axes.ema, strict=True):
-        for panel, (steps, method) in zip(row, ways, strict=True):
-            panel.set_title(f"ema {ema}, {steps} step(s) of {method}", fontsize=9)
-            panels.append((panel, SamplingSetting(ema, axes.omega[0], axes.interval[0], steps, method)))
+        for panel, (steps, sampler) in zip(row, ways, strict=True):
+            panel.set_title(f"ema {ema}, {steps} step(s) of {sampler}", fontsize=9)
+            panels.append((panel, SamplingSetting(ema, axes.omega[0], axes.interval[0], steps, sampler)))
     return figure, panels
 
 

@@ -59,10 +59,12 @@ class PointEvaluator:
         record = Record(point, conditions, scores, nfe, time.perf_counter() - begun, problem)
         return self.records.add(record, write=rank_and_world()[0] == 0)
 
-    def draw(self, point: SamplingSetting, count: int, chunk: int) -> Float[Tensor, "count c h w"]:
-        """Return the first ``count`` images at ``point`` on the CPU, sampled ``chunk`` at a time."""
+    def draw(self, point: SamplingSetting, count: int, batch_size: int) -> Float[Tensor, "count c h w"]:
+        """Return the first ``count`` images at ``point`` on the CPU, sampled ``batch_size`` at a time."""
         labels, generate = torch.arange(count) % self.module.network.classes, self.generator(point)
-        return torch.cat([generate(part, number * chunk).cpu() for number, part in enumerate(labels.split(chunk))])
+        return torch.cat(
+            [generate(part, number * batch_size).cpu() for number, part in enumerate(labels.split(batch_size))]
+        )
 
     def generator(self, point: SamplingSetting) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
         """Load the point's weights and return its sampler, from ``(labels, first)`` to float images."""

@@ -59,7 +59,7 @@ class Records:
         if write:
             low, high = map(show, record.point.interval)
             point = record.point
-            name = f"{point.ema}_omega{show(point.omega)}_{low}-{high}_{point.steps}x{point.method}_n{record.n}"
+            name = f"{point.ema}_omega{show(point.omega)}_{low}-{high}_{point.steps}x{point.sampler}_n{record.n}"
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.folder / f"{name}_{key[:8]}.json") as partial:
                 partial.write_text(json.dumps(record.plain(), indent=2) + "\n")
@@ -67,7 +67,7 @@ class Records:
 
 
 def _key(point: SamplingSetting, conditions: Mapping[str, Any]) -> str:
-    numbers = [point.ema, *map(float, (point.omega, *point.interval)), point.steps, point.method]
+    numbers = [point.ema, *map(float, (point.omega, *point.interval)), point.steps, point.sampler]
     return digest(json.dumps(numbers), json.dumps(dict(conditions), sort_keys=True))
 
 
@@ -78,7 +78,8 @@ def _read(folder: Path) -> list[Record]:
         try:
             stored = read_json(path)
             point = stored.pop("point")
-            found.append(Record(SamplingSetting(**point | {"interval": tuple(point["interval"])}), **stored))
+            changes = {"interval": tuple(point["interval"]), "sampler": point.pop("method", point.get("sampler"))}
+            found.append(Record(SamplingSetting(**point | changes), **stored))
         except (ValueError, TypeError, KeyError):
             continue
     return found

@@ -14,12 +14,12 @@ from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
 
 MOST_PRINTED = 12
-_COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "method", "n", "nfe")
+_COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "sampler", "n", "nfe")
 
 
 def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence[int], what: str) -> None:
     """Print the search space; ``evaluations`` of the network are needed at the points, where ``what`` is measured."""
-    values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "method": axes.method}
+    values = {"ema": axes.ema, "omega": axes.omega, "steps": axes.steps, "sampler": axes.sampler}
     listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
     intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
     least, most = min(evaluations), max(evaluations)

@@ -16,7 +16,7 @@ from pmf_lightning.utils.cache import digest
 
 STRATEGIES = ("grid", "coordinate")
 
-COORDINATES = ("omega", "interval", "ema", "steps", "method")
+COORDINATES = ("omega", "interval", "ema", "steps", "sampler")
 
 Measure = Callable[
     [SamplingSetting], float | None

@@ -25,13 +25,13 @@ class SamplingSetting:
     omega: Number
     interval: Interval
     steps: int
-    method: str
+    sampler: str
 
     @property
     def options(self) -> dict[str, Number | str]:
         """The options of ``generate``."""
         t_min, t_max = self.interval
-        return {"steps": self.steps, "method": self.method, "omega": self.omega, "t_min": t_min, "t_max": t_max}
+        return {"steps": self.steps, "sampler": self.sampler, "omega": self.omega, "t_min": t_min, "t_max": t_max}
 
     @property
     def arguments(self) -> list[str]:
@@ -40,7 +40,7 @@ class SamplingSetting:
 
     def __str__(self) -> str:
         low, high = map(show, self.interval)
-        return f"ema {self.ema}, omega {show(self.omega)} in [{low}, {high}], {self.steps} x {self.method}"
+        return f"ema {self.ema}, omega {show(self.omega)} in [{low}, {high}], {self.steps} x {self.sampler}"
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class SearchSpace:
     omega: tuple[Number, ...]
     interval: tuple[Interval, ...]
     steps: tuple[int, ...]
-    method: tuple[str, ...]
+    sampler: tuple[str, ...]
 
     def grid(self) -> list[SamplingSetting]:
         """Return every point; the average changes slowest, because a change loads weights."""
-        points = product(self.ema, self.method, self.steps, self.interval, self.omega)
-        return [SamplingSetting(ema, omega, interval, steps, method) for ema, method, steps, interval, omega in points]
+        points = product(self.ema, self.sampler, self.steps, self.interval, self.omega)
+        return [
+            SamplingSetting(ema, omega, interval, steps, sampler) for ema, sampler, steps, interval, omega in points
+        ]
 
     def along(self, name: str, point: SamplingSetting) -> list[SamplingSetting]:
         """Return the points with all values of the field ``name`` and otherwise the values of ``point``."""
@@ -91,7 +93,7 @@ def _nearest(values: Sequence, wanted):
     return min(values, key=distance)
 
 
-KEYS = ("omega", "intervals", "ema", "steps", "method")  # keys of the command line, and of ``search`` in a recipe
+KEYS = ("omega", "intervals", "ema", "steps", "sampler")  # keys of the command line, and of ``search`` in a recipe
 
 
 def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]) -> SearchSpace:
@@ -110,13 +112,13 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
         )
     judged = module.config["sampling"]
     named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
-    usual = judged.get("method") or module.objective.samplers[0]
+    usual = judged.get("sampler") or module.objective.samplers[0]
     axes = SearchSpace(
         ema=tuple(find_average(name, averages, module.config) for name in _each("ema", named, str)),
         omega=_each("omega", given["omega"], float),
         interval=tuple(_interval(pair) for pair in _pairs(given["intervals"])),
         steps=_each("steps", given["steps"] or judged["steps"], int),
-        method=_each("method", given["method"] or usual, str),
+        sampler=_each("sampler", given["sampler"] or usual, str),
     )
     _check(axes, module)
     return axes
@@ -135,15 +137,15 @@ def recipe(config: Mapping[str, Any], preset: str | None) -> Mapping[str, Any]:
 def judged_point(module: GenerativeModule, axes: SearchSpace) -> SamplingSetting:
     """Return the grid point nearest to the model's own sampling options."""
     judged = module.config["sampling"]
-    method = judged.get("method") or module.objective.samplers[0]
+    sampler = judged.get("sampler") or module.objective.samplers[0]
     interval = (judged["t_min"], judged["t_max"])
-    return axes.nearest(SamplingSetting(judged["ema"], judged["omega"], interval, judged["steps"], method))
+    return axes.nearest(SamplingSetting(judged["ema"], judged["omega"], interval, judged["steps"], sampler))
 
 
 def _check(axes: SearchSpace, module: GenerativeModule) -> None:
     for point in axes.grid():
-        validate.guidance(**{name: value for name, value in point.options.items() if name != "method"})
-        validate.method(point.method, module.objective.samplers, point.steps)
+        validate.guidance(**{name: value for name, value in point.options.items() if name != "sampler"})
+        validate.sampler(point.sampler, module.objective.samplers, point.steps)
     if len(set(axes.grid())) != len(axes):
         raise UserError(f"{_doubled(axes)}: a value stands there twice; give each once")
 
@@ -152,7 +154,7 @@ def _doubled(axes: SearchSpace) -> str:
     for key, values in (("omega", axes.omega), ("intervals", axes.interval), ("ema", axes.ema), ("steps", axes.steps)):
         if len(set(values)) != len(values):
             return f"{key}=[{','.join(map(_text, values))}]"
-    return f"method=[{','.join(axes.method)}]"
+    return f"sampler=[{','.join(axes.sampler)}]"
 
 
 def _text(value) -> str:
@@ -174,7 +176,7 @@ def _each(key: str, values: Any, kind: type) -> tuple:
     return tuple(int(value) if kind is float and value.is_integer() else value for value in made)
 
 
-_EXAMPLES = {"omega": "[1,2,3]", "ema": "[500k,1000k]", "steps": "[1,2]", "method": "[heun,euler]"}
+_EXAMPLES = {"omega": "[1,2,3]", "ema": "[500k,1000k]", "steps": "[1,2]", "sampler": "[heun,euler]"}
 
 
 def _pairs(values: Any) -> list:

@@ -52,4 +52,4 @@ def rows(tried: Sequence[Record]) -> list[dict[str, Number]]:
 
 def _curve(record: Record) -> str:
     point, (low, high) = record.point, map(show, record.point.interval)
-    return f"guidance/{point.ema} {point.steps}x{point.method}/t{low}-{high}"
+    return f"guidance/{point.ema} {point.steps}x{point.sampler}/t{low}-{high}"

@@ -29,15 +29,15 @@ def gram(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: Number | T
 
 @torch.no_grad()
 def kernel_sums(
-    x: Float[Tensor, "n d"], pool: Float[Tensor, "m d"], bandwidth: Number | Tensor, chunk: int = CHUNK
+    x: Float[Tensor, "n d"], pool: Float[Tensor, "m d"], bandwidth: Number | Tensor, batch_size: int = CHUNK
 ) -> Float64[Tensor, " n"]:
     """Return the sum over the rows of ``pool`` of k(x, row), in the dtype of ``x``, added up in float64.
 
-    ``pool`` may be on another device and of another dtype; ``chunk`` of its rows are moved at a time.
+    ``pool`` may be on another device and of another dtype; ``batch_size`` of its rows are moved at a time.
     """
     total = to_float64(x.new_zeros(len(x)))
     with no_autocast(x), full_products():
-        for rows in pool.split(chunk):
+        for rows in pool.split(batch_size):
             total += to_float64(gram(x, rows.to(x), bandwidth)).sum(1)
     return total
 

@@ -123,7 +123,7 @@ class MMDReference:
 
 
 def mmd_loss(
-    features: Float[Tensor, "..."], reference: MMDReference, *, eps: Number = EPS, chunk: int = CHUNK
+    features: Float[Tensor, "..."], reference: MMDReference, *, eps: Number = EPS, batch_size: int = CHUNK
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the loss MMD^2 / (|stopgrad MMD^2| + eps) of one encoder, and metrics to log.
 
@@ -140,7 +140,7 @@ def mmd_loss(
     """
     check_features(features, reference.width)
     wide = at_least_float32(features)
-    k_gg, k_gr, slope = _terms(wide.detach(), reference, chunk)
+    k_gg, k_gr, slope = _terms(wide.detach(), reference, batch_size)
     mmd2 = k_gg - 2 * k_gr + reference.k_rr
     raw = mmd2.to(wide) + ((wide - wide.detach()) * slope).sum()  # the second term is 0 and has the gradient
     return self_normalised(raw, eps), {"mmd2": mmd2, "k_gg": k_gg, "k_gr": k_gr}
@@ -148,7 +148,7 @@ def mmd_loss(
 
 @torch.no_grad()
 def _terms(
-    features: Float[Tensor, "n d"], reference: MMDReference, chunk: int
+    features: Float[Tensor, "n d"], reference: MMDReference, batch_size: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "n d"]]:
     """Return k_gg, k_gr, and d MMD^2 / d features in closed form.
 
@@ -162,7 +162,7 @@ def _terms(
     gg = gr = to_float64(points.new_zeros(()))
     slopes = []
     with no_autocast(points), full_products():
-        for rows in points.split(chunk):
+        for rows in points.split(batch_size):
             pull, push = gram(rows, marks, width), gram(rows, points, width)
             attraction, repulsion = to_float64(pull) @ exact, to_float64(push).sum(1) / count
             gr, gg = gr + attraction.sum() / count, gg + repulsion.sum() / count

@@ -51,7 +51,7 @@ ON_THE_SPOT = 256  # number of originals to make if none are given
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """Settings of the benchmark: read ``images`` in batches of ``batch``, for each number of processes in ``workers``.
+    """Settings of the benchmark: read ``images`` in batches of ``batch``, for each of ``num_workers`` processes.
 
     ``originals`` is a folder with a folder per class; None: temporary photographs of 500 x 375 pixels are made.
     """
@@ -59,14 +59,14 @@ class ReaderSettings:
     originals: str | None
     images: int
     batch: int
-    workers: list[int]
+    num_workers: list[int]
 
     def __post_init__(self) -> None:
         for name in ("images", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"reader.{name}={getattr(self, name)}: set it to 1 or more")
-        if not self.workers or min(self.workers) < 0:
-            raise UserError(f"reader.workers={self.workers}: list numbers of loading processes, such as [0, 2]")
+        if not self.num_workers or min(self.num_workers) < 0:
+            raise UserError(f"reader.num_workers={self.num_workers}: list numbers of loading processes, such as [0, 2]")
         if self.originals is not None and not Path(self.originals).is_dir():
             raise UserError(
                 f"reader.originals={self.originals}: there is no such folder; leave it out to have some made"
@@ -113,7 +113,7 @@ def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int)
             "bytes_per_file": round(statistics.mean(sizes)),
             "originals": settings.originals
             or f"{len(sizes)} of scikit-learn's photographs, 500x375, made for the time",
-            "by_workers": {str(w): _race(shards, files, settings, w, repeats) for w in settings.workers},
+            "by_workers": {str(w): _race(shards, files, settings, w, repeats) for w in settings.num_workers},
             "share_of_time": _shares(shards, files, settings, source.resolution),
         }
 
@@ -121,9 +121,9 @@ def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int)
 def describe(numbers: dict[str, Any]) -> str:
     """Format the result as a few lines."""
     lines = [
-        f"{workers} loading processes: {n['shards']:.0f} images/s, cropping files {n['files']:.0f}, "
+        f"{num_workers} loading processes: {n['shards']:.0f} images/s, cropping files {n['files']:.0f}, "
         f"{n['ratio']:.1f}x ({n['ratio_min']:.1f} to {n['ratio_max']:.1f})"
-        for workers, n in numbers["by_workers"].items()
+        for num_workers, n in numbers["by_workers"].items()
     ]
     share = numbers["share_of_time"]
     lines.append(
@@ -155,25 +155,25 @@ def _originals(given: str | None) -> Iterator[Path]:
 
 
 def _race(
-    shards: ShardImages, files: ImageFolder, settings: ReaderSettings, workers: int, repeats: int
+    shards: ShardImages, files: ImageFolder, settings: ReaderSettings, num_workers: int, repeats: int
 ) -> dict[str, float]:
     """Time both readers in turns, after one unmeasured turn each that fills the system's cache."""
     rivals = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for turn in tqdm(range(-1, repeats), f"{workers} loading processes", leave=False):
+    for turn in tqdm(range(-1, repeats), f"{num_workers} loading processes", leave=False):
         for name in list(rivals) if turn % 2 else reversed(rivals):
-            took = _seconds_per_image(*rivals[name], settings, workers)
+            took = _seconds_per_image(*rivals[name], settings, num_workers)
             if turn >= 0:
                 seconds[name].append(took)
     speeds = {name: 1 / statistics.median(each) for name, each in seconds.items()}
     return speeds | ratios(seconds["shards"], seconds["files"])
 
 
-def _seconds_per_image(images: Dataset, collate: Callable | None, settings: ReaderSettings, workers: int) -> float:
+def _seconds_per_image(images: Dataset, collate: Callable | None, settings: ReaderSettings, num_workers: int) -> float:
     """Read all images; the time starts after the prefetched batches, when the processes are running."""
-    ahead = workers * AHEAD
+    ahead = num_workers * AHEAD
     batches = _batches(len(images), settings.batch, ahead + max(1, settings.images // settings.batch))
-    stream = iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=workers))
+    stream = iter(DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=num_workers))
     for _ in range(ahead):
         next(stream)
     begun = time.perf_counter()

@@ -55,7 +55,7 @@ class TrainingCallbacks:
 def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
     """Build the callbacks of a run that writes to ``folder``."""
     settings = parts.settings
-    averages = EMA(settings.ema.half_lives_kimg, settings.ema.ramp, settings.batch)
+    averages = EMA(settings.ema.halflife_kimg, settings.ema.rampup_ratio, settings.batch)
     signals = StopSignals()
     finite = SkipNonFinite(settings.most_skipped, folder, signals)
     progress = ThroughputBar(settings.batch, settings.log_every_steps)
@@ -94,10 +94,14 @@ def make_evaluation(parts: Parts, **others: Any) -> SampleEvaluation | None:
 
 def _make_grids(parts: Parts, folder: Path, **shared: Any) -> ImageGrids | None:
     """Build the callback of the image grids, samples or reconstructions; None if the objective has neither."""
-    grid, sampling = parts.settings.grid, parts.settings.sampling
-    if not grid.enabled:
+    sample_grid, sampling = parts.settings.sample_grid, parts.settings.sampling
+    if not sample_grid.enabled:
         return None
-    layout = {"every_steps": parts.settings.every(grid.every_images), "rows": grid.rows, "columns": grid.columns}
+    layout = {
+        "every_steps": parts.settings.every(sample_grid.every_images),
+        "rows": sample_grid.rows,
+        "columns": sample_grid.columns,
+    }
     if parts.module.objective.samplers:
         return SampleGrids(sampling, folder=folder, **layout, **shared)
     if parts.module.objective.reconstructs:

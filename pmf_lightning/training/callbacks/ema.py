@@ -23,14 +23,14 @@ class EMA(OncePerStep):
     weights (trainer=fsdp) have sharded averages during training; the checkpoint has full tensors.
 
     Args:
-        half_lives_kimg: half-lives in thousands of images.
-        ramp: upper bound of a half-life as a fraction of the images seen so far; None: no bound.
+        halflife_kimg: half-lives in thousands of images.
+        rampup_ratio: upper bound of a half-life as a fraction of the images seen so far; None: no bound.
         batch: images per optimiser step, over all devices.
     """
 
-    def __init__(self, half_lives_kimg: Sequence[Number], ramp: Number | None, batch: int):
-        self.half_lives = dict(zip(ema_names(half_lives_kimg), (1000 * h for h in half_lives_kimg), strict=True))
-        self.ramp, self.batch = ramp, batch
+    def __init__(self, halflife_kimg: Sequence[Number], rampup_ratio: Number | None, batch: int):
+        self.half_lives = dict(zip(ema_names(halflife_kimg), (1000 * h for h in halflife_kimg), strict=True))
+        self.rampup_ratio, self.batch = rampup_ratio, batch
         self.averages: dict[str, dict[str, Tensor]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +46,7 @@ class EMA(OncePerStep):
             return
         weights = [local_tensor(value.detach()) for value in _trainable(pl_module).values()]
         for name, half_life in self.half_lives.items():
-            beta = ema_beta(self.step * self.batch, self.batch, half_life, self.ramp)
+            beta = ema_beta(self.step * self.batch, self.batch, half_life, self.rampup_ratio)
             averages = [local_tensor(value) for value in self.averages[name].values()]
             torch._foreach_lerp_(averages, [w.to(a.dtype) for w, a in zip(weights, averages, strict=True)], 1 - beta)
 

@@ -17,7 +17,7 @@ from pmf_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class FidSettings:
-    """Settings of metrics=fid: ``n`` images every ``every_images`` training images, in batches of ``chunk``.
+    """Settings of metrics=fid: ``n`` images every ``every_images`` training images, in batches of ``batch_size``.
 
     ``reference`` is a file of statistics of real images, or "data" for those of the training split. ``extra_steps`` are
     additional numbers of sampling steps, evaluated once at the end.
@@ -26,12 +26,12 @@ class FidSettings:
     enabled: bool
     every_images: int
     n: int
-    chunk: int
+    batch_size: int
     extra_steps: Sequence[int]
     reference: str | None
 
     def __post_init__(self) -> None:
-        for name, least in {"every_images": 1, "n": 2, "chunk": 1}.items():
+        for name, least in {"every_images": 1, "n": 2, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"metrics.{name}={getattr(self, name)}: set it to {least} or more")
         if any(steps < 1 for steps in self.extra_steps):

@@ -24,13 +24,13 @@ class SkipNonFinite(Callback):
     ``skipped`` counts over the complete run (logged as "skipped_steps"), ``in_a_row`` since the last good step.
 
     Args:
-        stop_after: number of skipped steps in a row that ends the run with Diverged.
+        max_in_a_row: number of skipped steps in a row that ends the run with Diverged.
         folder: the run directory, named in messages.
         signals: the requests to stop, which are summed over the devices together with the loss.
     """
 
-    def __init__(self, stop_after: int, folder: Path, signals: StopSignals):
-        self.stop_after, self.folder, self.signals = stop_after, Path(folder), signals
+    def __init__(self, max_in_a_row: int, folder: Path, signals: StopSignals):
+        self.max_in_a_row, self.folder, self.signals = max_in_a_row, Path(folder), signals
         self.skipped = self.in_a_row = 0
         self._loss: Tensor | None = None
 
@@ -60,10 +60,10 @@ class SkipNonFinite(Callback):
         for weight in weights:
             weight.grad = None
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row >= self.stop_after:
+        if self.in_a_row >= self.max_in_a_row:
             raise Diverged(
                 f"step {step}: {what} is not finite, {self.in_a_row} steps in a row by now "
-                f"(non_finite.stop_after={self.stop_after}); {self._last_good()}. {self._remedy()}"
+                f"(skip_nonfinite.max_in_a_row={self.max_in_a_row}); {self._last_good()}. {self._remedy()}"
             )
         if self.in_a_row == 1:
             _say(f"step {step}: {what} is not finite; skipped, weights unchanged ({self.skipped} skipped so far)")

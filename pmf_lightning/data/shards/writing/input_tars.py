@@ -21,17 +21,17 @@ def tar_inputs(
     tars: list[Path],
     classes: int | None,
     names_file: str | None,
-    workers: int,
+    num_workers: int,
     progress: Callable[[int], None],
     unpacked: Path,
 ) -> Inputs:
     """List the images of ``tars``, whose records hold an image and its label as ``<key>.jpg`` and ``<key>.cls``.
 
-    Without any label the classes are those of ``class_numbers.by_name``. ``workers`` processes read the headers, and
-    unpack compressed tars into the folder ``unpacked``. Raises UserError if no image is found.
+    Without any label the classes are those of ``class_numbers.by_name``. ``num_workers`` processes read the headers,
+    and unpack compressed tars into the folder ``unpacked``. Raises UserError if no image is found.
     """
     tasks = [TarTask(tar, unpacked) for tar in tars]
-    listings = sorted(in_processes(list_tar, tasks, workers, progress), key=lambda listing: listing.file)
+    listings = sorted(in_processes(list_tar, tasks, num_workers, progress), key=lambda listing: listing.file)
     labelled = any(listing.keys for listing in listings)
     if labelled:
         for listing in listings:
@@ -92,11 +92,11 @@ def _names(tars: list[Path]) -> list[str]:
     return [tar.name if one else str(tar.absolute().relative_to("/")) for tar in tars]
 
 
-def find_inputs(given: str, classes: int | None, class_names: str | None, workers: int, unpacked: Path) -> Inputs:
+def find_inputs(given: str, classes: int | None, class_names: str | None, num_workers: int, unpacked: Path) -> Inputs:
     """List the images in ``given``, a folder of class folders or a pattern for ``find_tars``, and print a summary.
 
-    ``classes`` and ``class_names`` are for tars (see ``tar_inputs``), whose headers are read by ``workers`` processes.
-    ``unpacked`` is a folder for uncompressed copies of compressed tars. Raises UserError.
+    ``classes`` and ``class_names`` are for tars (see ``tar_inputs``), whose headers are read by ``num_workers``
+    processes. ``unpacked`` is a folder for uncompressed copies of compressed tars. Raises UserError.
     """
     source = Path(given).expanduser()
     if _holds_class_folders(source):
@@ -107,7 +107,7 @@ def find_inputs(given: str, classes: int | None, class_names: str | None, worker
         tars, others = find_tars(given)
         with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
             update = lambda done: bar.update(done - bar.n)  # noqa: E731
-            inputs = tar_inputs(tars, classes, class_names, workers, update, unpacked)
+            inputs = tar_inputs(tars, classes, class_names, num_workers, update, unpacked)
         if others:
             inputs.left_out.extend(others)
             inputs.said.append(say_left_out(others))

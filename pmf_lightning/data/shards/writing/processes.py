@@ -33,7 +33,7 @@ def all_cores() -> int:
 
 
 def in_processes(
-    work: Callable[[Task, Tick], Result], tasks: Iterable[Task], workers: int, progress: Callable[[int], None]
+    work: Callable[[Task, Tick], Result], tasks: Iterable[Task], num_workers: int, progress: Callable[[int], None]
 ) -> Iterator[Result]:
     """Yield the results of ``work(task, tick)`` in order of completion, with a bounded queue of submitted tasks.
 
@@ -41,12 +41,12 @@ def in_processes(
     """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ticks, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (ticks, stop, os.getpid()))
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (ticks, stop, os.getpid()))
     waiting: set[Future] = set()
     queue = iter(tasks)
     try:
         while True:
-            while len(waiting) < workers + 1 and (task := next(queue, None)) is not None:
+            while len(waiting) < num_workers + 1 and (task := next(queue, None)) is not None:
                 waiting.add(pool.submit(_do, work, task))
             if not waiting:
                 break
@@ -56,8 +56,8 @@ def in_processes(
         progress(ticks.value)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process ended by itself, most often for want of memory: run again with fewer workers; what is "
-            "finished is kept"
+            "a worker process ended by itself, most often for want of memory: run again with a smaller num_workers; "
+            "what is finished is kept"
         ) from error
     finally:
         stop.set()

@@ -29,14 +29,14 @@ class VerifiedShard:
     per_class: list[int]
 
 
-def verify(folder: Path, manifest: Manifest, workers: int, progress: Callable[[int], None]) -> list[str]:
+def verify(folder: Path, manifest: Manifest, num_workers: int, progress: Callable[[int], None]) -> list[str]:
     """Read all shards of ``folder`` and return a line for every problem, with its remedy.
 
     ``progress`` is called with the number of records read.
     """
     problems, per_class = [], np.zeros(len(manifest.class_names), np.int64)
     check = partial(check_shard, folder=folder, manifest=manifest)
-    with closing(in_processes(check, manifest.shards, workers, progress)) as results:
+    with closing(in_processes(check, manifest.shards, num_workers, progress)) as results:
         for checked in results:
             problems += checked.problems
             per_class += checked.per_class

@@ -1,0 +1,61 @@
+"""Options that were renamed: the old name is refused with the new one, and stored configurations are converted."""
+
+import pytest
+
+from pmf_lightning import compose
+from pmf_lightning.config.renamed import RENAMED, new_name, rename_options
+from pmf_lightning.utils.errors import UserError
+
+# (command, other overrides, old spelling, new name)
+SPELLINGS = [
+    ("train", [], "objective.derivative=one_pass", "objective.jvp"),
+    ("train", [], "+objective.derivative=one_pass", "objective.jvp"),
+    ("train", [], "ema.half_lives_kimg=[1]", "ema.halflife_kimg"),
+    ("train", [], "grid.rows=2", "sample_grid.rows"),
+    ("train", [], "grid={rows: 2}", "sample_grid"),
+    ("train", [], "non_finite.stop_after=3", "skip_nonfinite.max_in_a_row"),
+    ("train", [], "times=full", "time_sampling"),
+    ("train", [], "backbone.trunk=1", "backbone.depth"),
+    ("train", [], "metrics.classifier.warm_up=1", "metrics.classifier.warmup_steps"),
+    ("train", ["model=drifting_tiny"], "queues.push=32", "queues.push_per_step"),
+    ("train", ["model=mae_tiny"], "objective.mirror=true", "objective.flip"),
+    ("train", ["perceptual=classifier"], "features.classifier.settings.warm_up=1", "warmup_steps"),
+    ("sample", [], "method=heun", "sampler"),
+    ("sample", [], "chunk=3", "batch_size"),
+    ("shard", [], "workers=3", "num_workers"),
+    ("benchmark", [], "reader.workers=[0]", "reader.num_workers"),
+    ("toy", ["toys=manifold_jit"], "evaluation.method=heun", "evaluation.sampler"),
+]
+
+
+@pytest.mark.parametrize(("command", "others", "old", "new"), SPELLINGS, ids=lambda value: str(value))
+def test_an_old_name_is_refused_with_the_new_one(command, others, old, new):
+    with pytest.raises(UserError, match=rf"it is now called \S*{new}") as refused:
+        compose([*others, old], command)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_stored_configuration_gets_todays_names():
+    old = {
+        "grid": {"enabled": True},
+        "non_finite": {"stop_after": 5},
+        "objective": {"_target_": "package.Class", "velocity": "head", "P_mean": 0.8},
+        "features": {"classifier": {"settings": {"warm_up": 20}}, "lpips": None},
+        "ema": {"half_lives_kimg": [1, 2], "ramp": None},
+    }
+    new = rename_options(old)
+    assert new == {
+        "sample_grid": {"enabled": True},
+        "skip_nonfinite": {"max_in_a_row": 5},
+        "objective": {"_target_": "package.Class", "v_source": "head", "P_mean": 0.8},
+        "features": {"classifier": {"settings": {"warmup_steps": 20}}, "lpips": None},
+        "ema": {"halflife_kimg": [1, 2], "rampup_ratio": None},
+    }
+    assert rename_options(new) == new
+
+
+def test_names_of_names_are_todays():
+    assert new_name("grid.rows") == "sample_grid.rows"
+    assert new_name("objective.P_mean") == "objective.P_mean"
+    for old in RENAMED:
+        assert new_name(new_name(old)) == new_name(old) != old
