@@ -131,7 +131,7 @@ def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
 # The parts of the package that work for every objective. A released file format may name its method.
 SHARED = ["pipeline", "training", "sampling", "profiling", "evaluation", "config", "sweeps", "distributed", "tracking"]
 FORMATS = {"pipeline.trusted", "pipeline.migrate", "pipeline.checkpoints", "pipeline.conversion", "convert", ""}
-OPTION_TABLES = {"config.option_table", "config.option_checks"}  # what every option of conf/ may be
+OPTION_TABLES = {"config.option_table", "config.option_checks", "config.renamed"}  # what every option of conf/ may be
 OBJECTIVES = {
     "pixel_meanflow": "PixelMeanFlow",
     "jit": "JiT",
@@ -167,7 +167,7 @@ def test_the_search_for_objectives_finds_them():
         "labels = getattr(module.objective, 'generated', 1)": 1,
         "if 'queues' in cfg: pass": 1,
         "queues = cfg.get('queues')": 1,
-        "rows = cfg.batch // cfg.objective.generated": 1,
+        "rows = cfg.batch // cfg.objective.samples_per_label": 1,
         "if 'mirror' in cfg.objective: pass": 1,
         "perceptual = cfg.objective.get('perceptual')": 1,
         "PRESETS = {'JiT': 'jit_b16'}": 1,
