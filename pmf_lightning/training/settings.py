@@ -48,7 +48,7 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class EMASettings:
-    """Half-lives of the weight averages in thousands of images, and their bound ``rampup_ratio`` (see callbacks/ema.py)."""
+    """Half-lives of the averages in thousands of images, and their bound ``rampup_ratio`` (see callbacks/ema.py)."""
 
     halflife_kimg: Sequence[Number]
     rampup_ratio: Number | None
