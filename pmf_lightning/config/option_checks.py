@@ -15,6 +15,7 @@ from pmf_lightning.config.command_line import Typed, parse, split
 from pmf_lightning.config.groups import is_group
 from pmf_lightning.config.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_annotation, shown, unknown
 from pmf_lightning.config.option_table import COMMANDS, kind_of
+from pmf_lightning.config.renamed import new_name
 from pmf_lightning.utils.errors import UserError
 
 # Option of Lightning's Trainer -> the options of ours that determine it.
@@ -186,8 +187,17 @@ def _no_such(option: str, base: DictConfig) -> UserError:
     """Return the error for an option that does not exist."""
     parent, _, name = option.rpartition(".")
     ours = OURS.get(name) if parent == "trainer" else None
+    remedy = f"it follows from other options; set {ours}" if ours else _renamed(option, base)
     known = [leaf.option for leaf in _leaves(base) if not str(leaf.key).startswith("_") and leaf.option != option]
-    return unknown(option, known, f"it follows from other options; set {ours}" if ours else "")
+    return unknown(option, known, remedy)
+
+
+def _renamed(option: str, base: DictConfig) -> str:
+    """Return what to say of an option that has a new name in ``base``, "" if it has none."""
+    new = new_name(option)
+    parameters = _parameters(_parent(base, new)) or {}
+    known = new != option and (_has(base, new) or is_group(new) or new.rpartition(".")[2] in parameters)
+    return f"it is now called {new}" if known else ""
 
 
 def _parameters(node: DictConfig | None) -> dict[str, tuple[Kind, bool]] | None:
