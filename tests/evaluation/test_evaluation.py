@@ -349,7 +349,7 @@ def test_any_module_makes_features(real):
     other = Means()
     other.scale.data += 1
     assert ModuleFeatures("means", other, 3, 4).fingerprint() != module.fingerprint()
-    with pytest.raises(UserError, match=r"extractor.features=4: extractor means made \(4, 3\)"):
+    with pytest.raises(UserError, match=r"extractor.features=4: extractor means returned \(4, 3\)"):
         extract(ModuleFeatures("means", Means(), 4, 4).open(CPU), images, 4, CPU)
 
 

@@ -236,7 +236,10 @@ def test_numbers_that_do_not_fit(changes, message):
 
 
 def test_another_autoencoder_is_refused(folder):
-    with pytest.raises(UserError, match=r"4-channel latents, 8 pixels a side each; .* 4 channels and 4 pixels"):
+    with pytest.raises(
+        UserError,
+        match=r"latents of 4 channels to 3 colours, 8 pixels per side of a latent; .* 4 channels and 4 pixels",
+    ):
         decoder(folder, scale=4).load()
     with pytest.raises(UserError, match=r"decoder.mean has 4 numbers, data.channels=3"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "data.channels=3"]))
