@@ -1,7 +1,12 @@
-"""Protocol of feature extractors: frozen networks from uint8 images to features."""
+"""The interface of frozen networks from images to features, which losses and evaluation share.
+
+``Encoder`` is the interface. Losses use modules of this class, which take images in [-1, 1] and pass gradients to them.
+Evaluation uses an ``Extractor``, which reads its weights when it is opened on a device and takes uint8 images;
+``opened`` returns it as an ``Encoder``.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -9,11 +14,62 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
+from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import full_products
 
+PIXELS, LEVELS = (-1.0, 1.0), (0, 255)  # ranges of images: floats, with a gradient, and uint8
 Levels = UInt8[Tensor, "b c h w"]
+
+
+class Encoder(nn.Module):
+    """A frozen network from images [n,C,H,W] to features by name; gradients flow to the images, never to weights.
+
+    A subclass builds the network, calls ``freeze`` and implements ``encode``. ``to(device)`` moves it, as any module.
+    An encoder must not be a submodule of a module that is trained and saved.
+
+    Attributes:
+        images: range of the images, ``PIXELS`` (floats) or ``LEVELS`` (uint8, without gradient).
+        channels: supported numbers of channels; None: any.
+        side: pixels along a side of the images that the network takes; None: any, and it resizes them if it must.
+    """
+
+    images: tuple[float, float] = PIXELS
+    channels: Sequence[int] | None = None
+    side: int | None = None
+
+    def freeze(self) -> None:
+        """Freeze the weights, and leave training mode for good."""
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def check(self, channels: int, resolution: int) -> None:
+        """Raise UserError, before any long work, unless the network supports such images."""
+        if self.channels is not None and channels not in self.channels:
+            known = " or ".join(map(str, self.channels))
+            raise UserError(f"data.channels={channels}: {type(self).__name__} takes images of {known} channels")
+
+    def encode(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the features by name, each [n, ..., channels] or [n, channels, height, width]."""
+        raise NotImplementedError
+
+    def shapes(self, channels: int, resolution: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every feature of one image, by name."""
+        weight = next(iter(self.parameters()), torch.empty(0))
+        dtype = weight.dtype if self.images == PIXELS else torch.uint8
+        side = self.side or resolution
+        with torch.no_grad():
+            found = self.encode(torch.zeros(1, channels, side, side, dtype=dtype, device=weight.device))
+        return {name: tuple(values.shape[1:]) for name, values in found.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that changes whenever the weights, and so the features, change."""
+        state = self.state_dict()
+        return f"{type(self).__name__} {checksum(self)[:16] if state else ''}".rstrip()
 
 
 class Features(NamedTuple):
@@ -49,6 +105,29 @@ class Extractor(Protocol):
 
     def fingerprint(self) -> str:
         """Return a text that changes whenever the features may change; only statistics with equal texts compare."""
+
+
+def opened(extractor: Extractor, device: torch.device) -> Encoder:
+    """Return an extractor, opened on ``device``, as an encoder with "features" and, if it has any, "logits"."""
+    return _Opened(extractor, device)
+
+
+class _Opened(Encoder):
+    images = LEVELS
+
+    def __init__(self, extractor: Extractor, device: torch.device):
+        super().__init__()
+        self.extractor, self.device, self.channels = extractor, device, tuple(extractor.channels)
+        self.network = extractor.open(device)
+
+    def encode(self, images: Levels) -> dict[str, Tensor]:
+        """Return the features in float32, in batches of the extractor's size and in full precision."""
+        found = extract(self.network, images, self.extractor.batch, self.device)
+        return {name: value for name, value in found._asdict().items() if value is not None}
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the extractor."""
+        return self.extractor.fingerprint()
 
 
 @torch.no_grad()
@@ -90,3 +169,10 @@ def file_sha256(path: Path) -> str:
 def _sha256(path: str, size: int, time: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum(network: nn.Module) -> str:
+    """Return a hash of all weights of a network in hex, on any device and of any dtype."""
+    numbers = torch.cat([weight.detach().cpu().flatten() for weight in network.state_dict().values()])
+    content = numbers.view(torch.uint8).numpy()  # numpy has no bfloat16
+    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load does not detect flipped bits

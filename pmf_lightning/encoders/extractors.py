@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.encoders.base import Features, Network
+from pmf_lightning.encoders.base import Features, Network, checksum
 from pmf_lightning.encoders.classifier.train import VERSION, ClassifierSettings, cached_classifier
-from pmf_lightning.encoders.trained_cache import checksum
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
 

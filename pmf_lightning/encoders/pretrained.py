@@ -6,10 +6,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.state_names import unwrapped
 from pmf_lightning.utils.tensor_files import load_tensors
@@ -93,12 +95,19 @@ Square = Float[Tensor, "n c side side"]
 Distances = Float[Tensor, " n"]
 
 
-class FrozenDistance(nn.Module):
-    """Distance between pairs of images, [n,C,side,side] in [-1, 1] with C = 1 or 3, in the features of a network.
+def check_channels(channels: int) -> None:
+    """Raise UserError unless a perceptual loss can compare images of ``channels``."""
+    if channels not in (1, 3):
+        raise UserError(f"data.channels={channels}: perceptual losses compare pictures of 1 or 3; set perceptual=none")
 
-    ``distance(generated, real)`` returns one number per pair, 0 for equal images. Gradients flow to ``generated`` but
-    not to weights. Once frozen it always stays in evaluation mode.
+
+class FrozenDistance(Encoder):
+    """Distance between pairs of images, [n,C,side,side] in [-1, 1] with C = 1 or 3, in the features of an encoder.
+
+    ``distance(generated, real)`` returns one number per pair, 0 for equal images. Gradients flow to ``generated``.
     """
+
+    channels = (1, 3)
 
     def __init__(self, side: int):
         super().__init__()
@@ -106,14 +115,16 @@ class FrozenDistance(nn.Module):
             raise ValueError(f"side={side}: crops have at least 1 pixel")
         self.side = side
 
-    def freeze(self) -> None:
-        """Freeze the weights permanently."""
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "FrozenDistance":
-        """Stay in evaluation mode."""
-        return super().train(False)
+    def check(self, channels: int, resolution: int) -> None:
+        """Raise UserError for data without 1 or 3 channels."""
+        check_channels(channels)
 
     def forward(self, generated: Square, real: Square) -> Distances:
         """Return one distance per pair."""
+        with torch.no_grad():
+            theirs = self.encode(real)
+        return self.compare(self.encode(generated), theirs)
+
+    def compare(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Distances:
+        """Return one distance per pair of encoded images."""
         raise NotImplementedError

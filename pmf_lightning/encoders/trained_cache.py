@@ -1,6 +1,5 @@
 """Cache of small trained networks: read from the cache folder, or trained again if missing or damaged."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from pmf_lightning.encoders.base import checksum
 from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.tensor_files import load_tensors
 
@@ -42,13 +42,6 @@ def _load(path: Path, network: Trained, what: str) -> Trained | None:
         log.warning("%s is damaged (%s): training %s again", path, type(reason).__name__, what)
         return None
     return network
-
-
-def checksum(network: nn.Module) -> str:
-    """Return a hash of all weights of a network in hex, on any device and of any dtype."""
-    numbers = torch.cat([weight.detach().cpu().flatten() for weight in network.state_dict().values()])
-    content = numbers.view(torch.uint8).numpy()  # numpy has no bfloat16
-    return hashlib.blake2b(content, digest_size=16).hexdigest()  # torch.load does not detect flipped bits
 
 
 @contextmanager

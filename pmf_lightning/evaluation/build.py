@@ -9,6 +9,7 @@ import torch
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.encoders.build import complete
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
 from pmf_lightning.evaluation.protocol import Protocol
 from pmf_lightning.evaluation.real_images import OPTION, RealImages, load_real_images
@@ -24,10 +25,7 @@ def complete_extractor(extractor: Extractor | partial, source: DataSource | None
 
     Raises UserError if it needs data and there are none, or if its weights are missing.
     """
-    if isinstance(extractor, partial):
-        if source is None:
-            raise UserError(f"extractor={extractor.keywords.get('name')}: it is trained on the data at hand; set data=")
-        extractor = extractor(source=source, cache_dir=cache_dir)
+    extractor = complete(extractor, source, cache_dir)
     extractor.check()
     return extractor
 

@@ -13,7 +13,7 @@ from pmf_lightning.config import validate
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
-from pmf_lightning.encoders.perceptual.build import make_distances
+from pmf_lightning.encoders.build import build_encoders
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
 from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
 from pmf_lightning.objectives.base import Objective
@@ -169,11 +169,7 @@ def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective) -> 
     Raises UserError if their weights are missing or they do not fit the data.
     """
     request = objective.encoder_request
-    if request is None:
-        return None
-    if request.names is None:
-        return make_part(cfg, request.group)(source=source, cache_dir=cfg.cache_dir)
-    return make_distances(request, cfg[request.group], source, cfg.cache_dir)
+    return None if request is None else build_encoders(request, cfg[request.group], source, cfg.cache_dir)
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:

@@ -333,7 +333,7 @@ def test_features_of_a_released_folder(tmp_path):
     assert features(x).keys() == wanted.keys()
     assert all(torch.equal(features(x)[name], value) for name, value in wanted.items())
     with pytest.raises(UserError, match=r"trained at 32 x 32 pixels, .* 8 x 8; set data\.resolution=32"):
-        released(str(tmp_path), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
+        features.check(DIGITS.channels, DIGITS.resolution)
     with pytest.raises(UserError, match=r"drift_features\.path is not set"):
         released(None, sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
     with pytest.raises(UserError, match="nothing: no such file; give an ema_params"):
@@ -357,7 +357,7 @@ def test_features_of_a_run(tmp_path):
     wanted = mae_features(network.encoder, x)
     assert all(torch.equal(features(x)[name], value) for name, value in wanted.items())
     with pytest.raises(UserError, match=r"trained at 16 x 16 pixels, .* 8 x 8"):
-        trained_by_run(str(path), sets="abcd", every_block=2, source=DIGITS, cache_dir=None)
+        features.check(DIGITS.channels, DIGITS.resolution)
     state["config"]["backbone"]["_target_"] = "pmf_lightning.models.vit.ViT"
     torch.save(state, path)
     with pytest.raises(UserError, match=r"its network is pmf_lightning\.models\.vit\.ViT, not an MAE"):

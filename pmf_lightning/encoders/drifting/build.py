@@ -81,7 +81,7 @@ OFFICIAL_GRID = 32  # patches per side of all released encoders
 
 def pixels_alone(*, source: DataSource, cache_dir: str | None, convnext: nn.Module | None = None) -> DriftFeatures:
     """Return features without an MAE: the pixels as one vector, and the features of ``convnext`` if given."""
-    return _checked(DriftFeatures(None, convnext), source)
+    return DriftFeatures(None, convnext)
 
 
 def trained_on_data(
@@ -96,7 +96,7 @@ def trained_on_data(
 
     ``options`` are those of DriftFeatures. Raises UserError if the MAE cannot be built or trained.
     """
-    return _checked(DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, **options), source)
+    return DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, **options)
 
 
 def released(
@@ -104,11 +104,10 @@ def released(
 ) -> DriftFeatures:
     """Return features of the released encoder in the folder ``path`` (see ``released_encoder``).
 
-    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign folder, or an encoder for
-    images unlike ``source``'s.
+    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign folder.
     """
     encoder = released_encoder(_given(path, "the folder with ema_params.msgpack and metadata.json"))
-    return _checked(DriftFeatures(encoder, convnext, **options), source)
+    return DriftFeatures(encoder, convnext, **options)
 
 
 def trained_by_run(
@@ -116,11 +115,10 @@ def trained_by_run(
 ) -> DriftFeatures:
     """Return features of an encoder trained by the train command (see ``run_encoder``).
 
-    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign run, or an encoder for images
-    unlike ``source``'s.
+    ``options`` are those of DriftFeatures. Raises UserError for a missing or foreign run.
     """
     encoder = run_encoder(_given(path, "the directory of a run of model=mae_r256 or the like"))
-    return _checked(DriftFeatures(encoder, convnext, **options), source)
+    return DriftFeatures(encoder, convnext, **options)
 
 
 def _given(path: str | None, what: str) -> str:
@@ -142,8 +140,3 @@ def released_encoder(path: str | Path) -> MAEEncoder:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return load_official_mae(path, encoder).requires_grad_(False).eval()
-
-
-def _checked(features: DriftFeatures, source: DataSource) -> DriftFeatures:
-    features.check(source.channels, source.resolution)
-    return features

@@ -4,9 +4,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from pmf_lightning.encoders.base import three_channels
+from pmf_lightning.encoders.base import Encoder, three_channels
 from pmf_lightning.encoders.drifting.mae import FeatureDict, Images, per_place, summaries
 from pmf_lightning.encoders.perceptual.convnext import pretrained
 from pmf_lightning.utils.precision import at_least_float32
@@ -17,25 +17,27 @@ LOSS = "feature encoder"
 REMEDY = "take drifting's features without ConvNeXt"
 
 
-class ConvNeXtMaps(nn.Module):
+class ConvNeXtMaps(Encoder):
     """Frozen ConvNeXt-V2 that returns features of its four stages.
 
     ``network`` is timm's name (the paper's is convnextv2_base.fcmae_ft_in22k_in1k). ``weights`` is the path of its
     state dict, or None for timm's cache or download. Raises UserError if the weights are missing or do not fit.
     """
 
+    channels = (1, 3)
+
     def __init__(self, network: str, weights: str | None):
         super().__init__()
         self.net = pretrained(network, weights, role=LOSS, instead=REMEDY)
-        self.requires_grad_(False).eval()
+        self.freeze()
 
-    def train(self, mode: bool = True) -> "ConvNeXtMaps":
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    def forward(self, images: Images) -> FeatureDict:
+    def encode(self, images: Images) -> FeatureDict:
         """Return ``convnext_features``."""
         return convnext_features(self.net, images)
+
+    def forward(self, images: Images) -> FeatureDict:
+        """Return ``encode(images)``."""
+        return self.encode(images)
 
 
 def convnext_features(net: timm.models.ConvNeXt, images: Images) -> FeatureDict:

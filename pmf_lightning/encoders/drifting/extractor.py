@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.drifting.mae import (
     EVERY_BLOCK,
     SETS,
@@ -16,13 +17,11 @@ from pmf_lightning.objectives.drifting import pixel_features
 from pmf_lightning.utils.errors import UserError
 
 
-class DriftFeatures(nn.Module):
+class DriftFeatures(Encoder):
     """Features of images [B,C,H,W] in [-1, 1] (or latents) by name, each [B, locations, channels].
 
     ``encoder`` adds the features of an MAE, ``convnext`` (ConvNeXtMaps) those of a ConvNeXt; without an encoder the
-    pixels are used, as one vector. Gradients flow to the images. The weights are frozen, and the networks always stay
-    in evaluation mode. It must not be a submodule of a module that is trained and saved (see
-    GenerativeModule.features).
+    pixels are used, as one vector. Calling it is ``encode``.
 
     Raises ValueError for unknown ``sets`` (see mae.py) or ``every_block`` below 1.
     """
@@ -39,11 +38,7 @@ class DriftFeatures(nn.Module):
         if every_block < 1:
             raise ValueError(f"every_block={every_block}: set it to 1 (every block) or more (2: every second block)")
         self.encoder, self.convnext, self.sets, self.every_block = encoder, convnext, sets, every_block
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "DriftFeatures":
-        """Stay in evaluation mode."""
-        return super().train(False)
+        self.freeze()
 
     def check(self, channels: int, resolution: int) -> None:
         """Raise UserError, before any long work, unless these networks support such images."""
@@ -58,10 +53,14 @@ class DriftFeatures(nn.Module):
             except ValueError as error:
                 raise UserError(str(error)) from error
 
-    def forward(self, images: Images) -> FeatureDict:
+    def encode(self, images: Images) -> FeatureDict:
         """Return the features of images."""
         if self.encoder is None:
             found = pixel_features(images)
         else:
             found = mae_features(self.encoder, images, self.sets, self.every_block)
         return found if self.convnext is None else found | self.convnext(images)
+
+    def forward(self, images: Images) -> FeatureDict:
+        """Return the features of images."""
+        return self.encode(images)

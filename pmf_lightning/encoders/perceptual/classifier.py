@@ -1,14 +1,14 @@
 """Perceptual distance in the features of a small classifier of the run's data; it needs no published weights."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Square
+from pmf_lightning.encoders.pretrained import Distances, FrozenDistance, Square, check_channels
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number, at_least_float32
 
@@ -33,21 +33,17 @@ class ClassifierDistance(FrozenDistance):
                 layer.eps = norm_eps
         self.freeze()
 
-    def forward(self, generated: Square, real: Square) -> Distances:
-        """Return the distance of each pair, [n]."""
-        dtype = next(self.parameters()).dtype
-        with torch.no_grad():
-            theirs = self._features(real.to(dtype))
-        ours = self._features(generated.to(dtype))
-        return sum((a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True))
-
-    def _features(self, images: Square) -> list[Tensor]:
+    def encode(self, images: Square) -> dict[str, Tensor]:
         """Return every layer's features, [n, channels, ...]."""
-        found = []
-        for layer in self.layers:
+        found, images = {}, images.to(next(self.parameters()).dtype)
+        for i, layer in enumerate(self.layers):
             images = layer(images)
-            found.append(at_least_float32(images))
+            found[f"layer{i}"] = at_least_float32(images)
         return found
+
+    def compare(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Distances:
+        """Return the distance of each pair, [n]."""
+        return sum((ours[name] - theirs[name]).square().flatten(1).mean(1) for name in ours)
 
 
 def classifier_features(
@@ -57,6 +53,7 @@ def classifier_features(
 
     Raises UserError if the data have fewer than two classes, or the classifier cannot be trained.
     """
+    check_channels(source.channels)
     if source.classes < 2:
         raise UserError(
             f"perceptual=classifier: data {source.name} has {source.classes} class, and a classifier needs at least 2; "

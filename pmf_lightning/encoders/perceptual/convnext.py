@@ -29,13 +29,14 @@ class ConvNeXtFeatures(FrozenDistance):
         self.net = pretrained(network, weights)
         self.freeze()
 
-    def forward(self, generated: Square, real: Square) -> Distances:
-        """Return the squared distance of each pair, [n]."""
+    def encode(self, images: Square) -> dict[str, Tensor]:
+        """Return "pooled", [n, channels]."""
         like = next(self.parameters())
-        with torch.no_grad():
-            theirs = self.net(three_channels(real).to(like.dtype))
-        ours = self.net(three_channels(generated).to(like.dtype))
-        return (at_least_float32(ours) - at_least_float32(theirs)).square().sum(1)
+        return {"pooled": at_least_float32(self.net(three_channels(images).to(like.dtype)))}
+
+    def compare(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Distances:
+        """Return the squared distance of each pair, [n]."""
+        return (ours["pooled"] - theirs["pooled"]).square().sum(1)
 
 
 def pretrained(network: str, weights: str | None, **purpose: str) -> nn.Module:

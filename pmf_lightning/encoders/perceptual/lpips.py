@@ -1,6 +1,7 @@
 """LPIPS (arXiv 1801.03924) in the features of VGG16, from the ``lpips`` package."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import lpips
@@ -42,13 +43,14 @@ class LPIPS(FrozenDistance):
         self.scale, self.net, self.linear = lpips.ScalingLayer(), parts.net, parts.lins
         self.freeze()
 
-    def forward(self, generated: Square, real: Square) -> Distances:
+    def encode(self, images: Square) -> dict[str, Tensor]:
+        """Return the features of five layers, normalised to unit length, [n, channels, height, width] each."""
+        maps = self.net(self.scale(three_channels(images).to(self.scale.shift.dtype)))
+        return {f"layer{i}": _unit(features) for i, features in enumerate(maps)}
+
+    def compare(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Distances:
         """Return LPIPS of each pair, [n]."""
-        like = self.scale.shift
-        with torch.no_grad():
-            theirs = self.net(self.scale(three_channels(real).to(like.dtype)))
-        ours = self.net(self.scale(three_channels(generated).to(like.dtype)))
-        differences = ((_unit(a) - _unit(b)).square() for a, b in zip(ours, theirs, strict=True))
+        differences = ((ours[name] - theirs[name]).square() for name in ours)
         maps = (linear(difference) for linear, difference in zip(self.linear, differences, strict=True))
         return sum(at_least_float32(weighted).mean((1, 2, 3)) for weighted in maps)
 
