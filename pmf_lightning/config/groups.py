@@ -60,6 +60,11 @@ def check_choices(overrides: Sequence[str]) -> None:
         if group in groups():
             for name in names:
                 if name not in (known := choices(group)):
+                    net, _, size = name.partition("_")
+                    if group == "backbone" and net in known and size:  # as before the sizes were rows of one file
+                        raise UserError(
+                            f"{group}={name}: sizes are rows of one file; {group}={net} {group}.size={size}"
+                        )
                     raise UserError(f"{group}={name}: there is no such {group}; {suggestions(name, known)}")
 
 

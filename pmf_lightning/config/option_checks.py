@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, UnsupportedInterpolationType
 
+from pmf_lightning.config import row_tables
 from pmf_lightning.config.command_line import Typed, parse, split
 from pmf_lightning.config.groups import is_group
 from pmf_lightning.config.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_annotation, shown, unknown
@@ -57,6 +58,8 @@ _FREE = (
     "features.",
     "objective.perceptual.",
     "backbone.heads.",
+    "backbone.sizes.",
+    "objective.time_samplings.",
     "extractor.module.",
     "decoder.architecture.",
 )
@@ -81,6 +84,7 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
             if one not in plain:
                 _check_left_out(one, base) if one.sign == "~" else _check_added(one, cfg, base, command)
     _check_options(cfg, command, {one.option for one in typed}, {one.option for one in typed if one.sign == ""})
+    row_tables.check(cfg)
 
 
 def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[list[str]], DictConfig]) -> None:

@@ -151,6 +151,8 @@ OBJECTIVE: Table = {
     "P_mean": number(),
     "P_std": number(0),
     "uniform_fraction": SHARE,
+    "time_sampling": TEXT,
+    "time_samplings.**": ANYTHING,
     "flow_matching_fraction": SHARE,
     "r_law": TEXT,
     "omega_min": number(),
@@ -194,6 +196,8 @@ OBJECTIVE: Table = {
     "flip": YES_NO,
 }
 BACKBONE: Table = {
+    "size": TEXT,
+    "sizes.**": ANYTHING,
     "resolution": SIDE,
     "channels": COUNT,
     "classes": COUNT,

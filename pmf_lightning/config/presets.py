@@ -1,15 +1,14 @@
 """What the papers report of each preset, from `paper:` of its file in conf/model (or in a folder of the user)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from pmf_lightning.config.groups import choices, file_of
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import Number
-
-KEY = "paper"  # no part of a run: pipeline/build.py leaves it out
 
 
 @dataclass(frozen=True)
@@ -49,4 +48,8 @@ def published() -> dict[str, Published]:
 
 @cache
 def _read(file: Path) -> Published:
-    return Published(**OmegaConf.load(file).get(KEY, {}))
+    stated = OmegaConf.load(file).get("paper", {})
+    known = [field.name for field in fields(Published)]
+    if unknown := [name for name in stated if name not in known]:
+        raise UserError(f"{file}: paper.{unknown[0]}: there is no such entry; {suggestions(str(unknown[0]), known)}")
+    return Published(**stated)

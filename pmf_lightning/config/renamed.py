@@ -16,7 +16,7 @@ RENAMED = {
     "search.method": "sampler",
     "evaluation.method": "sampler",
     "recompute": "activation_checkpointing",
-    "times": "time_sampling",
+    "times": "objective.time_sampling",
     "grid": "sample_grid",
     "non_finite": "skip_nonfinite",
     "non_finite.stop_after": "max_in_a_row",

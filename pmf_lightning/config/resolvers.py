@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pmf_lightning.config import groups
+from pmf_lightning.config import groups, row_tables
 from pmf_lightning.data.images.class_folders import count_class_folders
 from pmf_lightning.data.shards.source import shards_say
 from pmf_lightning.utils.errors import UserError
@@ -59,6 +59,7 @@ _RESOLVERS = {
     "class_folders": count_class_folders,
     "shards_say": shards_say,
     "groups": groups.listing,
+    "picked": row_tables.picked,
 }
 
 

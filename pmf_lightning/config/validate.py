@@ -8,6 +8,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import Number
 
@@ -41,7 +42,7 @@ def objective(cfg: DictConfig) -> None:
     kind = get_object(cfg.objective["_target_"])
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
-    known, given = {field.name for field in fields(kind)}, set(cfg.objective) - {"_target_"}
+    known, given = {field.name for field in fields(kind)}, set(without_table(cfg, "objective")) - {"_target_"}
     streams = set(getattr(kind, "config_groups", ()))  # the class may lack it: check_contract reports that
     problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
     listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)

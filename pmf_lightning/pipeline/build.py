@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from pmf_lightning.config import presets, validate
+from pmf_lightning.config import row_tables, validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.dataset import DataSource, check_source
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
@@ -47,7 +47,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
     schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
-    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, resolved(cfg), decoder)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, row_tables.stored(cfg), decoder)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
     except (ValueError, TypeError) as error:  # TypeError: it is no optimizer
@@ -91,22 +91,13 @@ def _with_heads(cfg: DictConfig, trained: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain data with all references resolved, as a run stores it.
-
-    Hydra's settings and the numbers of the preset's paper are left out.
-    """
-    stored = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("hydra", presets.KEY)])
-    return OmegaConf.to_container(stored, resolve=True)
-
-
 def make_part(cfg: DictConfig, part: str) -> Any:
     """Instantiate ``cfg[part]``; errors of its constructor are raised as UserError naming the part.
 
     A backbone that is no torch module is a UserError too. (A decoder is none: its weights are not the model's.)
     """
     try:
-        found = instantiate(cfg[part], _convert_="all")
+        found = instantiate(row_tables.without_table(cfg, part), _convert_="all")
     except (InstantiationException, OmegaConfBaseException) as error:
         message = one_line(error.__cause__ or error)
         raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error

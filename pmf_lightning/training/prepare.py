@@ -10,6 +10,7 @@ from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
+from pmf_lightning.config.row_tables import stored
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
@@ -17,7 +18,7 @@ from pmf_lightning.encoders.build import build_encoders
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
 from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
 from pmf_lightning.objectives.base import Objective
-from pmf_lightning.pipeline.build import build, make_part, make_source, resolved
+from pmf_lightning.pipeline.build import build, make_part, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.training.callbacks.added import make_added
 from pmf_lightning.training.callbacks.fid import FidSettings
@@ -74,7 +75,7 @@ def prepare(cfg: DictConfig, source: DataSource) -> Parts:
 def run_request(cfg: DictConfig) -> RunRequest:
     """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
     folder = None if cfg.run_dir is None else Path(cfg.run_dir)
-    return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, resolved(cfg))
+    return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, stored(cfg))
 
 
 def training_settings(cfg: DictConfig) -> TrainingSettings:

@@ -1,5 +1,6 @@
 """Every combination of conf/ composes or is refused with a reason; every experiment takes a step."""
 
+import re
 from functools import cache
 from itertools import product
 
@@ -16,7 +17,7 @@ from pmf_lightning.config.presets import published
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
-VARIANTS = ("objective", "optimizer", "time_sampling", "preconditioner", "perceptual")
+VARIANTS = ("objective", "optimizer", "preconditioner", "perceptual")
 
 
 @cache
@@ -99,10 +100,10 @@ def test_variant_composes_or_is_refused(names):
             assert objective.perceptual.keys() == cfg.features.keys()
 
 
-@pytest.mark.parametrize("backbone", ["vit_b", "jit_b", "imf_b"])
+@pytest.mark.parametrize("backbone", ["vit", "jit", "imf"])
 @pytest.mark.parametrize(("prediction", "loss"), [*product(("x", "eps", "v"), repeat=2)])
 def test_jit_on_any_backbone(backbone, prediction, loss):
-    sizes = [*BACKBONE[:3], "backbone.depth=2", *["backbone.context_start=1"] * (backbone == "jit_b")]
+    sizes = [*BACKBONE[:3], "backbone.depth=2", *["backbone.context_start=1"] * (backbone == "jit")]
     kinds = [f"objective.prediction={prediction}", f"objective.loss={loss}"]
     cfg = compose(["model=jit_b16", "data=imagenet256", f"backbone={backbone}", *kinds, *sizes])
     module = _build_on_meta(cfg)
@@ -114,8 +115,8 @@ def test_jit_on_any_backbone(backbone, prediction, loss):
 # Recipes come with their models, the classifier with metrics= and extractor=.
 GROUPS = groups() - {"toys", "recipe", "classifier"}
 
-# Two need a root; the others are what all sizes share.
-LEFT_OUT = {("data", "folder"), ("data", "shards"), *(("backbone", name) for name in ("vit", "drifting", "mae"))}
+# These need a root.
+LEFT_OUT = {("data", "folder"), ("data", "shards")}
 
 
 @pytest.mark.slow
@@ -125,7 +126,8 @@ def test_every_choice_composes(group):
     for name in choices(group):
         if (group, name) in LEFT_OUT:
             continue
-        own = ["model=drifting_tiny"] if group == "backbone" and name.startswith("drifting") else []
+        models = {"drifting": "drifting_b2", "jit": "jit_b16", "mae": "mae_tiny"} if group == "backbone" else {}
+        own = [f"model={models[name]}"] if name in models else []
         command = "info" if group == "cluster" else "train"
         config = OmegaConf.to_container(compose([f"{group}={name}", *extra, *own], command), resolve=True)
         assert config["batch"] > 0
@@ -197,6 +199,12 @@ def test_unknown_names_are_refused_with_the_near_ones():
         compose(["data=imagenet255"])
     with pytest.raises(UserError, match="batchsize: there is no such option; did you mean batch"):
         compose(["batchsize=3"])
+
+
+def test_the_readme_of_conf_names_every_group():
+    rows = (line.split("|")[1] for line in (CONF / "README.md").read_text().splitlines() if line.startswith("| `"))
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)} | {"classifier"}  # in the row of metrics
+    assert named == groups()
 
 
 def test_a_composition_inside_another_leaves_it_alone():

@@ -14,7 +14,7 @@ SPELLINGS = [
     ("train", [], "grid.rows=2", "sample_grid.rows"),
     ("train", [], "grid={rows: 2}", "sample_grid"),
     ("train", [], "non_finite.stop_after=3", "skip_nonfinite.max_in_a_row"),
-    ("train", [], "times=full", "time_sampling"),
+    ("train", [], "times=full", "objective.time_sampling"),
     ("train", [], "backbone.trunk=1", "backbone.depth"),
     ("train", [], "metrics.classifier.warm_up=1", "metrics.classifier.warmup_steps"),
     ("train", ["model=drifting_tiny"], "queues.push=32", "queues.push_per_step"),

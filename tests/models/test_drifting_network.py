@@ -11,6 +11,7 @@ from test_jit_network import positions, rms, silu, softmax
 
 from pmf_lightning import DriftingBatch, build, compose, generate, image_noise
 from pmf_lightning.config.presets import published
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.models.drifting_vit import DriftingViT
 from pmf_lightning.models.vit import ViT, init_weights
@@ -327,7 +328,7 @@ def test_preset(model):
     assert list(cfg.search.omega) == [1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5]  # cfg_list
     assert cfg.schedule.start == 1e-6
     with torch.device("meta"):
-        made = instantiate(cfg.backbone, _convert_="all")
+        made = instantiate(without_table(cfg, "backbone"), _convert_="all")
     parameters = sum(weight.numel() for weight in made.parameters())
     assert (made.tokens, made.grid, made.prefix) == (272, 16, 16)
     assert parameters == published()[model].parameters == published()[model].training_parameters
@@ -337,7 +338,7 @@ def test_preset(model):
 
 
 def test_the_shared_backbone_serves_too():
-    shared = build(compose(["model=drifting_b16", "backbone=vit_b", "data=imagenet256"]), empty=True).network
+    shared = build(compose(["model=drifting_b16", "backbone=vit", "data=imagenet256"]), empty=True).network
     assert isinstance(shared, ViT)
     assert (shared.patch, set(shared.conditions)) == (16, {"label", "alpha", "style"})
 

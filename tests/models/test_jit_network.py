@@ -8,6 +8,7 @@ import torch
 from common import normal, relative, uniform
 
 from pmf_lightning import Batch, build, compose, generate, image_noise
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.models.dropout import keep_mask
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.models.vit import ViT, init_weights
@@ -384,7 +385,7 @@ def test_preset(model):
     cfg = compose([f"model={model}", f"data.resolution={16 * patch}", "data.channels=3"])
     assert (cfg.name, cfg.sampling.omega, cfg.objective.noise_scale) == (model, PRESETS[model], patch / 16)
     with torch.device("meta"):
-        made = instantiate(cfg.backbone, _convert_="all")
+        made = instantiate(without_table(cfg, "backbone"), _convert_="all")
     assert (made.tokens, made.grid, made.prefix) == (288, 16, 32)
     assert made.context_start == {"b": 4, "l": 8, "h": 10, "g": 10}[model[4]]
     rates = {block.attention.dropout for block in made.trunk}
@@ -392,7 +393,7 @@ def test_preset(model):
 
 
 def test_the_shared_backbone_serves_too():
-    shared = build(compose(["model=jit_b16", "backbone=vit_b", "data=imagenet256"]), empty=True).network
+    shared = build(compose(["model=jit_b16", "backbone=vit", "data=imagenet256"]), empty=True).network
     assert isinstance(shared, ViT)
     assert (shared.patch, set(shared.conditions)) == (16, {"label", "t"})
 

@@ -109,7 +109,7 @@ TINY = ["model=pmf_tiny", "data.channels=3"]
 
 
 def test_full_triangle():
-    numbers = drawn("time_sampling=full")
+    numbers = drawn("objective.time_sampling=full")
     tied = numbers.t == numbers.r
     assert tied.tolist() == [True] * 256 + [False] * 256
     assert (numbers.r[256:] > 0).all()
@@ -117,21 +117,21 @@ def test_full_triangle():
 
 
 def test_only_the_line_where_r_equals_t():
-    numbers = drawn("time_sampling=only_tied")
+    numbers = drawn("objective.time_sampling=only_tied")
     assert torch.equal(numbers.t, numbers.r)
     assert (numbers.t_min == 0).all()
     assert (numbers.t_max == 1).all()
 
 
 def test_only_the_line_where_r_is_zero():
-    numbers, full = drawn("time_sampling=only_zero"), drawn("time_sampling=full")
+    numbers, full = drawn("objective.time_sampling=only_zero"), drawn("objective.time_sampling=full")
     assert (numbers.r == 0).all()
     assert (numbers.t > 0).all()
     assert torch.equal(numbers.t[:256], full.t[:256])  # a single draw, as of rows that are tied in the full law
 
 
 def test_both_lines():
-    numbers = drawn("time_sampling=both_lines")
+    numbers = drawn("objective.time_sampling=both_lines")
     assert torch.equal(numbers.t[:256], numbers.r[:256])
     assert (numbers.r[256:] == 0).all()
 

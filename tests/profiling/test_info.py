@@ -247,14 +247,14 @@ def test_block_forwards_of_the_paper_and_the_official_code():
     assert again == replace(ours, tangent=16.0)
 
 
-@pytest.mark.parametrize("backbone", ["jit_b", "vit_b"])
+@pytest.mark.parametrize("backbone", ["jit", "vit"])
 def test_jit_needs_neither_guidance_nor_tangent(backbone):
     module = build(compose(["model=jit_b16", f"backbone={backbone}", "data=imagenet256"]), empty=True)
     blocks = len(module.network.trunk) + len(module.network.heads["u"].blocks)
     assert block_forwards.count(module.network, module.objective, images=8) == BlockForwards(0, blocks, 0, 2 * blocks)
 
 
-@pytest.mark.parametrize("backbone", ["drifting_b", "vit_b"])
+@pytest.mark.parametrize("backbone", ["drifting", "vit"])
 def test_drifting_is_counted_by_the_images_that_it_makes(backbone):
     module = build(compose(["model=drifting_b16", f"backbone={backbone}", "data=imagenet256"]), empty=True)
     blocks = len(module.network.trunk) + len(module.network.heads["u"].blocks)

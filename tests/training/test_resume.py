@@ -65,7 +65,7 @@ def start(folder, *overrides, ckpt="last"):
         (["perceptual=classifier"], ["objective.perceptual"]),
         (["model=imf_digits"], ["model=imf_digits", "model=pmf_tiny"]),
         (["objective.label_dropout=0.2"], ["objective.label_dropout=0.2", "objective.label_dropout=0.1"]),
-        (["time_sampling=only_tied"], ["objective."]),
+        (["objective.time_sampling=only_tied"], ["objective."]),
         (["conditions.label.tokens=3"], ["conditions.label.tokens=3: ", "has conditions.label.tokens="]),
     ],
     ids=" ".join,

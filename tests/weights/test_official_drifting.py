@@ -12,6 +12,7 @@ from test_drifting_network import TINY, arrays, empty_network, golden, inputs  #
 
 from pmf_lightning import UserError, compose, load_checkpoint, load_official, official_weights
 from pmf_lightning.config.presets import published
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.convert import convert
 from pmf_lightning.evaluate import evaluate
 from pmf_lightning.pipeline import checkpoints
@@ -80,7 +81,7 @@ def file(model):
 def preset_network(model):
     cfg = compose([f"model={model}", f"data={published()[model].data}"])
     with torch.device("meta"):
-        return instantiate(cfg.backbone, _convert_="all")
+        return instantiate(without_table(cfg, "backbone"), _convert_="all")
 
 
 def on_meta(**changes):

@@ -13,6 +13,7 @@ from test_official_sizes import file as meanflow_file
 
 from pmf_lightning import UserError, build, compose, load_checkpoint, load_official, official_weights
 from pmf_lightning.config.presets import published
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.convert import convert
 from pmf_lightning.pipeline.conversion import from_official
 from pmf_lightning.profiling.model_cost import count
@@ -71,7 +72,7 @@ def file(name, **options):
 def preset_network(name):
     cfg = compose([f"model={name}", f"data={published()[name].data}"], "convert")
     with torch.device("meta"):
-        return instantiate(cfg.backbone, _convert_="all")
+        return instantiate(without_table(cfg, "backbone"), _convert_="all")
 
 
 def same(a, b):

@@ -7,6 +7,7 @@ import torch
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.config.presets import published
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.weights import FAMILIES, family_of, load_official, look, official_weights, preset, translate
 
@@ -93,7 +94,7 @@ def network(name):
     """Our preset on the data that it is published for, without memory."""
     cfg = compose([f"model={name}", f"data={published()[name].data}"], "convert")  # the command with least in it
     with torch.device("meta"):
-        return instantiate(cfg.backbone, _convert_="all")
+        return instantiate(without_table(cfg, "backbone"), _convert_="all")
 
 
 @pytest.mark.parametrize("name", SIZES)

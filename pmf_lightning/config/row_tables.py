@@ -1,0 +1,52 @@
+"""Tables in files of conf/: an option such as backbone.size names a row of the table backbone.sizes.
+
+Options below the same part take their values from that row, as ``width: ${picked:backbone.size,width}``; on the command
+line each of them can still be set by itself. Stored configurations and constructors get the values only.
+"""
+
+import copy
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pmf_lightning.utils.errors import UserError, suggestions
+
+PICKED = ("backbone.size", "objective.time_sampling")  # the table has this name with an s
+_NOT_STORED = ("hydra", "paper")
+
+
+def picked(option: str, column: str, *, _root_: DictConfig) -> Any:
+    """Resolver: return a value of the row that ``option`` names. Raises UserError if the table has no such row."""
+    check(_root_, option)
+    return OmegaConf.select(_root_, f"{option}s.{OmegaConf.select(_root_, option)}.{column}", throw_on_missing=True)
+
+
+def check(cfg: DictConfig, *options: str) -> None:
+    """Raise UserError if an option, of ``PICKED`` without ``options``, names a row that its table does not have."""
+    for option in options or PICKED:
+        row, table = OmegaConf.select(cfg, option), OmegaConf.select(cfg, f"{option}s")
+        if table is not None and row not in table:
+            raise UserError(f"{option}={row}: there is no such row of {option}s; {suggestions(str(row), table)}")
+
+
+def without_table(cfg: DictConfig, part: str) -> Any:
+    """Return ``cfg[part]`` without its table and the option that names the row; values still refer to ``cfg``."""
+    for option in PICKED:
+        name = option.removeprefix(f"{part}.")
+        if name != option and f"{name}s" in cfg[part]:
+            node = copy.deepcopy(cfg[part])
+            with open_dict(node):
+                del node[name], node[f"{name}s"]
+            return node
+    return cfg[part]
+
+
+def stored(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as checkpoints store it: resolved, without tables, `hydra` and `paper`."""
+    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _NOT_STORED])
+    config = OmegaConf.to_container(kept, resolve=True)
+    for option in PICKED:
+        part, _, name = option.partition(".")
+        if f"{name}s" in (values := config.get(part) or {}):
+            del values[name], values[f"{name}s"]
+    return config
