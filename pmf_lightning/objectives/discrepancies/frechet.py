@@ -4,6 +4,8 @@ FD = |mu - m|^2 + tr Sigma + tr S - 2 tr (R Sigma R)^(1/2) for generated moments
 R = S^(1/2). The arithmetic is float64. The evaluation's distance of image sets is in evaluation/frechet.py.
 """
 
+import copy
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -38,11 +40,11 @@ class FrechetReference:
         self.width = len(mu)
 
     def to(self, device: torch.device | str) -> "FrechetReference":
-        """Move the tensors to ``device`` in place and return the reference."""
-        self.mu, self.sigma, self.root, self.trace = (
-            value.to(device) for value in (self.mu, self.sigma, self.root, self.trace)
-        )
-        return self
+        """Return the reference on ``device``."""
+        other = copy.copy(self)
+        for name in ("mu", "sigma", "root", "trace"):
+            setattr(other, name, getattr(self, name).to(device))
+        return other
 
 
 def frechet_distance(
