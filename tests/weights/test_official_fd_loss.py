@@ -21,7 +21,7 @@ CONDITIONS = {"label": {"kind": "class", "tokens": 8}} | {
 }
 HEADS = {"depth": 1, "heads": {"u": 1}, "conditions": CONDITIONS, "block_gain": 0.32}
 LATENTS = {"resolution": 8, "channels": 4, "patch": 2, "bottleneck": None, "rope": "sequence", "positions": "none"}
-JIT = {"trunk": 2, "context": 6, "context_start": 1, "dropout": 0.0, "attention_dropout": 0.0}
+JIT = {"depth": 2, "context": 6, "context_start": 1, "dropout": 0.0, "attention_dropout": 0.0}
 MAKE = {
     "pmf": lambda: ViT(**SIZES, **HEADS, rope="patches", positions="learned"),
     "imf": lambda: ViT(**{**SIZES, **HEADS, **LATENTS}),
