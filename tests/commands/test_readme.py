@@ -164,7 +164,7 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_memory_of_the_large_run_is_what_info_counts():
     recipes = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", "")
-    line = re.search(r"pmf_lightning\.train (model=pmf_h32 .*?activation_checkpointing=true)", recipes, re.S)[1]
+    line = re.search(r"pmf train (model=pmf_h32 .*?activation_checkpointing=true)", recipes, re.S)[1]
     said = re.search(r"counts (\d+) GB for each of the 8 GPUs.*?(\d+) GB without", recipes, re.S)
     overrides = [one for one in line.split() if not one.startswith("trainer=")]
     counted = info(overrides)[0].memory.peak / 1e9
