@@ -1,5 +1,7 @@
 """The contract of objectives and data sources: missing members are one line; state, labels, encoders with gradient."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from common import CLASSES
@@ -8,12 +10,13 @@ from ranks import together
 from shrunk import RUN
 from toy_objective import BATCH, MeanMatching, toy_run
 
-from pmf_lightning import UserError, build, compose
+from pmf_lightning import Drifting, JiT, PixelMeanFlow, UserError, build, compose
 from pmf_lightning.data.datamodule import LabelData
 from pmf_lightning.data.dataset import DataSourceBase, check_source
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.distributed.collectives import gather_rows
 from pmf_lightning.objectives.base import Objective, ObjectiveBase, check_contract
+from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
 from pmf_lightning.profiling.benchmarks.step import make_bench
 from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.utils.rng import BatchRows
@@ -54,6 +57,13 @@ def test_every_member_of_the_contract_has_a_default_or_must_be_written():
     own = {name for name in vars(ObjectiveBase) if not name.startswith("_")}
     assert Objective.__annotations__.keys() - own == {"draw", "__call__"}
     assert own <= Objective.__annotations__.keys()
+
+
+@pytest.mark.parametrize("kind", [PixelMeanFlow, JiT, Drifting, MaskedAutoencoder])
+def test_what_a_class_says_of_its_fields_is_about_fields(kind):
+    own = {field.name for field in fields(kind)}
+    assert {*kind.changeable_fields, *kind.fields_without_effect, *kind.mapping_fields} <= own
+    assert not own & vars(ObjectiveBase).keys(), "such a field would take its default from the base class"
 
 
 def test_labels_without_images_are_keyed_and_weighted():
