@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -20,12 +21,12 @@ from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.sweeps.jobs import measured
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
-from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
 from pmf_lightning.training.loggers.build import make_loggers
 from pmf_lightning.training.loggers.wandb import WandbLogger, WandbResume
 from pmf_lightning.training.prepare import Parts, open_source, prepare, run_request
 from pmf_lightning.training.resume import Start
+from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.training.summary import evaluations, finish, pictures
 from pmf_lightning.training.trainer import make_trainer, show_profile
@@ -41,11 +42,12 @@ def train(cfg: DictConfig) -> dict:
     Raises UserError for bad input before any long work starts.
     """
     # no decorator: launchers pickle this function
-    with tolerate_output_errors(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")):
-        return _train(cfg)
+    log = RunLog()
+    with log.recording(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")):
+        return _train(cfg, log)
 
 
-def _train(cfg: DictConfig) -> dict:
+def _train(cfg: DictConfig, log: RunLog) -> dict:
     started = time.perf_counter()
     validate.training(cfg)
     request = run_request(cfg)
@@ -60,6 +62,8 @@ def _train(cfg: DictConfig) -> dict:
     folder = run_dir.choose(request, known)
     with run_dir.lock_run_dir(folder):
         start = resume.find_again(start, request, folder)
+        log.open(folder)
+        save_hydra_files(cfg, folder)
         announce(parts, folder, start)
         trainer, hands = fit(parts, folder, start)
         if hands.checkpoint.signals.requeue:
@@ -110,6 +114,26 @@ def _room(folder: Path) -> Iterator[None]:
             f"run_dir={folder}: the checkpoint is saved, the summary is not ({error}); "
             f"make room and repeat the command with {path_argument('run_dir', folder)} ckpt=auto"
         ) from error
+
+
+@rank_zero_only
+def save_hydra_files(cfg: DictConfig, folder: Path) -> None:
+    """With ``hydra.output_subdir=.hydra``, move Hydra's record of the command line to the run directory.
+
+    Hydra itself writes it to the working directory, where runs would overwrite each other's.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
+        return
+    hydra = HydraConfig.get()
+    there, here = folder / hydra.output_subdir, Path(hydra.runtime.output_dir) / hydra.output_subdir
+    there.mkdir(parents=True, exist_ok=True)
+    contents = {"config": cfg, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
+    for name, part in contents.items():
+        OmegaConf.save(part, there / f"{name}.yaml")
+        if here.resolve() != there.resolve():
+            (here / f"{name}.yaml").unlink(missing_ok=True)
+    if here.is_dir() and not any(here.iterdir()):
+        here.rmdir()
 
 
 @rank_zero_only

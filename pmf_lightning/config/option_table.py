@@ -337,6 +337,7 @@ RUN: Table = {
     "flip": YES_NO,
     "ckpt": PATH.or_null(),
     "batch": COUNT,
+    "train_images": COUNT.or_null(),
     "micro_batch": COUNT.or_null(),
     "images": COUNT,
     "steps": COUNT,

@@ -118,6 +118,26 @@ class DataSource(Protocol):
     check: Callable[[], None]
 
 
+class FirstImages:
+    """A data source with the first ``count`` training images of ``source``; all else is that of ``source``."""
+
+    def __init__(self, source: DataSource, count: int) -> None:
+        self.source, self.count = source, count
+        self.name, self.resolution, self.channels = source.name, source.resolution, source.channels
+        self.classes, self.held_out, self.check = source.classes, source.held_out, source.check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def train(self) -> ImageDataset:
+        """Return the first training images."""
+        return Head(self.source.train(), self.count)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the images."""
+        return f"{self.source.fingerprint()}-first{self.count}"
+
+
 class DataSourceBase:
     """Defaults of a data source. A subclass is a frozen dataclass whose fields are the keys of ``data`` in conf.
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pmf_lightning.config import validate
 from pmf_lightning.config.row_tables import stored
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
-from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.data.dataset import DataSource, FirstImages
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
 from pmf_lightning.encoders.build import build_encoders
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
@@ -65,7 +65,8 @@ def prepare(cfg: DictConfig, source: DataSource) -> Parts:
     check_inputs(cfg, source, module.objective)
     prepare_decoder(cfg, module)
     metrics, evaluator = make_evaluator(cfg, source, module)
-    data = make_data(cfg, source, module.objective)
+    trained = source if cfg.train_images is None else FirstImages(source, cfg.train_images)
+    data = make_data(cfg, trained, module.objective)
     data.accumulation(validate.world_size(cfg.trainer))
     data.check_room()
     module.set_encoders(make_encoders(cfg, source, module.objective))

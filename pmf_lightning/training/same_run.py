@@ -43,7 +43,7 @@ WITHOUT_EFFECT = (
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
-WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}}
+WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")

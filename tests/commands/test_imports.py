@@ -204,3 +204,27 @@ def test_public_names_are_importable():
     assert set(pmf_lightning.__all__) <= set(dir(pmf_lightning))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = pmf_lightning.nonsense
+
+
+# Modules below the commands that may read a complete configuration, because they build from it or check it.
+BUILDERS = {
+    *("cli", "config.option_checks", "config.validate", "pipeline.build", "training.prepare"),
+    *("pipeline.checkpoints", "pipeline.conversion", "pipeline.images"),  # weights in other formats; sampling options
+    *("evaluation.sample_sources", "evaluation.guidance_search.space"),  # of the commands evaluate and search_guidance
+    *("profiling.communication", "profiling.model_facts", "profiling.step_memory"),  # of the command info
+    *("sweeps.cost", "sweeps.jobs", "sweeps.preflight"),  # runs before they start are configurations
+    *("toys.drift2d", "toys.fields", "toys.manifold"),  # each is a command of its own
+}
+
+
+def takes_configuration(path):
+    """Whether a function of a file has a parameter ``cfg: DictConfig``."""
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    arguments = (one for node in functions for one in (*node.args.args, *node.args.kwonlyargs))
+    return any(one.arg == "cfg" and "DictConfig" in ast.unparse(one.annotation or one) for one in arguments)
+
+
+def test_the_configuration_stays_with_the_commands_and_the_builders():
+    found = {name for name, path in MODULES.items() if takes_configuration(path)} - COMMANDS
+    assert not found - BUILDERS, "give these values, or a dataclass of settings (training/settings.py)"
+    assert not BUILDERS - found, "these take no configuration any more; leave them out of the list"

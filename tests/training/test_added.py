@@ -10,11 +10,16 @@ from lightning.pytorch.loggers import CSVLogger
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose
+from pmf_lightning.config.compose import choices
+from pmf_lightning.data.datamodule import ImageData
+from pmf_lightning.data.dataset import DataSource, FirstImages
+from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, read_checkpoint
-from pmf_lightning.train import train
+from pmf_lightning.train import main, train
 from pmf_lightning.training.callbacks.early_stopping import EarlyStopping
 from pmf_lightning.training.loggers.build import make_loggers
 from pmf_lightning.training.prepare import logger_sections, make_added_callbacks
+from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.training.settings import LoggedRun
 
 SHORT = [*RUN, "sample_grid.enabled=false", "steps=4"]
@@ -146,3 +151,55 @@ def test_early_stopping_knows_the_distance_of_the_run():
     assert stopping.monitor == "fd_digits"
     with pytest.raises(UserError, match="metrics=none measures no distance"):
         EarlyStopping("fd").connect(None, 0)
+
+
+def test_the_log_holds_complete_lines_from_before_the_directory_is_known_and_errors(tmp_path, capsys):
+    for word in ("one", "two"):  # the second session is a resumed run
+        log = RunLog()
+        with pytest.raises(ValueError), log.recording():  # noqa: PT011, PT012
+            print(f"before {word}")
+            log.open(tmp_path)
+            print("a bar: 10 %\ra bar: 20 %\ra bar: 30 %", file=sys.stderr)
+            print("no end of the line", end="")
+            raise ValueError("some\nreason")
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line for line in lines if line.startswith("before")] == ["before one", "before two"]
+    assert lines[0].startswith("--- 20")
+    assert lines[2] == "a bar: 30 %"
+    assert lines[-1] == "error: ValueError: some reason"
+    assert "before one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["pmf_digits", "jit_tiny", "drifting_tiny", "mae_tiny"])
+@pytest.mark.parametrize("kind", choices("debug"))
+def test_every_way_to_debug_composes_for_every_kind_of_model(model, kind):
+    cfg = compose([f"model={model}", "trainer=gpu", f"debug={kind}"])
+    assert cfg.steps <= 200
+    assert (cfg.metrics.enabled, cfg.trainer.accelerator) == (False, "cpu" if kind == "fdr" else "gpu")
+    assert cfg.train_images == (cfg.batch if kind == "overfit" else None)
+    assert compose([f"model={model}", f"debug={kind}", "steps=7"]).steps == 7
+
+
+def test_the_first_images_are_the_same_in_every_step():
+    source = Digits("digits", 32, 1, 10, 360)
+    few = FirstImages(source, 16)
+    assert isinstance(few, DataSource)
+    data = ImageData(few, seed=0, batch=16, micro_batch=None, num_workers=0)
+    assert data.accumulation(1) == 1
+    assert len(few.train()) == 16
+    assert (few.classes, few.latents, len(few.held_out())) == (10, False, 360)
+
+
+@pytest.mark.slow
+def test_a_short_run_with_the_profiler_and_hydras_files(tmp_path, call_command):
+    folder = tmp_path / "run"
+    more = ["hydra.output_subdir=.hydra", "debug=profiler", "steps=2", f"run_dir={folder}"]
+    status, output, _ = call_command(main, *RUN, *more)
+    assert status == 0
+    assert f"profile: {folder}/fit-profile" in output
+    assert "run_training_batch" in output
+    assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert not (tmp_path / ".hydra").exists()
+    assert "profile: " in (folder / "train.log").read_text()
+    status, output, errors = call_command(main, *RUN, "debug=overfit", "steps=2", f"run_dir={tmp_path / 'few'}")
+    assert status == 0, errors

@@ -10,7 +10,7 @@ import pytest
 
 import pmf_lightning
 from pmf_lightning.__main__ import COMMANDS
-from pmf_lightning.training.callbacks.disk_errors import tolerate_output_errors
+from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.utils.terminal import INTERRUPTED, UNREAD, plain_ending
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pmf_lightning.__file__).parents[1])}
@@ -63,7 +63,7 @@ def test_what_is_only_noticed_at_the_end(monkeypatch):
 
 
 def test_training_does_not_end_because_nobody_reads(monkeypatch):
-    with nobody_reads(monkeypatch, True), plain_ending(), tolerate_output_errors():
+    with nobody_reads(monkeypatch, True), plain_ending(), RunLog().recording():
         print("step 1")
         print("step 2", flush=True)
 
