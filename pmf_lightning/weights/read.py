@@ -72,7 +72,7 @@ def bare(contents: object, name: str, weights: str | Number | None = None, key: 
     if chosen := chosen_set(contents, weights):
         contents = contents[chosen]
     if not isinstance(contents, Mapping) or not all(isinstance(value, Tensor) for value in contents.values()):
-        remedy = f"choose {key}={sets[0]}" if sets else "give a file of pMF, iMF or JiT"
+        remedy = f"choose {key}={sets[0]}" if sets and not chosen else "give a file of pMF, iMF or JiT"
         raise UserError(f"{name} are not a flat dictionary of tensors; {remedy}")
     return fd_loss_names({key.removeprefix(PREFIX): value for key, value in unwrapped(contents, name).items()})
 

@@ -345,7 +345,7 @@ def test_the_command_says_what_lies_where(call, trained, tmp_path):
         (["in=empty", "out=x"], ["in=empty", "no checkpoints/last.ckpt"]),
         (["in=text.pt", "out=x"], ["text.pt", "cannot be read"]),
         (["in=code.pt", "out=x"], ["code.pt", "cannot be read", "test_convert.Foreign"]),
-        (["in=nested.pt", "out=x"], ["not a flat dictionary of tensors", "choose ema=model"]),
+        (["in=nested.pt", "out=x"], ["not a flat dictionary of tensors", "choose ema=model_ema2"]),
         (["in=other.pt", "out=x"], ["not official weights of pMF, iMF or JiT"]),
         (["in=half.ckpt", "out=x"], ["in=half.ckpt", "not a checkpoint of pmf_lightning"]),
         (["in=mine.pt", "out=x.pt"], ["in=mine.pt out=x.pt", "both are official files"]),
@@ -397,7 +397,7 @@ def mine():
         "mine.pt": weights,
         "odd.pt": {name: value for name, value in weights.items() if not name.startswith("net.shared_blocks.1.")},
         "code.pt": {"net": Foreign()},
-        "nested.pt": {"model": weights},
+        "nested.pt": {"model": weights, "model_ema2": weights},
         "other.pt": {"conv.weight": torch.zeros(1)},
         "half.ckpt": {"state_dict": {}, "config": {}},
     }
