@@ -152,17 +152,17 @@ def test_noise_scale_follows_the_resolution(model):
         assert not _build_on_meta(cfg).objective.samplers  # no generator
         return
     doubled = "in_proportion" in str(objective._get_node("noise_scale"))
-    of_pixels = published()[model].data.startswith("imagenet") and "latents" not in published()[model].data
-    assert doubled or not of_pixels or "prediction" not in objective, "flow matching on ImageNet's pixels"
     cfg.data.resolution = _native(model)
     before = objective.noise_scale
     cfg.data.resolution *= 2
     assert objective.noise_scale == before * (2 if doubled else 1)
 
 
-@pytest.mark.parametrize(("model", "pixels"), [("pmf_b4", 64), ("pmf_b16", 256), ("pmf_b64", 1024)])
-def test_the_noise_of_pmf_b_is_pixels_over_256(model, pixels):
-    """The rule of the paper's table 8; B/32 and the long runs double it."""
+@pytest.mark.parametrize(
+    ("model", "pixels"), [("pmf_b4", 64), ("pmf_b16", 256), ("pmf_b64", 1024), ("jit_b16", 256), ("jit_h32", 512)]
+)
+def test_the_noise_is_pixels_over_256(model, pixels):
+    """The rule of pMF's table 8, where B/32 and the long runs double it, and of JiT."""
     assert compose([f"model={model}", f"data=imagenet{pixels}"]).objective.noise_scale == pixels / 256
 
 
