@@ -116,7 +116,7 @@ def shell(installed, tmp_path_factory):
 
 @pytest.mark.slow
 def test_each_command_of_the_page(shell):
-    """Train, resume, a multirun, info, sample, evaluate, convert; then the data and the encoder."""
+    """Train, resume, a multirun, info, sample, evaluate, convert; then the data, the encoder and the callback."""
     for line in commands():
         done = shell(line)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
@@ -125,6 +125,7 @@ def test_each_command_of_the_page(shell):
     record = json.loads((runs / "my_digits" / "run.json").read_text())
     assert record["command"].startswith("python -m pmf_lightning.train --config-dir myconf model=my_digits")
     assert len(list(runs.glob("my_digits-digits/*/summary.json"))) == 2  # of the multirun
+    assert "weight_norm" in (runs / "spots" / "metrics.jsonl").read_text()
     assert (shell.folder / "weights" / "my_digits" / "config.json").is_file()
     report = json.loads((shell.folder / "evaluation" / "evaluation.json").read_text())
     assert report["extractor"] == {"name": "cell_means", "fingerprint": "cell means 4"}

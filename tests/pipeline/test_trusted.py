@@ -108,6 +108,7 @@ def filled(tmp_path, monkeypatch):
     (folder / "foreign_module.py").write_text(f"{writes}class Thing:\n    pass\n")
     monkeypatch.syspath_prepend(str(folder))
     sys.modules.pop("foreign_module", None)
+    plugins.remedy(["foreign_module"])  # imports what lists the installed packages
     pickled.write_bytes(pickle.dumps(Runs(mark)))
     places = {"{mark}": str(mark), "{folder}": str(folder), "{pickle}": str(pickled)}
 
