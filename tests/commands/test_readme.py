@@ -22,6 +22,9 @@ from pmf_lightning.weights.drifting import generator_arrays
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+(EVALUATION,) = [block for block in BLOCKS if "SmallDataEvaluator" in block]
+(OFFICIAL,) = [block for block in BLOCKS if "load_official" in block]
+PURE = [block for block in BLOCKS if block not in (EVALUATION, OFFICIAL)]
 FIRST = "".join(re.findall(r"```python\n(.*?)```", README, re.S))
 IMF = ["backbone.bottleneck=null"]  # as in its official files
 EXPERIMENTS = ROOT / "experiments"
@@ -33,7 +36,7 @@ def test_the_numbers_are_those_of_the_committed_run():
     fd, floor, accuracy = f"{run['fd']:.1f}", f"{run['fd_floor']:.1f}", f"{run['class_accuracy']:.3f}"
     assert f"class accuracy {accuracy}, Frechet distance {fd}" in " ".join(README.split())
     assert f"held-out images have {floor}" in README
-    assert f'print(f"{{quality.fd:.1f}}")  # {fd}, ' in BLOCKS[1]
+    assert f'print(f"{{quality.fd:.1f}}")  # {fd}, ' in EVALUATION
 
 
 def numbers_of(row: str) -> list[float]:
@@ -79,8 +82,9 @@ def test_readme_is_short():
     assert len(README.splitlines()) <= 130
 
 
-def test_the_mathematics_runs():
-    exec(compile(BLOCKS[0], "python.md", "exec"), {})
+@pytest.mark.parametrize("block", PURE)
+def test_the_mathematics_runs(block):
+    exec(compile(block, "python.md", "exec"), {})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def test_the_example_draws_and_judges_as_the_run_does(home, monkeypatch, capsys)
     names = {}
     exec(compile(FIRST.replace("<time>", "now"), "README.md", "exec"), names)
     first = names["images"]
-    exec(compile(BLOCKS[1].replace("<time>", "now"), "python.md", "exec"), names)
+    exec(compile(EVALUATION.replace("<time>", "now"), "python.md", "exec"), names)
     assert torch.equal(names["images"], first)
     assert names["quality"].fd == pytest.approx(summary["fd"], rel=1e-6)
     assert capsys.readouterr().out.endswith(f"{summary['fd']:.1f}\n")
@@ -145,7 +149,7 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
         lambda found: ", ".join(
             map(repr, [found[0][1:-1], *backbone(found[1]), "metrics=none", *IMF * ("imf" in found[1])])
         ),
-        BLOCKS[2],
+        OFFICIAL,
     )
     files = re.findall(r'load_official\("([^"]+)", build\(compose\((\[.*?\])\)\)', text)
     assert len(files) == 4
