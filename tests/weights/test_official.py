@@ -114,6 +114,6 @@ def test_files_that_are_no_weights(network, tmp_path):
     (tmp_path / "text.pt").write_text("not a weights file")
     with pytest.raises(UserError, match="cannot be read"):
         load_official(tmp_path / "text.pt", network)
-    torch.save({"model": {"pos_embed": torch.zeros(1)}}, tmp_path / "nested.pt")
+    torch.save({"weights": {"pos_embed": torch.zeros(1)}}, tmp_path / "nested.pt")
     with pytest.raises(UserError, match="not a flat dictionary of tensors"):
         load_official(tmp_path / "nested.pt", network)
