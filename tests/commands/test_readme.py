@@ -82,7 +82,7 @@ def test_readme_is_short():
     assert len(README.splitlines()) <= 130
 
 
-@pytest.mark.parametrize("block", PURE)
+@pytest.mark.parametrize("block", PURE, ids=range(len(PURE)))
 def test_the_mathematics_runs(block):
     exec(compile(block, "python.md", "exec"), {})
 
