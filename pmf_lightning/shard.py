@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from pmf_lightning.cli import command, with_one_line_errors
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import compose
-from pmf_lightning.data.images.decoder import check_background, say_done
+from pmf_lightning.data.images.decoder import check_background, describe_conversions
 from pmf_lightning.data.shards.manifest import KINDS, Manifest, read_manifest
 from pmf_lightning.data.shards.payloads import PAYLOADS
 from pmf_lightning.data.shards.writing.input_tars import find_inputs
@@ -153,12 +153,12 @@ def _contents(manifest: Manifest) -> str:
 
 def _report(out: str, made: ShardingResult) -> None:
     """Print what was made and where it is."""
-    kept = f", {made.kept:,} shards kept" if made.kept else ""
+    reused = f", {made.reused:,} shards reused" if made.reused else ""
     speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
     speed = speed if made.images else "nothing was missing"
-    print(f"{out}: {_contents(made.manifest)} ({speed}{kept})")
+    print(f"{out}: {_contents(made.manifest)} ({speed}{reused})")
     if made.manifest.done:
-        print(say_done(made.manifest.done))
+        print(describe_conversions(made.manifest.done))
     if made.unreadable:
         print(f"{len(made.unreadable):,} inputs cannot be read and are left out")
     if made.manifest.skipped:

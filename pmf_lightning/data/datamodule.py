@@ -181,8 +181,8 @@ def _drop_partial_step(trainer: Trainer) -> None:
     counted.increment_by(-partial)
 
 
-def _nearest_divisors(whole: int, size: int) -> list[int]:
-    """Return the nearest divisors of ``whole`` below and above ``size``, which is not a divisor itself."""
-    divisors = [divisor for divisor in range(1, whole + 1) if whole % divisor == 0]
+def _nearest_divisors(number: int, size: int) -> list[int]:
+    """Return the nearest divisors of ``number`` below and above ``size``, which is not a divisor itself."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
     below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
     return below[-1:] + above[:1]

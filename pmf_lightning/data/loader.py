@@ -53,15 +53,15 @@ def ignore_stop_signals(worker: int) -> None:
 
     A terminal, ``timeout`` and SLURM signal all processes of a run, but the run still has to finish its step.
     """
-    heard = set(SIGNALS) - {signal.SIGTERM}
-    for number in heard:
+    unblocked = set(SIGNALS) - {signal.SIGTERM}
+    for number in unblocked:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_by_the_parent, daemon=True).start()
     else:
-        heard = SIGNALS  # macOS has no sigwaitinfo, so SIGTERM ends the worker at once
+        unblocked = SIGNALS  # macOS has no sigwaitinfo, so SIGTERM ends the worker at once
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, unblocked)
 
 
 @contextmanager

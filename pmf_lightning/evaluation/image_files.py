@@ -18,8 +18,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from pmf_lightning.data.images.decoder import check_background, levels_of, open_picture, say_done
-from pmf_lightning.data.images.listing import list_images, say_kinds, say_left_out, shown
+from pmf_lightning.data.images.decoder import check_background, describe_conversions, levels_of, open_picture
+from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, list_images, shown
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write
@@ -122,7 +122,7 @@ class FolderImages:
         found = list_images(folder)
         self.names, self.left_out, self.done = found.images, found.left_out, Counter()
         if not self.names:
-            why = f" ({say_left_out(self.left_out)})" if self.left_out else ""
+            why = f" ({describe_skipped(self.left_out)})" if self.left_out else ""
             raise UserError(f"images={folder}: holds no image{why}; give another folder, or an .npz")
         self.shape = (channels, *self._read(self.names[0])[0].shape[:2])
 
@@ -131,13 +131,13 @@ class FolderImages:
 
     def said(self) -> list[str]:
         """Return lines that describe the images and the files left out."""
-        lines = [f"{len(self):,} images in {shown(str(self.folder))}{say_kinds(self.names)}"]
-        return lines + ([say_left_out(self.left_out)] if self.left_out else [])
+        lines = [f"{len(self):,} images in {shown(str(self.folder))}{describe_extensions(self.names)}"]
+        return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
 
     def said_done(self) -> list[str]:
         """Return a line on the decoder's conversions of the images read by all ranks. All ranks must call it."""
         done = total(self.done)
-        return [say_done(done)] if done else []
+        return [describe_conversions(done)] if done else []
 
     def __call__(self, first: int, end: int) -> Levels:
         """Return images number ``first`` to ``end - 1``; UserError for a bad file, or one of another size."""

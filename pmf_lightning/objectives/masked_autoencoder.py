@@ -177,7 +177,7 @@ class MaskedAutoencoder(ObjectiveBase):
             raise ValueError("flip=true objective.flip=true: images would be mirrored twice; set flip=false")
         if latents and (self.crop is not None or self.flip):
             raise ValueError(
-                f"objective.crop, objective.flip: {name} hands out latents, and a cropped or mirrored latent is not "
+                f"objective.crop, objective.flip: {name} provides latents, and a cropped or mirrored latent is not "
                 "that of the cropped or mirrored image; set objective.crop=null objective.flip=false"
             )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.data.images.class_folders import say_classes
+from pmf_lightning.data.images.class_folders import describe_classes
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import NotResumed
@@ -23,7 +23,7 @@ def announce_classes(source: DataSource, folder: Path) -> None:
     left_out = [one._asdict() for one in source.left_out]
     with atomic_write(folder / NAME) as draft:
         draft.write_text(json.dumps({"class_names": names, "left_out": left_out}, indent=1) + "\n")
-    print(f"  {say_classes(names)}; label i is class_names[i] of {NAME}")
+    print(f"  {describe_classes(names)}; label i is class_names[i] of {NAME}")
 
 
 def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:

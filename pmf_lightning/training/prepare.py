@@ -133,10 +133,10 @@ def open_source(cfg: DictConfig) -> DataSource:
 def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> None:
     """Check that flips, the decoder and the objective fit the data (pixels or latents); raises UserError."""
     if source.latents and cfg.decoder is None:
-        raise UserError(f"decoder=null: {source.name} hands out latents, which the decoder normalises; leave it out")
+        raise UserError(f"decoder=null: {source.name} provides latents, which the decoder normalises; leave it out")
     if source.latents and cfg.flip:
         raise UserError(
-            f"flip=true: {source.name} hands out latents, and a mirrored latent is not the latent of the mirrored "
+            f"flip=true: {source.name} provides latents, and a mirrored latent is not the latent of the mirrored "
             "image; set flip=false"
         )
     try:
@@ -240,7 +240,7 @@ def _check_held_out(source: DataSource, without: str) -> None:
     """Raise UserError if no images are held out. Reads only the option: opening the split may decode all images."""
     if not source.has_held_out:
         raise UserError(
-            f"data.held_out_fraction=0: nothing of data={source.name} is held out to compare with; set it, for example "
+            f"data.held_out_fraction=0: no image of data={source.name} is held out for comparison; set it, for example "
             f"to 0.01, or leave out what needs it ({without})"
         )
 
@@ -248,6 +248,6 @@ def _check_held_out(source: DataSource, without: str) -> None:
 def _check_latents(settings: FidSettings, extractor: Any, source: DataSource) -> None:
     """Raise UserError for metrics that need the pixels of latent data."""
     if isinstance(extractor, partial):
-        raise UserError(f"{source.name} hands out latents, which no classifier judges; set extractor=inception")
+        raise UserError(f"{source.name} provides latents, which no classifier can evaluate; set extractor=inception")
     if settings.reference == DATA:
-        raise UserError(f"{source.name} hands out latents; give the statistics of the pixels, by make_stats")
+        raise UserError(f"{source.name} provides latents; give the statistics of the pixels, by make_stats")

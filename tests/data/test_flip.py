@@ -106,10 +106,10 @@ LATENTS = type("Latents", (Shapes,), {"latents": True})("some_latents", 16, 3, 1
         (
             LATENTS,
             ["data=imagenet256_latents", "model=imf_b2", "flip=true"],
-            "flip=true: some_latents hands out",
+            "flip=true: some_latents provides",
         ),
         (LATENTS, ["data=imagenet256_latents", "model=mae_r256"], "objective.crop, objective.flip: some_lat"),
-        (LATENTS, ["data=digits", "model=pmf_tiny"], "decoder=null: some_latents hands out latents"),
+        (LATENTS, ["data=digits", "model=pmf_tiny"], "decoder=null: some_latents provides latents"),
         (PIXELS, ["model=mae_r256", "flip=true"], "flip=true objective.flip=true: .* mirrored twice"),
     ],
 )

@@ -12,10 +12,16 @@ from PIL import Image
 from test_data import entry, noise
 
 from pmf_lightning.data import transforms
-from pmf_lightning.data.images.class_folders import count_class_folders, find_classes, image_tree, in_order, say_classes
+from pmf_lightning.data.images.class_folders import (
+    count_class_folders,
+    describe_classes,
+    find_classes,
+    image_tree,
+    in_order,
+)
 from pmf_lightning.data.images.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
 from pmf_lightning.data.images.kinds import endings
-from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, list_images, reasons, say_left_out
+from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, describe_skipped, list_images, reasons
 from pmf_lightning.data.transforms import centre_crop, read_image, read_square
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
@@ -81,12 +87,12 @@ def test_every_file_is_used_or_named(tmp_path):
     assert reasons(found.left_out) == {
         "hidden": 2,
         "not an image (.txt)": 1,
-        "not an image (no ending)": 1,
-        "a picture of a kind that Pillow does not read here (.heic)": 1,
+        "not an image (no extension)": 1,
+        "an image format that Pillow does not read here (.heic)": 1,
         DANGLING: 1,
         "neither a file nor a folder": 1,
     }
-    said = say_left_out(found.left_out)
+    said = describe_skipped(found.left_out)
     for words in ("2 hidden: .cache/", "b/gone.png", "a/README"):
         assert words in said
 
@@ -94,7 +100,7 @@ def test_every_file_is_used_or_named(tmp_path):
 def test_names_that_no_terminal_prints_are_said(tmp_path):
     save(tmp_path / "a" / "1.png")
     (tmp_path / "a" / os.fsdecode(b"\xff.txt")).touch()
-    say_left_out(image_tree(str(tmp_path)).left_out).encode("utf-8")
+    describe_skipped(image_tree(str(tmp_path)).left_out).encode("utf-8")
 
 
 def test_linked_folders_are_listed_once(tmp_path):
@@ -187,8 +193,8 @@ def test_labels_follow_the_order_and_change_the_cache(tmp_path):
 
 
 def test_classes_are_said():
-    assert say_classes(["a"]) == "1 class (a)"
-    assert say_classes([str(i) for i in range(1000)]) == "1,000 classes (0, 1, 2, 3, 4, 5, 6, ..., 999)"
+    assert describe_classes(["a"]) == "1 class (a)"
+    assert describe_classes([str(i) for i in range(1000)]) == "1,000 classes (0, 1, 2, 3, 4, 5, 6, ..., 999)"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +241,7 @@ def test_parts_of_a_set_and_flat_folders_are_one_class(tmp_path, names):
     tree = image_tree(str(tmp_path / "faces"))
     assert tree.class_names == ["faces"]
     assert (tree.names, tree.labels) == (names, [0] * len(names))
-    assert "all of them are one class" in tree.said()[1]
+    assert "all of them are one class" in tree.summary()[1]
 
 
 @pytest.mark.parametrize("names", [["0/0.png", "1/7.png"], ["100/1.png", "200/1.png"], ["0/a.png", "1000/b.png"]])
@@ -376,7 +382,7 @@ def test_a_16_bit_pgm_is_scaled(tmp_path):
 def test_levels_of_no_known_scale_are_refused(tmp_path):
     for number, values in enumerate(([-1.0, 1.0], [0.0, 5000.0], [0.0, float("nan")])):
         Image.fromarray(np.array([values], np.float32)).save(tmp_path / f"{number}.tif")
-        with pytest.raises(ValueError, match="the scale is not known"):
+        with pytest.raises(ValueError, match="the scale is unknown"):
             read_image(tmp_path / f"{number}.tif", 8, 1)
 
 
@@ -482,4 +488,4 @@ def test_judged_folders_follow_the_same_rules(tmp_path):
     assert images.names == ["1.png", "2.tif", "deep/0.gif"]
     assert torch.equal(levels[:, 0, 0, 0], torch.tensor([0, 40_000 >> 8, GREY], dtype=torch.uint8))
     assert images.said()[1].startswith("left out: 1 hidden")
-    assert images.said_done() == [f"of the pictures: 1 {DEEP}; 1 {TRANSPARENT}"]
+    assert images.said_done() == [f"converted images: 1 {DEEP}; 1 {TRANSPARENT}"]

@@ -210,7 +210,7 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_p
     if whom == "all processes":
         assert list(out.glob(".shard-*.partial")), "something was half-written"
     again = run(gallery, out, "records_per_shard=50")
-    assert 8 <= again.kept <= len(finished) + 2
+    assert 8 <= again.reused <= len(finished) + 2
     assert again.manifest == made[1].manifest
     assert files_of(out) == files_of(made[0])
     kept = sum((out / name).stat().st_mtime_ns == written for name, written in finished.items())
@@ -235,7 +235,7 @@ def test_workers_and_runs_change_no_byte(few, tmp_path):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("shard-*")}
     again = run(few, tmp_path / "a", "num_workers=1")
-    assert again.kept == 3
+    assert again.reused == 3
     assert again.images == 0
     assert again.manifest == first.manifest
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -278,7 +278,7 @@ def test_payloads_bring_images_back(payload, channels):
         with pytest.raises(ValueError, match=r"channels|neither an image nor latents"):
             decode(encode(image, payload, 95), payload, 4 - channels)
     for cut in (b"", encode(image, payload, 95)[:-30], b"nonsense" * 50):
-        with pytest.raises(ValueError, match=r"no whole image|no npy array|in [\d,]+ bytes"):
+        with pytest.raises(ValueError, match=r"not a complete image|not an npy array|in [\d,]+ bytes"):
             decode(cut, payload, channels)
 
 
@@ -335,7 +335,7 @@ def test_another_recipe_is_refused_by_name(few, tmp_path, change, words):
     before = files_of(tmp_path / "out")
     if not change:
         shutil.copy(few / "ants" / "00.jpg", few / "ants" / "new.jpg")
-    with pytest.raises(UserError, match=r"out=.*made otherwise .*set another out") as refused:
+    with pytest.raises(UserError, match=r"out=.*made with other options .*set another out") as refused:
         run(few, tmp_path / "out", *change)
     for word in words:
         assert word in str(refused.value)
@@ -349,7 +349,7 @@ def test_two_at_once_and_foreign_folders_are_refused(few, tmp_path, monkeypatch)
     with filelock.FileLock(out / ".lock"), pytest.raises(UserError, match="is making shards there; wait for it"):
         run(few, out)
     (out / "thesis.txt").touch()
-    with pytest.raises(UserError, match=r"other things are there \(thesis.txt\); set another out"):
+    with pytest.raises(UserError, match=r"it contains other files \(thesis.txt\); set another out"):
         run(few, out)
 
 
@@ -364,7 +364,7 @@ def test_too_much_unreadable_is_an_error_that_loses_nothing(few, tmp_path):
     assert "bees/0" in (out / "unreadable.tsv").read_text()
     assert not (out / "manifest.json").exists()
     made = run(few, out, "max_unreadable=0.1")
-    assert made.kept > 0
+    assert made.reused > 0
     assert (out / "unreadable.tsv").read_text().count("no image of a known format") == 2
     assert made.manifest.count == 21
     run(few, tmp_path / "straight", "max_unreadable=0.1")
@@ -461,7 +461,7 @@ def test_names_of_classes_and_where_the_tars_lie(tars, tmp_path):
     assert made.class_names == ["ant", "bee"]
     run(tars, tmp_path / "b")
     tars.rename(tmp_path / "moved")
-    assert run(tmp_path / "moved", tmp_path / "b").kept == 3
+    assert run(tmp_path / "moved", tmp_path / "b").reused == 3
     apart = tmp_path / "apart"
     apart.mkdir()
     (tmp_path / "moved" / "train-001.tar").rename(apart / "train-001.tar")
@@ -487,7 +487,7 @@ def test_bad_records_of_tars_are_listed(tars, tmp_path):
     (tars / "train-001.tar").write_bytes(whole[: len(whole) // 2])
     made = run(tars, tmp_path / "out", "max_unreadable=0.9")
     reasons = {one.key: one.reason for one in made.unreadable}
-    assert "its label is b'ant', no number" in reasons["word"]
+    assert "its label is b'ant', not an integer" in reasons["word"]
     assert "it holds cls: one image" in reasons["alone"]
     assert reasons["broken"] == "no image of a known format"
     assert "the file is empty" in reasons["00-2"], "the second of that key"
@@ -504,7 +504,7 @@ def test_tars_cut_between_members_are_noticed(tars, tmp_path):
     (tars / "train-001.tar").write_bytes(whole[:end])
     made = run(tars, tmp_path / "out", "max_unreadable=0.9")
     assert [one.reason for one in made.unreadable] == [
-        "the tar cannot be read any further (ReadError: no mark at its end: it was cut off)"
+        "the tar cannot be read any further (ReadError: no end marker: it is truncated)"
     ]
 
 
@@ -554,16 +554,16 @@ def _counts(out):
 
 
 DAMAGE = {
-    "a pixel": (_other_record, ["shard-000001.tar", "digest is not the manifest's"]),
-    "a record": (_no_array, ["shard-000001.tar", "no npy array", "digest"]),
+    "a pixel": (_other_record, ["shard-000001.tar", "digest differs from the manifest"]),
+    "a record": (_no_array, ["shard-000001.tar", "not an npy array", "digest"]),
     "cut off": (_shorter, ["shard-000001.tar", "9,000 bytes instead of"]),
-    "a label": (_label, ["shard-000001.tar", "is not what the index says"]),
+    "a label": (_label, ["shard-000001.tar", "differs from the index"]),
     "missing": (lambda out: (out / "shard-000001.tar").unlink(), ["shard-000001.tar: missing"]),
     "index": (lambda out: (out / "shard-000001.index.npz").write_bytes(b"x"), ["shard-000001.index.npz: cannot be"]),
-    "foreign index": (_other_index, ["shard-000001.tar: ", "is not what the index says"]),
+    "foreign index": (_other_index, ["shard-000001.tar: ", "differs from the index"]),
     "short index": (_short_index, ["shard-000001.tar: 8 records, 6 in the index, 8 in the manifest"]),
     "counts": (_counts, ["manifest.json: its counts per class"]),
-    "stray": (lambda out: (out / "other.tar").touch(), ["other.tar: it belongs to no manifest; remove it"]),
+    "stray": (lambda out: (out / "other.tar").touch(), ["other.tar: it is not in a manifest; remove it"]),
     "list": (
         lambda out: (out / "unreadable.tsv").write_text("a\nb\n"),
         ["unreadable.tsv: 1 lines for 0 inputs without a record"],
@@ -670,7 +670,7 @@ def test_bad_input_is_one_line(few, call, arguments, words):
         ("x-{000..001.tar", "out", [], ["in=x-{000..001.tar"]),
         ("x*.tar", "out", [], ["in=x*.tar: no such file"]),
         ("packed.tar.gz", "out", [], ["packed.tar.gz", "no image with a label", "empty file"]),
-        ("file.txt", "out", [], ["file.txt is no tar; unpack it"]),
+        ("file.txt", "out", [], ["file.txt is not a tar; unpack it"]),
         ("text.tar", "out", [], ["text.tar", "no image with a label", "cannot be read any further"]),
         ("tars", "out", ["classes=1"], ["classes=1, but 01 has the label 1; raise classes"]),
         ("tars", "out", ["class_names=nowhere.txt"], ["class_names=nowhere.txt: cannot be read"]),
@@ -754,8 +754,8 @@ def test_latents_are_those_of_the_crops(few, autoencoder, tmp_path):
         assert CLASSES[label] == key.split("/")[0]
     before = files_of(tmp_path / "out")
     (tmp_path / "out" / "shard-000001.tar").unlink()
-    assert run(few, tmp_path / "out", *options).kept == 2
+    assert run(few, tmp_path / "out", *options).reused == 2
     assert files_of(tmp_path / "out") == before
     assert problems_of(tmp_path / "out") == []
-    with pytest.raises(UserError, match=r"made otherwise \(kind=latents, now pixels"):
+    with pytest.raises(UserError, match=r"made with other options \(kind=latents, now pixels"):
         run(few, tmp_path / "out")

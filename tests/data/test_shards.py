@@ -109,7 +109,7 @@ def test_latents_come_as_means_and_deviations(tmp_path):
     found, labels = shards.train().batch([5, 2])
     assert torch.equal(found, torch.from_numpy(latents[[5, 2]]))
     assert labels.tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"data=shards wants pixels, data.root=.* holds latents: data=imagenet256_late"):
+    with pytest.raises(UserError, match=r"data=shards needs pixels, data.root=.* holds latents: data=imagenet256_late"):
         source(tmp_path).check()
 
 
@@ -133,12 +133,12 @@ def test_latents_are_drawn_once_for_drifting(tmp_path):
     every_latent = images.batch(range(40))[0]
     assert all((latent == every_latent).flatten(1).all(1).any() for latent in part.batch(range(3))[0])
     assert once.fingerprint() != every.fingerprint()
-    with pytest.raises(UserError, match=r"data\.draw=twice: latents are drawn every_time or once"):
+    with pytest.raises(UserError, match=r"data\.draw=twice: latents are sampled every_time or once"):
         source(tmp_path, *sizes, "data.draw=twice", data="imagenet256_latents").check()
 
 
 def test_shards_of_pixels_are_no_latents(root):
-    with pytest.raises(UserError, match=r"data=imagenet256_latents wants latents.* holds pixels: data=shards"):
+    with pytest.raises(UserError, match=r"data=imagenet256_latents needs latents.* holds pixels: data=shards"):
         source(root, data="imagenet256_latents").check()
 
 
@@ -158,9 +158,11 @@ def test_the_split_is_stratified_and_fixed(tmp_path):
 
 
 def test_nothing_held_out_is_said(root):
-    with pytest.raises(UserError, match=r"data.held_out_fraction=0: nothing of data=shards is held out"):
+    with pytest.raises(UserError, match=r"data.held_out_fraction=0: no image of data=shards is held out"):
         source(root).held_out()
-    with pytest.raises(UserError, match=r"data.held_out_fraction=0.01 of so few images is none: set it above 0.06"):
+    with pytest.raises(
+        UserError, match=r"data.held_out_fraction=0.01 of so few images selects none: set it above 0.06"
+    ):
         source(root, "data.held_out_fraction=0.01").held_out()
 
 
@@ -379,7 +381,7 @@ def test_a_stand_in_comes_from_the_same_split(root):
     assert number(source(root, share, "data.max_bad=0.9").held_out().batch([len(members) - 1])[0]) == [first]
     spoil(root, first)
     with pytest.raises(
-        UserError, match=r"\d+ records, of .* cannot be read, the last of them image\d+ of .*verify=true"
+        UserError, match=r"\d+ records in a row, .* cannot be read, the last is image\d+ of .*verify=true"
     ):
         source(root, share, "data.max_bad=0.9").held_out().batch([0])
 
@@ -387,9 +389,7 @@ def test_a_stand_in_comes_from_the_same_split(root):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_that_are_all_bad_end_the_run_in_one_line(root, num_workers):
     spoil(root, *range(COUNT))
-    with pytest.raises(
-        UserError, match=r"^3 records, of which each would stand in .* the last of them image"
-    ) as refused:
+    with pytest.raises(UserError, match=r"^3 records in a row, each the replacement .* the last is image") as refused:
         next(iter(data(root, num_workers).train_dataloader()))
     assert "\n" not in str(refused.value)
 
@@ -458,7 +458,7 @@ def test_long_lists_of_bad_records_are_cut_short(capsys):
     tally.note([BadRecord(i, "x") for i in range(100)] * 2, 100)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == MOST_NAMED
-    assert "only counts" in lines[-1]
+    assert "only counted" in lines[-1]
     tally.report()
     assert "100 of 1000 records could not be read" in capsys.readouterr().out
     BadRecordCounter(1000, 0.5, str, "look at it").report()

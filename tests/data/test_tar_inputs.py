@@ -120,7 +120,7 @@ def test_what_is_skipped_is_counted(tmp_path):
         "hidden": 2,
         "a name that WebDataset reserves (__name__)": 2,
         "another part of a record (.json)": 1,
-        "not an image (no ending)": 1,
+        "not an image (no extension)": 1,
         "not an image (.txt)": 1,
     }
 
@@ -142,7 +142,7 @@ def test_links_in_tars_are_counted(tmp_path):
 def test_labels_that_are_no_numbers_are_listed(tmp_path, label):
     found = listed(tmp_path, ("1.png", 1), ("1.cls", b" 7\n"), ("2.png", 1), ("2.cls", label))
     assert [place[0] for place in found.places] == [7]
-    assert "no number that is whole and 0 or more" in found.broken[0].reason
+    assert "not an integer of 0 or more" in found.broken[0].reason
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_compressed_tars_are_read(tmp_path, name, pack):
     assert contents(tmp_path / "out") == {"1": [0, 9, 18]}
     assert made.unpacked == (pack is not bytes)
     assert not (tmp_path / "out" / UNPACKED).exists()
-    assert run(tmp_path / "in", tmp_path / "out").kept == 1
+    assert run(tmp_path / "in", tmp_path / "out").reused == 1
     assert not verify(tmp_path / "out", made.manifest, 1, lambda done: None)
 
 
@@ -217,7 +217,7 @@ def test_a_disk_too_small_to_unpack_is_named(tmp_path, monkeypatch):
     (tmp_path / "0.tgz").write_bytes(gzip.compress(tar_of([("0.png", bytes(50_000)), ("0.cls", b"0")])))
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
     with pytest.raises(
-        UserError, match=r"in=.*0\.tgz: the disk of .*out has no room to unpack it; set out to a larger"
+        UserError, match=r"in=.*0\.tgz: the disk of .*out has no space to unpack it; set out to a larger"
     ):
         run(tmp_path / "0.tgz", tmp_path / "out")
     assert not (tmp_path / "out" / UNPACKED).exists()
@@ -253,7 +253,7 @@ def test_bad_tars_inside_a_tar_are_listed(tmp_path):
     found = listed(
         tmp_path,
         ("a.tar", good),
-        ("b.tar", b"no tar"),
+        ("b.tar", b"not a tar"),
         ("c.tar.gz", gzip.compress(good)),
         ("d.tar", tar_of([("e.tar", good)])),
     )
@@ -287,7 +287,7 @@ def test_folders_in_a_tar_are_classes(names, chosen):
 
 
 def test_what_is_no_class_by_name_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no image with a label \(.cls\), and 00000, 00001, ... are no names"):
+    with pytest.raises(UserError, match=r"no image with a label \(.cls\), and 00000, 00001, ... are not names"):
         by_name(["00000.tar", "00001.tar"], ["", ""], ["1", "2"])
     with pytest.raises(UserError, match=r"its folders train, val are splits, not classes"):
         by_name(["all.tar"] * 2, ["", ""], ["x/train/cat/1", "x/val/cat/1"])

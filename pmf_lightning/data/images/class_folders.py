@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from pmf_lightning.data.images.kinds import is_hidden, is_image
-from pmf_lightning.data.images.listing import LeftOut, list_images, say_kinds, say_left_out, shown
+from pmf_lightning.data.images.listing import LeftOut, describe_extensions, describe_skipped, list_images, shown
 from pmf_lightning.utils.errors import UserError
 
 ORDER = "numbers by value, other names by letters"  # order of classes; part of cache keys
@@ -51,13 +51,13 @@ class ImageTree:
         """Return the name of every class, in the order of the labels."""
         return self.classes.names
 
-    def said(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Return a few lines that describe the images, classes and skipped files."""
-        classes = say_classes(self.class_names)
-        lines = [f"{len(self.names):,} images of {classes} in {shown(str(self.root))}{say_kinds(self.names)}"]
+        classes = describe_classes(self.class_names)
+        lines = [f"{len(self.names):,} images of {classes} in {shown(str(self.root))}{describe_extensions(self.names)}"]
         if self.classes.undivided:
             lines.append(f"all of them are one class: {self.classes.undivided}")
-        return lines + ([say_left_out(self.left_out)] if self.left_out else [])
+        return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -67,7 +67,7 @@ def in_order(names: list[str]) -> list[str]:
     return sorted(names)
 
 
-def say_classes(names: list[str]) -> str:
+def describe_classes(names: list[str]) -> str:
     """Return the number of classes with the first and last names, as text."""
     some = names if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], "...", names[-1]]
     return f"{len(names):,} class{'es' * (len(names) != 1)} ({shown(', '.join(some))})"
@@ -129,7 +129,7 @@ def image_tree(root: str | None, option: str = "data.root") -> ImageTree:
 
 def _no_image(folder: Path, left_out: list[LeftOut], name: str) -> str:
     inside = [one for one in left_out if one.name.partition("/")[0] == name]
-    why = f" ({say_left_out(inside)})" if inside else ""
+    why = f" ({describe_skipped(inside)})" if inside else ""
     return f"class folder {folder} holds no image{why}: fill or remove it"
 
 

@@ -132,7 +132,7 @@ def _deep(image: Image.Image) -> Image.Image:
     for top, strip in _strips(image):
         levels = np.asarray(strip)
         if not np.isfinite(levels).all():
-            raise ValueError("some levels are no numbers, of which the scale is not known")
+            raise ValueError("some levels are not finite, so the scale is unknown")
         levels = levels >> 8 if scale is None else np.rint(levels * scale)
         grey.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
     return grey
@@ -145,7 +145,7 @@ def _scale(image: Image.Image) -> float | None:
     low, high = image.getextrema()
     sixteen = image.mode == "I" and (high > 255 or image.format in ("PNG", "PPM"))
     if not 0 <= low <= high <= (65535 if sixteen else 255):
-        raise ValueError(f"its levels go from {low:g} to {high:g}, of which the scale is not known")
+        raise ValueError(f"its levels go from {low:g} to {high:g}, and the scale is unknown")
     if sixteen:
         return None
     return 255.0 if image.mode == "F" and high <= 1 else 1.0
@@ -157,6 +157,6 @@ def levels_of(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     return levels.reshape(picture.height, picture.width, -1)
 
 
-def say_done(done: dict[str, int]) -> str:
+def describe_conversions(done: dict[str, int]) -> str:
     """Return one line with the number of images per conversion."""
-    return "of the pictures: " + "; ".join(f"{count:,} {what}" for what, count in sorted(done.items()))
+    return "converted images: " + "; ".join(f"{count:,} {what}" for what, count in sorted(done.items()))

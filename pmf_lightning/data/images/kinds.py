@@ -55,5 +55,5 @@ def no_image(name: str) -> str:
     """Return the reason for skipping a file without an image extension."""
     ending = os.path.splitext(name)[1].lower()
     if ending in OTHER_PICTURES - endings():
-        return f"a picture of a kind that Pillow does not read here ({ending})"
-    return f"not an image ({ending or 'no ending'})"
+        return f"an image format that Pillow does not read here ({ending})"
+    return f"not an image ({ending or 'no extension'})"

@@ -63,7 +63,7 @@ def shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def say_left_out(left_out: list[LeftOut]) -> str:
+def describe_skipped(left_out: list[LeftOut]) -> str:
     """Return one line with the number of skipped files per reason, and the first few names."""
     names: dict[str, list[str]] = {}
     for one in left_out:
@@ -76,7 +76,7 @@ def _few(names: list[str]) -> str:
     return shown(", ".join(names[:MOST_SHOWN])) + ", ..." * (len(names) > MOST_SHOWN)
 
 
-def say_kinds(images: Iterable[str]) -> str:
+def describe_extensions(images: Iterable[str]) -> str:
     """Return the number of images per extension, in brackets; empty if all have the same extension."""
     counts = Counter(os.path.splitext(name)[1].lower() for name in images)
     return f" ({', '.join(f'{n:,} {ending}' for ending, n in counts.most_common())})" if len(counts) > 1 else ""
@@ -100,7 +100,7 @@ class _Walk:
                     continue
                 self.seen.add((status.st_dev, status.st_ino))
                 with os.scandir(path) as entries:
-                    waiting += [inner for entry in entries if (inner := self._take(entry, below)) is not None]
+                    waiting += [inner for entry in entries if (inner := self._add(entry, below)) is not None]
             except OSError as error:
                 self.found.left_out.append(LeftOut(f"{below}/", f"a folder that cannot be read ({error.strerror})"))
 
@@ -114,7 +114,7 @@ class _Walk:
         else:
             self.enter(link)
 
-    def _take(self, entry: os.DirEntry, below: str) -> str | None:
+    def _add(self, entry: os.DirEntry, below: str) -> str | None:
         """Record one entry of a folder; return its path if it is a real folder."""
         name = f"{below}/{entry.name}" if below else entry.name
         if is_hidden(entry.name):

@@ -58,7 +58,7 @@ class ClassQueues:
         if images.dtype != getattr(torch, self.sizes.dtype):
             raise ValueError(f"images of {images.dtype} in queues of {self.sizes.dtype}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.sizes.classes:
-            raise ValueError(f"labels {labels.min()} to {labels.max()}: the queues know 0 to {self.sizes.classes - 1}")
+            raise ValueError(f"labels {labels.min()} to {labels.max()}: the queues have 0 to {self.sizes.classes - 1}")
         for image, label, index in zip(images.cpu().numpy(), labels.tolist(), indices, strict=True):
             self.by_class.push(label, image, index)
             self.any_class.push(0, image, index)
@@ -82,7 +82,7 @@ class ClassQueues:
     def negatives(self, rows: Labels, count: int, seed: int, step: int) -> Shaped[Tensor, "n count *image"]:
         """Sample ``count`` images of any class for each of the ``rows`` of the global batch, as in ``positives``."""
         if not self.any_class.filled[0]:
-            raise UserError("no image has been queued at all: push some before the first step")
+            raise UserError("no image has been queued: push some before the first step")
         return self._draw(self.any_class, "negatives", torch.zeros_like(rows), rows, count, seed, step)
 
     @staticmethod

@@ -22,7 +22,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
 
-KEPT = 4  # saved queue states of recent steps, because Lightning prefetches beyond the step of a checkpoint
+SAVED_STATES = 4  # saved queue states of recent steps, because Lightning prefetches beyond the step of a checkpoint
 PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB per prefetched batch
 
 
@@ -117,7 +117,7 @@ class QueueData(LightningDataModule):
         parts = iterate_batches(images, _in_parts(order), self.num_workers, self.tally)
         for step in count(first):
             self._states[step] = self._queues.state_dict()
-            self._states.pop(step - KEPT, None)
+            self._states.pop(step - SAVED_STATES, None)
             newest = []
             for new, labels, indices in islice(parts, math.ceil(self.settings.push_per_step / PART)):
                 self._queues.push(new, labels, indices)
@@ -125,12 +125,12 @@ class QueueData(LightningDataModule):
             yield self._step(torch.cat(newest), shard, step)
 
     def _step(self, newest: Tensor, shard: BatchRows, step: int) -> list[Tensor]:
-        known, queues = self.settings, self._queues
-        chosen = rng.permutation(self.seed, "labels", step, count=len(newest))[: known.labels]
-        rows = shard.rows(known.labels // shard.count)
+        settings, queues = self.settings, self._queues
+        chosen = rng.permutation(self.seed, "labels", step, count=len(newest))[: settings.labels]
+        rows = shard.rows(settings.labels // shard.count)
         labels = newest[chosen][rows]
-        positives = queues.positives(labels, rows, known.positives, self.seed, step)
-        negatives = queues.negatives(rows, known.negatives, self.seed, step)
+        positives = queues.positives(labels, rows, settings.positives, self.seed, step)
+        negatives = queues.negatives(rows, settings.negatives, self.seed, step)
         return [positives, labels, negatives]
 
     def teardown(self, stage: str) -> None:

@@ -62,7 +62,7 @@ def check_room(sizes: QueueSizes, folder: Path | None = None, copies: int = 1) -
     if needed <= (1 - SPARE) * free:
         return
     where, other = (
-        ("memory", "put them on disk (a folder with room)")
+        ("memory", "put them on disk (a folder with enough space)")
         if folder is None
         else (
             f"the disk of {folder}",

@@ -38,12 +38,12 @@ class BadRecordCounter:
         self.records, self.max_bad, self.describe, self.remedy = records, max_bad, describe, remedy
         self.part = records / processes
         self.read = self.count = 0
-        self._met: set[int] = set()
+        self._seen: set[int] = set()
 
     @property
     def different(self) -> int:
         """Number of distinct bad records; ``count`` includes repetitions."""
-        return len(self._met)
+        return len(self._seen)
 
     @property
     def most(self) -> int:
@@ -64,24 +64,24 @@ class BadRecordCounter:
         self.read += read
         for record, reason in bad:
             self.count += 1
-            if record not in self._met:
-                self._met.add(record)
-                self._name(record, reason)
+            if record not in self._seen:
+                self._seen.add(record)
+                self._warn(record, reason)
         if bad and self.count > math.ceil(self.max_bad * max(self.read, self.part)):
             raise UserError(
                 f"{self.different} of {self.records} records cannot be read so far, among them "
-                f"{self.describe(bad[-1].record)} ({bad[-1].reason}): more than data.max_bad={self.max_bad} of what "
-                f"was read; {self.remedy}"
+                f"{self.describe(bad[-1].record)} ({bad[-1].reason}): more than data.max_bad={self.max_bad} of the "
+                f"records read; {self.remedy}"
             )
 
     def report(self) -> None:
         """Print the number of distinct unreadable records, if any."""
         if self.different:
-            what = f"{self.different} of {self.records} records could not be read, and others stood in"
+            what = f"{self.different} of {self.records} records could not be read, and were replaced by others"
             tqdm.write(f"warning: {what}; {self.remedy}")
 
-    def _name(self, record: int, reason: str) -> None:
+    def _warn(self, record: int, reason: str) -> None:
         if reason == CUT_OFF or self.different > MOST_NAMED:  # truncated shards are reported when they are opened
             return
-        last = ", and from here on only counts" if self.different == MOST_NAMED else ""
-        tqdm.write(f"warning: cannot read {self.describe(record)} ({reason}); another stands in{last}")
+        last = "; further ones are only counted" if self.different == MOST_NAMED else ""
+        tqdm.write(f"warning: cannot read {self.describe(record)} ({reason}); it is replaced by another{last}")

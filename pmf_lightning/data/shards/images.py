@@ -56,14 +56,14 @@ class ShardImages(BatchDataset):
 
         Raises IndexError, and UserError if no replacement is readable.
         """
-        asked = np.asarray(indices, dtype=np.int64)
-        if len(asked) and not (-len(self) <= asked.min() <= asked.max() < len(self)):
-            raise IndexError(f"images {asked.min()} to {asked.max()} of {len(self)}")
-        asked = asked % max(1, len(self))
-        self._files.announce(self.records.place(int(record)) for record in self.rows[asked])
-        images, found, bad = [torch.empty(0)] * len(asked), np.empty_like(asked), []
-        for position in self.rows[asked].argsort(kind="stable").tolist():  # in disk order
-            images[position], found[position] = self._read_from(int(asked[position]), bad)
+        requested = np.asarray(indices, dtype=np.int64)
+        if len(requested) and not (-len(self) <= requested.min() <= requested.max() < len(self)):
+            raise IndexError(f"images {requested.min()} to {requested.max()} of {len(self)}")
+        requested = requested % max(1, len(self))
+        self._files.announce(self.records.place(int(record)) for record in self.rows[requested])
+        images, found, bad = [torch.empty(0)] * len(requested), np.empty_like(requested), []
+        for position in self.rows[requested].argsort(kind="stable").tolist():  # in disk order
+            images[position], found[position] = self._read_from(int(requested[position]), bad)
         return self._stacked(images), self.labels[torch.from_numpy(found)], bad
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Int64[Tensor, " b"]]:
@@ -90,7 +90,7 @@ class ShardImages(BatchDataset):
                 bad.append(BadRecord(record, " ".join(str(error).split()) or type(error).__name__))
         last = bad[-1]
         raise UserError(
-            f"{attempts} records, of which each would stand in for the one before it, cannot be read, the last of them "
+            f"{attempts} records in a row, each the replacement of the one before it, cannot be read, the last is "
             f"{self.records.describe(last.record)} ({last.reason}); {self.tally.remedy}"
         )
 

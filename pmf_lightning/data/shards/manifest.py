@@ -71,7 +71,7 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: there is no such folder; {make}")
     if not path.is_file():
-        raise UserError(f"{key}={folder}: it holds no {NAME}, so it is no finished set of shards; {make}")
+        raise UserError(f"{key}={folder}: it holds no {NAME}, so it is not a finished set of shards; {make}")
     try:
         return _parse(read_json(path), path)
     except (OSError, ValueError) as error:

@@ -77,9 +77,9 @@ def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
             raise ValueError("another version")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # numpy evaluates headers as Python literals, which raise many exceptions
-        raise ValueError(f"no npy array ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not an npy array ({type(error).__name__}: {error})") from error
     if fortran:
-        raise ValueError("an array in Fortran's order")
+        raise ValueError("an array in Fortran order")
     return shape, dtype
 
 
@@ -88,10 +88,10 @@ def _of_image(content: bytes, channels: int) -> Pixels:
         with Image.open(io.BytesIO(content)) as image:
             levels = np.asarray(image)
     except Exception as error:  # Pillow raises many exceptions for damaged images
-        raise ValueError(f"no whole image ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not a complete image ({type(error).__name__}: {error})") from error
     if channels == 1 and levels.ndim == 3 and (levels == levels[..., :1]).all():
         levels = levels[..., 0]  # webp has no grey mode: it is stored in all three channels
     levels = levels[..., None] if levels.ndim == 2 else levels
     if levels.dtype != np.uint8 or levels.shape[-1] != channels:
-        raise ValueError(f"an image of {levels.dtype} {list(levels.shape)} has not {channels} channels of bytes")
+        raise ValueError(f"an image of {levels.dtype} {list(levels.shape)} does not have {channels} channels of bytes")
     return np.array(levels.transpose(2, 0, 1), order="C")  # a copy, because Pillow's buffer is read-only

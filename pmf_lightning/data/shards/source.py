@@ -70,11 +70,11 @@ class Shards(DataSourceBase):
             if not 0 <= (value := getattr(self, key)) < 1:
                 raise UserError(f"data.{key}={value}: set it from 0 to below 1")
         self._check_kind()
-        for key, there in self._there().items():
-            if (value := getattr(self, key)) != there:
+        for key, stored in self._stored().items():
+            if (value := getattr(self, key)) != stored:
                 raise UserError(
-                    f"data.{key}={value}, but the shards in data.root={self.root} have {key}={there}: set "
-                    f"data.{key}={there}, or data.root to other shards ({MAKE} makes them)"
+                    f"data.{key}={value}, but the shards in data.root={self.root} have {key}={stored}: set "
+                    f"data.{key}={stored}, or data.root to other shards ({MAKE} makes them)"
                 )
         _ = self._records
 
@@ -88,14 +88,15 @@ class Shards(DataSourceBase):
         self.check()
         if not self.held_out_fraction:
             raise UserError(
-                f"data.held_out_fraction=0: nothing of data={self.name} is held out to compare with; set it, for "
+                f"data.held_out_fraction=0: no image of data={self.name} is held out for comparison; set it, for "
                 "example to 0.01, or leave out what needs it (metrics=none)"
             )
         images = self._images(self._quantiles < self.held_out_fraction)
         if not len(images):
             least = 0.5 / max(self._manifest.per_class)
             raise UserError(
-                f"data.held_out_fraction={self.held_out_fraction} of so few images is none: set it above {least:.2g}"
+                f"data.held_out_fraction={self.held_out_fraction} of so few images selects none: set it above "
+                f"{least:.2g}"
             )
         return images
 
@@ -111,22 +112,22 @@ class Shards(DataSourceBase):
 
     def fingerprint(self) -> str:
         """Return a hex digest of the digests of the shards, and of the split."""
-        whole = "\n".join(f"{shard.file} {shard.digest}" for shard in self._manifest.shards)
-        return digest("shards", self._manifest.kind, self.held_out_fraction, whole)
+        digests = "\n".join(f"{shard.file} {shard.digest}" for shard in self._manifest.shards)
+        return digest("shards", self._manifest.kind, self.held_out_fraction, digests)
 
     @cached_property
     def _manifest(self) -> Manifest:
         return manifest_of(self.root, self.name)
 
     def _check_kind(self) -> None:
-        wanted = "latents" if self.latents else "pixels"
-        if self._manifest.kind == wanted:
+        kind = "latents" if self.latents else "pixels"
+        if self._manifest.kind == kind:
             return
         other = "pixels" if self.latents else "latents"
         remedy = "data=shards reads them" if self.latents else "data=imagenet256_latents reads them"
-        raise UserError(f"data={self.name} wants {wanted}, data.root={self.root} holds {other}: {remedy}")
+        raise UserError(f"data={self.name} needs {kind}, data.root={self.root} holds {other}: {remedy}")
 
-    def _there(self) -> dict[str, Any]:
+    def _stored(self) -> dict[str, Any]:
         manifest = self._manifest
         return {
             "resolution": manifest.resolution,
@@ -144,10 +145,12 @@ class Shards(DataSourceBase):
         if cut_off := records.cut_off():
             lost = sum(cut_off.values())
             few = ", ".join(f"{file} ({count})" for file, count in list(cut_off.items())[:5])
-            says = f"{len(cut_off)} of {len(manifest.shards)} shards in {self.root} are truncated, {lost} records lost"
+            summary = (
+                f"{len(cut_off)} of {len(manifest.shards)} shards in {self.root} are truncated, {lost} records lost"
+            )
             if lost > math.ceil(self.max_bad * len(records)):
-                raise UserError(f"{says}, more than data.max_bad={self.max_bad}: {few}; {self._remedy}")
-            warnings.warn(f"{says}: {few}; other records stand in for them. {self._remedy}", stacklevel=2)
+                raise UserError(f"{summary}, more than data.max_bad={self.max_bad}: {few}; {self._remedy}")
+            warnings.warn(f"{summary}: {few}; other records replace them. {self._remedy}", stacklevel=2)
         return records
 
     @cached_property
@@ -189,7 +192,7 @@ class LatentShards(Shards):
     def check(self) -> None:
         """Raise UserError as ``Shards.check`` does, and for another ``draw``."""
         if self.draw not in _DRAWS:
-            raise UserError(f"data.draw={self.draw}: latents are drawn {' or '.join(_DRAWS)}; set one of them")
+            raise UserError(f"data.draw={self.draw}: latents are sampled {' or '.join(_DRAWS)}; set one of them")
         super().check()
 
     def fingerprint(self) -> str:

@@ -73,9 +73,9 @@ def read_index(tar: Path) -> Index:
             columns = {name: stored.read(name, MOST_INDEX) for name in ("offsets", "sizes", "labels", "keys")}
         kinds = [column.dtype.kind if name == "keys" else column.dtype.str for name, column in columns.items()]
         if kinds != ["<i8", "<i8", "<i8", "U"] or len({column.shape for column in columns.values()}) > 1:
-            raise ValueError("its columns do not belong together")
+            raise ValueError("its columns do not match")
         if columns["keys"].ndim != 1:
-            raise ValueError("its columns are none")
+            raise ValueError("its columns are not one-dimensional")
         return Index(**columns)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); remove {tar} and run shard again") from error

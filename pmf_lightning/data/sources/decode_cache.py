@@ -64,8 +64,8 @@ def cannot_read(root: Path, line: str) -> UserError:
     return UserError(f"cannot read {root / name} ({reason}): remove it or set data.unreadable=skip")
 
 
-def open_decoded(folder: Path, wanted: DecodeJob, fail: bool) -> Decoded:
-    """Open the cache ``folder``; if it does not exist, decode ``wanted`` into it first, atomically.
+def open_decoded(folder: Path, job: DecodeJob, fail: bool) -> Decoded:
+    """Open the cache ``folder``; if it does not exist, decode ``job`` into it first, atomically.
 
     Raises UserError if the disk is too small, no file is readable or, with ``fail``, at the first unreadable file.
     """
@@ -73,27 +73,27 @@ def open_decoded(folder: Path, wanted: DecodeJob, fail: bool) -> Decoded:
         if not folder.exists():
             with atomic_write(folder) as partial:
                 partial.mkdir()
-                _decode(partial, folder, wanted, fail)
+                _decode(partial, folder, job, fail)
     try:
-        return _opened(folder, wanted)
+        return _opened(folder, job)
     except Exception as error:  # numpy evaluates headers as Python literals, which raise many exceptions
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{folder} is damaged ({reason}): remove it, and the images are decoded again") from error
 
 
-def _opened(folder: Path, wanted: DecodeJob) -> Decoded:
-    """Open an existing cache; ValueError if it does not match the ``wanted`` files."""
-    unreadable_file, most = folder / "unreadable.txt", 8 * len(wanted.names)
+def _opened(folder: Path, job: DecodeJob) -> Decoded:
+    """Open an existing cache; ValueError if it does not match the ``job`` files."""
+    unreadable_file, most = folder / "unreadable.txt", 8 * len(job.names)
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     with open_npz(folder / "index.npz") as index:
         labels, quantiles = index.read("labels", most), index.read("quantiles", most)
-    shape = (len(images), wanted.channels, wanted.resolution, wanted.resolution)
+    shape = (len(images), job.channels, job.resolution, job.resolution)
     if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int64 or quantiles.dtype != np.float64:
-        raise ValueError("its arrays are others than those wanted")
+        raise ValueError("its arrays have other shapes or types than expected")
     if not len(images) or labels.shape != (len(images),) or quantiles.shape != labels.shape:
-        raise ValueError("images and labels do not belong together")
-    if labels.min() < 0 or labels.max() > int(wanted.labels.max()):
-        raise ValueError("it has other labels than those wanted")
+        raise ValueError("images and labels do not match")
+    if labels.min() < 0 or labels.max() > int(job.labels.max()):
+        raise ValueError("its labels are out of range")
     return Decoded(
         images=images,
         labels=torch.from_numpy(labels),
@@ -106,59 +106,55 @@ def _opened(folder: Path, wanted: DecodeJob) -> Decoded:
 
 def _done(found: Any) -> dict[str, int]:
     if not isinstance(found, dict) or not all(type(count) is int for count in found.values()):
-        raise ValueError("done.json holds no counts")
+        raise ValueError("done.json has no counts")
     return found
 
 
-def _decode(partial: Path, folder: Path, wanted: DecodeJob, fail: bool) -> None:
+def _decode(partial: Path, folder: Path, job: DecodeJob, fail: bool) -> None:
     free = shutil.disk_usage(partial).free
-    shape = (wanted.channels, wanted.resolution, wanted.resolution)
-    print(
-        f"decoding {len(wanted.names)} images to {shape} once: {wanted.bytes / 2**30:.2f} GiB at {folder}", flush=True
-    )
-    if wanted.bytes > 0.98 * free:
+    shape = (job.channels, job.resolution, job.resolution)
+    print(f"decoding {len(job.names)} images to {shape} once: {job.bytes / 2**30:.2f} GiB at {folder}", flush=True)
+    if job.bytes > 0.98 * free:
         raise UserError(
-            f"decoded images need {wanted.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "
+            f"decoded images need {job.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "
             "make room or set data.cache_dir to a larger disk"
         )
-    kept, unreadable, done = [], [], Counter()
+    readable, unreadable, done = [], [], Counter()
     with (partial / "images.npy").open("wb") as file:
-        _write_header(file, (len(wanted.names), *shape))
-        with closing(track(_read_all(wanted), "decoding", total=len(wanted.names))) as images:
+        _write_header(file, (len(job.names), *shape))
+        with closing(track(_read_all(job), "decoding", total=len(job.names))) as images:
             for row, image in enumerate(images):
                 if isinstance(image, Exception):
-                    unreadable.append(f"{wanted.names[row]}\t{type(image).__name__}: {image}".replace("\n", " "))
+                    unreadable.append(f"{job.names[row]}\t{type(image).__name__}: {image}".replace("\n", " "))
                     if fail:
-                        raise cannot_read(wanted.root, unreadable[0])
+                        raise cannot_read(job.root, unreadable[0])
                 else:
                     file.write(image.levels.tobytes())
-                    kept.append(row)
+                    readable.append(row)
                     done.update(image.done)
-        if not kept:
-            raise UserError(
-                f"none of the {len(unreadable)} images in {wanted.root} can be read, first {unreadable[0]!r}"
-            )
+        if not readable:
+            raise UserError(f"none of the {len(unreadable)} images in {job.root} can be read, first {unreadable[0]!r}")
         file.seek(0)
-        _write_header(file, (len(kept), *shape))  # numpy pads headers, so the first dimension may change
-    np.savez(partial / "index.npz", labels=wanted.labels[kept].numpy(), quantiles=wanted.quantiles[kept].numpy())
+        _write_header(file, (len(readable), *shape))  # numpy pads headers, so the first dimension may change
+    np.savez(partial / "index.npz", labels=job.labels[readable].numpy(), quantiles=job.quantiles[readable].numpy())
     (partial / "done.json").write_text(json.dumps(done) + "\n")
     (partial / "unreadable.txt").write_text("".join(f"{line}\n" for line in unreadable), errors="surrogateescape")
 
 
-def _read_all(wanted: DecodeJob) -> Iterator[Square | Exception]:
+def _read_all(job: DecodeJob) -> Iterator[Square | Exception]:
     """Decode on all cores and yield an image or an exception per file, in order; UserError without memory."""
 
     def read(name: str) -> Square | Exception:
         try:
-            return read_square(wanted.root / name, wanted.resolution, wanted.channels, wanted.background)
+            return read_square(job.root / name, job.resolution, job.channels, job.background)
         except MemoryError as error:  # the file is intact and must not be permanently missing from the cache
-            raise UserError(f"no memory to decode {wanted.root / name}: free some, or remove the file") from error
+            raise UserError(f"no memory to decode {job.root / name}: free some, or remove the file") from error
         except Exception as reason:  # Pillow raises many exceptions for damaged files
             return reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(wanted.names), WINDOW):
-            yield from pool.map(read, wanted.names[start : start + WINDOW])
+        for start in range(0, len(job.names), WINDOW):
+            yield from pool.map(read, job.names[start : start + WINDOW])
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
-from pmf_lightning.data.images.decoder import check_background, say_done
+from pmf_lightning.data.images.decoder import check_background, describe_conversions
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_read, open_decoded
 from pmf_lightning.data.split import class_quantiles
@@ -97,7 +97,9 @@ class Folder(DataSourceBase):
         border = int(torch.searchsorted(decoded.quantiles, self.held_out_fraction))
         rows = slice(0, border) if held_out else slice(border, None)
         if held_out and border == 0:
-            raise UserError(f"data.held_out_fraction={self.held_out_fraction} of {self.root} is no image: raise it")
+            raise UserError(
+                f"data.held_out_fraction={self.held_out_fraction} of {self.root} selects no image: raise it"
+            )
         return ArrayDataset(decoded.images[rows], decoded.labels[rows])
 
     @cached_property
@@ -117,11 +119,11 @@ class Folder(DataSourceBase):
     def _decoded(self) -> Decoded:
         self.check()
         tree = self._tree
-        print("\n".join(tree.said()), flush=True)
+        print("\n".join(tree.summary()), flush=True)
         labels = torch.tensor(tree.labels)
         quantiles = class_quantiles(labels, "folder")
         order = quantiles.argsort(stable=True)
-        wanted = DecodeJob(
+        job = DecodeJob(
             root=tree.root,
             names=[tree.names[row] for row in order.tolist()],
             labels=labels[order],
@@ -131,14 +133,14 @@ class Folder(DataSourceBase):
             background=self.background,
         )
         fail = self.unreadable == "fail"
-        decoded = open_decoded(cache_root(self.cache_dir) / f"folder-{self._decoded_key}", wanted, fail)
-        self._judge(decoded, fail)
+        decoded = open_decoded(cache_root(self.cache_dir) / f"folder-{self._decoded_key}", job, fail)
+        self._check_unreadable(decoded, fail)
         return decoded
 
-    def _judge(self, decoded: Decoded, fail: bool) -> None:
+    def _check_unreadable(self, decoded: Decoded, fail: bool) -> None:
         """Report conversions and unreadable files, now or of the cache; UserError if ``fail`` or a class is empty."""
         if decoded.done:
-            print(say_done(decoded.done), flush=True)
+            print(describe_conversions(decoded.done), flush=True)
         bad, tree = decoded.unreadable, self._tree
         if bad and fail:
             raise cannot_read(tree.root, bad[0])
@@ -150,7 +152,7 @@ class Folder(DataSourceBase):
             few = ", ".join(line.split("\t")[0] for line in bad[:3]) + (", ..." if len(bad) > 3 else "")
             warnings.warn(
                 f"{len(bad)} of {len(tree.names)} images cannot be read and are skipped: {few} "
-                f"(all named in {decoded.unreadable_file})",
+                f"(all listed in {decoded.unreadable_file})",
                 stacklevel=2,
             )
 

@@ -23,17 +23,17 @@ def by_number(
     """
     used, places = np.unique(labels, return_inverse=True)
     empty = int(used[-1]) + 1 - len(used)
-    apart = empty >= FAR_APART and empty > len(used)
+    sparse = empty >= FAR_APART and empty > len(used)
     names = None if names_file is None else _read_names(names_file)
     count = classes if classes is not None else None if names is None else len(names)
-    if apart and names is None and count in (None, len(used)):
-        said = f"the class numbers are far apart: {used[0]}, ..., {used[-1]} become 0 to {len(used) - 1}"
+    if sparse and names is None and count in (None, len(used)):
+        message = f"the class numbers are far apart: {used[0]}, ..., {used[-1]} become 0 to {len(used) - 1}"
         remedy = "" if used[-1] > 100_000 else f" (classes={used[-1] + 1} or more leaves them as they are)"
-        return places.astype(np.int64), [str(number) for number in used], said + remedy
+        return places.astype(np.int64), [str(number) for number in used], message + remedy
     count = int(used[-1]) + 1 if count is None else count
     worst = int(labels.argmax())
     if labels[worst] >= count:
-        remedy = "leave classes out, then they become 0, 1, ..." if apart and names is None else "raise classes"
+        remedy = "leave classes out, then they become 0, 1, ..." if sparse and names is None else "raise classes"
         raise UserError(f"classes={count}, but {keys[worst]} has the label {labels[worst]}; {remedy}")
     if names is not None and len(names) != count:
         raise UserError(f"class_names={names_file}: {len(names)} names for {count} classes; give one in each line")
@@ -44,7 +44,7 @@ def _read_names(names_file: str) -> list[str]:
     try:
         return Path(names_file).expanduser().read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_names={names_file}: cannot be read ({error}); one name a line") from error
+        raise UserError(f"class_names={names_file}: cannot be read ({error}); one name per line") from error
 
 
 def by_name(files: list[str], inner: list[str], names: list[str]) -> tuple[list[str], list[str]]:
@@ -59,7 +59,7 @@ def by_name(files: list[str], inner: list[str], names: list[str]) -> tuple[list[
     elif len(tars) > 1:
         if _are_shards(tars):
             raise UserError(
-                f"in={files[0]}: no image with a label (.cls), and {tars[0]}, {tars[1]}, ... are no names of classes; "
+                f"in={files[0]}: no image with a label (.cls), and {tars[0]}, {tars[1]}, ... are not names of classes; "
                 "give tars with labels, or a tar or folder per class"
             )
         chosen = [file.partition(".")[0] for file in files]

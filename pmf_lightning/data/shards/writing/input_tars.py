@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from pmf_lightning.data.images.class_folders import in_order, say_classes
+from pmf_lightning.data.images.class_folders import describe_classes, in_order
 from pmf_lightning.data.images.kinds import is_hidden
-from pmf_lightning.data.images.listing import LeftOut, say_left_out
+from pmf_lightning.data.images.listing import LeftOut, describe_skipped
 from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, folder_inputs, record_keys
 from pmf_lightning.data.shards.writing.processes import in_processes
@@ -35,7 +35,9 @@ def tar_inputs(
     labelled = any(listing.keys for listing in listings)
     if labelled:
         for listing in listings:
-            listing.broken += [Unreadable(bare.name, needed("an image alone"), listing.file) for bare in listing.bare]
+            listing.broken += [
+                Unreadable(bare.name, needed("an image without a label"), listing.file) for bare in listing.bare
+            ]
     broken = [unreadable for listing in listings for unreadable in listing.broken]
     with_companions = any(listing.companions for listing in listings)
     if not labelled and (with_companions or not any(listing.bare for listing in listings)):
@@ -44,14 +46,14 @@ def tar_inputs(
     if labelled:
         keys = [key for listing in listings for key in listing.keys]
         places = np.array([place for listing in listings for place in listing.places], np.int64)
-        labels, names, said = by_number(places[:, 0].copy(), keys, classes, names_file)
+        labels, names, summary = by_number(places[:, 0].copy(), keys, classes, names_file)
         counts = [len(listing.keys) for listing in listings]
     else:
         if classes is not None or names_file is not None:
             raise UserError("classes and class_names are for tars with labels; these have names: leave both out")
         labels, names, keys = _named(listings)
         places = np.array([(0, bare.start, bare.size) for listing in listings for bare in listing.bare], np.int64)
-        counts, said = [len(listing.bare) for listing in listings], "the classes are names of tars or folders"
+        counts, summary = [len(listing.bare) for listing in listings], "the classes are names of tars or folders"
     files = _names(tars)
     left_out = [one for listing in listings for one in listing.left_out]
     return Inputs(
@@ -65,7 +67,7 @@ def tar_inputs(
         class_names=names,
         broken=broken,
         left_out=left_out,
-        said=_said(tars, keys, names, said, left_out),
+        summary=_summary(tars, keys, names, summary, left_out),
         unpacked={name: one.plain for name, one in zip(files, listings, strict=True) if one.plain is not None},
     )
 
@@ -79,10 +81,12 @@ def _named(listings: list[TarListing]) -> tuple[np.ndarray, list[str], list[str]
     return np.array([number[name] for name in chosen], np.int64), names, keys
 
 
-def _said(tars: list[Path], keys: list[str], names: list[str], said: str | None, left_out: list[LeftOut]) -> list[str]:
+def _summary(
+    tars: list[Path], keys: list[str], names: list[str], summary: str | None, left_out: list[LeftOut]
+) -> list[str]:
     where = tars[0] if len(tars) == 1 else f"{len(tars):,} tars"
-    lines = [f"{len(keys):,} images of {say_classes(names)} in {where}"]
-    return lines + [said] * bool(said) + ([say_left_out(left_out)] if left_out else [])
+    lines = [f"{len(keys):,} images of {describe_classes(names)} in {where}"]
+    return lines + [summary] * bool(summary) + ([describe_skipped(left_out)] if left_out else [])
 
 
 def _names(tars: list[Path]) -> list[str]:
@@ -110,8 +114,8 @@ def find_inputs(given: str, classes: int | None, class_names: str | None, num_wo
             inputs = tar_inputs(tars, classes, class_names, num_workers, update, unpacked)
         if others:
             inputs.left_out.extend(others)
-            inputs.said.append(say_left_out(others))
-    print("\n".join(inputs.said), flush=True)
+            inputs.summary.append(describe_skipped(others))
+    print("\n".join(inputs.summary), flush=True)
     return inputs
 
 

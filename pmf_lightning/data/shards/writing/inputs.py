@@ -88,7 +88,7 @@ class Inputs:
 
     Image i is in file ``names[files[i]]`` below ``root``, at byte ``starts[i]``, with ``sizes[i]`` bytes (-1: the full
     file). It has key ``keys[i]`` and label ``labels[i]``, whose name is ``class_names[label]``. ``broken`` has inputs
-    that the listing could not read, ``left_out`` files that are not images, ``said`` the lines of the summary.
+    that the listing could not read, ``left_out`` files that are not images, ``summary`` the lines of the summary.
     ``unpacked`` maps the names of compressed tars to their uncompressed copies.
     """
 
@@ -102,7 +102,7 @@ class Inputs:
     class_names: list[str]
     broken: list[Unreadable]
     left_out: list[LeftOut] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
     unpacked: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -147,5 +147,5 @@ def folder_inputs(root: Path) -> Inputs:
         class_names=tree.class_names,
         broken=[],
         left_out=tree.left_out,
-        said=tree.said(),
+        summary=tree.summary(),
     )

@@ -51,7 +51,7 @@ def bytes_per_record(inputs: Inputs, recipe: Recipe, latent_shape: tuple[int, ..
 def check_disk(out: Path, inputs: Inputs, recipe: Recipe, waiting: int, per_record: float | None) -> str:
     """Return a line with the size of all shards and the free space; UserError if ``waiting`` records do not fit."""
     if per_record is None:
-        return f"{len(inputs):,} images; their size on disk cannot be told: none of a sample can be read"
+        return f"{len(inputs):,} images; their size on disk is unknown: none of a sample can be read"
     free, needed = free_disk(out), waiting * per_record
     of_all = f"{amount(len(inputs) * per_record)} for {len(inputs):,} images in {recipe.shards:,} shards"
     if needed > free:
@@ -80,14 +80,14 @@ Maker = Callable[[Iterable[ShardTask], Callable[[int], None]], Iterator[Finished
 
 @dataclass(frozen=True)
 class ShardingResult:
-    """Result of sharding: manifest, unreadable inputs, shards ``kept`` from earlier runs, ``images`` of this run.
+    """Result of sharding: manifest, unreadable inputs, shards ``reused`` from earlier runs, ``images`` of this run.
 
     ``unpacked`` is the number of compressed tars read from uncompressed copies.
     """
 
     manifest: Manifest
     unreadable: list[Unreadable]
-    kept: int
+    reused: int
     images: int
     seconds: float
     unpacked: int = 0
@@ -119,7 +119,7 @@ def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
         notes = {number: read_note(out / shard_name(number)) for number in range(recipe.shards)}
         finished = {number: found for number, found in notes.items() if found is not None}
         missing = [number for number in notes if number not in finished]
-        kept = sum(found.entry.count for found in finished.values())
+        reused = sum(found.entry.count for found in finished.values())
         if missing:
             images = _announce(job, finished)
             (out / manifest.NAME).unlink(missing_ok=True)
@@ -127,14 +127,14 @@ def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
         made = _finish(job, finished)
     seconds = time.perf_counter() - start
     unreadable, unpacked = _unreadable(job, finished), len(job.inputs.unpacked)
-    return ShardingResult(made, unreadable, recipe.shards - len(missing), made.count - kept, seconds, unpacked)
+    return ShardingResult(made, unreadable, recipe.shards - len(missing), made.count - reused, seconds, unpacked)
 
 
-def _announce(job: ShardingJob, kept: dict[int, Finished]) -> int:
+def _announce(job: ShardingJob, reused: dict[int, Finished]) -> int:
     """Print the planned work and return the number of remaining images."""
-    if kept:
-        print(f"{len(kept):,} of {job.recipe.shards:,} shards are finished and kept", flush=True)
-    done = sum(found.entry.count + len(found.unreadable) for found in kept.values())
+    if reused:
+        print(f"{len(reused):,} of {job.recipe.shards:,} shards are finished already", flush=True)
+    done = sum(found.entry.count + len(found.unreadable) for found in reused.values())
     waiting = len(job.inputs) - done
     per_record = bytes_per_record(job.inputs, job.recipe, job.latent_shape)
     print(check_disk(job.out, job.inputs, job.recipe, waiting, per_record), flush=True)
@@ -149,7 +149,7 @@ def _make(job: ShardingJob, maker: Maker, missing: list[int], finished: dict[int
             for found in results:
                 number = int(found.entry.file.removeprefix("shard-").removesuffix(".tar"))
                 finished[number] = found
-                _judge(job, finished)
+                _check_unreadable(job, finished)
         bar.update(images - bar.n)
 
 
@@ -168,7 +168,7 @@ def _left_out(job: ShardingJob) -> list[Unreadable]:
     ]
 
 
-def _judge(job: ShardingJob, finished: dict[int, Finished]) -> None:
+def _check_unreadable(job: ShardingJob, finished: dict[int, Finished]) -> None:
     """Raise UserError if too many inputs are unreadable, after writing the list of them."""
     found = _unreadable(job, finished)
     total = len(job.inputs) + len(job.inputs.broken)
@@ -176,13 +176,13 @@ def _judge(job: ShardingJob, finished: dict[int, Finished]) -> None:
         path = write_list(job.out, [*_left_out(job), *found])
         raise UserError(
             f"{len(found):,} of {total:,} inputs cannot be read, more than max_unreadable={job.max_unreadable}: they "
-            f"are listed in {path}; repair or remove them, or raise max_unreadable (finished shards are kept)"
+            f"are listed in {path}; repair or remove them, or raise max_unreadable (finished shards are reused)"
         )
 
 
 def _finish(job: ShardingJob, finished: dict[int, Finished]) -> Manifest:
     """Write the list of unreadable inputs, then the manifest."""
-    _judge(job, finished)
+    _check_unreadable(job, finished)
     unreadable = _unreadable(job, finished)
     not_used = [*_left_out(job), *unreadable]
     write_list(job.out, not_used)

@@ -56,8 +56,8 @@ def in_processes(
         progress(ticks.value)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process ended by itself, most often for want of memory: run again with a smaller num_workers; "
-            "what is finished is kept"
+            "a worker process ended abruptly, most often because memory ran out: run again with a smaller num_workers; "
+            "finished shards are reused"
         ) from error
     finally:
         stop.set()

@@ -58,7 +58,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
         check_recipe(recipe, known, out)
         return
     if foreign := sorted(entry.name for entry in out.iterdir() if entry.name not in (LOCK, NOTES, UNPACKED)):
-        raise UserError(f"out={out}: other things are there ({', '.join(foreign[:3])}); set another out")
+        raise UserError(f"out={out}: it contains other files ({', '.join(foreign[:3])}); set another out")
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(asdict(recipe), indent=1) + "\n")
@@ -84,10 +84,10 @@ def read_note(tar: Path) -> Finished | None:
         }
         finished = as_record(Finished, {**noted, **parts})
         index = read_index(tar)
-        whole = tar.stat().st_size == finished.entry.bytes and len(index.keys) == finished.entry.count
+        complete = tar.stat().st_size == finished.entry.bytes and len(index.keys) == finished.entry.count
     except (OSError, ValueError, TypeError, KeyError, UserError):
         return None
-    return finished if whole else None
+    return finished if complete else None
 
 
 def write_list(out: Path, unreadable: list[Unreadable]) -> Path:

@@ -76,5 +76,5 @@ def check_recipe(recipe: Recipe, known: Recipe, out: Path) -> None:
     """Raise UserError if ``out`` has shards of another recipe."""
     if differences := known.differences(recipe):
         raise UserError(
-            f"out={out}: it holds shards made otherwise ({differences}); set another out, or remove that folder"
+            f"out={out}: it has shards made with other options ({differences}); set another out, or remove that folder"
         )

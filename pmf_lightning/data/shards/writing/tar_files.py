@@ -53,7 +53,7 @@ def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
         if not tar.is_file():
             raise UserError(f"in={pattern}: {tar} is missing ({len(found)} tars in all); fetch it or name fewer")
         if not is_tar(tar.name):
-            raise UserError(f"in={pattern}: {tar} is no tar; unpack it, and give the images as class folders")
+            raise UserError(f"in={pattern}: {tar} is not a tar; unpack it, and give the images as class folders")
     if len({tar.name for tar in found}) < len(found):
         raise UserError(f"in={pattern}: two tars have the same name; bring all into one folder")
     return found, left_out
@@ -104,10 +104,13 @@ def unpack(path: Path, folder: Path) -> tuple[Path, str | None]:
                 while chunk := source.read1(CHUNK):  # reads as much as possible of a damaged file
                     if (room := room - len(chunk)) < 0:
                         raise UserError(
-                            f"in={path}: the disk of {folder.parent} has no room to unpack it; set out to a larger one"
+                            f"in={path}: the disk of {folder.parent} has no space to unpack it; set out to a larger one"
                         )
                     if (most := most - len(chunk)) < 0:
-                        return plain, f"it unpacks to more than {MOST_TIMES} times its size, which images never do"
+                        return (
+                            plain,
+                            f"it unpacks to more than {MOST_TIMES} times its size, which tars of images do not",
+                        )
                     target.write(chunk)
         except DAMAGE as error:
             return plain, f"{type(error).__name__}: {error}"

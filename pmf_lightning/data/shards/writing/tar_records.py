@@ -72,7 +72,7 @@ def list_tar(task: TarTask, tick: Tick) -> TarListing:
             finally:
                 walk.finish()
             if tar.offset >= path.stat().st_size:
-                raise tarfile.ReadError("no mark at its end: it was cut off")
+                raise tarfile.ReadError("no end marker: it is truncated")
     except (tarfile.TarError, OSError) as error:
         reason = f"the tar cannot be read any further ({damage or f'{type(error).__name__}: {error}'})"
         listing.broken.append(Unreadable(task.path.stem, reason, listing.file))
@@ -186,7 +186,7 @@ class _Walk:
                 if not waiting[where]:
                     del waiting[where]
             if isinstance(label, bytes):
-                self._broken(where, f"its label is {label[:20]!r}, no number that is whole and 0 or more")
+                self._broken(where, f"its label is {label[:20]!r}, not an integer of 0 or more")
                 return
             self.listing.keys.append(where)
             self.listing.places.append((label, bare.start, bare.size))

@@ -44,7 +44,7 @@ def verify(folder: Path, manifest: Manifest, num_workers: int, progress: Callabl
         problems.append(f"{folder / NAME}: its counts per class are not those of the shards; {REMEDY}")
     known = {entry.file for entry in manifest.shards}
     problems += [
-        f"{tar}: it belongs to no manifest; remove it" for tar in sorted(folder.glob("*.tar")) if tar.name not in known
+        f"{tar}: it is not in a manifest; remove it" for tar in sorted(folder.glob("*.tar")) if tar.name not in known
     ]
     return sorted(problems) + _check_list(folder, manifest)
 
@@ -71,7 +71,7 @@ def check_shard(entry: ShardEntry, tick: Tick, folder: Path, manifest: Manifest)
         return VerifiedShard([f"{tar}: missing; run the command that made the shards again"], none)
     if tar.stat().st_size != entry.bytes:
         return VerifiedShard([f"{tar}: {tar.stat().st_size:,} bytes instead of {entry.bytes:,}; {REMEDY}"], none)
-    problems = [] if digest_of(tar) == entry.digest else [f"{tar}: its digest is not the manifest's; {REMEDY}"]
+    problems = [] if digest_of(tar) == entry.digest else [f"{tar}: its digest differs from the manifest; {REMEDY}"]
     try:
         index = read_index(tar)
         labels = _check_records(tar, index, entry, manifest, tick, problems)
@@ -97,7 +97,7 @@ def _check_records(
             continue
         expected = (f"{index.keys[row]}.{manifest.payload}", index.offsets[row], index.sizes[row], index.labels[row])
         if (member.name, member.offset_data, member.size, label) != expected:
-            bad.append(f"{member.name} is not what the index says")
+            bad.append(f"{member.name} differs from the index")
         elif reason := _why_bad(content, manifest):
             bad.append(f"{index.keys[row]} ({reason})")
     if not len(labels) == len(index.keys) == entry.count:
@@ -126,6 +126,6 @@ def _why_bad(content: bytes, manifest: Manifest) -> str:
         found = decode(content, manifest.payload, manifest.channels)
     except ValueError as error:
         return str(error)
-    wanted = [manifest.channels, manifest.resolution, manifest.resolution]
-    wanted = wanted if manifest.kind == "pixels" else [2, *wanted]
-    return "" if list(found.shape) == wanted else f"shape {list(found.shape)} instead of {wanted}"
+    expected = [manifest.channels, manifest.resolution, manifest.resolution]
+    expected = expected if manifest.kind == "pixels" else [2, *expected]
+    return "" if list(found.shape) == expected else f"shape {list(found.shape)} instead of {expected}"

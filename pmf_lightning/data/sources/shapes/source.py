@@ -44,7 +44,9 @@ class Shapes(DataSourceBase):
         if self.channels != 3:
             raise UserError(f"data.channels={self.channels}: shapes are coloured, set data.channels=3")
         if self.resolution < SMALLEST_SIDE:
-            raise UserError(f"data.resolution={self.resolution}: shapes need room, set it to {SMALLEST_SIDE} or more")
+            raise UserError(
+                f"data.resolution={self.resolution}: shapes need more pixels, set it to {SMALLEST_SIDE} or more"
+            )
         if not 1 <= self.classes <= len(OUTLINES):
             raise UserError(f"data.classes={self.classes}: set it between 1 and {len(OUTLINES)}")
         for key in ("images", "held_out_images"):
