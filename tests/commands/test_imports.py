@@ -131,7 +131,8 @@ def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
 # The parts of the package that work for every objective. A released file format may name its method.
 SHARED = ["pipeline", "training", "sampling", "profiling", "evaluation", "config", "sweeps", "distributed", "tracking"]
 FORMATS = {"pipeline.trusted", "pipeline.migrate", "pipeline.checkpoints", "pipeline.conversion", "convert", ""}
-OPTION_TABLES = {"config.option_sections", "config.option_table", "config.option_checks", "config.renamed"}  # what every option of conf/ may be
+# What every option of conf/ may be.
+OPTION_TABLES = {"config.option_sections", "config.option_table", "config.option_checks", "config.renamed"}
 OBJECTIVES = {
     "pixel_meanflow": "PixelMeanFlow",
     "jit": "JiT",
