@@ -152,7 +152,7 @@ def test_released_weights_load_as_it_says(tmp_path, monkeypatch):
         OFFICIAL,
     )
     files = re.findall(r'load_official\("([^"]+)", build\(compose\((\[.*?\])\)\)', text)
-    assert len(files) == 4
+    assert len(files) == 5
     for name, overrides in files:
         network = build(compose(eval(overrides))).network
         if "drifting" in overrides:
