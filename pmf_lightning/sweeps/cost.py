@@ -71,7 +71,7 @@ def flops_per_image(cfg: DictConfig) -> float:
     module = build(cfg, empty=True)
     network = module.network
     if not hasattr(network, "trunk"):
-        raise NotCountedError(f"{cfg.name}: block-forwards are counted of transformers alone")
+        raise NotCountedError(f"{cfg.name}: block-forwards are counted for transformers only")
     head = "u" if "u" in network.heads else next(iter(network.heads))
     evaluation = 2 * model_cost.count(network, head).multiply_adds
     per_block = evaluation / (len(network.trunk) + len(network.heads[head].blocks))
@@ -91,10 +91,10 @@ def analytic_estimate(flops: Sequence[float], cluster: Cluster, counted: int) ->
     span = f"{seconds / DAY:,.3g} {gpu}-days" if seconds >= 2 * DAY else f"{seconds / 3600:,.2g} {gpu}-hours"
     each = sorted({_exa(one) for one in flops}, key=lambda text: float(text.replace(",", "")))
     one = "" if len(flops) == 1 else f" ({' to '.join([each[0], each[-1]][: len(each)])} each)"
-    once = f"; {counted} of them counted, the others are like these" if counted < len(flops) else ""
+    distinct = f"; {counted} distinct configurations counted" if counted < len(flops) else ""
     return (
-        f"{_exa(total)} exaFLOP of training{one}: about {span} at {cluster.share_of_peak:.0%} of peak (assumed; "
-        f"nothing measured there), without perceptual networks, optimiser and measurements{once}"
+        f"{_exa(total)} exaFLOP of training{one}: about {span} at {cluster.share_of_peak:.0%} of peak (assumed, not "
+        f"measured), without perceptual networks, optimiser and evaluation{distinct}"
     )
 
 
@@ -111,12 +111,13 @@ def measured_estimate(left: Sequence[tuple[SweepRun, int]], finished: Sequence[S
     speeds = [(arm.arm, arm.images_per_second) for arm in finished if arm.images_per_second > 0]
     if not speeds or not left:
         return None
-    own = {name: [speed for other, speed in speeds if other == name] for name, _ in speeds}
+    by_arm = {name: [speed for other, speed in speeds if other == name] for name, _ in speeds}
     seconds = 0.0
     for arm, images in left:
-        known = own.get(arm.arm, [speed for _, speed in speeds])
-        seconds += images * len(known) / sum(known)
+        arm_speeds = by_arm.get(arm.arm, [speed for _, speed in speeds])
+        seconds += images * len(arm_speeds) / sum(arm_speeds)
     span = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(seconds, 1):.0f} seconds"
     return (
-        f"about {span} of training at the images/s of the finished ones, one after the other; measurements come on top"
+        f"about {span} of training at the images/s of the finished runs, one after the other; evaluation is not "
+        "included"
     )

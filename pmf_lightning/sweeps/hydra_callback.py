@@ -45,12 +45,12 @@ class Sweep(Callback):
         self.folder: Path | None = None
         self.arms: list[SweepRun] = []
         self.about: dict[str, Any] = {}
-        self.known = True  # whether the runs are known before the first one starts
-        self.same: set[str] = {"seed"}  # keys that are not part of a run's name
+        self.plan_known = True  # whether the runs are known before the first one starts
+        self.unnamed_keys: set[str] = {"seed"}  # keys that are not part of a run's name
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the cost of a large run."""
-        if first_process() and (line := self._on_paper([config])):
+        if first_process() and (line := self._analytic_cost([config])):
             print(line, flush=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -59,8 +59,8 @@ class Sweep(Callback):
             plan = planned(config)
         except UserError as error:
             _end(str(error))
-        self.known = plan is not None
-        self.same |= fixed_keys(config)
+        self.plan_known = plan is not None
+        self.unnamed_keys |= fixed_keys(config)
         plan = plan or []
         self.arms = [one.arm for one in plan]
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -73,12 +73,12 @@ class Sweep(Callback):
         }
         lines = (
             messages.start_message(self.arms, self.about, self.folder)
-            if self.known
+            if self.plan_known
             else [messages.unknown_plan(self.folder)]
         )
         print("\n".join([*lines, *filter(None, [self._cost(left)])]), flush=True)
-        self._refuse_hopeless(left)
-        _keep_others_out([one.arm.run_dir for one in left if one.arm.run_dir is not None])
+        self._abort_if_all_refused(left)
+        _lock_run_dirs([one.arm.run_dir for one in left if one.arm.run_dir is not None])
         self.arms = [replace(arm, error=None) for arm in self.arms]
         self._write()
         os.environ[SWEEP] = shlex.join(sys.argv[1:])  # for jobs in other processes
@@ -92,13 +92,13 @@ class Sweep(Callback):
         cfgs = [one.cfg for one in left]
         try:
             if any(not cost.is_small(cfg) for cfg in cfgs):
-                return self._on_paper(cfgs)
+                return self._analytic_cost(cfgs)
             finished = [arm for arm in self.arms if arm.state == "finished"]
             return cost.measured_estimate([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
         except (UserError, OmegaConfBaseException) as error:  # a shape that depends on missing data
             return f"no estimate of its cost: {one_line(error)}"
 
-    def _on_paper(self, cfgs: Sequence[DictConfig]) -> str | None:
+    def _analytic_cost(self, cfgs: Sequence[DictConfig]) -> str | None:
         try:
             if not cfgs or all(cost.is_small(cfg) for cfg in cfgs):
                 return None
@@ -110,68 +110,68 @@ class Sweep(Callback):
             return None
         return cost.analytic_estimate(flops, cost.load_cluster(self.cluster), arithmetic.counted)
 
-    def _refuse_hopeless(self, left: Sequence[PlannedRun]) -> None:
+    def _abort_if_all_refused(self, left: Sequence[PlannedRun]) -> None:
         """Abort the sweep if every remaining run would be rejected; stop checking at the first that would not."""
-        inputs, reasons = Preflight(), []
+        preflight, reasons = Preflight(), []
         for one in left:
-            reason = one.arm.error or inputs.refusal(one.cfg)
+            reason = one.arm.error or preflight.refusal(one.cfg)
             if reason is None:
                 return
             reasons.append(reason)
         if reasons:
             others = len(set(reasons)) - 1
             more = f" (and {others} other reason{'s' * (others > 1)})" if others else ""
-            runs = "the one run that is left is" if len(reasons) == 1 else f"all {len(reasons)} runs that are left are"
+            runs = "the only remaining run is" if len(reasons) == 1 else f"all {len(reasons)} remaining runs are"
             _end(f"{runs} refused: {reasons[0]}{more}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the outcome of a job that ran outside the multirun's process."""
         if config.hydra.mode == RunMode.MULTIRUN and self.folder and not jobs.in_main_process() and jobs.outcomes():
-            self._notes.mkdir(parents=True, exist_ok=True)
+            self._outcome_folder.mkdir(parents=True, exist_ok=True)
             outcome = jobs.outcomes()[-1]
-            with sweep_file.atomic_write(self._notes / f"{outcome.number}.json") as draft:
+            with sweep_file.atomic_write(self._outcome_folder / f"{outcome.number}.json") as draft:
                 draft.write_text(json.dumps(asdict(outcome)))
 
     @property
-    def _notes(self) -> Path:
+    def _outcome_folder(self) -> Path:
         return self.folder / f".jobs-{self.about['started'].replace(':', '')}"
 
     def _finish(self) -> None:
         """Collect the outcomes of the jobs, write sweep.json and print the result."""
-        for note in sorted(self._notes.glob("*.json")):
-            jobs.outcomes().append(jobs.Outcome(**read_json(note)))
-            note.unlink()
-        if self._notes.is_dir():
-            self._notes.rmdir()
+        for path in sorted(self._outcome_folder.glob("*.json")):
+            jobs.outcomes().append(jobs.Outcome(**read_json(path)))
+            path.unlink()
+        if self._outcome_folder.is_dir():
+            self._outcome_folder.rmdir()
         for outcome in sorted(jobs.outcomes(), key=lambda one: one.number):
-            self._take(outcome)
+            self._record(outcome)
         self._write()
         print("\n".join(messages.end_message(self.arms, self.folder)), flush=True)
 
-    def _take(self, outcome: jobs.Outcome) -> None:
+    def _record(self, outcome: jobs.Outcome) -> None:
         folder = Path(outcome.run_dir) if outcome.run_dir else None
-        if self.known:
+        if self.plan_known:
             arm = self.arms[outcome.number]
             self.arms[outcome.number] = replace(arm, run_dir=arm.run_dir or folder, error=outcome.error)
             return
         self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # an earlier attempt
         of_job = dict(override.split("=", 1) for override in outcome.overrides)
-        named = " ".join(f"{key}={value}" for key, value in of_job.items() if key not in self.same)
+        named = " ".join(f"{key}={value}" for key, value in of_job.items() if key not in self.unnamed_keys)
         self.arms.append(SweepRun(named, int(of_job.get("seed", 0)), folder, list(outcome.overrides), outcome.error))
 
     def _write(self) -> None:
         sweep_file.write(self.folder, self.arms, self.about)
 
 
-def _keep_others_out(folders: Sequence[Path]) -> None:
+def _lock_run_dirs(folders: Sequence[Path]) -> None:
     """Lock these run directories until the sweep is over; exit if another sweep has locked one of them."""
-    mine = ExitStack()
-    jobs.at_the_end(mine.close)
+    locks = ExitStack()
+    jobs.at_the_end(locks.close)
     for folder in folders:
-        place, doing = folder.resolve(), "has it in its sweep; wait for it, or end it, or leave this run out"
+        place, message = folder.resolve(), "uses it in its sweep; wait for it, or end it, or leave this run out"
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            mine.enter_context(held(place.with_name(f".{place.name}.sweep"), f"run_dir={folder}", doing))
+            locks.enter_context(held(place.with_name(f".{place.name}.sweep"), f"run_dir={folder}", message))
         except LockHeld as error:
             _end(str(error))
         except OSError:

@@ -58,13 +58,13 @@ class _Multirun:
     """The state of the current multirun in this process."""
 
     def __init__(self):
-        self.here = False  # whether the multirun was started in this process
+        self.started_here = False  # whether the multirun was started in this process
         self.outcomes: list[Outcome] = []
         self.folders: set[str] = set()  # the ``out`` folders of its jobs
         self.at_end: list[Callable[[], Any]] = []
 
 
-_now = _Multirun()
+_multirun = _Multirun()
 
 
 def exit_code(error: BaseException) -> int:
@@ -78,17 +78,17 @@ def exit_code(error: BaseException) -> int:
 
 def outcomes() -> list[Outcome]:
     """Return the outcomes that this process knows; callers may append to the list."""
-    return _now.outcomes
+    return _multirun.outcomes
 
 
 def in_main_process() -> bool:
     """Return whether the multirun was started in this process, and not in one of a launcher."""
-    return _now.here
+    return _multirun.started_here
 
 
 def at_the_end(action: Callable[[], Any]) -> None:
     """Register ``action`` to be called when the multirun of this process ends, also by a signal."""
-    _now.at_end.append(action)
+    _multirun.at_end.append(action)
 
 
 def in_multirun() -> bool:
@@ -99,12 +99,12 @@ def in_multirun() -> bool:
 def defer_first_interrupt() -> None:
     """Ignore the first Ctrl-C in this process, so that the processes of the runs can save; the second one ends it."""
 
-    def take_down(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         RECEIVED.append(signal.Signals(number))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nwaiting for the runs under way to save; Ctrl-C again ends them at once", flush=True)
+        print("\nwaiting for the current runs to save; Ctrl-C again ends them at once", flush=True)
 
-    before = signal.signal(signal.SIGINT, take_down)
+    before = signal.signal(signal.SIGINT, record)
     at_the_end(lambda: signal.signal(signal.SIGINT, before))
 
 
@@ -124,11 +124,11 @@ def run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             RECEIVED.append(signal.SIGINT)
         except Exception as raised:
             error = translate_os_error(raised)
-            code, line = exit_code(error), _said(error)
-    _now.outcomes.append(Outcome(about.job.num, job_overrides(), code, line, os.environ.get(RUN_DIR)))
-    if RECEIVED and _now.here:
+            code, line = exit_code(error), _report(error)
+    _multirun.outcomes.append(Outcome(about.job.num, job_overrides(), code, line, os.environ.get(RUN_DIR)))
+    if RECEIVED and _multirun.started_here:
         raise Stopped
-    if code and not _now.here and srun_tasks() > 1:
+    if code and not _multirun.started_here and srun_tasks() > 1:
         sys.exit(code)  # one of several processes of this job: exiting keeps the others from waiting for it
     return value
 
@@ -138,41 +138,41 @@ def _own_folder(cfg: DictConfig) -> None:
     out = cfg.get("out")
     if out is None:
         return
-    if out in _now.folders:
+    if out in _multirun.folders:
         raise UserError(
             f"out={out}: an earlier run of this sweep has written there; let it vary, as in 'out={out}/${{seed}}'"
         )
-    _now.folders.add(out)
+    _multirun.folders.add(out)
 
 
-def _said(error: Exception) -> str:
+def _report(error: Exception) -> str:
     """Print an error, abbreviated if the previous job had the same one; return it as one line."""
     if not isinstance(error, KNOWN):
         traceback.print_exception(error)
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     line = one_line(error)
     if not isinstance(error, SubprocessFailed):
-        again = bool(_now.outcomes) and _now.outcomes[-1].error == line
-        print("error: the same again" if again else f"error: {line}", file=sys.stderr, flush=True)
+        repeated = bool(_multirun.outcomes) and _multirun.outcomes[-1].error == line
+        print("error: the same as above" if repeated else f"error: {line}", file=sys.stderr, flush=True)
     return line
 
 
 def run_multirun(multirun: Callable[[], None]) -> None:
     """Run the command ``multirun``; exit with the highest code of its jobs, 0 if only a signal ended it."""
-    _now.__init__()
-    _now.here = True
+    _multirun.__init__()
+    _multirun.started_here = True
     RECEIVED.clear()
     try:
         multirun()
     except (KeyboardInterrupt, Stopped):
         RECEIVED.append(signal.SIGINT)
     finally:
-        _now.here = False
+        _multirun.started_here = False
         if RECEIVED:
-            print(f"{RECEIVED[0].name}: the sweep ends here; the same command goes on with it", flush=True)
-        for action in _now.at_end:
+            print(f"{RECEIVED[0].name}: the sweep ends here; the same command resumes it", flush=True)
+        for action in _multirun.at_end:
             action()
-    if worst := max((outcome.code for outcome in _now.outcomes), default=0):
+    if worst := max((outcome.code for outcome in _multirun.outcomes), default=0):
         sys.exit(worst)
 
 

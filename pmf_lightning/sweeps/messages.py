@@ -14,20 +14,20 @@ def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Pa
     names, seeds = list(dict.fromkeys(arm.arm for arm in arms)), sorted({arm.seed for arm in arms})
     counts = Counter(arm.state for arm in arms)
     lines = [f"{about['study']}: {about['title']}"] if about["study"] else []
-    product = f"{_several(len(names), 'arm')} x {_several(len(seeds), 'seed')}"
-    runs = product if len(names) * len(seeds) == len(arms) else _several(len(arms), "run")
+    product = f"{_plural(len(names), 'arm')} x {_plural(len(seeds), 'seed')}"
+    runs = product if len(names) * len(seeds) == len(arms) else _plural(len(arms), "run")
     where = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "missing")
     scale = f" at scale {about['scale']}" if about["scale"] else ""
     lines.append(f"{runs}{scale} in {folder}: {where or 'none begun'}")
     if counts["finished"] < len(arms):
         lines += listed("left", [arm for arm in arms if arm.state != "finished"])
-    lines += [f"  {_called(arm)} will be refused: {arm.error}" for arm in arms if arm.error]
+    lines += [f"  {_label(arm)} will be refused: {arm.error}" for arm in arms if arm.error]
     return lines
 
 
 def unknown_plan(folder: Path) -> str:
     """Return the message for a sweeper that chooses its runs while it goes."""
-    return f"a sweep whose runs are chosen on the way; {folder / 'sweep.json'} will list them"
+    return f"the sweeper chooses the runs during the sweep; {folder / 'sweep.json'} will list them"
 
 
 def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
@@ -35,17 +35,17 @@ def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
     counts = Counter(arm.state for arm in arms)
     left = counts["missing"] + counts["stopped"]
     lines = [
-        f"sweep of {_several(len(arms), 'run')}: {counts['finished']} finished, {counts['failed']} failed, {left} left"
+        f"sweep of {_plural(len(arms), 'run')}: {counts['finished']} finished, {counts['failed']} failed, {left} left"
     ]
     failed = [arm for arm in arms if arm.state == "failed"]
-    reasons = {arm.error or _kept(arm) for arm in failed}
+    reasons = {arm.error or _stored_error(arm) for arm in failed}
     if len(failed) > 1 and len(reasons) == 1:
         lines.append(f"  all {len(failed)} that failed: {reasons.pop()}")
     else:
-        lines += [f"  {_called(arm)}: {arm.error or _kept(arm)}" for arm in failed]
+        lines += [f"  {_label(arm)}: {arm.error or _stored_error(arm)}" for arm in failed]
     lines += listed("left", [arm for arm in arms if arm.state in ("missing", "stopped")]) if left else []
     if counts["finished"]:
-        lines.append(f"side by side: python -m pmf_lightning.report {folder}")
+        lines.append(f"compare the runs: python -m pmf_lightning.report {folder}")
     return lines
 
 
@@ -57,14 +57,14 @@ def listed(title: str, arms: Sequence[SweepRun]) -> list[str]:
     return [f"  {title}: {' '.join(filter(None, [name, 'seed', ', '.join(of)]))}" for name, of in seeds.items()]
 
 
-def _called(arm: SweepRun) -> str:
+def _label(arm: SweepRun) -> str:
     return f"{arm.arm} seed {arm.seed}".strip()
 
 
-def _kept(arm: SweepRun) -> str:
+def _stored_error(arm: SweepRun) -> str:
     """Return the error stored in the run directory."""
     return (arm.run_dir / ERROR).read_text().strip()
 
 
-def _several(count: int, what: str) -> str:
+def _plural(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"

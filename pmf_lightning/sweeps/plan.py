@@ -71,21 +71,21 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
     cfg, own = compose([as_typed(one) for one in job]), strip_launcher(job)
-    of_job = dict(override.split("=", 1) for override in job)
-    named = " ".join(f"{key}={of_job[key]}" for key in swept if key != "seed")
+    values = dict(override.split("=", 1) for override in job)
+    name = " ".join(f"{key}={values[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
     if not study and "SLURM_" in str(OmegaConf.to_container(cfg, resolve=False)["run_dir"]):
-        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)  # run_dir is known only when the job runs
+        return PlannedRun(SweepRun(name, cfg.seed, None, own), cfg)  # run_dir is known only when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
         return PlannedRun(
-            SweepRun(str(study.arm) if study else named, cfg.seed, where, own, _in_the_way(run_request(cfg))), cfg
+            SweepRun(str(study.arm) if study else name, cfg.seed, where, own, _conflict(run_request(cfg))), cfg
         )
     except OmegaConfBaseException:  # run_dir depends on the number of the job
-        return PlannedRun(SweepRun(named, cfg.seed, None, own), cfg)
+        return PlannedRun(SweepRun(name, cfg.seed, None, own), cfg)
 
 
-def _in_the_way(request: RunRequest) -> str | None:
+def _conflict(request: RunRequest) -> str | None:
     """Return why a run would not resume the run in its directory, None if it would."""
     try:
         resume.finished(request)
@@ -98,15 +98,15 @@ def _refuse_shared_folders(arms: Sequence[SweepRun]) -> None:
     seen: dict[Path, SweepRun] = {}
     for arm in arms:
         if arm.run_dir is not None and (other := seen.setdefault(arm.run_dir.resolve(), arm)) is not arm:
-            apart = [f"{a.arm} seed={a.seed}".strip() for a in (other, arm)]
+            names = [f"{a.arm} seed={a.seed}".strip() for a in (other, arm)]
             raise UserError(
-                f"run_dir={arm.run_dir}: both {apart[0]} and {apart[1]} would write there; put what is swept into its "
+                f"run_dir={arm.run_dir}: both {names[0]} and {names[1]} would write there; put the swept keys into its "
                 "name, as run_dir='runs/mine/${name}-seed${seed}', or leave run_dir out"
             )
 
 
-def common_parent(arms: Sequence[SweepRun], otherwise: Path) -> Path:
-    """Return the folder of a sweep: the common parent of its run directories, else ``otherwise``."""
+def common_parent(arms: Sequence[SweepRun], default: Path) -> Path:
+    """Return the folder of a sweep: the common parent of its run directories, else ``default``."""
     parents = {None if arm.run_dir is None else arm.run_dir.parent for arm in arms}
     only = parents.pop() if len(parents) == 1 else None
-    return otherwise if only is None else only
+    return default if only is None else only

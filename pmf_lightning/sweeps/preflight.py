@@ -35,19 +35,19 @@ class Preflight:
             return one_line(error)
         key = json.dumps([cfg.objective["_target_"], _names(module), parts], sort_keys=True, default=str)
         if key not in self._known:
-            self._known[key] = _objection(cfg, module)
+            self._known[key] = _problem(cfg, module)
         return self._known[key]
 
 
-def _objection(cfg: DictConfig, module: GenerativeModule) -> str | None:
+def _problem(cfg: DictConfig, module: GenerativeModule) -> str | None:
     try:
-        _look(cfg, module)
+        _check(cfg, module)
     except (UserError, OmegaConfBaseException) as error:
         return one_line(error)
     return None
 
 
-def _look(cfg: DictConfig, module: GenerativeModule) -> None:
+def _check(cfg: DictConfig, module: GenerativeModule) -> None:
     source = open_source(cfg)
     make_evaluator(cfg, source, module)
     for name in _names(module):

@@ -39,24 +39,25 @@ def train_in_subprocess(request: RunRequest) -> dict:
         overrides.append(f"run_dir={folder}")
     os.environ[RUN_DIR] = str(folder)  # jobs.run reads the directory of this job from here
     process = subprocess.Popen([sys.executable, "-m", "pmf_lightning.train", *overrides])
-    with _passing_on(process):
+    with _forward_signals(process):
         code = process.wait()
     if code:
         error = folder / ERROR
-        said = error.read_text().strip() if error.is_file() else f"the process of the run ended with exit code {code}"
-        raise SubprocessFailed(code if code > 0 else 1, said)
+        message = f"the process of the run ended with exit code {code}"
+        message = error.read_text().strip() if error.is_file() else message
+        raise SubprocessFailed(code if code > 0 else 1, message)
     return json.loads((folder / "summary.json").read_text())
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen) -> Iterator[None]:
+def _forward_signals(process: subprocess.Popen) -> Iterator[None]:
     """Record signals and forward them. SIGINT is forwarded as SIGTERM, since the terminal sends SIGINT to both."""
 
-    def take_down(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         RECEIVED.append(signal.Signals(number))
         process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    before = {number: signal.signal(number, take_down) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         yield
     finally:

@@ -78,14 +78,14 @@ def write(folder: Path, arms: Sequence[SweepRun], about: dict[str, Any]) -> None
     """
     own = {arm.run_dir.resolve() for arm in arms if arm.run_dir is not None}
     earlier = (read(folder) or {"arms": []})["arms"]
-    kept = [one for one in earlier if one.get("run_dir") and (folder / one["run_dir"]).is_dir()]
-    kept = [one for one in kept if (folder / one["run_dir"]).resolve() not in own]
+    others = [one for one in earlier if one.get("run_dir") and (folder / one["run_dir"]).is_dir()]
+    others = [one for one in others if (folder / one["run_dir"]).resolve() not in own]
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / SWEEP) as draft:
-        listed = [*(_plain(arm, folder) for arm in arms), *kept]
+        listed = [*(_plain(arm, folder) for arm in arms), *others]
         draft.write_text(json.dumps({"format": FORMAT, **about, "arms": listed}, indent=2) + "\n")
 
 
 def _plain(arm: SweepRun, folder: Path) -> dict[str, Any]:
-    there = None if arm.run_dir is None else os.path.relpath(arm.run_dir, folder)
-    return {**asdict(replace(arm, run_dir=None)), "run_dir": there, "state": arm.state}
+    relative = None if arm.run_dir is None else os.path.relpath(arm.run_dir, folder)
+    return {**asdict(replace(arm, run_dir=None)), "run_dir": relative, "state": arm.state}

@@ -18,10 +18,10 @@ from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.provenance import SWEEP
 
 MODES = ("online", "offline", "disabled")
-_KEEP = "or keep it here for later, logger.wandb.mode=offline"
+_OFFLINE_REMEDY = "or store it on disk for later, logger.wandb.mode=offline"
 # Arguments that do not describe what is trained. The experiment becomes the group.
-_UNSAID = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale"}
-_UNSAID |= {"callbacks", "debug", "sweeper", "num_workers"}
+_NOT_IN_NAME = {"cache_dir", "ckpt", "experiment", "hydra", "launcher", "logger", "out", "run_dir", "scale"}
+_NOT_IN_NAME |= {"callbacks", "debug", "sweeper", "num_workers"}
 _NAME, _JOB_TYPE = 128, 64  # W&B's maximum length of a name or group, and of a job type or tag
 
 
@@ -48,8 +48,8 @@ def hydra_job() -> Job:
     if not HydraConfig.initialized():
         return Job()
     hydra = HydraConfig.get()
-    began_here = hydra.mode == RunMode.MULTIRUN and {"-m", "--multirun"} & set(sys.argv[1:])
-    sweep = sys.argv[1:] if began_here else shlex.split(os.environ.get(SWEEP, ""))
+    started_here = hydra.mode == RunMode.MULTIRUN and {"-m", "--multirun"} & set(sys.argv[1:])
+    sweep = sys.argv[1:] if started_here else shlex.split(os.environ.get(SWEEP, ""))
     return Job(tuple(hydra.overrides.task), tuple(sweep))
 
 
@@ -60,26 +60,26 @@ def labels(config: Mapping[str, Any], folder: Path, job: Job, kind: str = "train
     type is the arm of the study, else the overrides of a multirun's job without the seed, else ``kind``. The name is
     the overrides, else the folder's name.
     """
-    said, study = _saying(job.overrides), config.get("study")
+    named, study = _naming(job.overrides), config.get("study")
     chosen = [o.partition("=")[2].partition("/")[0] for o in job.overrides if o.startswith("experiment=")]
-    sweep = " ".join(_saying(job.sweep))
+    sweep = " ".join(_naming(job.sweep))
     if study:
         group, arm = f"{study['name']}-{study['scale']}", study["arm"]
         tags = [study["name"], study["scale"], arm]
     else:
         group = chosen[-1] if chosen else sweep
-        arm = " ".join(override for override in said if _key(override) != "seed") if job.sweep else ""
+        arm = " ".join(override for override in named if _key(override) != "seed") if job.sweep else ""
         tags = [config["name"], config["data"]["name"]]
     return Labels(
-        name=_short(" ".join(said) or Path(folder).name, _NAME),
+        name=_short(" ".join(named) or Path(folder).name, _NAME),
         group=_short(group, _NAME) or None,
         job_type=_short(arm or kind, _JOB_TYPE),
         tags=tuple(dict.fromkeys(_short(tag, _JOB_TYPE) for tag in tags)),
     )
 
 
-def _saying(arguments: Sequence[str]) -> list[str]:
-    return [a for a in arguments if "=" in a and not a.startswith("-") and _key(a).split(".")[0] not in _UNSAID]
+def _naming(arguments: Sequence[str]) -> list[str]:
+    return [a for a in arguments if "=" in a and not a.startswith("-") and _key(a).split(".")[0] not in _NOT_IN_NAME]
 
 
 def _key(override: str) -> str:
@@ -103,7 +103,7 @@ def check(options: Mapping[str, Any]) -> None:
             f"logger.wandb.mode={options['mode']}: there is no such mode; {suggestions(str(options['mode']), MODES)}"
         )
     if _mode(options) in (None, "online"):
-        log_in("logger=wandb", _KEEP)
+        log_in("logger=wandb", _OFFLINE_REMEDY)
 
 
 def _mode(options: Mapping[str, Any]) -> str | None:
@@ -111,17 +111,17 @@ def _mode(options: Mapping[str, Any]) -> str | None:
     return options["mode"] or os.environ.get("WANDB_MODE")
 
 
-def log_in(asked: str, otherwise: str) -> bool:
+def log_in(option: str, remedy: str) -> bool:
     """Check that there is a login, or prompt for one at a terminal; False if WANDB_MODE disables the check.
 
-    Raises UserError; its message begins with ``asked`` and ends with ``otherwise``.
+    Raises UserError; its message begins with ``option`` and ends with ``remedy``.
     """
     import wandb  # takes a second to import, which other runs need not spend
 
     try:
         return wandb.login(verify=False)
     except wandb.Error as error:
-        raise UserError(_refused(asked, error, otherwise)) from error
+        raise UserError(_refused(option, error, remedy)) from error
 
 
 def open_run(options: Mapping[str, Any], labels: Labels, folder: Path, config: Mapping[str, Any], run_id: str) -> Any:
@@ -148,11 +148,11 @@ def open_run(options: Mapping[str, Any], labels: Labels, folder: Path, config: M
             settings=wandb.Settings(silent=True),
         )
     except wandb.Error as error:
-        raise UserError(_refused("logger=wandb", error, _KEEP)) from error
+        raise UserError(_refused("logger=wandb", error, _OFFLINE_REMEDY)) from error
 
 
-def _refused(asked: str, error: Exception, otherwise: str) -> str:
-    return f"{asked}: {' '.join(str(error).split())}; {otherwise}"
+def _refused(option: str, error: Exception, remedy: str) -> str:
+    return f"{option}: {' '.join(str(error).split())}; {remedy}"
 
 
 def is_offline(run: Any) -> bool:

@@ -93,7 +93,7 @@ def read_layout(options: Mapping[str, Any]) -> Layout:
     return Layout(name, options["entity"], options["project"], group, sections)
 
 
-def asked_for(layout: Layout) -> Iterator[tuple[str, str]]:
+def requested_keys(layout: Layout) -> Iterator[tuple[str, str]]:
     """Yield the keys that the panels read from runs: ("metric" | "match" | "picture" | "config", name)."""
     for section in layout.sections:
         for panel in section.panels:
@@ -146,7 +146,7 @@ def _check_lines(panel: Panel, place: str) -> None:
     try:
         re.compile(panel.match or "")
     except re.error as error:
-        raise UserError(f"{place}: match={panel.match}: no regular expression ({error})") from error
+        raise UserError(f"{place}: match={panel.match}: not a regular expression ({error})") from error
 
 
 WIDTH = 110

@@ -78,7 +78,7 @@ def test_a_bad_run_in_the_middle_does_not_end_the_others(call_command, tmp_path)
     assert "schedule.warmup_fraction" in (folder / "7-seed0" / "error.txt").read_text()
     assert "3 arms x 1 seed in runs/mine: none begun" in output
     assert "sweep of 3 runs: 2 finished, 1 failed, 0 left" in output
-    assert output.rstrip().endswith("side by side: python -m pmf_lightning.report runs/mine")
+    assert output.rstrip().endswith("compare the runs: python -m pmf_lightning.report runs/mine")
     listed = sweep_file.read(folder)["arms"]
     assert [(one["arm"], one["run_dir"], one["state"]) for one in listed] == [
         ("schedule.warmup_fraction=0", "0-seed0", "finished"),
@@ -110,7 +110,7 @@ def test_a_sweep_without_any_input_ends_before_its_first_run(call_command, tmp_p
     status, output, errors = call_command(main, "-m", *TINY, *NAMED, "data=imagenet64", "schedule.warmup_fraction=0,1")
     assert status == 2
     assert len(said(errors)) == 1
-    assert "all 2 runs that are left are refused: data=imagenet64 needs its WebDataset shards" in said(errors)[0]
+    assert "all 2 remaining runs are refused: data=imagenet64 needs its WebDataset shards" in said(errors)[0]
     assert not (tmp_path / "runs" / "mine").exists()
     assert "2 arms" in output
 
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_whole_sweep(call_command, tmp_path, monkeypatch, wher
         signal.signal(signal.SIGINT, before)
     assert status == 0
     assert "Traceback" not in errors
-    assert "SIGINT: the sweep ends here; the same command goes on with it" in output
+    assert "SIGINT: the sweep ends here; the same command resumes it" in output
     assert "sweep of 2 runs: 0 finished, 0 failed, 2 left" in output
     folder = tmp_path / "runs" / "mine"
     assert not (folder / "0.5-seed0").exists()
@@ -268,7 +268,7 @@ def test_the_same_error_is_said_once(call_command):
     assert said(call_command(command("info")(job), "-m", "seed=0,1,2")[2]) == [
         "error: bad 0",
         "error: bad 1",
-        "error: the same again",
+        "error: the same as above",
     ]
 
 
@@ -315,7 +315,7 @@ def test_states_and_lines(tmp_path):
         "  b seed 0: diverged in step 7",
         "  left: a seed 1 (begun)",
         "  left: b seed 1",
-        f"side by side: python -m pmf_lightning.report {tmp_path}",
+        f"compare the runs: python -m pmf_lightning.report {tmp_path}",
     ]
 
 
@@ -394,8 +394,8 @@ def test_what_is_said_on_paper():
     line = cost.analytic_estimate([1e21, 1e21, 2e21], h200, 2)
     days = 4e21 / (h200.peak_tflops * 1e12 * h200.share_of_peak) / 86400
     assert f"4,000 exaFLOP of training (1,000 to 2,000 each): about {days:.3g} H200-days at 45% of peak" in line
-    assert "assumed; nothing measured there" in line
-    assert "2 of them counted, the others are like these" in line
+    assert "assumed, not measured" in line
+    assert "2 distinct configurations counted" in line
     assert "about 0.62 H200-hours" in cost.analytic_estimate([1e18], h200, 1)
     assert "each" not in cost.analytic_estimate([1e18], h200, 1)
 
@@ -422,7 +422,7 @@ def test_a_large_run_is_told_its_cost_before_its_data_are_missed(call_command, m
 
 def test_no_estimate_says_why(monkeypatch):
     autoencoder = compose(["model=mae_r256", "data=imagenet256_latents"])
-    line = Sweep("h200", 0.1)._on_paper([autoencoder])
+    line = Sweep("h200", 0.1)._analytic_cost([autoencoder])
     assert re.match(r"no estimate of its cost: mae_r256.*", line)
 
 
@@ -439,7 +439,7 @@ def test_on_slurm_studies_keep_their_directories(tmp_path):
 
 def test_inputs_that_several_need_are_looked_for_once(monkeypatch):
     looked = []
-    monkeypatch.setattr("pmf_lightning.sweeps.preflight._look", lambda cfg, module: looked.append(cfg))
+    monkeypatch.setattr("pmf_lightning.sweeps.preflight._check", lambda cfg, module: looked.append(cfg))
     inputs = Preflight()
     for more in ([], ["optimizer=adam"], ["data.resolution=64"]):
         assert inputs.refusal(compose(["model=pmf_digits", *more])) is None

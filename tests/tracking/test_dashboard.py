@@ -16,7 +16,7 @@ from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting
 from pmf_lightning.evaluation.guidance_search.wandb import rows, send
 from pmf_lightning.evaluation.protocol import score_name
-from pmf_lightning.tracking.workspace_layout import Lines, Pictures, asked_for, read_layout, tree
+from pmf_lightning.tracking.workspace_layout import Lines, Pictures, read_layout, requested_keys, tree
 from pmf_lightning.train import train
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -79,7 +79,7 @@ def test_every_panel_finds_what_training_logs(trained, logged):
     assert not elsewhere & logged
     config = read(sessions(trained / "pmf")[0]).config
     pictures = logged | {"reconstructions/averaged", "guidance/heat_map", "guidance/samples"}  # seen below
-    for kind, name in asked_for(layout_of()):
+    for kind, name in requested_keys(layout_of()):
         if kind == "config":
             first, _, last = name.partition(".")
             assert last in config[first]
@@ -200,7 +200,7 @@ def test_bad_input_is_one_line(call_command, monkeypatch, tmp_path, arguments, w
         ({"line": {"title": "a"}}, "Quality: line: there is no such panel; did you mean lines"),
         ({"lines": {"title": "a", "key": ["b"]}}, "lines: key: there is no such option; did you mean keys"),
         ({"lines": {"title": "a"}}, "lines: a: give keys, or match"),
-        ({"lines": {"title": "a", "match": "("}}, r"match=\(: no regular expression"),
+        ({"lines": {"title": "a", "match": "("}}, r"match=\(: not a regular expression"),
         ({"pictures": {"title": "a"}}, "pictures: .*keys"),
         ({"bars": {}, "lines": {}}, "Quality: .*a panel is one of lines, pictures"),
     ],

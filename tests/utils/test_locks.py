@@ -139,7 +139,7 @@ def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_
         status, _, errors = call_command(main, "-m", *TINY, *NAMED, "schedule.warmup_fraction=0,0.5")
         assert status == 2
         assert re.search(
-            rf"^error: run_dir=runs/mine/0.5-seed0: process {other.pid} on .* has it in its sweep; wait", errors, re.M
+            rf"^error: run_dir=runs/mine/0.5-seed0: process {other.pid} on .* uses it in its sweep; wait", errors, re.M
         )
         assert files(mine) == before
         assert (
