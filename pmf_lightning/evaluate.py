@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         subject = on_all_ranks(
             lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
         )
-        print_on_main(subject.said())
+        print_on_main(subject.summary())
         n = images_asked(cfg, subject)
         evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         kept = ImageSaver(cfg.save, out, n, SHOWN)
@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         started = time.perf_counter()
         scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # classes of existing images are unknown
         kept.finish()
-        print_on_main(subject.said_done())
+        print_on_main(subject.conversions())
         report = {
             "metric": evaluator.name(scores.n),
             **subject.about,

@@ -65,13 +65,13 @@ def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor,
     """Compute the statistics of existing images, with the channels of ``source`` (a classifier's data) or else 3."""
     channels = 3 if source is None else source.channels
     images = on_all_ranks(lambda: open_images(cfg.images, channels, cfg.background))
-    print_on_main(images.said())
+    print_on_main(images.summary())
     n = cfg.n or len(images)
     if n > len(images):
         raise UserError(f"n={n}: {cfg.images} holds {len(images)} images; set n to that or less")
     about = {"data": str(cfg.images), "split": "all", "resolution": images.shape[1], "channels": images.shape[0]}
     measured = statistics(images, n, extractor, cfg.batch_size, cfg.features, device, about)
-    print_on_main(images.said_done())
+    print_on_main(images.conversions())
     return measured
 
 

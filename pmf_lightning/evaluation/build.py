@@ -67,17 +67,17 @@ def open_evaluator(
         raise UserError(missing_reference(protocol, resolution))
     if reference == DATA:
         if source is None:
-            raise UserError("reference=data: there are no data at hand; set data=, or give a file of statistics")
+            raise UserError("reference=data: no data are configured; set data=, or give a file of statistics")
         reference = cached_statistics(source, extractor, batch_size, protocol.reference_images, device, cache_dir)
     elif not isinstance(reference, Reference):
         reference = load_reference(reference, extractor.name, protocol.reference_images)
     check_same_features(reference, extractor, protocol.name)
-    asked = {"resolution": resolution, "classes": classes, "crop": crop}
-    check_same_images(reference, protocol, asked)
+    expected = {"resolution": resolution, "classes": classes, "crop": crop}
+    check_same_images(reference, protocol, expected)
     real = None
     if precision_recall_reference is not None:
         real = load_real_images(precision_recall_reference, protocol.reference_images)
-        check_same_images(real, protocol, asked, OPTION)
+        check_same_images(real, protocol, expected, OPTION)
     return Evaluator(protocol, extractor, reference, batch_size, device, real)
 
 
@@ -120,27 +120,27 @@ def missing_reference(protocol: Protocol, resolution: int) -> str:
     known = files.get(resolution) or ", ".join(f"{name} ({side} px)" for side, name in files.items())
     return (
         f"reference is not set; protocol={protocol.name} compares with {known}, from {protocol.reference.where}; or "
-        "make one with pmf_lightning.make_stats, or set reference=data for the training split of the data at hand"
+        "make one with pmf_lightning.make_stats, or set reference=data for the training split of the data"
     )
 
 
 def check_same_images(
-    reference: Reference | RealImages, protocol: Protocol, asked: dict[str, Any], option: str = "reference"
+    reference: Reference | RealImages, protocol: Protocol, expected: dict[str, Any], option: str = "reference"
 ) -> None:
-    """Raise UserError if a reference, by its metadata or its published name, is of other images than ``asked``.
+    """Raise UserError if a reference, by its metadata or its published name, is of other images than ``expected``.
 
-    ``asked`` holds resolution, classes and crop, None if unknown. ``option`` is the option that names the file.
+    ``expected`` holds resolution, classes and crop, None if unknown. ``option`` is the option that names the file.
     """
     path = reference.file.get("path", "in memory")
-    said = dict(reference.about)
-    if not said:
+    stated = dict(reference.about)
+    if not stated:
         if (side := protocol.reference.sides.get(Path(path).name)) is not None:
-            said["resolution"] = side
+            stated["resolution"] = side
         elif reference.images is not None:
-            said["resolution"] = reference.images.shape[-1]
-    for name, wanted in asked.items():
-        if wanted is not None and said.get(name) is not None and said[name] != wanted:
+            stated["resolution"] = reference.images.shape[-1]
+    for name, value in expected.items():
+        if value is not None and stated.get(name) is not None and stated[name] != value:
             raise UserError(
-                f"{option}={path}: {name} is {said[name]} there and {wanted} here; give the statistics of the same "
-                "images, or make them with pmf_lightning.make_stats"
+                f"{option}={path}: {name} is {stated[name]} in the file and {value} here; give the statistics of the "
+                "same images, or make them with pmf_lightning.make_stats"
             )

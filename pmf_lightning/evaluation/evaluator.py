@@ -28,7 +28,7 @@ from pmf_lightning.utils.errors import UserError
 # uint8 images, which are used unchanged.
 Generate = Callable[[Int64[Tensor, " b"], int], Tensor]
 # Callback for the images of this rank: (uint8 images [b, C, H, W], labels [b], number of the first image)
-Keep = Callable[[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], int], None]
+SaveImages = Callable[[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"], int], None]
 
 
 class Evaluator:
@@ -78,31 +78,31 @@ class Evaluator:
 
         It shares the network, which is opened now. All ranks must call it.
         """
-        few = Evaluator(
+        reduced = Evaluator(
             self.protocol,
             self.extractor,
             replace(self.reference, features=None, images=None),
             self.batch_size,
             self.device,
         )
-        few.network = self.network
-        return few
+        reduced.network = self.network
+        return reduced
 
-    def __call__(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> Scores:
+    def __call__(self, generate: Generate, n: int, classes: int, save: SaveImages | None = None) -> Scores:
         """Generate ``n`` images with labels ``i % classes`` and return their scores against the reference.
 
         ``generate(labels, first)`` returns the images number ``first``, ``first + 1``, ... Raises UserError for n < 2.
         If pixels are not finite or a rank fails, all ranks raise NonFiniteError or UserError.
         """
-        measured = self.measure(generate, n, classes, keep)
+        measured = self.measure(generate, n, classes, save)
         real, compared = self.reference_features, self.precision_recall_features
         scores = on_rank_zero(lambda: score(measured, self.reference, real, self.protocol, self.device, compared))
         return self._flagged(scores, classes)
 
-    def measure(self, generate: Generate, n: int, classes: int, keep: Keep | None = None) -> FeatureStatistics:
+    def measure(self, generate: Generate, n: int, classes: int, save: SaveImages | None = None) -> FeatureStatistics:
         """Generate like ``__call__``; return moments, logits and, if there are real features to compare, features."""
         if n < 2:
-            raise UserError(f"n={n}: two images at least make a distance")
+            raise UserError(f"n={n}: a distance needs at least two images")
         labels, to_levels = balanced_labels(n, classes), QUANTISERS[self.protocol.quantiser]
 
         def levels(first: int, end: int) -> Tensor:
@@ -110,8 +110,8 @@ class Evaluator:
             if images.dtype != torch.uint8:
                 check_finite(images, f"generated images {first} to {end - 1}")
                 images = to_levels(images)
-            if keep is not None:
-                keep(images.cpu(), labels[first:end], first)
+            if save is not None:
+                save(images.cpu(), labels[first:end], first)
             return images
 
         compared = any(x is not None for x in (self.reference.features, self.reference.images, self.real))
@@ -129,10 +129,10 @@ class Evaluator:
         """Real features for precision and recall: those of ``real`` if given, otherwise those of the reference."""
         return self.reference_features if self.real is None else self._features_of(self.real)
 
-    def _features_of(self, held: Reference | RealImages) -> Float[Tensor, "m f"] | None:
-        if held.features is not None or held.images is None:
-            return held.features
-        images = held.images[: self.protocol.reference_images]
+    def _features_of(self, real: Reference | RealImages) -> Float[Tensor, "m f"] | None:
+        if real.features is not None or real.images is None:
+            return real.features
+        images = real.images[: self.protocol.reference_images]
         parts = (self.extractor, self.network, self.device, "all", "reference images")
         return measure(lambda first, end: images[first:end], len(images), self.batch_size, *parts).features
 
@@ -156,25 +156,25 @@ def measure(
     extractor: Extractor,
     network: Network,
     device: torch.device,
-    kept: Int64[Tensor, " m"] | str | None,
+    stored_rows: Int64[Tensor, " m"] | str | None,
     title: str = "images",
 ) -> FeatureStatistics:
     """Compute statistics of images number 0 to n - 1, from ``levels(first, end)`` in chunks split over the ranks.
 
-    ``kept`` holds the numbers of the images whose features are stored, "all" or None. ``title`` is that of the progress
-    bar.
+    ``stored_rows`` holds the numbers of the images whose features are stored, "all" or None. ``title`` is that of the
+    progress bar.
     """
-    moments = Moments(extractor.features, extractor.logits, kept).to(device)
+    moments = Moments(extractor.features, extractor.logits, stored_rows).to(device)
     rank, world = rank_and_world()
     bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= batch_size, leave=False)
 
-    def work() -> None:
+    def run() -> None:
         for first, end in chunks_of_this_rank(n, batch_size):
             moments.update(extract(network, levels(first, end), extractor.batch, device), first)
             bar.update(min((end - first) * world, n - bar.n))
 
     with bar:
-        on_all_ranks(work)
+        on_all_ranks(run)
     return moments.compute()
 
 
@@ -198,7 +198,7 @@ def check_real_images(real: RealImages, extractor: Extractor, protocol: str) -> 
     if real.images is not None and real.images.shape[1] not in extractor.channels:
         raise UserError(
             f"{OPTION}={path}: images of {real.images.shape[1]} channels, extractor={extractor.name} sees "
-            f"{' or '.join(map(str, extractor.channels))}; give the features that make_stats keeps"
+            f"{' or '.join(map(str, extractor.channels))}; give the features that make_stats stores"
         )
     if real.features is not None:
         if real.features.shape[1] != extractor.features:
@@ -215,10 +215,10 @@ def _check_fingerprint(about: Mapping[str, Any], what: str, extractor: Extractor
     if theirs is None or theirs == ours:
         return
     remedy = "choose the extractor (or its weights) it was made with, or make it again with make_stats"
-    if (resize := getattr(extractor, "resize", None)) is not None and _but_resize(theirs) == _but_resize(ours):
-        remedy = f"the images were resized otherwise; make it again with make_stats protocol={protocol} ({resize})"
+    if (resize := getattr(extractor, "resize", None)) is not None and _without_resize(theirs) == _without_resize(ours):
+        remedy = f"the images were resized differently; make it again with make_stats protocol={protocol} ({resize})"
     raise UserError(f"{what}: made with the features {theirs}, extractor={extractor.name} is {ours}; {remedy}")
 
 
-def _but_resize(fingerprint: str) -> list[str]:
+def _without_resize(fingerprint: str) -> list[str]:
     return [word for word in fingerprint.split() if word not in RESIZES]

@@ -51,7 +51,7 @@ class FrechetDistance:
             with torch.autocast(part.device.type, enabled=False):
                 features = self._embed(part)
             if moments is None:
-                moments = Moments(features.shape[1], logits=0, kept=None, sync=False).to(features.device)
+                moments = Moments(features.shape[1], logits=0, stored_rows=None, sync=False).to(features.device)
             moments.update(Features(features, None), count)
             count += len(part)
         if count < 2:

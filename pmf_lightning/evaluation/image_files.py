@@ -44,7 +44,7 @@ class ImageSaver:
         self.latest = time.perf_counter()  # time of this rank's last images
         self._folder = out / ("images" if kind == "png" else ".images.parts")
         if kind != "none":
-            on_rank_zero(self._make_room)
+            on_rank_zero(self._prepare_folder)
 
     @property
     def path(self) -> Path | None:
@@ -69,17 +69,17 @@ class ImageSaver:
         """Join the parts of an .npz on rank 0 once all ranks have written. All ranks must call it."""
         on_all_ranks(lambda: None)
         if self.kind == "npz":
-            on_rank_zero(self._put_together)
+            on_rank_zero(self._write_npz)
 
-    def _put_together(self) -> None:
+    def _write_npz(self) -> None:
         parts = sorted(self._folder.glob("*.npz"))
         with atomic_write(self.out / "images.npz") as draft, zipfile.ZipFile(draft, "w") as archive:
             for name in ("arr_0", "arr_1"):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    _join(file, parts, name)
+                    _concatenate(file, parts, name)
         shutil.rmtree(self._folder)
 
-    def _make_room(self) -> None:
+    def _prepare_folder(self) -> None:
         if self.kind == "npz" and self._folder.is_dir():
             shutil.rmtree(self._folder)  # left by a killed evaluation
         if self.kind == "png" and self._folder.is_dir() and any(self._folder.iterdir()):
@@ -87,7 +87,7 @@ class ImageSaver:
         self._folder.mkdir(parents=True, exist_ok=True)
 
 
-def _join(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
+def _concatenate(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
     """Concatenate the arrays ``name`` of all parts into one .npy, part by part: they may exceed the memory."""
     shapes, dtype = [], None
     for part in parts:
@@ -129,12 +129,12 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def said(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Return lines that describe the images and the files left out."""
         lines = [f"{len(self):,} images in {shown(str(self.folder))}{describe_extensions(self.names)}"]
         return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
 
-    def said_done(self) -> list[str]:
+    def conversions(self) -> list[str]:
         """Return a line on the decoder's conversions of the images read by all ranks. All ranks must call it."""
         done = total(self.done)
         return [describe_conversions(done)] if done else []
@@ -177,17 +177,17 @@ class NpzImages:
         if shape[-1] == 3 and channels == 1:
             raise UserError(f"images={path}: arr_0 has 3 channels, the features are of grey images; give grey ones")
         if not 0 < math.prod(shape[1:]) <= MOST_BYTES:
-            raise UserError(f"images={path}: arr_0 is {dtype} {shape}, whose images have no size of pictures")
+            raise UserError(f"images={path}: arr_0 is {dtype} {shape}, images that are empty or too large")
         self._stored, self.shape = shape, (channels, *shape[1:3])
 
     def __len__(self) -> int:
         return self._stored[0]
 
-    def said(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Return a line that describes the images."""
         return [f"{len(self):,} images in {self.path}"]
 
-    def said_done(self) -> list[str]:
+    def conversions(self) -> list[str]:
         """Return no lines: the images are not converted."""
         return []
 
@@ -195,7 +195,7 @@ class NpzImages:
         """Return images number ``first`` to ``end - 1``; UserError if the file is damaged or too short."""
         size = int(np.prod(self._stored[1:]))
         try:
-            self._go_to(self._start + first * size)
+            self._seek(self._start + first * size)
             data = self._member.read((end - first) * size)
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"images={self.path}: damaged ({error}); get or write it again") from error
@@ -204,7 +204,7 @@ class NpzImages:
         images = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(end - first, *self._stored[1:])
         return images.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
 
-    def _go_to(self, place: int) -> None:
+    def _seek(self, place: int) -> None:
         """Move to a byte of the array, forwards by reading: since Python 3.12 seeking in a zip skips its checksum."""
         while (ahead := place - self._member.tell()) > 0 and self._member.read(min(ahead, 2**24)):
             pass

@@ -13,8 +13,8 @@ from pmf_lightning.encoders.base import Features
 class FeatureStatistics:
     """Statistics of ``n`` images: mean and unbiased covariance of their features, in float64 on the CPU.
 
-    ``features`` [m, F] are those of the images selected by ``kept``, ``logits`` [n, K] those of all images. Both are in
-    the order of the images, and None if not stored. It is not a dataclass, which torchmetrics would convert.
+    ``features`` [m, F] are those of the images selected by ``stored_rows``, ``logits`` [n, K] those of all images. Both
+    are in the order of the images, and None if not stored. It is not a dataclass, which torchmetrics would convert.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Moments(Metric):
     Args:
         features: features per image.
         logits: number of logits per image, stored for all images; 0: none.
-        kept: numbers of the images whose features are stored, "all" or None.
+        stored_rows: numbers of the images whose features are stored, "all" or None.
         sync: whether ``compute``, then a collective, reduces over the ranks.
     """
 
@@ -42,32 +42,36 @@ class Moments(Metric):
     higher_is_better = None
     is_differentiable = False
 
-    def __init__(self, features: int, logits: int, kept: Int64[Tensor, " m"] | str | None, sync: bool = True) -> None:
+    def __init__(
+        self, features: int, logits: int, stored_rows: Int64[Tensor, " m"] | str | None, sync: bool = True
+    ) -> None:
         super().__init__(compute_with_cache=False, sync_on_compute=sync)
-        self.logits, self.kept = logits, kept
+        self.logits, self.stored_rows = logits, stored_rows
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("products", torch.zeros(features, features, dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("rows", "vectors", "answers", "answer_rows"):
+        for name in ("rows", "vectors", "logit_parts", "logit_rows"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.update(
             Features(torch.zeros(0, features), torch.zeros(0, logits)), 0
         )  # so that ranks without a chunk can be reduced
 
-    def update(self, seen: Features, first: int) -> None:
+    def update(self, outputs: Features, first: int) -> None:
         """Add images number ``first``, ``first + 1``, ..."""
-        wide = seen.features.double()
+        wide = outputs.features.double()
         self.count += len(wide)
         self.total += wide.sum(0)
         self.products += wide.T @ wide
         rows = torch.arange(first, first + len(wide), device=wide.device)
-        if self.kept is not None:
-            chosen = rows >= 0 if isinstance(self.kept, str) else torch.isin(rows, self.kept.to(rows.device))
+        if self.stored_rows is not None:
+            chosen = (
+                rows >= 0 if isinstance(self.stored_rows, str) else torch.isin(rows, self.stored_rows.to(rows.device))
+            )
             self.rows.append(rows[chosen])
-            self.vectors.append(seen.features[chosen])
+            self.vectors.append(outputs.features[chosen])
         if self.logits:
-            self.answer_rows.append(rows)
-            self.answers.append(seen.logits)
+            self.logit_rows.append(rows)
+            self.logit_parts.append(outputs.logits)
 
     def compute(self) -> FeatureStatistics:
         """Return the statistics over all ranks; the covariance divides by n - 1, like np.cov."""
@@ -77,8 +81,8 @@ class Moments(Metric):
             n,
             mu.cpu(),
             ((sigma + sigma.T) / 2).cpu(),
-            _in_order(self.vectors, self.rows) if self.kept is not None else None,
-            _in_order(self.answers, self.answer_rows) if self.logits else None,
+            _in_order(self.vectors, self.rows) if self.stored_rows is not None else None,
+            _in_order(self.logit_parts, self.logit_rows) if self.logits else None,
         )
 
 

@@ -48,8 +48,8 @@ def load_real_images(path: str | Path, most: int) -> RealImages:
     except (OSError, ValueError) as error:
         raise UserError(f"{OPTION}={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     if array is None:
-        held = ", ".join(sorted(names)[:6]) or "nothing"
-        raise UserError(f"{OPTION}={path}: holds {held}; images are called arr_0, features of make_stats features")
+        found = ", ".join(sorted(names)[:6]) or "nothing"
+        raise UserError(f"{OPTION}={path}: holds {found}; images are called arr_0, features of make_stats features")
     file = {"path": str(path), "sha256": file_sha256(path)}
     if name == "arr_0":
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:

@@ -42,9 +42,9 @@ def _empty_array(kind: type, shape: tuple, code: Any) -> np.ndarray:
     return multiarray._reconstruct(np.ndarray, (0,), b"b")
 
 
-def _dtype(*said: Any) -> np.dtype:
+def _dtype(*arguments: Any) -> np.dtype:
     """Safe replacement of numpy.dtype: types of Python objects or with fields are refused."""
-    dtype = np.dtype(said[0], copy=True)  # a copy, because the pickle sets its state next
+    dtype = np.dtype(arguments[0], copy=True)  # a copy, because the pickle sets its state next
     if dtype.hasobject or dtype.fields is not None or dtype.itemsize > 1024:
         raise pickle.UnpicklingError(f"an array of {dtype}")
     return dtype
@@ -77,12 +77,12 @@ class _ArraysOnly(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong to an array")
 
     def load_build(self) -> None:
         """Set the state of an array or a dtype; other objects are refused."""
         if not isinstance(self.stack[-2], np.ndarray | np.dtype):
-            raise pickle.UnpicklingError("it sets what is no array")
+            raise pickle.UnpicklingError("it sets the state of something that is not an array")
         super().load_build()
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
@@ -165,7 +165,9 @@ def load_reference(path: str | Path, extractor: str, most_images: int = 10_000) 
 
 def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
     if not zipfile.is_zipfile(path):
-        raise UserError(f"reference={path}: cannot be read as .npz: it is none, or was cut off; get or make it again")
+        raise UserError(
+            f"reference={path}: cannot be read as .npz: it is not one, or is truncated; get or make it again"
+        )
     try:
         with open_npz(path) as arrays:
             names = arrays.names
@@ -175,10 +177,10 @@ def _read_npz(path: Path, extractor: str, most_images: int) -> tuple[dict[str, A
                     return moments | _npz_extras(arrays, path, most_images), dialect
     except (OSError, ValueError) as error:
         raise UserError(f"reference={path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
-    held = ", ".join(sorted(names)[:6]) or "nothing"
+    stored = ", ".join(sorted(names)[:6]) or "nothing"
     if "arr_0" in names:
-        raise UserError(f"reference={path}: holds images and no moments; turn it into a file with make_stats images=")
-    raise UserError(f"reference={path}: holds {held}; moments are called mu and sigma, or ref_mu and ref_sigma")
+        raise UserError(f"reference={path}: has images and no moments; turn it into a file with make_stats images=")
+    raise UserError(f"reference={path}: holds {stored}; moments are called mu and sigma, or ref_mu and ref_sigma")
 
 
 def _npz_extras(arrays: Npz, path: Path, most_images: int) -> dict[str, Any]:
@@ -201,13 +203,13 @@ def _npz_extras(arrays: Npz, path: Path, most_images: int) -> dict[str, Any]:
 def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
     found = load_arrays(path)
     key = EDM2_NAMES.get(extractor, extractor)
-    held = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(held, Mapping) or not {"mu", "sigma"} <= held.keys():
+    stored = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(stored, Mapping) or not {"mu", "sigma"} <= stored.keys():
         names = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
         raise UserError(f"reference={path}: holds {names}; {{'{key}': {{'mu': ..., 'sigma': ...}}}} is needed")
     about = found.get("about", {})
     about = dict(about) if isinstance(about, Mapping) else {}
-    return {"mu": held["mu"], "sigma": held["sigma"], "about": about, "n": about.get("n")}, "edm2"
+    return {"mu": stored["mu"], "sigma": stored["sigma"], "about": about, "n": about.get("n")}, "edm2"
 
 
 def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
@@ -215,9 +217,9 @@ def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
     try:
         about = parse_json(text)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{option}={path}: what it says of itself is no JSON; make it again") from error
+        raise UserError(f"{option}={path}: its metadata is not JSON; make it again") from error
     if not isinstance(about, dict):
-        raise UserError(f"{option}={path}: what it says of itself is no JSON object; make it again")
+        raise UserError(f"{option}={path}: its metadata is not a JSON object; make it again")
     return about
 
 
@@ -227,9 +229,9 @@ def _moments(mu: Any, sigma: Any, path: Path) -> tuple[Float64[Tensor, " f"], Fl
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         raise UserError(f"reference={path}: mean and covariance are {mu.dtype} and {sigma.dtype}, not floats")
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"reference={path}: mean {mu.shape} and covariance {sigma.shape} do not belong together")
+        raise UserError(f"reference={path}: mean {mu.shape} and covariance {sigma.shape} do not match")
     if sigma.size * 8 > MOST_BYTES or not len(mu):
-        raise UserError(f"reference={path}: its mean has {len(mu)} numbers; features are fewer, or more than none")
+        raise UserError(f"reference={path}: its mean has {len(mu)} numbers, outside the supported range")
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"reference={path}: some of its numbers are not finite; get or make it again")

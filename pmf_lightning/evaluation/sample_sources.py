@@ -28,8 +28,8 @@ class SampleSource:
     """Source of images to evaluate: ``generate(labels, first)`` returns its images, ``about`` describes them.
 
     ``n`` is the number of images (None: unlimited), ``shape`` the shape of an image [C, H, W]. ``classes`` and
-    ``config`` (the configuration) are those of a model. ``said`` returns lines that describe image files, ``said_done``
-    lines on their conversions over all ranks.
+    ``config`` (the configuration) are those of a model. ``summary`` returns lines that describe image files,
+    ``conversions`` lines on their conversions over all ranks.
     """
 
     generate: Callable[[Tensor, int], Tensor]
@@ -38,22 +38,22 @@ class SampleSource:
     classes: int | None
     about: dict[str, Any]
     config: Mapping[str, Any] | None = None
-    said: Callable[[], list[str]] = list
-    said_done: Callable[[], list[str]] = list
+    summary: Callable[[], list[str]] = list
+    conversions: Callable[[], list[str]] = list
 
 
 def existing_images(cfg: DictConfig) -> SampleSource:
     """Return the image files of ``images=`` as a source, with the channels of ``data=`` if set; raises UserError."""
     images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
-    about = {"judged": str(cfg.images), "quantiser": "none: the images were whole levels"}
+    about = {"judged": str(cfg.images), "quantiser": "none: the images were uint8 already"}
     return SampleSource(
         generate=lambda labels, first: images(first, first + len(labels)),
         shape=images.shape,
         n=len(images),
         classes=None,
         about=about,
-        said=images.said,
-        said_done=images.said_done,
+        summary=images.summary,
+        conversions=images.conversions,
     )
 
 
@@ -77,7 +77,7 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
 def check_generates(ckpt: str, module: GenerativeModule) -> None:
     """Raise UserError for a model that is not a generator."""
     if not module.objective.samplers:
-        raise UserError(f"ckpt={ckpt}: {module.config['name']} makes no images to judge; give a generator")
+        raise UserError(f"ckpt={ckpt}: {module.config['name']} generates no images to evaluate; give a generator")
 
 
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def evaluator_of(
         channels=shape[0],
         precision_recall_reference=cfg.precision_recall_reference,
         crop=CROP_RULE if config is not None and "root" in config["data"] else None,
-        source=_data_at_hand(cfg, config),
+        source=_configured_data(cfg, config),
         cache_dir=cfg.cache_dir,
     )
 
 
-def _data_at_hand(cfg: DictConfig, config: Mapping[str, Any] | None) -> DataSource | None:
+def _configured_data(cfg: DictConfig, config: Mapping[str, Any] | None) -> DataSource | None:
     """Return the data of ``data=`` or of the checkpoint, None if there are none or they are not needed."""
     if not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
         return None

@@ -19,7 +19,7 @@ FLAGS = {
     "rank-deficient": "fewer images than features + 1: the covariance is singular, the distance biased upwards",
     "reference-rank-deficient": "as rank-deficient, of the reference",
     "near-singular": "a covariance is nearly singular: the last digits of the distance are rounding",
-    "not-full-count": "not the protocol's number of images: no published number compares",
+    "not-full-count": "not the protocol's number of images: not comparable with published numbers",
     "unbalanced-labels": "the number of images is no multiple of the number of classes",
     "small-kid-subsets": "fewer images than a subset of the kernel distance should have",
     "few-reference-features": "fewer real images than the protocol's for precision and recall",

@@ -63,7 +63,7 @@ class SmallDataScores:
     per_class_accuracy: list[float | None]
 
 
-class Judge:
+class RealImageScorer:
     """Classifier with the real images of the comparison; scores of the real images are computed once."""
 
     def __init__(
@@ -143,8 +143,8 @@ class SmallDataEvaluator:
         self.source, self.settings, self.cache_dir = source, settings, cache_dir
 
     @cached_property
-    def judge(self) -> Judge:
-        """The ``Judge``; the first access trains the classifier or reads it from the cache.
+    def scorer(self) -> RealImageScorer:
+        """The ``RealImageScorer``; the first access trains the classifier or reads it from the cache.
 
         Raises UserError for data with fewer than two classes or two held-out images.
         """
@@ -154,18 +154,18 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
-        return Judge(classifier, train, held_out, held_out.labels, self.settings.batch_size)
+        return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, with labels ``i % classes``, and return their scores.
 
         ``generate(labels, first)`` returns the images number ``first``, ``first + 1``, ... Raises NonFiniteError.
         """
-        judge = self.judge
-        labels = balanced_labels(len(judge.held_out_labels), self.source.classes)
+        scorer = self.scorer
+        labels = balanced_labels(len(scorer.held_out_labels), self.source.classes)
         firsts = range(0, len(labels), self.settings.batch_size)
         parts = zip(firsts, labels.split(self.settings.batch_size), strict=True)
-        return judge.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
+        return scorer.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
 
 
 def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
@@ -182,12 +182,12 @@ def measure_quality(
     generated_labels: Int64[Tensor, " k"],
     batch: int,
 ) -> SmallDataScores:
-    """Score one set of generated images; use a ``Judge`` for several sets.
+    """Score one set of generated images; use a ``RealImageScorer`` for several sets.
 
     Raises ValueError unless their number and size equal those of the held-out images.
     """
-    judge = Judge(classifier, train_images, held_out_images, held_out_labels, batch)
-    return judge.measure(generated_images, generated_labels)
+    scorer = RealImageScorer(classifier, train_images, held_out_images, held_out_labels, batch)
+    return scorer.measure(generated_images, generated_labels)
 
 
 def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:

@@ -41,15 +41,15 @@ def statistics(
     call it and get the same result. Raises UserError for fewer than two images.
     """
     if n < 2:
-        raise UserError(f"n={n}: two images at least make statistics")
+        raise UserError(f"n={n}: statistics need at least two images")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: at least one image at a time is needed")
     if features < 0:
         raise UserError(f"features={features}: set it to 0 (none) or more")
-    kept = rng.permutation("statistics", "features", count=n)[:features].sort().values if features else None
+    stored_rows = rng.permutation("statistics", "features", count=n)[:features].sort().values if features else None
     device = torch.device(device)
     network = on_all_ranks(lambda: extractor.open(device))
-    measured = measure(levels, n, batch_size, extractor, network, device, kept, "real images")
+    measured = measure(levels, n, batch_size, extractor, network, device, stored_rows, "real images")
     said = {"format": FORMAT, **about, "n": n, "extractor_name": extractor.name, "extractor": extractor.fingerprint()}
     return Reference(measured.mu, measured.sigma, n, measured.features, about=said)
 
@@ -78,14 +78,14 @@ def split_statistics(
 
 def _pixels(source: DataSource) -> Any:
     if source.latents:
-        raise UserError(f"data={source.name}: statistics are of pixels, these are latents; choose the data of pixels")
+        raise UserError(f"data={source.name}: statistics are of pixels, these are latents; choose the data with pixels")
     return source.train()
 
 
 def _read_ahead(split: Any, rows: Tensor | None, n: int, batch_size: int, num_workers: int) -> Iterator[Tensor]:
     """Yield the images of this rank's chunks in order; UserError if too many records cannot be read."""
-    wanted = torch.arange(n) if rows is None else rows
-    batches = [wanted[first:end].tolist() for first, end in chunks_of_this_rank(n, batch_size)]
+    numbers = torch.arange(n) if rows is None else rows
+    batches = [numbers[first:end].tolist() for first, end in chunks_of_this_rank(n, batch_size)]
     for images, _, _ in iterate_batches(split, batches, num_workers, tally_of(split, rank_and_world()[1])):
         yield images
 
@@ -116,15 +116,15 @@ def cached_statistics(
     path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
     if not on_rank_zero(path.is_file):
         measured = split_statistics(source, extractor, None, batch_size, features, device)
-        on_rank_zero(lambda: _keep(measured, path))
+        on_rank_zero(lambda: _save(measured, path))
     reference = on_rank_zero(
         lambda: load_reference(path, extractor.name)
     )  # read on rank 0: other machines have other cache folders
-    kept = f"data={source.name} (kept at {reference.file['path']})"
-    return replace(reference, file={**reference.file, "path": kept})
+    description = f"data={source.name} (cached at {reference.file['path']})"
+    return replace(reference, file={**reference.file, "path": description})
 
 
-def _keep(reference: Reference, path: Path) -> None:
+def _save(reference: Reference, path: Path) -> None:
     with sole_writer(path):
         save_npz(reference, path)
 
@@ -139,9 +139,9 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
     moments = {"ref_mu": reference.mu.numpy(), "ref_sigma": reference.sigma.numpy()}
     _write_npz(other, moments | {"about": np.array(json.dumps(dict(reference.about)))})
     name = reference.about["extractor_name"]
-    held = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
+    arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
     with atomic_write(pickled) as draft, draft.open("wb") as file:
-        pickle.dump({EDM2_NAMES.get(name, name): held, "about": dict(reference.about)}, file)
+        pickle.dump({EDM2_NAMES.get(name, name): arrays, "about": dict(reference.about)}, file)
     return [out, other, pickled]
 
 

@@ -200,7 +200,7 @@ def make_evaluator(
     if not cfg.metrics.enabled:
         return None, None
     if not module.objective.samplers:
-        raise UserError(f"metrics.enabled=true: {cfg.name} makes no images to judge; leave metrics= out")
+        raise UserError(f"metrics.enabled=true: {cfg.name} generates no images to evaluate; leave metrics= out")
     settings = make_part(cfg, "metrics")
     if not isinstance(settings, FidSettings):
         _check_held_out(source, "metrics=none")

@@ -487,5 +487,5 @@ def test_judged_folders_follow_the_same_rules(tmp_path):
     levels = images(0, 3)
     assert images.names == ["1.png", "2.tif", "deep/0.gif"]
     assert torch.equal(levels[:, 0, 0, 0], torch.tensor([0, 40_000 >> 8, GREY], dtype=torch.uint8))
-    assert images.said()[1].startswith("left out: 1 hidden")
-    assert images.said_done() == [f"converted images: 1 {DEEP}; 1 {TRANSPARENT}"]
+    assert images.summary()[1].startswith("left out: 1 hidden")
+    assert images.conversions() == [f"converted images: 1 {DEEP}; 1 {TRANSPARENT}"]

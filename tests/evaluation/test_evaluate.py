@@ -107,7 +107,7 @@ def test_kept_images_are_those_of_sample_and_score_alike(judge, trained, tmp_pat
     assert again["scores"] == first["scores"]
     assert "unbalanced-labels" in first["flags"]
     assert "unbalanced-labels" not in again["flags"], "of existing images no label is known"
-    assert again["quantiser"] == "none: the images were whole levels"
+    assert again["quantiser"] == "none: the images were uint8 already"
     assert "checkpoint_sha256" not in again
 
 
@@ -192,7 +192,7 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
         (["images=nowhere", "data=digits"], "images=nowhere: no such file or folder"),
         (["images={pngs}", "save=npz"], "save=npz: these images exist already, in images="),
         (["images={pngs}", "reference=data"], "extractor=classifier: it is trained on the data at hand"),
-        (["images={pngs}", "data=digits", "reference=data"], "resolution is 32 there and 8 here"),
+        (["images={pngs}", "data=digits", "reference=data"], "resolution is 32 in the file and 8 here"),
         (["images={pngs}", "data=digits", "data.resolution=8", "reference=data", "n=9"], "holds 4 images"),
     ],
 )
@@ -222,7 +222,7 @@ def test_an_autoencoder_is_no_generator(judge, tmp_path):
     module = build(compose([*RUN[6:], "model=mae_tiny", *small]))
     averages = {name: dict(module.network.named_parameters()) for name in [module.config["sampling"]["ema"]]}
     torch.save({"config": module.config, "state_dict": module.state_dict(), "ema": averages}, tmp_path / "mae.ckpt")
-    with pytest.raises(UserError, match="mae_tiny makes no images to judge; give a generator"):
+    with pytest.raises(UserError, match="mae_tiny generates no images to evaluate; give a generator"):
         judge(f"ckpt={tmp_path}/mae.ckpt", "reference=data")
 
 

@@ -241,7 +241,7 @@ def test_the_quantiser_is_the_protocols(real):
     kept = {}
     for rule in QUANTISERS:
         evaluator(real, quantiser=rule)(
-            dark, 16, 4, keep=lambda images, labels, first, rule=rule: kept.setdefault((rule, first), images)
+            dark, 16, 4, save=lambda images, labels, first, rule=rule: kept.setdefault((rule, first), images)
         )
         assert torch.equal(kept[rule, 8], QUANTISERS[rule](dark(torch.arange(8, 16) % 4, 8)))
     assert not torch.equal(kept["round", 0], kept["floor", 0])
@@ -250,7 +250,7 @@ def test_the_quantiser_is_the_protocols(real):
 def test_whole_levels_are_taken_as_they_are(real):
     images = noise_levels("levels", 12)
     kept = []
-    evaluator(real)(lambda labels, first: images[first : first + len(labels)], 12, 4, keep=lambda *x: kept.append(x[0]))
+    evaluator(real)(lambda labels, first: images[first : first + len(labels)], 12, 4, save=lambda *x: kept.append(x[0]))
     assert torch.equal(torch.cat(kept), images)
 
 

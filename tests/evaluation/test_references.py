@@ -121,7 +121,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     path, victim = tmp_path / "bad.pkl", tmp_path / "victim"
     path.write_bytes(pickle.dumps({"fid": Harm(victim)}))
     with pytest.raises(
-        UserError, match=r"bad.pkl: cannot be read as a pickle of arrays \(.*io.open, which is no array"
+        UserError, match=r"bad.pkl: cannot be read as a pickle of arrays \(.*io.open, which does not belong to an array"
     ):
         load_reference(path, "inception")
     assert not victim.exists()
@@ -147,15 +147,15 @@ def broken(change):
 
 
 WRONG = {
-    "do not belong together": lambda mu, sigma: {"sigma": sigma[:5, :5]},
+    "do not match": lambda mu, sigma: {"sigma": sigma[:5, :5]},
     "mean (6, 1) and covariance": lambda mu, sigma: {"mu": mu[:, None]},
     "some of its numbers are not finite": lambda mu, sigma: {"mu": np.where(mu > mu.mean(), np.nan, mu)},
     "covariance is not symmetric": lambda mu, sigma: {"sigma": sigma + np.triu(np.ones_like(sigma), 1)},
     "no positive trace": lambda mu, sigma: {"sigma": -sigma},
     "not floats": lambda mu, sigma: {"mu": mu.astype(np.int64)},
     "its features are (3, 5), its mean has 6": lambda mu, sigma: {"features": np.zeros((3, 5), np.float32)},
-    "what it says of itself is no JSON; make": lambda mu, sigma: {"about": np.array("{")},
-    "no JSON object": lambda mu, sigma: {"about": np.array("[1]")},
+    "its metadata is not JSON; make": lambda mu, sigma: {"about": np.array("{")},
+    "not a JSON object": lambda mu, sigma: {"about": np.array("[1]")},
 }
 
 
@@ -172,7 +172,7 @@ def test_moments_that_cannot_be(stored, message):
     ("arrays", "message"),
     [
         ({"mean": np.zeros(3)}, "holds mean; moments are called mu and sigma, or ref_mu and ref_sigma"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "holds images and no moments; .*make_stats images="),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "has images and no moments; .*make_stats images="),
         ({"mu": np.array([{}], object), "sigma": np.zeros(1)}, "cannot be read as .npz"),
     ],
 )
@@ -195,7 +195,7 @@ def test_files_that_end_early(stored, tmp_path, name):
 def test_files_that_are_none(tmp_path, name):
     path = tmp_path / name
     np.save(path, np.zeros(3)) if name.endswith("npy") else path.write_text("{}")
-    with pytest.raises(UserError, match=f"{name}: cannot be read as .npz: it is none"):
+    with pytest.raises(UserError, match=f"{name}: cannot be read as .npz: it is not one"):
         load_reference(path, "inception")
 
 
@@ -232,9 +232,9 @@ def test_a_reference_that_fits(made):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resolution": 16}, "resolution is 8 there and 16 here"),
-        ({"classes": 10}, "classes is 4 there and 10 here"),
-        ({"crop": CROP_RULE}, f"crop is none there and {CROP_RULE} here"),
+        ({"resolution": 16}, "resolution is 8 in the file and 16 here"),
+        ({"classes": 10}, "classes is 4 in the file and 10 here"),
+        ({"crop": CROP_RULE}, f"crop is none in the file and {CROP_RULE} here"),
         ({"extractor": Tiny(words="tiny 2")}, "made with the features tiny 1, extractor=tiny is tiny 2"),
         ({"extractor": Tiny(features=2048)}, "moments of 6 features, extractor=tiny makes 2048"),
         ({"channels": 4}, "extractor=tiny: it sees images of 1 or 3 channels, these have 4"),
@@ -251,14 +251,14 @@ def test_published_files_are_known_by_their_names(tmp_path):
     mu, sigma = moments()
     np.savez(tmp_path / "tiny16.npz", mu=mu, sigma=sigma)
     assert opened(tmp_path / "tiny16.npz", resolution=16).reference.about == {}
-    with pytest.raises(UserError, match=r"tiny16.npz: resolution is 16 there and 8 here"):
+    with pytest.raises(UserError, match=r"tiny16.npz: resolution is 16 in the file and 8 here"):
         opened(tmp_path / "tiny16.npz")
 
 
 def test_references_that_are_not_there(made):
     with pytest.raises(UserError, match=r"reference is not set; protocol=jit compares with tiny8.npz, from a shelf"):
         opened(None)
-    with pytest.raises(UserError, match="reference=data: there are no data at hand"):
+    with pytest.raises(UserError, match="reference=data: no data are configured"):
         opened("data")
 
 
@@ -356,7 +356,7 @@ def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):
     again = cached_statistics(shelf, Tiny(), 8, 30, CPU, str(tmp_path))
     assert shelf.read == 1
     assert torch.equal(first.sigma, again.sigma)
-    assert again.file["path"].startswith("data=shelf (kept at ")
+    assert again.file["path"].startswith("data=shelf (cached at ")
     cached_statistics(shelf, Tiny(words="tiny 2"), 8, 30, CPU, str(tmp_path))
     assert shelf.read == 2
     judge = open_evaluator(
@@ -421,17 +421,17 @@ def test_published_files_of_pmf_and_imf():
         ({"mu": np.zeros(6)}, "holds mu; images are called arr_0"),
         ({"arr_0": np.zeros((4, 8, 8, 3))}, "arr_0 is float64 (4, 8, 8, 3), not uint8"),
         ({"arr_0": np.zeros((4, 8, 8), np.uint8)}, "arr_0 is uint8 (4, 8, 8), not uint8 [n, H, W, 3]"),
-        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8)}, "resolution is 16 there and 8 here"),
+        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8)}, "resolution is 16 in the file and 8 here"),
         ({"features": np.zeros((4, 5), np.float32)}, "5 features, extractor=tiny makes 6"),
         ({"features": np.full((4, 6), np.nan, np.float32)}, "features are float32 (4, 6), not finite floats"),
-        ({"features": np.zeros((4, 6), np.float32), "about": np.array("{")}, "what it says of itself is no JSON"),
+        ({"features": np.zeros((4, 6), np.float32), "about": np.array("{")}, "its metadata is not JSON"),
         (
             {"features": np.zeros((4, 6), np.float32), "about": np.array('{"extractor": "tiny 2"}')},
             "made with the features tiny 2, extractor=tiny is tiny 1",
         ),
         (
             {"features": np.zeros((4, 6), np.float32), "about": np.array('{"resolution": 64}')},
-            "resolution is 64 there and 8 here",
+            "resolution is 64 in the file and 8 here",
         ),
         ({"arr_0": np.array([None])}, "cannot be read as .npz"),
     ],
@@ -626,7 +626,7 @@ def test_dinov2_is_fetched_only_when_asked_for(hub, monkeypatch):
 
     (hub / "checkpoints" / "dinov2_vits14_pretrain.pth").unlink()
     monkeypatch.setattr(torch.hub, "load", fetched)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         dino().open(CPU)
     assert asked == []
     with pytest.raises(UserError, match=r"dinov2_vits14 cannot be fetched \(OSError: no network\)"):

@@ -22,7 +22,13 @@ from pmf_lightning.evaluation.guidance_search.measure import PointEvaluator
 from pmf_lightning.evaluation.guidance_search.records import Record, Records
 from pmf_lightning.evaluation.guidance_search.report import edges
 from pmf_lightning.evaluation.guidance_search.search import search_by
-from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, judged_point, make_axes, recipe
+from pmf_lightning.evaluation.guidance_search.space import (
+    SamplingSetting,
+    SearchSpace,
+    default_point,
+    make_axes,
+    recipe,
+)
 from pmf_lightning.objectives.base import ObjectiveBase
 from pmf_lightning.pipeline.build import make_objective, make_part
 from pmf_lightning.pipeline.checkpoints import load_with_averages, read_checkpoint
@@ -322,7 +328,7 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
         (["omega=0.5"], r"omega=0.5: the guidance scale is 1"),
         (["omega=[]"], r"omega=\[\]: give a list of numbers, such as omega=\[1,2,3\]"),
         (["omega=[a]"], r"omega=\['a'\]: give a list of numbers"),
-        (["omega=[2,2]"], r"omega=\[2,2\]: a value stands there twice"),
+        (["omega=[2,2]"], r"omega=\[2,2\]: a value is listed twice"),
         (["intervals=[0.1]"], r"intervals=0.1: each is a pair \[t_min,t_max\]"),
         (["intervals=[[0.8,0.1]]"], r"t_min=0.8 t_max=0.1: the interval needs"),
         (["ema=[2k,3k]"], r"ema=3k: the checkpoint has no such average; did you mean"),
@@ -357,7 +363,7 @@ def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
         return module, averages
 
     monkeypatch.setattr(search_guidance, "load_with_averages", encoder)
-    with pytest.raises(UserError, match="pmf_tiny makes no images to judge"):
+    with pytest.raises(UserError, match="pmf_tiny generates no images to evaluate"):
         search(trained, cache, tmp_path)
 
 
@@ -366,7 +372,7 @@ def test_all_averages_are_tried_where_none_is_named(trained, monkeypatch):
     assert set(averages) == {"1k", "2k", "raw"}
     axes = make_axes(compose([f"ckpt={trained}"], "search_guidance"), module, list(averages))
     assert axes == SearchSpace(("1k", "2k"), (1, 2, 3, 4), ((0, 1), (0.1, 0.7)), (1,), ("average",))
-    assert judged_point(module, axes) == SamplingSetting("2k", 2, (0, 1), 1, "average")
+    assert default_point(module, axes) == SamplingSetting("2k", 2, (0, 1), 1, "average")
     single = compose([f"ckpt={trained}", "omega=2", "intervals=[0.1,0.7]", "ema=raw", "steps=3"], "search_guidance")
     assert make_axes(single, module, list(averages)) == SearchSpace(("raw",), (2,), ((0.1, 0.7),), (3,), ("average",))
     del module.config["search"]

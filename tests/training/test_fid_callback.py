@@ -158,7 +158,10 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
         ([*FID, "metrics.n=1"], r"metrics.n=1: set it to a whole number, 2 or more"),
         ([*FID, "metrics.batch_size=0"], r"metrics.batch_size=0"),
         ([*FID, "metrics.extra_steps=[0]"], r"metrics.extra_steps=\[0\]"),
-        (["model=mae_tiny", *backbone("mae_tiny"), "metrics=fid", "metrics.enabled=true"], "makes no images to judge"),
+        (
+            ["model=mae_tiny", *backbone("mae_tiny"), "metrics=fid", "metrics.enabled=true"],
+            "generates no images to evaluate",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -209,7 +212,10 @@ class Latents(Digits):
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [(FID, "no classifier judges"), (["metrics=fid", "metrics.reference=data"], "give the statistics of the pixels")],
+    [
+        (FID, "no classifier can evaluate"),
+        (["metrics=fid", "metrics.reference=data"], "give the statistics of the pixels"),
+    ],
 )
 def test_latents_are_not_judged_as_pixels(overrides, words):
     cfg = compose([*BASE, *overrides])

@@ -127,7 +127,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
             ["model=drifting_tiny", "data.resolution=64", "drift_features=mae_released"],
             "drift_features.path is not set",
         ),
-        (["model=mae_tiny", "metrics.enabled=true"], "metrics.enabled=true: mae_tiny makes no images to judge"),
+        (["model=mae_tiny", "metrics.enabled=true"], "metrics.enabled=true: mae_tiny generates no images to evaluate"),
         (["model=pmf_digits", "objective=drifting"], "objective: Drifting does not know .*misses .*queues"),
     ],
     ids=" ".join,

@@ -40,7 +40,7 @@ class PointEvaluator:
     ):
         self.module, self.averages, self.seed = module, averages, seed
         self.conditions, self.records = conditions, records
-        self._in_place: str | None = None
+        self._loaded: str | None = None
 
     def measure(self, point: SamplingSetting, n: int, evaluate: Evaluate, what: str) -> Record:
         """Return the record of ``n`` images at ``point``, stored or measured now. All ranks must call it.
@@ -48,8 +48,8 @@ class PointEvaluator:
         ``what`` names the scores of ``evaluate``; only records with the same text are reused.
         """
         conditions = {**self.conditions, "n": n, "seed": self.seed, "what": what}
-        if (known := self.records.find(point, conditions)) is not None:
-            return known
+        if (stored := self.records.find(point, conditions)) is not None:
+            return stored
         begun, problem, scores = time.perf_counter(), None, {}
         try:
             scores = evaluate(self.generator(point), n, self.module.network.classes).as_dict()
@@ -68,7 +68,7 @@ class PointEvaluator:
 
     def generator(self, point: SamplingSetting) -> Callable[[Int64[Tensor, " b"], int], Tensor]:
         """Load the point's weights and return its sampler, from ``(labels, first)`` to float images."""
-        if self._in_place != point.ema:
+        if self._loaded != point.ema:
             self.module.network.load_state_dict(self.averages[point.ema], strict=False)
-            self._in_place = point.ema
+            self._loaded = point.ema
         return lambda labels, first: numbered_images(self.module, labels, self.seed, first, **point.options)

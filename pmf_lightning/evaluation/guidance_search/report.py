@@ -69,13 +69,13 @@ def write_best(path: Path, best: Record, last: Mapping[str, Record], command_lin
 
 def edges(best: SamplingSetting, axes: SearchSpace) -> list[str]:
     """Return a hint for each best value at the edge of the search space, beyond which a better one may exist."""
-    said = []
+    warnings = []
     for key, value, tried, floor in (("omega", best.omega, axes.omega, 1), ("steps", best.steps, axes.steps, None)):
         if len(tried) > 1 and value == max(tried):
-            said.append(f"the best {key}, {show(value)}, is the largest that was tried: try larger ones")
+            warnings.append(f"the best {key}, {show(value)}, is the largest that was tried: try larger ones")
         elif len(tried) > 1 and value == min(tried) != floor and key == "omega":
-            said.append(f"the best {key}, {show(value)}, is the smallest that was tried: try smaller ones")
-    return said
+            warnings.append(f"the best {key}, {show(value)}, is the smallest that was tried: try smaller ones")
+    return warnings
 
 
 def _row(record: Record) -> dict[str, Any]:

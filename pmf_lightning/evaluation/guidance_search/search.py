@@ -10,7 +10,7 @@ from pmf_lightning.distributed.collectives import rank_and_world
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.guidance_search.measure import PointEvaluator
 from pmf_lightning.evaluation.guidance_search.records import Record
-from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, judged_point
+from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, default_point
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.utils.cache import digest
 
@@ -54,34 +54,34 @@ def _coordinate(axes: SearchSpace, start: SamplingSetting, measure: Measure) -> 
 
 
 def try_all(
-    bench: PointEvaluator, axes: SearchSpace, strategy: str, n: int, evaluator: Evaluator
+    measurer: PointEvaluator, axes: SearchSpace, strategy: str, n: int, evaluator: Evaluator
 ) -> tuple[Record | None, list[Record]]:
     """Search with ``n`` images per point; return the best record, and all records in grid order.
 
     The best is None if no point has finite images. All ranks must call it.
     """
-    few = evaluator.without_features()
-    seen: dict[SamplingSetting, Record] = {}
+    distance_only = evaluator.without_features()
+    measured: dict[SamplingSetting, Record] = {}
     bar = tqdm(total=len(axes), desc="points", unit="point", disable=rank_and_world()[0] > 0)
 
     def number(point: SamplingSetting) -> float | None:
-        if point not in seen:
-            seen[point] = bench.measure(point, n, few, "distance")
+        if point not in measured:
+            measured[point] = measurer.measure(point, n, distance_only, "distance")
             bar.update()
-            best = min(seen.values(), key=lambda record: math.inf if record.fid is None else record.fid)
+            best = min(measured.values(), key=lambda record: math.inf if record.fid is None else record.fid)
             if best.fid is not None:
                 bar.set_postfix_str(f"best {best.fid:.4g} at {best.point}")
-        return seen[point].fid
+        return measured[point].fid
 
     with bar:
-        best = search_by(strategy, axes, judged_point(bench.module, axes), number)
-    return best and seen[best], [seen[point] for point in axes.grid() if point in seen]
+        best = search_by(strategy, axes, default_point(measurer.module, axes), number)
+    return best and measured[best], [measured[point] for point in axes.grid() if point in measured]
 
 
-def measure_last(bench: PointEvaluator, best: SamplingSetting, n: int, evaluator: Evaluator) -> dict[str, Record]:
+def measure_last(measurer: PointEvaluator, best: SamplingSetting, n: int, evaluator: Evaluator) -> dict[str, Record]:
     """Measure all scores of ``n`` images at the best point ("final"), and at omega=1 ("unguided")."""
     points, what = {"final": best, "unguided": replace(best, omega=1)}, _all_scores(evaluator.reference)
-    return {name: bench.measure(point, n, evaluator, what) for name, point in points.items()}
+    return {name: measurer.measure(point, n, evaluator, what) for name, point in points.items()}
 
 
 def _all_scores(reference: Reference) -> str:

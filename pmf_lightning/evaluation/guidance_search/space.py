@@ -81,10 +81,10 @@ def show(value: Number | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _nearest(values: Sequence, wanted):
-    if wanted in values or isinstance(wanted, str):
-        return wanted if wanted in values else values[0]
-    numbers = wanted if isinstance(wanted, tuple) else (wanted,)
+def _nearest(values: Sequence, target):
+    if target in values or isinstance(target, str):
+        return target if target in values else values[0]
+    numbers = target if isinstance(target, tuple) else (target,)
 
     def distance(value) -> float:
         own = value if isinstance(value, tuple) else (value,)
@@ -107,18 +107,18 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
     if given["omega"] is None or given["intervals"] is None:
         missing = [key for key in ("omega", "intervals") if given[key] is None]
         raise UserError(
-            f"{missing[0]}=null: the checkpoint and its recipe say nothing to try; give lists, such as "
+            f"{missing[0]}=null: the checkpoint and its recipe have no values to try; give lists, such as "
             "omega=[1,2,3] intervals=[[0,1],[0.1,0.7]]"
         )
-    judged = module.config["sampling"]
+    sampling = module.config["sampling"]
     named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
-    usual = judged.get("sampler") or module.objective.samplers[0]
+    default_sampler = sampling.get("sampler") or module.objective.samplers[0]
     axes = SearchSpace(
         ema=tuple(find_average(name, averages, module.config) for name in _each("ema", named, str)),
         omega=_each("omega", given["omega"], float),
         interval=tuple(_interval(pair) for pair in _pairs(given["intervals"])),
-        steps=_each("steps", given["steps"] or judged["steps"], int),
-        sampler=_each("sampler", given["sampler"] or usual, str),
+        steps=_each("steps", given["steps"] or sampling["steps"], int),
+        sampler=_each("sampler", given["sampler"] or default_sampler, str),
     )
     _check(axes, module)
     return axes
@@ -134,12 +134,12 @@ def recipe(config: Mapping[str, Any], preset: str | None) -> Mapping[str, Any]:
     return _plain(compose([f"model={preset}"]).get("search")) if preset else {}
 
 
-def judged_point(module: GenerativeModule, axes: SearchSpace) -> SamplingSetting:
+def default_point(module: GenerativeModule, axes: SearchSpace) -> SamplingSetting:
     """Return the grid point nearest to the model's own sampling options."""
-    judged = module.config["sampling"]
-    sampler = judged.get("sampler") or module.objective.samplers[0]
-    interval = (judged["t_min"], judged["t_max"])
-    return axes.nearest(SamplingSetting(judged["ema"], judged["omega"], interval, judged["steps"], sampler))
+    sampling = module.config["sampling"]
+    sampler = sampling.get("sampler") or module.objective.samplers[0]
+    interval = (sampling["t_min"], sampling["t_max"])
+    return axes.nearest(SamplingSetting(sampling["ema"], sampling["omega"], interval, sampling["steps"], sampler))
 
 
 def _check(axes: SearchSpace, module: GenerativeModule) -> None:
@@ -147,7 +147,7 @@ def _check(axes: SearchSpace, module: GenerativeModule) -> None:
         validate.guidance(**{name: value for name, value in point.options.items() if name != "sampler"})
         validate.sampler(point.sampler, module.objective.samplers, point.steps)
     if len(set(axes.grid())) != len(axes):
-        raise UserError(f"{_doubled(axes)}: a value stands there twice; give each once")
+        raise UserError(f"{_doubled(axes)}: a value is listed twice; give each once")
 
 
 def _doubled(axes: SearchSpace) -> str:
@@ -181,8 +181,8 @@ _EXAMPLES = {"omega": "[1,2,3]", "ema": "[500k,1000k]", "steps": "[1,2]", "sampl
 
 def _pairs(values: Any) -> list:
     """Return a list of intervals, also if only one interval is given."""
-    alone = isinstance(values, list) and len(values) == 2 and not any(isinstance(value, list) for value in values)
-    return [values] if alone else values if isinstance(values, list) and values else [values]
+    is_pair = isinstance(values, list) and len(values) == 2 and not any(isinstance(value, list) for value in values)
+    return [values] if is_pair else values if isinstance(values, list) and values else [values]
 
 
 def _interval(pair: Any) -> tuple[Number, Number]:

@@ -41,7 +41,7 @@ def send(found: Mapping[str, Any], options: Mapping[str, Any], out: Path, config
     finally:
         run.finish(exit_code=0 if complete else 1)
     if wandb_runs.is_offline(run):
-        print(f"W&B has nothing of this search yet; send it: {wandb_runs.sync_command(out, run_id)}")
+        print(f"this search is stored on disk only; upload it: {wandb_runs.sync_command(out, run_id)}")
 
 
 def rows(tried: Sequence[Record]) -> list[dict[str, Number]]:

@@ -33,7 +33,7 @@ class SmallDataEvaluation(SampleEvaluation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train or load the classifier before the first step."""
         if trainer.is_global_zero:
-            _ = self.probe.judge
+            _ = self.probe.scorer
 
     def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
         """Evaluate the images of ``generate(labels, first)``."""
