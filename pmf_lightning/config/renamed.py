@@ -64,12 +64,12 @@ def _new_parts(option: str) -> Iterator[str]:
         yield _last_name(".".join(parts[:end]), part)
 
 
-def _last_name(option: str, last: str) -> str:
+def _last_name(option: str, last: Any) -> Any:
     found = (name for pattern, name in _STARRED.items() if fnmatchcase(option, pattern))
     return RENAMED.get(option) or next(found, last)
 
 
-def rename_options(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def rename_options(config: Mapping[Any, Any], above: str = "") -> dict[Any, Any]:
     """Convert a stored configuration (plain data) to today's names of its options, at every depth."""
     return {
         _last_name(f"{above}{key}", key): rename_options(value, f"{above}{key}.") if isinstance(value, dict) else value
