@@ -50,7 +50,7 @@ part:
 
 def test_all_keys_of_a_run_are_documented():
     page = PAGES["configuration/commands.md"]
-    assert "| `seed` | `0` | every random number of the run is a function of it |" in page
+    assert "| `seed` | `0` | every random number of the run depends on it |" in page
     undocumented = [row.key for row in configuration_pages.rows_of((CONF / "run.yaml").read_text()) if not row.comment]
     assert len(undocumented) < 12, undocumented
 
