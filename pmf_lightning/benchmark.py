@@ -40,7 +40,7 @@ def _reader(cfg: DictConfig) -> dict:
 def _step(cfg: DictConfig) -> dict:
     images, device = cfg.images_at_once or cfg.micro_batch or cfg.batch, _device(cfg)
     if cfg.against not in (None, "textbook"):
-        raise UserError(f"against={cfg.against}: the step is measured against textbook, or alone (null)")
+        raise UserError(f"against={cfg.against}: give textbook, or null to measure the step by itself")
     averages = len(cfg.ema.halflife_kimg)
     empty = build(cfg, empty=True)
     rivals = rivals_of(cfg, empty.objective)

@@ -94,7 +94,9 @@ def _check_arguments(config_name: str) -> None:
     sys.argv[1:] = arguments = [*flags, *overrides]
     _check_launcher(arguments)
     if several and (shown := _SHOWING & {flag.partition("=")[0] for flag in flags}):
-        raise UserError(f"{shown.pop()}: Hydra shows what one run comes to; leave -m out, and choose one value of each")
+        raise UserError(
+            f"{shown.pop()}: Hydra shows the configuration of one run; leave -m out, and choose one value of each"
+        )
     if several:
         _check_jobs(overrides, config_name)
     elif _HELP.isdisjoint(flags):
@@ -131,10 +133,10 @@ def _check_launcher(arguments: Sequence[str]) -> None:
     """Raise UserError if the launcher or sweeper is unusable: under torchrun, without -m, or without its plugin."""
     several = not _MULTIRUN.isdisjoint(arguments)
     if several and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError("-m: under torchrun every process would go through the whole sweep; leave torchrun out")
+        raise UserError("-m: under torchrun every process would run the complete sweep; leave torchrun out")
     for chosen in _PLUGINS.keys() & set(arguments):
         if not several:
-            raise UserError(f"{chosen}: Hydra hands multiruns alone to a launcher or sweeper; add -m")
+            raise UserError(f"{chosen}: Hydra uses launchers and sweepers for multiruns only; add -m")
         module, extra = _PLUGINS[chosen]
         try:
             import_module(f"hydra_plugins.{module}")

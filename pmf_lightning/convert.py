@@ -43,7 +43,7 @@ def convert(cfg: DictConfig) -> StoredWeights:
 
 def _path(cfg: DictConfig, key: str) -> Path:
     if OmegaConf.is_missing(cfg, key):
-        raise UserError(f"{key} is not set; --help shows what it may be")
+        raise UserError(f"{key} is not set; --help describes it")
     return Path(str(cfg[key])).expanduser()
 
 
@@ -57,7 +57,7 @@ def _check_out(out: Path, source: Path, force: bool) -> None:
         if not force:
             raise UserError(f"out={out}: exists already; set another out, or force=true to replace it")
         if source.exists() and out.samefile(source):
-            raise UserError(f"out={out}: that is also in; set another out")
+            raise UserError(f"out={out}: it is the same as in; set another out")
     writable(out.parent, "out")
 
 

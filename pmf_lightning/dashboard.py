@@ -34,10 +34,10 @@ def make(layout: Layout) -> str:
         from pmf_lightning.tracking.workspace import to_workspace
     except ModuleNotFoundError as error:
         raise UserError(
-            f"dashboard: it needs {error.name}; pip install 'pmf_lightning[dashboard]', or look at it with dry_run=true"
+            f"dashboard: it needs {error.name}; pip install 'pmf_lightning[dashboard]', or print it with dry_run=true"
         ) from error
-    if not wandb_runs.log_in("dashboard", "or look at it with dry_run=true"):
-        raise UserError("dashboard: WANDB_MODE keeps W&B offline; unset it, or look at it with dry_run=true")
+    if not wandb_runs.log_in("dashboard", "or print it with dry_run=true"):
+        raise UserError("dashboard: WANDB_MODE keeps W&B offline; unset it, or print it with dry_run=true")
     return _saved(to_workspace(layout), f"entity={layout.entity} project={layout.project}")
 
 

@@ -44,7 +44,7 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
     if cfg.gpus is None:
         return []
     if cfg.every_model:
-        raise UserError(f"every_model=true gpus={list(cfg.gpus)}: estimates are of one model; set model=")
+        raise UserError(f"every_model=true gpus={list(cfg.gpus)}: an estimate is of one model; set model=")
     return communication.estimate(cfg)
 
 

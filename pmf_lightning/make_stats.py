@@ -46,11 +46,13 @@ def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
         raise UserError("out is not set; name a file to make, such as out=stats.npz")
     out = Path(cfg.out).expanduser()
     if out.suffix != ".npz":
-        raise UserError(f"out={cfg.out}: statistics are written as .npz (and .pkl beside it); set out={out.stem}.npz")
+        raise UserError(
+            f"out={cfg.out}: statistics are written as .npz (with a .pkl next to it); set out={out.stem}.npz"
+        )
     validate.torch_device(cfg.device)
     has_data = cfg.get("data") is not None
     if cfg.images is None and not has_data:
-        raise UserError("what is to be measured? Set data=, or images= to a folder of images or an .npz")
+        raise UserError("no images to measure; set data=, or images= to a folder of images or an .npz")
     source = make_part(cfg, "data") if has_data else None
     if source is not None:
         source.check()

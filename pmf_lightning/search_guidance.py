@@ -68,7 +68,9 @@ def search(cfg: DictConfig) -> dict[str, Any]:
             report.announce(module.config["name"], axes, cfg.strategy, costs, evaluator.name(cfg.n))
         found, tried = try_all(bench, axes, cfg.strategy, cfg.n, evaluator)
         if found is None:
-            raise UserError(f"ckpt={cfg.ckpt}: at no point are its images finite; it diverged, take another checkpoint")
+            raise UserError(
+                f"ckpt={cfg.ckpt}: its images are not finite at any point; the model diverged, give another checkpoint"
+            )
         last = {} if cfg.n_final is None else measure_last(bench, found.point, cfg.n_final, evaluator)
         paths = on_rank_zero(lambda: _write(cfg, out, axes, tried, found, last, evaluator.name(cfg.n), bench))
     names = {n: evaluator.name(n) for n in (cfg.n, cfg.n_final) if n is not None}
@@ -89,7 +91,7 @@ def check(cfg: DictConfig) -> None:
         )
     validate.torch_device(cfg.device)
     if others := sorted(set(cfg.logger) - {"wandb"}):
-        raise UserError(f"logger={others[0]}: a search goes to its files, and to Weights & Biases with logger=wandb")
+        raise UserError(f"logger={others[0]}: a search writes files, and logs to Weights & Biases with logger=wandb")
     if cfg.logger.get("wandb") is not None and is_rank_zero():
         wandb_runs.check(cfg.logger.wandb)
 

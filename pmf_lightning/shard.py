@@ -66,11 +66,11 @@ def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> Shar
         )
     except OSError as error:
         raise UserError(
-            f"out={out}: cannot be written ({error.strerror or error}); make room and run the same command again, it "
-            "keeps the shards that are finished"
+            f"out={out}: cannot be written ({error.strerror or error}); free some space and repeat the command; "
+            "finished shards are reused"
         ) from error
     except MemoryError as error:
-        raise UserError(f"num_workers={num_workers}: out of memory; set fewer, finished shards are kept") from error
+        raise UserError(f"num_workers={num_workers}: out of memory; set fewer; finished shards are reused") from error
 
 
 def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
@@ -93,7 +93,7 @@ def _check(cfg: DictConfig) -> None:
     """Check every option on its own; raises UserError."""
     for key in ("in", "out", "size"):
         if OmegaConf.is_missing(cfg, key):
-            raise UserError(f"{key} is not set; --help shows what it may be")
+            raise UserError(f"{key} is not set; --help describes it")
     for key, known in (("kind", KINDS), ("payload", PAYLOADS)):
         if cfg[key] not in known:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {suggestions(str(cfg[key]), known)}")
@@ -114,7 +114,7 @@ def _out(cfg: DictConfig) -> Path:
     if source.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"out={out}: that is inside in={source}; set another out")
     if out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: it is no folder; set another out")
+        raise UserError(f"out={out}: it is not a folder; set another out")
     return out
 
 
@@ -141,7 +141,7 @@ def _verify(cfg: DictConfig) -> None:
         print("\n".join(problems), file=sys.stderr)
         print(f"error: {len(problems)} problems in {out}; they were made from in={manifest.origin}", file=sys.stderr)
         sys.exit(1)
-    print(f"{out}: all is well: {_contents(manifest)}")
+    print(f"{out}: no problems: {_contents(manifest)}")
 
 
 def _contents(manifest: Manifest) -> str:
@@ -160,9 +160,9 @@ def _report(out: str, made: ShardingResult) -> None:
     if made.manifest.done:
         print(describe_conversions(made.manifest.done))
     if made.unreadable:
-        print(f"{len(made.unreadable):,} inputs cannot be read and are left out")
+        print(f"{len(made.unreadable):,} inputs cannot be read and are skipped")
     if made.manifest.skipped:
-        print(f"all that is not used is listed with its reason in {Path(out) / LIST}")
+        print(f"inputs that are not used are listed with the reason in {Path(out) / LIST}")
     empty = [name for name, count in zip(made.manifest.class_names, made.manifest.per_class, strict=True) if not count]
     if empty:
         print(f"{len(empty):,} classes have no record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
@@ -180,7 +180,7 @@ def _main(cfg: DictConfig) -> None:
     try:
         made = shard(cfg)
     except KeyboardInterrupt:
-        print("stopped; finished shards are kept, the same command goes on", file=sys.stderr)
+        print("stopped; finished shards are saved, the same command resumes", file=sys.stderr)
         sys.exit(130)
     _report(str(cfg.out), made)
 

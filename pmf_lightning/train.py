@@ -52,7 +52,7 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
     validate.training(cfg)
     request = run_request(cfg)
     if (summary := resume.finished(request)) is not None:
-        print(f"{request.run_dir} is finished already, and left alone")
+        print(f"{request.run_dir} is finished already; nothing to do")
         return summary
     known = run_dir.known(request)
     start = resume.find(request, known)
@@ -91,8 +91,9 @@ def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCall
     except RuntimeError as error:
         if trainer.world_size > 1 and _of_the_network(error):
             raise ProcessLost(
-                f"step {trainer.global_step}: another process of this run is gone or out of reach ({one_line(error)}); "
-                f"see what it printed last, and go on with {path_argument('run_dir', folder)} ckpt=last"
+                f"step {trainer.global_step}: another process of this run has ended or cannot be reached "
+                f"({one_line(error)}); see its last output, and resume with "
+                f"{path_argument('run_dir', folder)} ckpt=last"
             ) from error
         raise
     show_profile(folder)
@@ -158,7 +159,7 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
             print(f"  {line}")
     if is_generator:
         steps = settings.sampling["steps"]
-        print(f"  judged by samples of {steps} step(s), {evaluations(parts, steps)} network evaluation(s) per image")
+        print(f"  evaluated by samples of {steps} step(s), {evaluations(parts, steps)} network evaluation(s) per image")
     announce_classes(source, folder)
 
 

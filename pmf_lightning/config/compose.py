@@ -43,7 +43,7 @@ def at_scale(overrides: Sequence[str], experiments: Path) -> list[str]:
             raise UserError(f"scale={scale}: it belongs to an experiment; add experiment=")
         return list(overrides)
     if "," in name:
-        raise UserError(f"experiment={name}: an experiment is a sweep by itself; take one after the other")
+        raise UserError(f"experiment={name}: an experiment is a sweep; run one at a time")
     chosen = _file_of(name, scale, experiments)
     rest = (f"experiment={chosen}" if o == f"experiment={name}" else o for o in overrides)
     return [override for override in rest if override != f"scale={scale}"]

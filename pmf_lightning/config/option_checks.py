@@ -26,7 +26,7 @@ OURS = {
     "min_steps": "steps= or images=",
     "min_epochs": "images= (or steps=)",
     "fast_dev_run": "steps=1",
-    "accumulate_grad_batches": "micro_batch=: batch= is shared out by itself",
+    "accumulate_grad_batches": "micro_batch=: batch= is divided over the devices",
     "log_every_n_steps": "log_every_steps=",
     "logger": "logger=",
     "default_root_dir": "run_dir=",
@@ -39,7 +39,7 @@ OURS = {
     "val_check_interval": "metrics.every_images=",
     "check_val_every_n_epoch": "metrics.every_images=",
     "num_sanity_val_steps": "metrics=",
-    "use_distributed_sampler": "seed=: each device takes its share of every batch by itself",
+    "use_distributed_sampler": "seed=: each device gets its share of every batch",
     "reload_dataloaders_every_n_epochs": "images=",
     "overfit_batches": "data=",
     "barebones": "sample_grid.enabled=false metrics=none",
@@ -76,7 +76,9 @@ def check(cfg: DictConfig, overrides: Sequence[str], command: str, compose: Call
     typed = [split(override) for override in overrides]
     for one in typed:
         if f"{one.option}.".startswith("paper."):
-            raise UserError(f"{one.text}: what the paper reports is no option; a preset's file in conf/model states it")
+            raise UserError(
+                f"{one.text}: results of the paper are not options; a preset's file in conf/model states them"
+            )
     plain = [one for one in typed if one.sign == "" or is_group(one.option) or one.option.startswith("hydra.")]
     if len(plain) < len(typed):
         base = compose([one.text for one in plain])
@@ -104,7 +106,7 @@ def refuse_unknown(overrides: Sequence[str], command: str, compose: Callable[[li
         elif known and not one.option.startswith("hydra.") and not is_group(one.option):
             _check_merged(one, base, command)
             if one.sign == "+":
-                raise UserError(f"{one.text}: the option is there already; leave the + out, {one.text[1:]}")
+                raise UserError(f"{one.text}: the option exists already; leave the + out, {one.text[1:]}")
 
 
 def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
@@ -121,7 +123,7 @@ def _check_merged(one: Typed, base: DictConfig, command: str) -> None:
                 raise _no_such(f"{one.option}.{key}", base)
     elif there.is_mapping:
         below = ", ".join(f"{one.option}.{key}" for key in there.node if not str(key).startswith("_"))
-        raise UserError(f"{one.text}: set what stands below it: {below}")
+        raise UserError(f"{one.text}: set the options below it: {below}")
 
 
 def check_values(overrides: Sequence[str], command: str) -> None:
@@ -359,7 +361,7 @@ def _kind_beyond_the_table(leaf: _Leaf, cfg: DictConfig, command: str, declared:
             kind.check(above, OmegaConf.to_container(node))
         node = node._get_parent()
     if below := [key for key in COMMANDS[command] if key.startswith(f"{leaf.option}.") and "*" not in key]:
-        raise UserError(f"{leaf.option}={shown(leaf.value)}: set what stands below it: {', '.join(below[:4])}")
+        raise UserError(f"{leaf.option}={shown(leaf.value)}: set the options below it: {', '.join(below[:4])}")
     if declared:
         return ANYTHING
     raise _no_such(leaf.option, cfg)

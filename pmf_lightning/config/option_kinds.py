@@ -1,4 +1,4 @@
-"""Kinds of options (path, whole number, list, ...): a check of the value and the text of its error message."""
+"""Kinds of options (path, integer, list, ...): a check of the value and the text of its error message."""
 
 import difflib
 import math
@@ -59,20 +59,20 @@ def _hint(option: str, value: Any, kind: Kind) -> str:
     return ""
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
     most = sys.float_info.max  # larger integers overflow a float
-    return (_is_whole(value) or isinstance(value, float)) and -most <= value <= most
+    return (_is_integer(value) or isinstance(value, float)) and -most <= value <= most
 
 
-def whole(lowest: int = 1, most: int = MOST, words: str | None = None) -> Kind:
-    """Return the kind of a whole number from ``lowest`` to ``most``."""
+def integer(lowest: int = 1, most: int = MOST, words: str | None = None) -> Kind:
+    """Return the kind of an integer from ``lowest`` to ``most``."""
     limit = "" if most >= MOST else f" and at most {most:,}"
-    words = words or f"set it to a whole number, {lowest} or more{limit}"
-    return Kind(words, lambda value: _is_whole(value) and lowest <= value <= most)
+    words = words or f"set it to an integer, {lowest} or more{limit}"
+    return Kind(words, lambda value: _is_integer(value) and lowest <= value <= most)
 
 
 def number(lowest: int | float = -math.inf, most: int | float = math.inf, above: int | float = -math.inf) -> Kind:
@@ -169,7 +169,7 @@ HYDRAS: Mapping[str, Kind] = {
 def kind_of_annotation(annotation: Any) -> Kind:
     """Return the kind of a parameter's annotation (bool, int, float, str, list, Literal); otherwise ``ANYTHING``."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    simple = {bool: YES_NO, int: whole(-MOST), float: number(), str: TEXT, list: list_of(ANYTHING)}
+    simple = {bool: YES_NO, int: integer(-MOST), float: number(), str: TEXT, list: list_of(ANYTHING)}
     kinds = []
     for option in options:
         if get_origin(option) is Literal:

@@ -17,20 +17,20 @@ from pmf_lightning.config.option_kinds import (
     Kind,
     choice,
     either,
+    integer,
     list_of,
     mapping,
     number,
     part,
-    whole,
 )
 
 Table = Mapping[str, Kind]
 
-COUNT, SEED = whole(1), whole(0, LARGEST_SEED)
-PROCESSES = whole(0, 4096)
+COUNT, SEED = integer(1), integer(0, LARGEST_SEED)
+PROCESSES = integer(0, 4096)
 POSITIVE, PAIR = number(above=0), list_of(number(), length=2)
-SIDE = whole(1, 100_000)  # of an image, in pixels
-IMAGES = whole(1, 100_000_000)  # sampled or evaluated in one call
+SIDE = integer(1, 100_000)  # of an image, in pixels
+IMAGES = integer(1, 100_000_000)  # sampled or evaluated in one call
 LISTED = list_of(number(), least=1)
 
 
@@ -51,7 +51,7 @@ CLASSIFIER: Table = {
     "steps": COUNT,
     "batch": COUNT,
     "lr": POSITIVE,
-    "warmup_steps": whole(0),
+    "warmup_steps": integer(0),
     "weight_decay": number(0),
     "shift": SHARE,
 }
@@ -59,7 +59,7 @@ DATA: Table = {
     "name": TEXT,
     "root": PATH.or_null(),
     "resolution": SIDE,
-    "channels": whole(1, 4096),
+    "channels": integer(1, 4096),
     "classes": COUNT,
     "images": COUNT,
     "held_out_images": COUNT,
@@ -82,10 +82,10 @@ DECODER: Table = {
 METRICS: Table = {
     "enabled": YES_NO,
     "every_images": COUNT,
-    "extra_steps": list_of(whole()),
+    "extra_steps": list_of(integer()),
     "reference_images": COUNT.or_null(),
     "batch_size": COUNT,
-    "n": whole(2, 100_000_000),
+    "n": integer(2, 100_000_000),
     "reference": PATH.or_null(),
     **below("classifier", CLASSIFIER),
 }
@@ -130,7 +130,7 @@ EVALUATION: Table = {
             "weights": PATH.or_null(),
             "download": YES_NO,
             "batch": COUNT,
-            "channels": list_of(whole(), least=1),
+            "channels": list_of(integer(), least=1),
             "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
             "module.**": ANYTHING,
             **below("settings", CLASSIFIER),
@@ -177,7 +177,7 @@ OBJECTIVE: Table = {
     "alpha_max": number(),
     "alpha_power": number(),
     "unguided_fraction": SHARE,
-    "style_codes": whole(0),
+    "style_codes": integer(0),
     "style_values": COUNT,
     "temperatures": list_of(number(above=0), least=1),
     "attraction": number(),
@@ -187,8 +187,8 @@ OBJECTIVE: Table = {
     "cell": COUNT,
     "mask_fraction": SHARE,
     "class_weight": SHARE,
-    "class_steps": whole(0),
-    "class_warmup": whole(0),
+    "class_steps": integer(0),
+    "class_warmup": integer(0),
     "steps": COUNT,
     "flip": YES_NO,
 }
@@ -204,23 +204,23 @@ BACKBONE: Table = {
     "width": COUNT,
     "num_heads": COUNT,
     "mlp_dim": COUNT,
-    "depth": whole(0),
+    "depth": integer(0),
     "heads": mapping(words="give the blocks of each head, such as {u: 2, v: 2}").or_null(),  # null if there are none
-    "heads.*": whole(0),
+    "heads.*": integer(0),
     "bottleneck": COUNT.or_null(),
     "block_gain": number(0),
     "rope": TEXT,
     "rope_theta": POSITIVE,
     "positions": TEXT,
     "attention": TEXT,
-    "context": whole(0),
-    "context_start": whole(0),
+    "context": integer(0),
+    "context_start": integer(0),
     "dropout": SHARE,
     "attention_dropout": SHARE,
-    "codes": whole(0),
+    "codes": integer(0),
     "rows": COUNT,
     "base_channels": COUNT,
-    "blocks": list_of(whole(), least=1),
+    "blocks": list_of(integer(), least=1),
 }
 OPTIMIZER: Table = {
     "lr": number(),  # the optimizers check that it is positive
@@ -247,16 +247,16 @@ DRIFT_FEATURES: Table = {
             "seed": SEED,
             "patch": SIDE,
             "base_channels": COUNT,
-            "blocks": list_of(whole(), least=1),
+            "blocks": list_of(integer(), least=1),
             "cell": COUNT,
             "mask_fraction": SHARE,
             "class_weight": SHARE,
-            "class_steps": whole(0),
-            "class_warmup": whole(0),
+            "class_steps": integer(0),
+            "class_warmup": integer(0),
             "steps": COUNT,
             "batch": COUNT,
             "lr": POSITIVE,
-            "warmup_steps": whole(0),
+            "warmup_steps": integer(0),
             "weight_decay": number(0),
             "clip": POSITIVE,
         },
@@ -265,13 +265,13 @@ DRIFT_FEATURES: Table = {
 TRAINER: Table = {
     "accelerator": choice("cpu", "gpu", "cuda", "mps", "auto"),
     "devices": either(
-        whole(1, 100_000),
+        integer(1, 100_000),
         choice("auto"),
-        whole(-1, -1),  # all, as auto
-        list_of(whole(0), least=1),
+        integer(-1, -1),  # all, as auto
+        list_of(integer(0), least=1),
         words="give how many there are (1 or more), auto for all, or a list of their numbers, such as [0,1]",
     ),
-    "num_nodes": whole(1, 100_000),
+    "num_nodes": integer(1, 100_000),
     "strategy": either(
         TEXT,
         part(words=""),
@@ -318,7 +318,7 @@ LOGGERS: Table = {
 TRUST = list_of(TEXT, words="give a list of packages, such as trust=[my_flow]")
 HOW_TO_SAMPLE: Table = {
     "trust": TRUST,
-    "steps": whole(0, words="give one whole number").or_null(),
+    "steps": integer(0, words="give one integer").or_null(),
     "sampler": TEXT.or_null(),
     "omega": number().or_null(),
     "t_min": number().or_null(),

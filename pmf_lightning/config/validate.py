@@ -41,10 +41,10 @@ def objective(cfg: DictConfig) -> None:
     """Check that the model sets exactly the fields of its objective; raises UserError."""
     kind = get_object(cfg.objective["_target_"])
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise UserError(f"objective._target_={cfg.objective['_target_']}: this is no objective; leave it out")
+        raise UserError(f"objective._target_={cfg.objective['_target_']}: it is not an objective; leave it out")
     known, given = {field.name for field in fields(kind)}, set(without_table(cfg, "objective")) - {"_target_"}
     streams = set(getattr(kind, "config_groups", ()))  # the class may lack it: check_contract reports that
-    problems = {"does not know": sorted(given - known), "misses": sorted((known - given) | (streams - set(cfg)))}
+    problems = {"has no option": sorted(given - known), "lacks": sorted((known - given) | (streams - set(cfg)))}
     listed = "; ".join(f"{what} {', '.join(names)}" for what, names in problems.items() if names)
     if listed:
         raise UserError(
@@ -72,7 +72,7 @@ def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = ""
         if not _is_number(value):
             raise UserError(f"{prefix}{name}={value}: give one number")
     if type(steps) is not int:
-        raise UserError(f"{prefix}steps={steps}: give one whole number")
+        raise UserError(f"{prefix}steps={steps}: give one integer")
     if not omega >= 1:  # also rejects NaN
         raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
     if not 0 <= t_min <= t_max <= 1:
@@ -89,7 +89,7 @@ def classes(chosen: Any, known: int) -> None:
         raise UserError("classes=[]: name at least one class, or leave it out for all")
     wrong = [label for label in chosen if not 0 <= label < known]
     if wrong:
-        raise UserError(f"classes={chosen}: {wrong[0]} is not a class; this model knows 0 to {known - 1}")
+        raise UserError(f"classes={chosen}: {wrong[0]} is not a class; the classes of this model are 0 to {known - 1}")
 
 
 def device(accelerator: str, devices: int | str | Sequence[int], asked: str | None = None) -> None:
@@ -101,17 +101,19 @@ def device(accelerator: str, devices: int | str | Sequence[int], asked: str | No
             "and -1 are of GPUs"
         )
     if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"{asked}: torch finds no Apple GPU here; ask for the cpu (trainer=cpu, or device=cpu)")
+        raise UserError(f"{asked}: torch finds no Apple GPU here; use the CPU (trainer=cpu, or device=cpu)")
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        raise UserError(f"{asked}: torch finds no CUDA device here; ask for the cpu (trainer=cpu, or device=cpu)")
+        raise UserError(f"{asked}: torch finds no CUDA device here; use the CPU (trainer=cpu, or device=cpu)")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
     listed = [] if isinstance(devices, int | str) else list(devices)
     if wrong := [index for index in listed if index >= count or listed.count(index) > 1]:
-        raise UserError(f"trainer.devices={listed}: {wrong[0]} is not there, or named twice; GPUs are 0 to {count - 1}")
+        raise UserError(
+            f"trainer.devices={listed}: {wrong[0]} does not exist, or is listed twice; GPUs are 0 to {count - 1}"
+        )
 
 
 def torch_device(name: str) -> None:

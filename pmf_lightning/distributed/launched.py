@@ -63,7 +63,7 @@ def _check_number(env: Environment, name: str, lowest: int) -> None:
     if value is None:
         return
     if not (value.strip().isascii() and value.strip().isdigit() and lowest <= int(value) <= _LARGEST):
-        raise UserError(f"{name}={value}: it must be a whole number, {lowest} or more; unset {name} in the environment")
+        raise UserError(f"{name}={value}: it must be an integer, {lowest} or more; unset {name} in the environment")
 
 
 def _settle_slurm(env: Environment) -> list[str]:

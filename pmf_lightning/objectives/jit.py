@@ -63,7 +63,9 @@ class JiT(ObjectiveBase):
     """
 
     samplers: ClassVar = ("heun", "euler")  # the first is the paper's
-    loss_note: ClassVar = "the loss is a plain mean squared error; loss_v is shown beside it, to compare across losses"
+    loss_note: ClassVar = (
+        "the loss is a plain mean squared error; loss_v is logged next to it, to compare across losses"
+    )
     search_preset: ClassVar = "jit_b16"
 
     prediction: str
@@ -157,7 +159,7 @@ class JiT(ObjectiveBase):
             conversion=f"{given}{converted}",
             target=f"{given} = {truth}{converted}",
             compared=f"{wanted} of the data, {'by the same conversion' if converted else f'{wanted} = {truth}'}",
-            velocity="of the answer; guidance: label drop alone, v_u + omega (v_c - v_u) when sampling",
+            velocity="of the output; guidance: label drop alone, v_u + omega (v_c - v_u) when sampling",
         )
 
     def _guided(self, t: float, omega: Number, t_min: Number, t_max: Number) -> bool:

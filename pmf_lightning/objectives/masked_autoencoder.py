@@ -108,7 +108,7 @@ class MaskedAutoencoder(ObjectiveBase):
         total, rows, side = size * shard.count, shard.rows(size), self.patch * self.cell
         if height % side or width % side:
             raise ValueError(
-                f"images of {height} x {width} pixels are no whole number of hidden cells, which have patch x cell = "
+                f"images of {height} x {width} pixels are not a multiple of the hidden cells, of patch x cell = "
                 f"{self.patch} x {self.cell} = {side} pixels along a side; change patch, cell or the resolution"
             )
         shape = (height // side, width // side)

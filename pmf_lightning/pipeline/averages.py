@@ -36,7 +36,7 @@ def find_average(requested: str | Number, known: Iterable[str], config: Mapping[
         raise UserError(f"ema={requested}: the checkpoint has no such average; {suggestions(text, known)}")
     listed = ", ".join(f"{name} ({_shown(value)})" for name, value in decays.items())
     many = "the checkpoint has several such averages" if fitting else "the checkpoint has no such average"
-    raise UserError(f"ema={requested}: {many}; known, with what a step keeps: {listed}, raw; give a name")
+    raise UserError(f"ema={requested}: {many}; known, with the decay per step: {listed}, raw; give a name")
 
 
 def _half_lives(config: Mapping[str, Any]) -> dict[str, Number]:

@@ -41,7 +41,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     if cfg.activation_checkpointing:
         objective = _recomputed(cfg, network, objective)
     if cfg.compile and not objective.samplers:
-        raise UserError(f"compile=true: {cfg.name} is no generator, whose passes alone are compiled; leave it out")
+        raise UserError(f"compile=true: {cfg.name} is not a generator, and only generators are compiled; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
     shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints

@@ -130,7 +130,7 @@ def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
 def whole_beside(path: Path) -> str:
     """Return a hint at an intact checkpoint in the folder of a damaged one."""
     other = newest_whole(path.parent, but=path)
-    return f"whole beside it: ckpt={other}" if other else "no other checkpoint beside it is whole"
+    return f"intact next to it: ckpt={other}" if other else "no other checkpoint next to it is intact"
 
 
 def _written(path: Path) -> tuple[int, str]:

@@ -35,7 +35,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file ``path``, or the last checkpoint of the run directory ``path``; UserError if none."""
     path = Path(path)
     if weights_folder.is_weights_folder(path):
-        raise UserError(f"ckpt={path}: this folder holds weights to sample with; training goes on from a checkpoint")
+        raise UserError(f"ckpt={path}: this folder holds weights to sample with; training resumes from a checkpoint")
     if path.is_dir():
         if not (path / "checkpoints" / "last.ckpt").is_file():
             raise UserError(f"ckpt={path}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")

@@ -114,7 +114,8 @@ def _fitting(weights: Mapping[str, Tensor], cfg: DictConfig) -> tuple[Generative
     if fits:
         raise UserError(f"this file fits several models; add model={' or model='.join(fits)}")
     raise UserError(
-        f"this file looks like {recognise(weights)}, which no preset is; say model=, data= and what differs"
+        f"this file looks like {recognise(weights)}, which matches no preset; set model=, data= "
+        "and the options that differ"
     )
 
 
@@ -130,7 +131,7 @@ def _run_config(name: str, cfg: DictConfig) -> DictConfig:
     choices = [f"model={name}"]
     if cfg.get("data") is None:
         if name not in published():
-            raise UserError(f"model={name}: it is made for no data in particular; add data=")
+            raise UserError(f"model={name}: it has no data of its own; add data=")
         choices.append(f"data={published()[name].data}")
     run = compose(choices)
     changed = [

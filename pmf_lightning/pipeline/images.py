@@ -20,7 +20,7 @@ def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
     """Load the decoder of a latent model, from ``weights`` if given; raises UserError."""
     if module.decoder is None:
         if weights is not None:
-            raise UserError(f"decoder.weights={weights}: this model makes pixels and decodes nothing; leave it out")
+            raise UserError(f"decoder.weights={weights}: this model generates pixels and has no decoder; leave it out")
         return
     if weights is not None:
         module.decoder = replace(module.decoder, weights=weights)
@@ -57,6 +57,6 @@ def finite_images(
     if not (good := images.isfinite().flatten(1).all(1)).all():
         number = first + int(good.int().argmin())
         raise UserError(
-            f"image {number} holds numbers that are not finite: the weights have diverged; give others by ema= or ckpt="
+            f"image {number} has values that are not finite: the weights have diverged; choose others by ema= or ckpt="
         )
     return images

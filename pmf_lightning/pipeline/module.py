@@ -168,7 +168,7 @@ class GenerativeModule(LightningModule):
         if images.dim() < (6 if role else 5):
             return images
         if self.decoder is None:
-            raise UserError("the data hand out latents, and decoder=null: leave decoder= out, it normalises them")
+            raise UserError("the data are latents, and decoder=null: leave decoder= out, it normalises them")
         return latents_seen(images, self.decoder.normalise, *key)
 
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:

@@ -96,7 +96,7 @@ def check_stored(config: Any, source: str, trust: Sequence[str] = ()) -> dict[st
 def plain(config: Any, source: str) -> dict[str, Any]:
     """Return a copy of a stored configuration, checked to be plain data; raises UserError like ``check_stored``."""
     if not isinstance(config, Mapping):
-        raise UserError(f"{source}: its configuration is no mapping; it is damaged, or no file of {_OURS}")
+        raise UserError(f"{source}: its configuration is not a mapping; it is damaged, or not a file of {_OURS}")
     return _Plain(source).copy(config, 0)
 
 
@@ -219,13 +219,13 @@ class _Plain:
         if isinstance(value, str) and ("${" in value or value == "???"):
             said = shorten(value, 80, placeholder="...")
             raise UserError(
-                f"{self.source}: its configuration holds {said}, which is no value but would be looked up; refused"
+                f"{self.source}: its configuration holds {said}, which is a reference and not a value; refused"
             )
         if value is None or type(value) in (str, bool, int, float):
             return value
-        raise UserError(f"{self.source}: its configuration holds a {type(value).__name__}, no plain value; refused")
+        raise UserError(f"{self.source}: its configuration holds a {type(value).__name__}, not a plain value; refused")
 
     def _key(self, key: Any) -> str | int:
         if type(key) not in (str, int):
-            raise UserError(f"{self.source}: its configuration has the key {key!r:.40}, which is no word; refused")
+            raise UserError(f"{self.source}: its configuration has the key {key!r:.40}, which is not text; refused")
         return self.copy(key, 0)

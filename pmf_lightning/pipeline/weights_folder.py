@@ -111,5 +111,5 @@ def _read_about(path: Path) -> WeightsInfo:
     if not wrong and not all(isinstance(value, str) for value in about["source"].values()):
         wrong = ["source"]
     if wrong:
-        raise UserError(f"{path} says nothing usable of {', '.join(wrong)}; convert again")
+        raise UserError(f"{path} has no valid {', '.join(wrong)}; convert again")
     return WeightsInfo(**{name: about[name] for name in fields})

@@ -88,7 +88,7 @@ def find_facts(cfg: DictConfig) -> Facts:
     network, objective = module.network, module.objective
     if not objective.samplers or not hasattr(network, "trunk"):
         raise NotCountedError(
-            f"{cfg.name}: costs are counted of transformers that generate images; choose another model"
+            f"{cfg.name}: costs are counted only for transformers that generate images; choose another model"
         )
     told, costs = objective.describe(), model_cost.count(network)
     return Facts(

@@ -10,14 +10,14 @@ from pmf_lightning.profiling.model_facts import Facts
 from pmf_lightning.utils.precision import Number
 
 ALL_NOTE = (
-    "patch: numbers in a patch, beside the width of the network. to sample, to train: parameters. G mult-adds: 10^9 "
+    "patch: numbers in a patch, next to the width of the network. to sample, to train: parameters. G mult-adds: 10^9 "
     "multiply-adds of one evaluation. blocks: block-forwards of training per image, ours and the official code's. GB: "
     "memory of a training step, before activations, and those of each image of a micro-batch."
 )
 PARTS = {"guidance": "guided target", "values": "values", "tangent": "du/dt", "backward": "backward pass"}
 BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one more, a backward pass two."
 MEMORY_NOTE = (
-    "Memory: tensors of one device, in float32, gradients kept all the time. On top come what allocator and kernels "
+    "Memory: tensors of one device, in float32, gradients always allocated. On top come what allocator and kernels "
     "take, perceptual networks, and drifting's encoders and their features. FSDP keeps a part of weights, gradients, "
     "moments and averages on each device."
 )

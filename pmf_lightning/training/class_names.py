@@ -38,7 +38,7 @@ def check_same_classes(source: DataSource, checkpoint: Path | None) -> None:
         then, now = (one[label] if label < len(one) else "none" for one in (known, names))
         raise NotResumed(
             f"ckpt={checkpoint}: label {label} was the class {then} and is now {now} ({len(known)} and {len(names)} "
-            "classes); bring the class folders back, or start anew in another run_dir"
+            "classes); restore the class folders, or start a new run in another run_dir"
         )
 
 

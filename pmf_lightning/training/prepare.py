@@ -149,8 +149,8 @@ def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> Step
     """Build the datamodule for the objective's kind of data; raises UserError."""
     if objective.needs_global_batch and cfg.micro_batch is not None:
         raise UserError(
-            f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the whole batch; leave it out, or "
-            "set a smaller batch"
+            f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the complete batch; leave it out, "
+            "or set a smaller batch"
         )
     rows, rest = divmod(cfg.batch, objective.images_per_label)
     if rest:
@@ -179,7 +179,7 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
     if module.decoder is None:
         return
     if cfg.metrics.enabled and "classifier" in cfg.metrics:
-        raise UserError(f"metrics.enabled=true: no classifier judges the latents of {cfg.data.name}; metrics=none")
+        raise UserError(f"metrics.enabled=true: no classifier evaluates the latents of {cfg.data.name}; metrics=none")
     if cfg.sample_grid.enabled or cfg.metrics.enabled:
         try:
             module.decoder.load()
@@ -205,14 +205,14 @@ def make_evaluator(
     if not isinstance(settings, FidSettings):
         _check_held_out(source, "metrics=none")
         if source.classes < 2:
-            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to tell apart; set metrics=none")
+            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to distinguish; set metrics=none")
         return settings, SmallDataEvaluator(source, settings, cfg.cache_dir)
     try:
         setup = _evaluator_setup(cfg, settings, source, module)
         setup.check()
     except UserError as error:
         asked = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
-        raise UserError(f"{asked}: {error}; or measure nothing, metrics=none") from error
+        raise UserError(f"{asked}: {error}; or evaluate nothing, metrics=none") from error
     return settings, setup
 
 

@@ -61,7 +61,7 @@ def find(request: RunRequest, folder: Path | None) -> Start:
         raise NotResumed(_another_run(compared.refused, f"the run of {path}"))
     step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
     if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
-        raise UserError(f"ckpt={path}: its steps and images are no whole numbers; {whole_beside(path)}")
+        raise UserError(f"ckpt={path}: its steps and images are not integers; {whole_beside(path)}")
     if step >= request.steps and request.ckpt != "auto":
         raise NotResumed(f"steps={request.steps}: {path} has {step} already; set more steps or images")
     images = checkpoint.get("images", step * batch)
@@ -123,7 +123,7 @@ def _compared(stored: Any, request: RunRequest, where: Path) -> Comparison:
 
 def _another_run(changes: list[Change], which: str) -> str:
     requested, had = listed([one.after for one in changes]), listed([one.before for one in changes])
-    moved = "; for the same data in another place, put a link at the old one"
+    moved = "; if the data have moved, put a link at the old path"
     hint = moved if any(one.key == "data.root" for one in changes) else ""
     return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
 

@@ -147,9 +147,9 @@ def checkpoint_to_resume(ckpt: str | None, folder: Path | None) -> Path | None:
         _warn(f"{damage}; resuming {other}, the newest that is complete")
         return other
     if path.is_file():
-        raise UserError(f"ckpt={ckpt}: {damage}, and {whole_beside(path)}; start anew in another run_dir")
+        raise UserError(f"ckpt={ckpt}: {damage}, and {whole_beside(path)}; start a new run in another run_dir")
     if ckpt == "last":
-        raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start afresh")
+        raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start a new run")
     return None
 
 

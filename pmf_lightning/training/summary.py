@@ -60,7 +60,7 @@ def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Pat
     _print(summary, hands.quality.titles() if hands.quality else {})
     if stopped:
         again = shlex.join(["python", "-m", "pmf_lightning.train", *resume_arguments(folder)])
-        print(f"stopped at step {trainer.global_step} of {parts.settings.steps}; go on with: {again}")
+        print(f"stopped at step {trainer.global_step} of {parts.settings.steps}; resume with: {again}")
     return summary
 
 

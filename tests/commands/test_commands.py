@@ -88,7 +88,7 @@ def test_weights_that_diverged_are_named(trained, monkeypatch):
     monkeypatch.setattr(
         module, "to_pixels", lambda z: z.where(torch.arange(len(z))[:, None, None, None] != 1, torch.nan)
     )
-    with pytest.raises(UserError, match="image 1 holds numbers that are not finite"):
+    with pytest.raises(UserError, match="image 1 has values that are not finite"):
         draw(module, torch.tensor([1, 2, 3]), 0, 2, {"steps": 1})
 
 
@@ -129,7 +129,7 @@ def test_benchmark_prints_the_ratio(call, tmp_path):
         (["batch=10", "micro_batch=4"], ["micro_batch=4", "micro_batch=5"]),
         (["batch=0"], ["batch"]),
         (["steps=0"], ["steps=0"]),
-        (["log_every_steps=often"], ["log_every_steps=often", "whole number"]),
+        (["log_every_steps=often"], ["log_every_steps=often", "integer"]),
         (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "32-true or bf16-mixed"]),
         (["matmul_precision=hihg"], ["matmul_precision=hihg", "did you mean high"]),
         (["lr=3"], ["lr"]),
@@ -165,7 +165,7 @@ def test_bad_input_of_train_is_one_line(call, arguments, words):
         (["omega=[1,2]"], ["omega=[1, 2]", "give one number"]),
         (["omega=many"], ["omega=many", "give one number"]),
         (["omega=nan"], ["omega=nan"]),
-        (["steps=1.5"], ["steps=1.5", "give one whole number"]),
+        (["steps=1.5"], ["steps=1.5", "give one integer"]),
         (["n=0"], ["n=0"]),
         (["batch_size=0"], ["batch_size=0"]),
         (["steps=0"], ["steps=0"]),

@@ -63,16 +63,16 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
 @pytest.mark.parametrize(
     ("command", "override", "words"),
     [
-        # whole numbers
+        # integers
         ("train", "seed=1.0", "write seed=1"),
-        ("train", "batch=true", "whole number"),
-        ("train", "steps=1e400", "steps=inf: set it to a whole number"),
-        ("train", "sample_grid.rows=-4", "sample_grid.rows=-4: set it to a whole number, 1 or more"),
-        ("train", "checkpoint.keep_last=[2]", "whole number"),
-        ("train", "trainer.num_nodes=two", "whole number"),
+        ("train", "batch=true", "integer"),
+        ("train", "steps=1e400", "steps=inf: set it to an integer"),
+        ("train", "sample_grid.rows=-4", "sample_grid.rows=-4: set it to an integer, 1 or more"),
+        ("train", "checkpoint.keep_last=[2]", "integer"),
+        ("train", "trainer.num_nodes=two", "integer"),
         ("train", "num_workers=10000000000000000000000", "at most"),
-        ("sample", "n=3.5", "n=3.5: set it to a whole number"),
-        ("sample", "batch_size=nan", "whole number"),
+        ("sample", "n=3.5", "n=3.5: set it to an integer"),
+        ("sample", "batch_size=nan", "integer"),
         ("evaluate", "n=1e3", "write n=1000"),
         ("search_guidance", "n_final=half", "n_final=half"),
         ("make_stats", "num_workers=-1", "0 or more"),
@@ -109,7 +109,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "search.intervals=[0,1]", "search.intervals=[0, 1]"),
         ("train", "trainer.devices=[0.5]", "trainer.devices=[0.5]: give how many"),
         ("sample", "classes=7", "write classes=[7]"),
-        ("search_guidance", "steps=[1,2.5]", "list of whole numbers"),
+        ("search_guidance", "steps=[1,2.5]", "list of integers"),
         ("info", "gpus=[8,many]", "gpus=[8, 'many']"),
         ("benchmark", "sampling_batches=4", "write sampling_batches=[4]"),
         ("toy", "seeds=[a]", "seeds=['a']"),
@@ -119,9 +119,9 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "ckpt=''", "the value is empty"),
         # mappings
         ("train", "ema=500k", "ema.halflife_kimg, ema.rampup_ratio"),
-        ("train", "seed={a: 1}", "seed={'a': 1}: set it to a whole number"),
+        ("train", "seed={a: 1}", "seed={'a': 1}: set it to an integer"),
         ("train", "seed=${nowhere}", "seed=${nowhere}"),
-        ("train", "backbone.patch={_target_: os.system}", "whole number"),
+        ("train", "backbone.patch={_target_: os.system}", "integer"),
         ("info", "gpus=8", "write gpus=[8]"),
         ("info", "gpus={a: 8}", "give a list"),
         # numbers that no float holds
@@ -151,7 +151,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "objective._target_=last", "can be imported"),
         ("train", "data._target_=pmf_lightning.data.Nothing", "can be imported"),
         ("train", "optimizer._target_=[]", "dotted name"),
-        ("train", "ema=[1]", "set what stands below it: ema.halflife_kimg, ema.rampup_ratio"),
+        ("train", "ema=[1]", "set the options below it: ema.halflife_kimg, ema.rampup_ratio"),
         ("train", "sample_grid={colums: 5}", "did you mean sample_grid.columns"),
     ],
 )
@@ -374,7 +374,7 @@ def test_what_hydra_cannot_read_is_one_line_with_the_quotes_that_help(override, 
 def test_the_quotes_that_are_shown_work():
     line = refused("train", "seed=日本 (2)")
     (shown,) = shlex.split(line.rpartition(": ")[2])
-    assert "set it to a whole number" in refused("train", shown)
+    assert "set it to an integer" in refused("train", shown)
 
 
 def test_commas_of_a_multirun_separate_paths():

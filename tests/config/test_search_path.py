@@ -82,7 +82,7 @@ def test_names_of_the_folder_are_checked_like_ours(myconf):
     assert "did you mean my_digits or" in refused(found, "model=my_digit")
     assert "did you mean mine.alpha?" in refused(found, "model=my_digits", "mine.alpa=4")
     assert "batchsize: there is no such option" in refused(found, "model=my_digits", "batchsize=4")
-    assert "seed=x: set it to a whole number" in refused(found, "model=my_digits", "seed=x")
+    assert "seed=x: set it to an integer" in refused(found, "model=my_digits", "seed=x")
     assert "there is no such model" in refused("model=my_digits")
 
 

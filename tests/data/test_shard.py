@@ -386,7 +386,9 @@ def test_a_full_disk_is_named_before_and_during_work(few, tmp_path, monkeypatch)
         return write(path, records)
 
     monkeypatch.setattr(pixels, "write_shard", full)
-    with pytest.raises(UserError, match=r"out=.*cannot be written \(No space left on device\); make room and run the"):
+    with pytest.raises(
+        UserError, match=r"out=.*cannot be written \(No space left on device\); free some space and repeat the"
+    ):
         run(few, tmp_path / "out")
     monkeypatch.undo()
     run(few, tmp_path / "out")
@@ -580,11 +582,11 @@ def test_verify_by_command(few, tmp_path, call):
     run(few, out)
     status, output, errors = call(f"out={out}", "verify=true", "num_workers=2")
     assert status == 0, errors
-    assert "all is well: 23 records of 2 classes in 3 shards" in output
+    assert "no problems: 23 records of 2 classes in 3 shards" in output
     _shorter(out)
     status, output, errors = call(f"out={out}", "verify=true", "num_workers=2")
     assert status == 1
-    assert "all is well" not in output
+    assert "no problems" not in output
     assert "shard-000001.tar: 9,000 bytes instead of" in errors
     assert f"error: 1 problems in {out}; they were made from in={few}" in errors
 
@@ -638,7 +640,7 @@ def test_the_command_says_what_it_made(few, tmp_path, call):
         (["out=out", "in=few"], ["size is not set"]),
         (["verify=true"], ["out is not set"]),
         (["out=out", "verify=true"], ["out=out: there is no such folder"]),
-        (["out=out", "verify=true", "num_workers=-1"], ["num_workers=-1: set it to a whole number, 1 or more"]),
+        (["out=out", "verify=true", "num_workers=-1"], ["num_workers=-1: set it to an integer, 1 or more"]),
         (["in=a.tar", "in=b.tar", "out=out", "size=24"], ["in is given more than once: put quotes"]),
         (["in=x-{000..001}.tar", "out=out", "size=24"], ["x-000.tar is missing (2 tars in all)"]),
         (["in=few", "out=out", "size=24", "payloads=npy"], ["payloads"]),

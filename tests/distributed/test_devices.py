@@ -202,7 +202,7 @@ def injured(folder, kind, what, *overrides):
         (
             "ddp",
             "weights",
-            r"step 1: the weights of the 2 devices differ, .*sync_tolerance=1e-05.*must start alike",
+            r"step 1: the weights of the 2 devices differ, .*sync_tolerance=1e-05.*must start equal",
         ),
         pytest.param(
             "fsdp",

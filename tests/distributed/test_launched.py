@@ -62,7 +62,7 @@ def test_what_launchers_set_stays(words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ({"SLURM_NTASKS": "four"}, "SLURM_NTASKS=four: it must be a whole number"),
+        ({"SLURM_NTASKS": "four"}, "SLURM_NTASKS=four: it must be an integer"),
         ({"RANK": "-1"}, "RANK=-1"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
         ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK=1.0"),

@@ -474,8 +474,8 @@ def test_make_stats_of_digits_and_of_their_pictures(tmp_path):
     [
         ([], "out is not set"),
         (["out=stats.txt"], "out=stats.txt: statistics are written as .npz .*set out=stats.npz"),
-        (["out=s.npz"], "what is to be measured"),
-        (["out=s.npz", "data=digits", "n=1"], "n=1: set it to a whole number, 2 or more"),
+        (["out=s.npz"], "no images to measure"),
+        (["out=s.npz", "data=digits", "n=1"], "n=1: set it to an integer, 2 or more"),
         (["out=s.npz", "data=digits", "num_workers=-1"], "num_workers=-1"),
         (["out=s.npz", "data=digits", "device=gpux"], "device=gpux"),
         (["out=s.npz", "data=digits", "n=5000"], "n=5000: the training split of digits has 1437"),

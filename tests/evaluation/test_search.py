@@ -311,7 +311,7 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
     assert [(r.point.ema, r.problem) for r in found["tried"] if r.fid is None] == [("1k", "images are not finite")] * 2
     assert found["best"].point.ema == "2k"
     search_guidance.show_result(found)
-    with pytest.raises(UserError, match="at no point are its images finite"):
+    with pytest.raises(UserError, match="its images are not finite at any point"):
         search(tmp_path / "spoilt.ckpt", cache, tmp_path / "out", "n_final=null", "intervals=[0,1]", "ema=1k")
 
 
@@ -332,12 +332,12 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
         (["intervals=[0.1]"], r"intervals=0.1: each is a pair \[t_min,t_max\]"),
         (["intervals=[[0.8,0.1]]"], r"t_min=0.8 t_max=0.1: the interval needs"),
         (["ema=[2k,3k]"], r"ema=3k: the checkpoint has no such average; did you mean"),
-        (["steps=[1.5]"], r"steps=\[1.5\]: give a list of whole numbers"),
+        (["steps=[1.5]"], r"steps=\[1.5\]: give a list of integers"),
         (["steps=[0]"], r"steps=0: at least one"),
         (["sampler=[magic]"], r"sampler=magic: this model samples by average"),
         (["strategy=magic"], r"strategy=magic: there is no such strategy; known: coordinate, grid"),
-        (["n=1"], r"n=1: set it to a whole number, 2 or more"),
-        (["n=many"], r"n=many: set it to a whole number, 2 or more"),
+        (["n=1"], r"n=1: set it to an integer, 2 or more"),
+        (["n=many"], r"n=many: set it to an integer, 2 or more"),
         (["n_final=1"], r"n_final=1: set it"),
         (["batch_size=0"], r"batch_size=0"),
         (["device=gpu7"], r"device=gpu7"),

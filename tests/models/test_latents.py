@@ -243,7 +243,7 @@ def test_another_autoencoder_is_refused(folder):
         decoder(folder, scale=4).load()
     with pytest.raises(UserError, match=r"decoder.mean has 4 numbers, data.channels=3"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "data.channels=3"]))
-    with pytest.raises(UserError, match=r"decoder.batch_size=0: set it to a whole number"):
+    with pytest.raises(UserError, match=r"decoder.batch_size=0: set it to an integer"):
         build(compose(["model=imf_b2", "data=imagenet256_latents", *BACKBONE, "decoder.batch_size=0"]))
 
 
@@ -342,7 +342,7 @@ def test_a_pixel_model_takes_no_decoder(sample, tmp_path):
     torch.save({"config": module.config, "state_dict": module.state_dict(), "ema": averages}, tmp_path / "a.ckpt")
     status, _, errors = sample("ckpt=a.ckpt", "decoder.weights=vae")
     assert status == 2
-    assert "decoder.weights=vae: this model makes pixels" in errors
+    assert "decoder.weights=vae: this model generates pixels" in errors
 
 
 class Latents(ArrayDataset):
@@ -410,7 +410,7 @@ def test_training_without_weights_stops_before_it_begins(latent_data, latent_ove
         UserError, match=r"decoder.weights=nowhere: no such.*or train without pictures, sample_grid.enabled"
     ):
         train(compose(run))
-    with pytest.raises(UserError, match=r"no classifier judges the latents of imagenet256_latents; metrics=none"):
+    with pytest.raises(UserError, match=r"no classifier evaluates the latents of imagenet256_latents; metrics=none"):
         train(compose([*run, "metrics=small"]))
     assert not (tmp_path / "run").exists()
     summary = train(compose([*run, "sample_grid.enabled=false"]))

@@ -279,7 +279,7 @@ def data_of(overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["micro_batch=16"], "micro_batch=16: the loss of drifting_tiny has means over the whole batch"),
+        (["micro_batch=16"], "micro_batch=16: the loss of drifting_tiny has means over the complete batch"),
         (["batch=100"], "batch=100: it counts images, 16 for each label; set a multiple"),
         (["data=digits"], "10 labels per step .* of 4 classes in data few: set batch to 4 x the images per label"),
         (["queues.push_per_step=4"], "queues.push_per_step=4: the 10 labels of a step"),

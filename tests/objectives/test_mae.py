@@ -354,7 +354,7 @@ def test_numbers_that_mean_nothing_are_refused(changes, message):
 
 
 def test_cells_that_do_not_fill_the_image_are_refused():
-    with pytest.raises(ValueError, match=r"16 x 16 pixels are no whole number .* 2 x 3 = 6 pixels"):
+    with pytest.raises(ValueError, match=r"16 x 16 pixels are not a multiple .* 2 x 3 = 6 pixels"):
         objective(cell=3).draw(batch(), 0, 0)
 
 

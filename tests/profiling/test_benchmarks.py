@@ -91,9 +91,9 @@ def test_sampling_command():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["repeats=some"], "repeats=some: set it to a whole number, 1 or more"),
-        (["images_at_once=0"], "images_at_once=0: set it to a whole number, 1 or more"),
-        (["against=lunch"], "against=lunch: the step is measured against textbook, or alone"),
+        (["repeats=some"], "repeats=some: set it to an integer, 1 or more"),
+        (["images_at_once=0"], "images_at_once=0: set it to an integer, 1 or more"),
+        (["against=lunch"], "against=lunch: give textbook, or null"),
         (["model=drifting_tiny", "against=textbook"], "against=textbook: Drifting has no textbook step"),
         (["against=textbook", "objective.v_source=boundary"], "against=textbook: the textbook step knows"),
     ],

@@ -108,7 +108,7 @@ def test_the_paper_is_no_part_of_a_run():
     assert cfg.paper.data == "imagenet64"
     assert "paper" not in build(cfg, empty=True).config
     for override in ("paper.fid=1", "+paper.seen=1", "~paper"):
-        with pytest.raises(UserError, match=r"what the paper reports is no option"):
+        with pytest.raises(UserError, match=r"results of the paper are not options"):
             compose(["model=pmf_b4", override])
 
 
@@ -175,7 +175,7 @@ def test_models_whose_costs_are_not_counted_are_left_out_of_all(presets, monkeyp
     monkeypatch.setattr("pmf_lightning.info.choices", lambda group: ["pmf_tiny", "pmf_b4"])
     assert info(["every_model=true"]) == [presets["pmf_tiny"]]
     assert (
-        "left out: model=pmf_b4 (mae_tiny: costs are counted of transformers that generate images"
+        "left out: model=pmf_b4 (mae_tiny: costs are counted only for transformers that generate images"
         in capsys.readouterr().err
     )
     with pytest.raises(NotCountedError):
@@ -484,7 +484,7 @@ def test_facts_of_drifting(call):
 
 
 def test_micro_batches_of_drifting_are_refused_as_in_training():
-    with pytest.raises(UserError, match="micro_batch=64: the loss of drifting_b16 has means over the whole batch"):
+    with pytest.raises(UserError, match="micro_batch=64: the loss of drifting_b16 has means over the complete batch"):
         info(["model=drifting_b16", "micro_batch=64", *OWN])
 
 

@@ -524,7 +524,7 @@ def test_torchrun_takes_no_sweeps(monkeypatch, call_command):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--cfg", "job"], "--cfg: Hydra shows what one run comes to; leave -m out"),
+        (["--cfg", "job"], "--cfg: Hydra shows the configuration of one run; leave -m out"),
         (["hydra.launcher.n_jobs=2"], "Could not override 'hydra.launcher.n_jobs'"),  # launcher=joblib was left out
     ],
 )

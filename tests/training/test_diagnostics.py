@@ -78,7 +78,7 @@ def test_devices_and_micro_batches_add_up():
 def test_no_bins_are_refused():
     with pytest.raises(ValueError, match="bins=0"):
         BinnedMeans(0)
-    with pytest.raises(UserError, match=r"diagnostics\.t_bins=0: set it to a whole number, 1 or more"):
+    with pytest.raises(UserError, match=r"diagnostics\.t_bins=0: set it to an integer, 1 or more"):
         train(compose([*RUN, "diagnostics.t_bins=0"]))
 
 

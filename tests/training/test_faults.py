@@ -208,7 +208,7 @@ def test_files_that_the_kernel_refuses(straight, tmp_path):
     path = folder / "checkpoints" / "last.ckpt"
     assert output.count("is NOT saved") == 1
     assert f"step 4: {path} is NOT saved (File too large; it needs" in output
-    assert "MB are free); the previous one stays; training goes on and tries again at step 5" in output
+    assert "MB are free); the previous one remains; training continues and tries again at step 5" in output
     assert f"step 8: {path} is saved again" in output
     assert json.loads((folder / "summary.json").read_text())["failed_saves"] == 4
     assert "failed_saves" in output
@@ -230,7 +230,7 @@ def test_an_end_that_cannot_be_saved_is_an_error(straight, tmp_path):
     folder, command = tmp_path / "run", [*TINY, f"run_dir={tmp_path}/run", "ckpt=auto"]
     output = forked.run(command, tmp_path / "log", ("faults:refuse_saves", errno.ENOSPC, STEPS - 1), code=4)
     assert f"error: step {STEPS}: {folder}/checkpoints/last.ckpt could not be written (No space left" in output
-    assert "the previous one stays. Make room there, and go on with run_dir=" in output
+    assert "the previous one remains. Free some space there, and resume with run_dir=" in output
     assert saved_step(folder) == STEPS - 2
     forked.run(command, tmp_path / "log")
     assert_as_if_nothing_had_been(folder, straight)
@@ -357,7 +357,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one(tmp_path, capsys
     if damage is Path.unlink and ckpt == "auto":
         assert to_resume(tmp_path, ckpt) is None
         return
-    with pytest.raises(UserError, match="holds no checkpoint" if damage is Path.unlink else "start anew in another"):
+    with pytest.raises(
+        UserError, match="holds no checkpoint" if damage is Path.unlink else "start a new run in another"
+    ):
         to_resume(tmp_path, ckpt)
 
 
@@ -365,10 +367,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one(tmp_path, capsys
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path, damage):
     asked, other = toy(tmp_path / "step-00000002.ckpt", 2), toy(tmp_path / "best.ckpt", 1)
     damage(asked)
-    with pytest.raises(UserError, match=rf"ckpt={asked}: .*; whole beside it: ckpt={other}"):
+    with pytest.raises(UserError, match=rf"ckpt={asked}: .*; intact next to it: ckpt={other}"):
         read_checkpoint(to_resume(tmp_path, asked))
     damage(other)
-    with pytest.raises(UserError, match="no other checkpoint beside it is whole"):
+    with pytest.raises(UserError, match="no other checkpoint next to it is intact"):
         read_checkpoint(to_resume(tmp_path, asked))
 
 
@@ -466,8 +468,8 @@ def test_one_of_two_killed(straight_two, tmp_path, killed):
     processes = start_two(overrides, tmp_path, ("faults:on_rank", killed, "signal_before", 6, signal.SIGKILL))
     assert forked.finish(processes[killed]) == -signal.SIGKILL
     assert forked.finish(processes[1 - killed]) == 5
-    assert f"go on with run_dir={folder} ckpt=last" in (tmp_path / f"log{1 - killed}").read_text()
-    assert "another process of this run is gone" in (tmp_path / f"log{1 - killed}").read_text()
+    assert f"resume with run_dir={folder} ckpt=last" in (tmp_path / f"log{1 - killed}").read_text()
+    assert "another process of this run has ended" in (tmp_path / f"log{1 - killed}").read_text()
     assert saved_step(folder) == 4
     run_two(overrides, tmp_path)
     assert_as_if_nothing_had_been(folder, straight_two)

@@ -155,7 +155,7 @@ def test_a_run_killed_before_its_last_measurement_measures_when_it_goes_on(measu
             ["metrics=fid", "metrics.reference=data", "extractor.weights=nowhere.pth"],
             r"weights of Inception are not at nowhere.pth.*weights-inception.*metrics=none",
         ),
-        ([*FID, "metrics.n=1"], r"metrics.n=1: set it to a whole number, 2 or more"),
+        ([*FID, "metrics.n=1"], r"metrics.n=1: set it to an integer, 2 or more"),
         ([*FID, "metrics.batch_size=0"], r"metrics.batch_size=0"),
         ([*FID, "metrics.extra_steps=[0]"], r"metrics.extra_steps=\[0\]"),
         (
@@ -185,7 +185,7 @@ def photographs(root, classes):
     [
         (["data.held_out_fraction=0"], 2, r"data.held_out_fraction=0: .*data=folder.*\(metrics=none\)"),
         (["data.held_out_fraction=0.0"], 2, r"data.held_out_fraction=0: "),
-        ([], 1, "data=folder has no classes to tell apart; set metrics=none"),
+        ([], 1, "data=folder has no classes to distinguish; set metrics=none"),
         (
             ["model=mae_tiny", *backbone("mae_tiny"), "data.held_out_fraction=0"],
             2,

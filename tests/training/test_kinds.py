@@ -119,7 +119,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         (["model=jit_tiny", "objective.loss=e"], "objective: .*loss=e is not one of x, eps, v"),
         (["model=jit_tiny", "sampling.steps=0"], "sampling.steps=0: at least one"),
         (["model=jit_tiny", "sampling.sampler=average"], "sampling.sampler=average: this model samples by heun, euler"),
-        (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each a whole number, 1 or more"),
+        (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each an integer, 1 or more"),
         (["model=drifting_tiny", "sampling.omega=0.9"], "sampling.omega=0.9"),
         (["model=drifting_tiny", "sampling.steps=2"], "sampling.steps=2: this model makes an image in one step"),
         (["model=drifting_tiny", "objective.alpha_max=0.5"], "objective: .*alpha_max=0.5"),
@@ -128,7 +128,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
             "drift_features.path is not set",
         ),
         (["model=mae_tiny", "metrics.enabled=true"], "metrics.enabled=true: mae_tiny generates no images to evaluate"),
-        (["model=pmf_digits", "objective=drifting"], "objective: Drifting does not know .*misses .*queues"),
+        (["model=pmf_digits", "objective=drifting"], "objective: Drifting has no option .*lacks .*queues"),
     ],
     ids=" ".join,
 )

@@ -49,7 +49,7 @@ def test_the_scale_picks_the_file_of_an_experiment(given, wanted, experiments):
         ("experiment=tabel", "experiment=tabel: there is no such experiment; did you mean table?"),
         ("experiment=table/study", "experiment=table/study: there is no such experiment; did you mean table"),
         ("experiment=table/paper scale=small", "scale=small: experiment=table/paper is the scale paper"),
-        ("experiment=table,figure", "experiment=table,figure: an experiment is a sweep by itself"),
+        ("experiment=table,figure", "experiment=table,figure: an experiment is a sweep; run one at a time"),
     ],
 )
 def test_a_scale_that_is_not_there_is_refused(given, message, experiments):

@@ -275,9 +275,7 @@ SPOILT = {
     "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
     "is no config.json of pmf_lightning": lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'),
     "format version 2": lambda folder: spoil_config(folder, lambda about: about.update(version=2)),
-    "nothing usable of source, config": lambda folder: spoil_config(
-        folder, lambda about: about.update(config=1, source=2)
-    ),
+    "no valid source, config": lambda folder: spoil_config(folder, lambda about: about.update(config=1, source=2)),
     "outside pmf_lightning (os.system); refused": lambda folder: spoil_config(folder, run_foreign_code),
     "holds no model.safetensors": lambda folder: (folder / "model.safetensors").unlink(),
     "model.safetensors cannot be read": lambda folder: (folder / "model.safetensors").write_bytes(bytes(100)),
@@ -307,7 +305,7 @@ def test_a_folder_has_one_set_of_weights(folder):
 
 
 def test_training_goes_on_from_checkpoints_alone(folder, tmp_path):
-    with pytest.raises(UserError, match="weights to sample with; training goes on from a checkpoint"):
+    with pytest.raises(UserError, match="weights to sample with; training resumes from a checkpoint"):
         train(compose([*RUN, f"ckpt={folder}", f"run_dir={tmp_path / 'run'}"]))
 
 
@@ -353,7 +351,7 @@ def test_the_command_says_what_lies_where(call, trained, tmp_path):
         (["in=mine.pt", "out=x", "model=pmf_b16"], ["looks like pMF (width 64", "pMF-B/16", "256 pixels wide"]),
         (["in=mine.pt", "out=x", "model=pmf_b61"], ["model=pmf_b61", "pmf_b16"]),
         (["in=mine.pt", "out=x", "model=pmf_digits"], ["width 64", "width 96"]),
-        (["in=odd.pt", "out=x"], ["looks like pMF (width 64, 3 blocks", "no preset is", "model="]),
+        (["in=odd.pt", "out=x"], ["looks like pMF (width 64, 3 blocks", "matches no preset", "model="]),
         (["in=mine.pt", "out=x", "backbone.width=3"], ["backbone"]),
         (["in=FOLDER", "out=x"], ["both are folders"]),
         (["in=FOLDER", "out=x.pt", "model=pmf_tiny", "data=digits"], ["brings its own", "leave model and data out"]),
@@ -362,7 +360,7 @@ def test_the_command_says_what_lies_where(call, trained, tmp_path):
         (["in=RUN", "out=x", "data=digits"], ["data=...", "leave data out"]),
         (["in=mine.pt", "out=/proc/nowhere/x"], ["out=/proc/nowhere", "cannot be written"]),
         (["in=RUN", "out=x.safetensors"], ["out=x.safetensors", "name of a folder"]),
-        (["in=mine.pt", "out=mine.pt", "force=true"], ["out=mine.pt", "that is also in"]),
+        (["in=mine.pt", "out=mine.pt", "force=true"], ["out=mine.pt", "it is the same as in"]),
     ],
     ids=" ".join,
 )

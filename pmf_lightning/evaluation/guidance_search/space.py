@@ -171,7 +171,7 @@ def _each(key: str, values: Any, kind: type) -> tuple:
         if kind is not str and any(own != float(given) for own, given in zip(made, values, strict=True)):
             raise ValueError  # 1.5 steps
     except (TypeError, ValueError):
-        what = {str: "names", int: "whole numbers", float: "numbers"}[kind]
+        what = {str: "names", int: "integers", float: "numbers"}[kind]
         raise UserError(f"{key}={values}: give a list of {what}, such as {key}={_EXAMPLES[key]}") from None
     return tuple(int(value) if kind is float and value.is_integer() else value for value in made)
 

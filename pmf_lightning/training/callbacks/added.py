@@ -35,10 +35,12 @@ def make_added(sections: Mapping[str, Mapping[str, Any]], accelerator: str) -> l
 def _refusal(callback: Any, accelerator: str) -> str | None:
     """Return why a callback cannot act in a run, None if it can."""
     if not isinstance(callback, Callback):
-        return "makes no callback of Lightning"
+        return "is not a callback of Lightning"
     if isinstance(callback, LightningEarlyStopping) and not isinstance(callback, EarlyStopping):
         ours = f"{EarlyStopping.__module__}.{EarlyStopping.__qualname__}"
-        return f"looks after validation, which a run by steps lacks; choose callbacks=early_stopping, or name {ours}"
+        return (
+            f"acts on validation, which a run by steps does not have; choose callbacks=early_stopping, or name {ours}"
+        )
     if isinstance(callback, Checkpoint):
         return "writes checkpoints, which the run does itself; set checkpoint.every_images= and checkpoint.keep_last="
     if isinstance(callback, ProgressBar):
@@ -49,5 +51,5 @@ def _refusal(callback: Any, accelerator: str) -> str | None:
     hooks = {name for name in dir(Callback) if name.startswith("on_")}
     own = {name for name in hooks if getattr(type(callback), name) is not getattr(Callback, name)}
     if own and own <= _NEVER:
-        return f"acts in {', '.join(sorted(own))} alone, which a run by steps never calls"
+        return f"acts only in {', '.join(sorted(own))}, which a run by steps never calls"
     return None

@@ -103,7 +103,7 @@ class CheckpointWriter(OncePerStep):
         if self._failed_in_a_row:
             raise NotSaved(
                 f"step {trainer.global_step}: {self.path} could not be written ({self._disk.reason}); "
-                f"{self._what_stays()}. Make room there, and go on with "
+                f"{self._what_stays()}. Free some space there, and resume with "
                 f"{path_argument('run_dir', self.path.parent.parent)} ckpt=last"
             )
 
@@ -141,11 +141,11 @@ class CheckpointWriter(OncePerStep):
         if self._failed_in_a_row == 1 and trainer.is_global_zero:
             tqdm.write(
                 f"step {trainer.global_step}: {self.path} is NOT saved ({self._disk.reason}); {self._what_stays()}; "
-                f"training goes on and tries again at step {self._retry_at}"
+                f"training continues and tries again at step {self._retry_at}"
             )
 
     def _what_stays(self) -> str:
-        return "the previous one stays" if self.path.is_file() else "there is no checkpoint yet"
+        return "the previous one remains" if self.path.is_file() else "there is no checkpoint yet"
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of failed saves, for the checkpoint."""

@@ -13,4 +13,4 @@ def tolerate_disk_errors(what: str, again: str, quiet: bool = False) -> Iterator
         yield
     except OSError as error:
         if not quiet:
-            tqdm.write(f"{what} is not written ({error.strerror or error}); training goes on, {again}")
+            tqdm.write(f"{what} is not written ({error.strerror or error}); training continues, {again}")

@@ -44,7 +44,7 @@ class ImageGrids(OncePerStep):
         """Write and log a grid per set of weights; an OSError is only reported."""
         step = trainer.global_step
         seen = step * self.progress.batch
-        with tolerate_disk_errors(f"the grid of step {step}", "the next grid is tried as ever"):
+        with tolerate_disk_errors(f"the grid of step {step}", "the next grid will be tried"):
             for weights in dict.fromkeys(("raw", self.ema)):
                 path = self.draw(module, weights, f"{seen:010d}-{weights}.png")
                 for logger in trainer.loggers:

@@ -40,7 +40,7 @@ class RankConsistencyCheck(Callback):
 
     def _message(self, what: str, name: str, apart: float, trainer: Trainer) -> str:
         remedy = {
-            "weight": "They must start alike: take the same seed, the same ckpt and the same code on all machines",
+            "weight": "They must start equal: use the same seed, the same ckpt and the same code on all machines",
             "gradient": "They must be averaged: call the network inside training_step, through Lightning's strategy, "
             "and let every device see the same parameters",
         }[what]

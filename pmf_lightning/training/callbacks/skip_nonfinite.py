@@ -62,7 +62,7 @@ class SkipNonFinite(Callback):
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.max_in_a_row:
             raise Diverged(
-                f"step {step}: {what} is not finite, {self.in_a_row} steps in a row by now "
+                f"step {step}: {what} is not finite, {self.in_a_row} steps in a row "
                 f"(skip_nonfinite.max_in_a_row={self.max_in_a_row}); {self._last_good()}. {self._remedy()}"
             )
         if self.in_a_row == 1:
@@ -94,7 +94,7 @@ class SkipNonFinite(Callback):
     def _remedy(self) -> str:
         return (
             f"Look at du_dt by time in {self.folder / 'time_bins.png'}; then lower optimizer.lr or raise the precision "
-            "(trainer.precision=32-true matmul_precision=highest), and go on with ckpt=last or start anew"
+            "(trainer.precision=32-true matmul_precision=highest), and resume with ckpt=last or start a new run"
         )
 
 

@@ -36,7 +36,7 @@ def make_loggers(sections: Mapping[str, Mapping[str, Any]], run: LoggedRun) -> l
         logger = build_part(f"logger.{name}", _in_folder(section, str(run.folder)))
         logger = logger(run=run) if isinstance(logger, partial) else logger
         if not isinstance(logger, Logger):
-            raise UserError(f"logger.{name}: {section['_target_']} makes no logger of Lightning")
+            raise UserError(f"logger.{name}: {section['_target_']} is not a logger of Lightning")
         logger.log_hyperparams(dict(run.config))
         loggers.append(logger)
     return loggers

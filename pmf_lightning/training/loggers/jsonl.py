@@ -73,7 +73,7 @@ class JSONLLogger(Logger):
         refused, self._written = not self._written, False
         text = "".join(json.dumps(row) + "\n" for row in self._tail)
         with (
-            tolerate_disk_errors(str(self.path), "rows are kept for later", quiet=refused),
+            tolerate_disk_errors(str(self.path), "rows are buffered and written later", quiet=refused),
             self.path.open("r+") as file,
         ):
             file.seek(self._start)
@@ -90,7 +90,7 @@ class JSONLLogger(Logger):
         rows = self.rows()
         names = list(dict.fromkeys(name for row in rows for name in row))
         path = self.path.with_suffix(".csv")
-        with tolerate_disk_errors(str(path), f"{self.path.name} has it all"), path.open("w", newline="") as file:
+        with tolerate_disk_errors(str(path), f"{self.path.name} has all rows"), path.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)

@@ -107,7 +107,7 @@ class WandbLogger(Logger):
         run, self._run = self._run, None
         run.finish(exit_code=0 if status == "success" else 1)
         if wandb_runs.is_offline(run):
-            print(f"W&B has nothing of this run yet; send it: {wandb_runs.sync_command(self.folder, self._id)}")
+            print(f"W&B has no data of this run yet; upload it with: {wandb_runs.sync_command(self.folder, self._id)}")
 
 
 class WandbResume(Callback):
