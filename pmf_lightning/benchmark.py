@@ -13,7 +13,7 @@ from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.profiling.benchmarks import reader, step
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
-from pmf_lightning.profiling.step_memory import rivals_of, step_flops
+from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
 from pmf_lightning.sampling.generate import OPTIONS
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
@@ -43,9 +43,9 @@ def _step(cfg: DictConfig) -> dict:
         raise UserError(f"against={cfg.against}: give textbook, or null to measure the step by itself")
     averages = len(cfg.ema.halflife_kimg)
     empty = build(cfg, empty=True)
-    rivals = rivals_of(cfg, empty.objective)
-    flops = step_flops(empty.network, empty.objective, images, BatchRows(), rivals)
-    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages, rivals)
+    real_counts = real_counts_of(cfg, empty.objective)
+    flops = step_flops(empty.network, empty.objective, images, BatchRows(), real_counts)
+    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages, real_counts)
     numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
     return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
 

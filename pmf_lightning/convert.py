@@ -74,7 +74,7 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
         return from_official(contents, source, cfg)
     given = [key for key, sign in (("model", "name"), ("data", "data")) if cfg.get(sign) is not None]
     if given:
-        raise UserError(f"{given[0]}=...: {source} brings its own configuration; leave {' and '.join(given)} out")
+        raise UserError(f"{given[0]}=...: {source} has its own configuration; leave {' and '.join(given)} out")
     if not is_weights_folder(source):
         return from_checkpoint(find_checkpoint(source), cfg.ema, cfg.trust)
     if not to_file:

@@ -43,23 +43,23 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         print_on_main(subject.summary())
         n = images_asked(cfg, subject)
         evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
-        kept = ImageSaver(cfg.save, out, n, SHOWN)
+        saver = ImageSaver(cfg.save, out, n, SHOWN)
         _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
         started = time.perf_counter()
-        scores = evaluator(subject.generate, n, subject.classes or 1, kept)  # classes of existing images are unknown
-        kept.finish()
+        scores = evaluator(subject.generate, n, subject.classes or 1, saver)  # classes of existing images are unknown
+        saver.finish()
         print_on_main(subject.conversions())
         report = {
             "metric": evaluator.name(scores.n),
             **subject.about,
             **described(cfg, evaluator, scores),
             "seconds": round(time.perf_counter() - started, 2),
-            "images_per_second": round(n / (kept.latest - started), 2),
-            "images": kept.path and str(kept.path),
+            "images_per_second": round(n / (saver.latest - started), 2),
+            "images": saver.path and str(saver.path),
             "grid": str(out / "grid.png"),
         }
         if rank_and_world()[0] == 0:
-            save_grid(to_float(kept.first_images), COLUMNS, out / "grid.png")
+            save_grid(to_float(saver.first_images), COLUMNS, out / "grid.png")
             with atomic_write(out / "evaluation.json") as draft:
                 draft.write_text(json.dumps(report, indent=2) + "\n")
     return report

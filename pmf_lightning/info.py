@@ -62,8 +62,8 @@ def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
 def _on_its_data(overrides: Sequence[str]) -> list[str]:
     """Add the default data of the model, unless the overrides choose data."""
     models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
-    said = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
-    if said or not models or models[-1] not in published():
+    data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
+    if data_chosen or not models or models[-1] not in published():
         return list(overrides)
     return [f"data={published()[models[-1]].data}", *overrides]
 

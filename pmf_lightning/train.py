@@ -65,11 +65,11 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
         log.open(folder)
         save_hydra_files(cfg, folder)
         announce(parts, folder, start)
-        trainer, hands = fit(parts, folder, start)
-        if hands.checkpoint.signals.requeue:
+        trainer, callbacks = fit(parts, folder, start)
+        if callbacks.checkpoint.signals.requeue:
             slurm.requeue(resumes=request.run_dir is not None and request.ckpt in ("auto", "last"))  # time is short
         with _room(folder):
-            return finish(parts, trainer, hands, folder, started)
+            return finish(parts, trainer, callbacks, folder, started)
 
 
 def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCallbacks]:
@@ -77,11 +77,11 @@ def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCall
 
     Raises Diverged, ProcessLost if another process of the run ended, and NotSaved.
     """
-    hands = make_callbacks(parts, folder)
+    callbacks = make_callbacks(parts, folder)
     run = LoggedRun(folder, parts.settings.batch, parts.module.config, start.step, start.wandb_run)
     loggers = make_loggers(parts.loggers, run)
     resuming = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]
-    trainer = make_trainer(parts, folder, [*hands.listed(), *resuming], loggers)
+    trainer = make_trainer(parts, folder, [*callbacks.listed(), *resuming], loggers)
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint, weights_only=True)
     except Diverged:
@@ -97,7 +97,7 @@ def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCall
             ) from error
         raise
     show_profile(folder)
-    return trainer, hands
+    return trainer, callbacks
 
 
 def _of_the_network(error: RuntimeError) -> bool:
@@ -113,7 +113,7 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"run_dir={folder}: the checkpoint is saved, the summary is not ({error}); "
-            f"make room and repeat the command with {path_argument('run_dir', folder)} ckpt=auto"
+            f"free some space and repeat the command with {path_argument('run_dir', folder)} ckpt=auto"
         ) from error
 
 

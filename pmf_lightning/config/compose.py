@@ -67,8 +67,8 @@ def _file_of(name: str, scale: str | None, experiments: Path) -> str:
     if second or not scales.get(name):
         raise UserError(f"experiment={name}: there is no such experiment; {suggestions(first, {*single, *scales})}")
     if (wanted := scale or SCALES[0]) not in scales[name]:
-        asked = f"experiment={name}" + (f" scale={scale}" if scale else "")
-        raise UserError(f"{asked}: it has the scale {scales[name][0]} only; set scale={scales[name][0]}")
+        options = f"experiment={name}" + (f" scale={scale}" if scale else "")
+        raise UserError(f"{options}: it has the scale {scales[name][0]} only; set scale={scales[name][0]}")
     return f"{name}/{wanted}"
 
 

@@ -86,7 +86,7 @@ def _without_null(override: str, command: str) -> str | None:
     key, _, value = override.partition("=")
     group = key.lstrip("+~")
     if "/" in group and value == "null":
-        raise UserError(f"{override}: a group of Hydra needs a choice; leave it out for the usual one")
+        raise UserError(f"{override}: a group of Hydra needs a choice; leave it out for the default")
     if group not in groups():
         return override
     if key.startswith("~"):

@@ -146,7 +146,7 @@ NAMES = Kind(
     lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_text, value)),
 )
 YES_NO = Kind("give true or false", lambda value: isinstance(value, bool))
-DEVICE = Kind("torch knows no such device; use cpu, cuda or cuda:1", _is_device, "text")
+DEVICE = Kind("torch has no such device; use cpu, cuda or cuda:1", _is_device, "text")
 DURATION = Kind(
     "give days:hours:minutes:seconds, such as 00:12:00:00 for 12 hours",
     lambda value: isinstance(value, str) and re.fullmatch(r"\d+:\d{1,2}:\d{1,2}:\d{1,2}", value) is not None,

@@ -27,7 +27,7 @@ def _named(value: Any, names: Mapping[str, str]) -> str:
     """Look up the name of a value in ``names``; a list is looked up by its entries joined by commas."""
     key = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
     if key not in names:
-        raise UserError(f"study.names has no name for {key}; it knows {', '.join(map(str, names))}")
+        raise UserError(f"study.names has no name for {key}; it has {', '.join(map(str, names))}")
     return names[key]
 
 

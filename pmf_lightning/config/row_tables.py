@@ -43,8 +43,8 @@ def without_table(cfg: DictConfig, part: str) -> Any:
 
 def stored(cfg: DictConfig) -> dict[str, Any]:
     """Return the configuration as checkpoints store it: resolved, without tables, `hydra` and `paper`."""
-    kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _NOT_STORED])
-    config = OmegaConf.to_container(kept, resolve=True)
+    selected = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _NOT_STORED])
+    config = OmegaConf.to_container(selected, resolve=True)
     for option in PICKED:
         part, _, name = option.partition(".")
         if f"{name}s" in (values := config.get(part) or {}):

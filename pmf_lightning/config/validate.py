@@ -33,8 +33,8 @@ def model(cfg: DictConfig) -> None:
     chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.halflife_kimg), "raw"]
     if chosen not in known:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {suggestions(str(chosen), known)}")
-    asked = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
-    guidance(**asked, prefix="sampling.")
+    requested = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
+    guidance(**requested, prefix="sampling.")
 
 
 def objective(cfg: DictConfig) -> None:
@@ -92,21 +92,21 @@ def classes(chosen: Any, known: int) -> None:
         raise UserError(f"classes={chosen}: {wrong[0]} is not a class; the classes of this model are 0 to {known - 1}")
 
 
-def device(accelerator: str, devices: int | str | Sequence[int], asked: str | None = None) -> None:
-    """Check that the requested devices exist; raises UserError, whose message starts with ``asked``."""
-    asked = asked or f"trainer.accelerator={accelerator}"
+def device(accelerator: str, devices: int | str | Sequence[int], requested: str | None = None) -> None:
+    """Check that the requested devices exist; raises UserError, whose message starts with ``requested``."""
+    requested = requested or f"trainer.accelerator={accelerator}"
     if accelerator == "cpu" and not (devices == "auto" or (isinstance(devices, int) and devices > 0)):
         raise UserError(
             f"trainer.devices={devices}: with trainer.accelerator=cpu it is a number of processes, such as 1; lists "
             "and -1 are of GPUs"
         )
     if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"{asked}: torch finds no Apple GPU here; use the CPU (trainer=cpu, or device=cpu)")
+        raise UserError(f"{requested}: torch finds no Apple GPU here; use the CPU (trainer=cpu, or device=cpu)")
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        raise UserError(f"{asked}: torch finds no CUDA device here; use the CPU (trainer=cpu, or device=cpu)")
+        raise UserError(f"{requested}: torch finds no CUDA device here; use the CPU (trainer=cpu, or device=cpu)")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"trainer.devices={devices}: this machine has {count}; set trainer.devices={count}")
     listed = [] if isinstance(devices, int | str) else list(devices)
@@ -121,7 +121,7 @@ def torch_device(name: str) -> None:
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device={name}: torch knows no such device; use cpu, cuda or cuda:1") from error
+        raise UserError(f"device={name}: torch has no such device; use cpu, cuda or cuda:1") from error
     device(chosen.type, 1, f"device={name}")
     if chosen.type == "cuda" and chosen.index is not None and chosen.index >= (count := torch.cuda.device_count()):
         raise UserError(f"device={name}: this machine has {count}, numbered from 0; use cuda:{count - 1}")

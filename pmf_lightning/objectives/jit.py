@@ -159,7 +159,7 @@ class JiT(ObjectiveBase):
             conversion=f"{given}{converted}",
             target=f"{given} = {truth}{converted}",
             compared=f"{wanted} of the data, {'by the same conversion' if converted else f'{wanted} = {truth}'}",
-            velocity="of the output; guidance: label drop alone, v_u + omega (v_c - v_u) when sampling",
+            velocity="of the output; guidance: label dropout only, v_u + omega (v_c - v_u) when sampling",
         )
 
     def _guided(self, t: float, omega: Number, t_min: Number, t_max: Number) -> bool:

@@ -86,7 +86,7 @@ class MaskedAutoencoder(ObjectiveBase):
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
         for name in ("mask_fraction", "class_weight"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it lies between 0 and 1")
+                raise ValueError(f"{name}={getattr(self, name)}: it must be between 0 and 1")
         if self.class_steps < 0 or self.class_warmup < 0:
             raise ValueError(f"class_steps={self.class_steps} class_warmup={self.class_warmup}: steps are 0 or more")
 

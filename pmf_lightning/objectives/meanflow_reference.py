@@ -51,7 +51,7 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     """
     if objective.perceptual or objective.v_target != "clipped" or objective.v_source != "head":
         raise ValueError(
-            "the textbook step knows v_target=clipped, v_source=head and no perceptual terms; take a model of those"
+            "the textbook step knows v_target=clipped, v_source=head and no perceptual terms; choose a model with these"
         )
     on = draws.to(batch.x.device)
     z, none = noisy_image(batch.x, on.noise, on.t), torch.full_like(batch.y, network.classes)

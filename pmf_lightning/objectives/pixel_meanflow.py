@@ -106,7 +106,7 @@ class PixelMeanFlow(ObjectiveBase):
     fields_without_effect: ClassVar = ("jvp",)
     mapping_fields: ClassVar = ("perceptual",)
     loss_note: ClassVar = (
-        "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by itself"
+        "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by construction"
     )
 
     prediction: str

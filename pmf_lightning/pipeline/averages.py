@@ -55,8 +55,8 @@ def _of_half_life(text: str, half_lives: Mapping[str, Number]) -> list[str]:
     found = _HALF_LIFE.fullmatch(text)
     if found is None:
         return []
-    whole, decimals, unit = found[1], found[2] or "", _UNITS[found[3].lower()]
-    requested, half_a_digit = float(f"{whole}.{decimals or 0}") * unit, 0.5 * unit * 10 ** -len(decimals)
+    integer, decimals, unit = found[1], found[2] or "", _UNITS[found[3].lower()]
+    requested, half_a_digit = float(f"{integer}.{decimals or 0}") * unit, 0.5 * unit * 10 ** -len(decimals)
     return [name for name, images in half_lives.items() if abs(images - requested) <= half_a_digit]
 
 

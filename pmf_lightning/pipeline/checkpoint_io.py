@@ -112,7 +112,7 @@ def remove_oldest(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a checkpoint exists and its checksums match; reads the file once."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -121,15 +121,15 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def newest_whole(folder: Path, but: Path | None = None) -> Path | None:
+def newest_intact(folder: Path, but: Path | None = None) -> Path | None:
     """Return the most recently written intact checkpoint of a folder, excluding ``but``, or None."""
     files = sorted(folder.glob("*.ckpt"), key=_written, reverse=True)
-    return next((path for path in files if path != but and is_whole(path)), None)
+    return next((path for path in files if path != but and is_intact(path)), None)
 
 
-def whole_beside(path: Path) -> str:
+def intact_alternative(path: Path) -> str:
     """Return a hint at an intact checkpoint in the folder of a damaged one."""
-    other = newest_whole(path.parent, but=path)
+    other = newest_intact(path.parent, but=path)
     return f"intact next to it: ckpt={other}" if other else "no other checkpoint next to it is intact"
 
 

@@ -16,7 +16,7 @@ from pmf_lightning.models.drifting_vit import DriftingViT
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.averages import find_average
 from pmf_lightning.pipeline.build import build
-from pmf_lightning.pipeline.checkpoint_io import whole_beside
+from pmf_lightning.pipeline.checkpoint_io import intact_alternative
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = load_tensors(path, mmap=True)  # tensors are read when used
     except Exception as error:
         trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
-        raise UserError(f"ckpt={path}: {trouble}; {whole_beside(path)}") from error
+        raise UserError(f"ckpt={path}: {trouble}; {intact_alternative(path)}") from error
     parts = ("config", "state_dict", "ema")
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
         raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
@@ -107,7 +107,7 @@ def load_with_averages(
     for name, values in averages.items():
         fits = isinstance(values, Mapping) and trained <= values.keys() <= raw.keys()
         if not fits or any(_shape(value) != raw[key].shape for key, value in values.items()):
-            raise UserError(f"ckpt={path}: its average {name} is not one of this network; {whole_beside(path)}")
+            raise UserError(f"ckpt={path}: its average {name} is not one of this network; {intact_alternative(path)}")
     return module.eval(), {**averages, "raw": raw}
 
 
@@ -124,9 +124,9 @@ def build_stored(config: Any, source: str, stored: int, trust: Sequence[str] = (
     except UserError as error:
         raise UserError(shorten(str(error), 500, placeholder=" ...")) from error
     except Exception as error:  # values of the wrong kind fail in many places
-        said = shorten(one_line(error), 200, placeholder=" ...")
+        message = shorten(one_line(error), 200, placeholder=" ...")
         raise UserError(
-            f"{source}: no module can be built from its configuration ({type(error).__name__}: {said})"
+            f"{source}: no module can be built from its configuration ({type(error).__name__}: {message})"
         ) from error
 
 

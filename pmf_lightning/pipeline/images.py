@@ -29,8 +29,8 @@ def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
 
 def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     """Return the checked steps, method, omega, t_min and t_max of ``cfg``; the model's own are the defaults."""
-    judged = module.config["sampling"]
-    options = {name: judged.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
+    defaults = module.config["sampling"]
+    options = {name: defaults.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
     validate.guidance(**{name: value for name, value in options.items() if name != "sampler"})
     validate.sampler(options["sampler"], module.objective.samplers, options["steps"])
     return options

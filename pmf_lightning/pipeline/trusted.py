@@ -82,12 +82,12 @@ def check_stored(config: Any, source: str, trust: Sequence[str] = ()) -> dict[st
     """
     packages = plugins.trusted(trust)
     config = {part: value for part, value in plain(config, source).items() if part not in _NEVER_BUILT}
-    problems = [] if "_target_" not in config else [_Problem(_said(config["_target_"]))]
+    problems = [] if "_target_" not in config else [_Problem(_describe(config["_target_"]))]
     for part, value in config.items():
         known = _known(part)
         problems += [problem for node in _mappings(value) if (problem := _problem(node, known, packages))]
     if problems:
-        listed = some_of(list(dict.fromkeys(problem.said for problem in problems)), most=4)
+        listed = some_of(list(dict.fromkeys(problem.text for problem in problems)), most=4)
         remedy = plugins.remedy([problem.package for problem in problems])
         raise UserError(f"{source}: it would run code outside {_OURS} ({listed}); refused{remedy}")
     return config
@@ -109,7 +109,7 @@ def buildable() -> dict[str, dict[str, bool]]:
 class _Problem:
     """A forbidden object: its description, and the package that would have to be trusted, "" if that is no remedy."""
 
-    said: str
+    text: str
     package: str = ""
 
 
@@ -142,23 +142,23 @@ def _problem(node: Mapping[Any, Any], known: Mapping[str, bool], packages: froze
     target, partial = node["_target_"], node.get("_partial_", False)
     if isinstance(target, str) and target in MOVED_TARGETS:
         node["_target_"] = target = MOVED_TARGETS[target]
-    said = _said(target)
+    text = _describe(target)
     if others := sorted(key for key in node if _HYDRAS.fullmatch(str(key)) and key not in ("_target_", "_partial_")):
-        return _Problem(f"{said} with {others[0]}")
+        return _Problem(f"{text} with {others[0]}")
     if not isinstance(target, str):
-        return _Problem(said)
+        return _Problem(text)
     if target not in known:
         package = target.partition(".")[0]
         if package == _OURS:
-            return _Problem(said)
+            return _Problem(text)
         if package not in packages:
-            return _Problem(said, package)
+            return _Problem(text, package)
         if reason := _not_defined_in(package, target):
-            return _Problem(f"{said}: {reason}")
+            return _Problem(f"{text}: {reason}")
     elif not _defined(target):
-        return _Problem(said)
+        return _Problem(text)
     allowed = (False, True) if known.get(target, True) else (False,)
-    return None if any(partial is one for one in allowed) else _Problem(f"{said} with _partial_")
+    return None if any(partial is one for one in allowed) else _Problem(f"{text} with _partial_")
 
 
 def _defined(target: str) -> bool:
@@ -185,7 +185,7 @@ def _not_defined_in(package: str, target: str) -> str:
         same = resolve(f"{home}.{name}") is found
     except LookupError:
         same = False
-    return "" if same else f"it is no function or class of a module of {package}"
+    return "" if same else f"it is not a function or class of a module of {package}"
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:
@@ -196,7 +196,7 @@ def _mappings(value: Any) -> Iterator[dict[str, Any]]:
         yield from _mappings(inner)
 
 
-def _said(target: Any) -> str:
+def _describe(target: Any) -> str:
     """Format a target for an error, in one short line."""
     return shorten(target if isinstance(target, str) else repr(target), 120, placeholder="...") or "''"
 
@@ -217,9 +217,9 @@ class _Plain:
         if isinstance(value, list | tuple):
             return [self.copy(inner, depth + 1) for inner in value]
         if isinstance(value, str) and ("${" in value or value == "???"):
-            said = shorten(value, 80, placeholder="...")
+            text = shorten(value, 80, placeholder="...")
             raise UserError(
-                f"{self.source}: its configuration holds {said}, which is a reference and not a value; refused"
+                f"{self.source}: its configuration holds {text}, which is a reference and not a value; refused"
             )
         if value is None or type(value) in (str, bool, int, float):
             return value

@@ -102,7 +102,7 @@ def _read_about(path: Path) -> WeightsInfo:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}); convert again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UserError(f"{path} is no {CONFIG} of pmf_lightning; give a folder that pmf_lightning.convert wrote")
+        raise UserError(f"{path} is not a {CONFIG} of pmf_lightning; give a folder that pmf_lightning.convert wrote")
     if about.get("version") != VERSION:
         version = about.get("version")
         raise UserError(f"{path} has format version {version}, this package reads {VERSION}; convert again")

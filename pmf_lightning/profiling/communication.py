@@ -21,7 +21,7 @@ from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import STEPS
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.pipeline.build import build, make_part
-from pmf_lightning.profiling.step_memory import Rivals, rivals_of, step_flops
+from pmf_lightning.profiling.step_memory import RealCounts, real_counts_of, step_flops
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
@@ -118,7 +118,7 @@ def estimates(
     *,
     averages: int,
     muon: bool,
-    rivals: Rivals = (1, 0),
+    real_counts: RealCounts = (1, 0),
 ) -> list[Estimate]:
     """Estimate a step of ``batch`` images for each number of ``gpus``, with DDP and with FSDP2.
 
@@ -130,7 +130,7 @@ def estimates(
     sizes = _Sizes(sum(p.numel() for ps in groups.values() for p in ps), matrices, averages)
     found = []
     for count in gpus:
-        flops = step_flops(network, objective, batch // count, BatchRows(count - 1, count), rivals)
+        flops = step_flops(network, objective, batch // count, BatchRows(count - 1, count), real_counts)
         seconds = flops / (cluster.peak_tflops * 1e12 * cluster.share_of_peak)
         found += [_ddp(sizes, count, batch // count, seconds, cluster)]
         found += [_fsdp(sizes, count, batch // count, seconds, cluster)]
@@ -219,11 +219,11 @@ def _state(sizes: _Sizes) -> Number:
 WIDTH = 130  # width of the table in characters
 
 NOTE = (
-    "An estimate on paper, not measured: exact counts over assumed speeds ({assumed}); see conf/cluster. Perceptual "
-    "networks, data and pictures are left out. network: forwards, derivative and backward; few images per GPU reach a "
-    "smaller share of the peak than assumed. orthog.: Newton-Schulz, shared out; alone: were it not. exchanged: GB "
-    "that a GPU receives in a step; exposed: time of exchange that no arithmetic hides. kept: GB of weights, "
-    "gradients, moments and averages on a GPU."
+    "An estimate, not measured: exact counts over assumed speeds ({assumed}); see conf/cluster. Perceptual "
+    "networks, data and sample grids are not included. network: forwards, derivative and backward; few images per "
+    "GPU reach a smaller share of the peak than assumed. orthog.: Newton-Schulz, distributed over the GPUs; single: on "
+    "one GPU. exchanged: GB that a GPU receives in a step; exposed: exchange time that no arithmetic hides. "
+    "stored: GB of weights, gradients, moments and averages on a GPU."
 )
 
 
@@ -242,7 +242,7 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
         make_part(cfg, "cluster"),
         averages=len(cfg.ema.halflife_kimg),
         muon=isinstance(module.configure_optimizers()["optimizer"], MuonAdam),
-        rivals=rivals_of(cfg, module.objective),
+        real_counts=real_counts_of(cfg, module.objective),
     )
 
 
@@ -256,8 +256,8 @@ def table(cfg: DictConfig, found: Sequence[Estimate]) -> Group:
     cluster: Cluster = instantiate(cfg.cluster)
     rows = Table(title=f"{cfg.name} on {cluster.name}, {cfg.batch:,} images per step: an estimate", show_edge=False)
     for title in (
-        *("GPUs", "images\nper GPU", "", "step\nms", "images/s", "network\nms", "orthog.\nms", "alone\nms"),
-        *("update\nms", "exchanged\nGB", "exchange\nms", "exposed\nms", "kept\nGB"),
+        *("GPUs", "images\nper GPU", "", "step\nms", "images/s", "network\nms", "orthog.\nms", "single\nms"),
+        *("update\nms", "exchanged\nGB", "exchange\nms", "exposed\nms", "stored\nGB"),
     ):
         rows.add_column(title, justify="right", no_wrap=True)
     for one in found:

@@ -12,7 +12,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.block_forwards import BlockForwards
 from pmf_lightning.profiling.model_cost import NotCountedError
-from pmf_lightning.profiling.step_memory import StepMemory, rivals_of, step_memory
+from pmf_lightning.profiling.step_memory import StepMemory, real_counts_of, step_memory
 from pmf_lightning.training.prepare import make_data
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
@@ -90,7 +90,7 @@ def find_facts(cfg: DictConfig) -> Facts:
         raise NotCountedError(
             f"{cfg.name}: costs are counted only for transformers that generate images; choose another model"
         )
-    told, costs = objective.describe(), model_cost.count(network)
+    description, costs = objective.describe(), model_cost.count(network)
     return Facts(
         model=cfg.name,
         data=cfg.data.name,
@@ -104,13 +104,13 @@ def find_facts(cfg: DictConfig) -> Facts:
         parameters=costs.parameters,
         training_parameters=costs.training_parameters,
         multiply_adds=costs.multiply_adds,
-        prediction=told.conversion,
-        target=told.target,
-        compared=told.compared,
-        velocity=told.velocity,
-        perceptual=dict(told.weights),
+        prediction=description.conversion,
+        target=description.target,
+        compared=description.compared,
+        velocity=description.velocity,
+        perceptual=dict(description.weights),
         block_forwards=block_forwards.count(network, objective, cfg.seed),
-        official=told.official and block_forwards.of_passes(network, told.official),
+        official=description.official and block_forwards.of_passes(network, description.official),
         memory=_memory(cfg, module),
         gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
@@ -128,5 +128,5 @@ def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
         averages=len(cfg.ema.halflife_kimg),
         micro_batch=cfg.batch // shares,
         shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
-        rivals=rivals_of(cfg, module.objective),
+        real_counts=real_counts_of(cfg, module.objective),
     )

@@ -20,15 +20,17 @@ from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
-Rivals = tuple[int, int]  # numbers of positives (of its class) and negatives (of any class) per label of class queues
+RealCounts = tuple[
+    int, int
+]  # numbers of positives (of its class) and negatives (of any class) per label of class queues
 
 
-def rivals_of(cfg: DictConfig, objective: Objective) -> Rivals:
+def real_counts_of(cfg: DictConfig, objective: Objective) -> RealCounts:
     """Return the positives and negatives per label of a configuration; (1, 0) without class queues."""
     return (cfg.queues.positives, cfg.queues.negatives) if objective.data == "class_queues" else (1, 0)
 
 
-def dummy_batch(objective: Objective, images: int, rivals: Rivals = (1, 0)) -> AnyBatch:
+def dummy_batch(objective: Objective, images: int, real_counts: RealCounts = (1, 0)) -> AnyBatch:
     """Return a batch of zeros, with one pixel per image, for ``images`` images of the network; at least one row."""
     rows = max(1, images // objective.images_per_label)
     labels = torch.zeros(rows, dtype=torch.long)
@@ -36,7 +38,7 @@ def dummy_batch(objective: Objective, images: int, rivals: Rivals = (1, 0)) -> A
         return LabelBatch(labels, (1, 1, 1))
     if objective.data == "images":
         return Batch(torch.zeros(rows, 1, 1, 1), labels)
-    positives, negatives = rivals
+    positives, negatives = real_counts
     return QueueBatch(torch.zeros(rows, positives, 1, 1, 1), labels, torch.zeros(rows, negatives, 1, 1, 1))
 
 
@@ -45,13 +47,15 @@ def images_of(objective: Objective, batch: AnyBatch) -> int:
     return len(batch.y) * objective.images_per_label
 
 
-def meta_batch(network: nn.Module, objective: Objective, images: int, shard: BatchRows, rivals: Rivals) -> tuple:
+def meta_batch(
+    network: nn.Module, objective: Objective, images: int, shard: BatchRows, real_counts: RealCounts
+) -> tuple:
     """Return a batch on the meta device, with the network's image shape, and its draws.
 
     The images among the draws (such as the noise) are on the meta device too. The scalars have values, since these
     decide what is computed.
     """
-    small = dummy_batch(objective, images, rivals)
+    small = dummy_batch(objective, images, real_counts)
     draws = objective.draw(small, 0, 0, shard)
     shape = (network.channels, network.resolution, network.resolution)
 
@@ -108,7 +112,7 @@ def step_memory(
     averages: int,
     micro_batch: int,
     shard: BatchRows,
-    rivals: Rivals = (1, 0),
+    real_counts: RealCounts = (1, 0),
 ) -> StepMemory:
     """Count the memory of a training step of ``network``, which must be on the meta device.
 
@@ -117,13 +121,13 @@ def step_memory(
         averages: number of running averages of the weights, in float32 or wider.
         micro_batch: images per device and pass.
         shard: the rows of the global batch of these images, which decide how many of them have t != r.
-        rivals: positives and negatives per label, for class queues.
+        real_counts: positives and negatives per label, for class queues.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
     objective, encoders = objective.counted()
-    batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
+    batch, draws = meta_batch(network, objective, micro_batch, shard, real_counts)
     activations = peak_bytes(lambda: objective(network, batch, draws, encoders).total.backward())
     optimizer = make_optimizer()
     optimizer.step()  # the first step creates the moments
@@ -145,7 +149,7 @@ def _bytes(tensors) -> int:
 
 
 def step_flops(
-    network: nn.Module, objective: Objective, micro_batch: int, shard: BatchRows, rivals: Rivals = (1, 0)
+    network: nn.Module, objective: Objective, micro_batch: int, shard: BatchRows, real_counts: RealCounts = (1, 0)
 ) -> int:
     """Return the floating-point operations (2 per multiply-add) of loss and gradients of one micro-batch.
 
@@ -153,7 +157,7 @@ def step_flops(
     them. ``network`` must be on the meta device. Perceptual networks and encoders are left out.
     """
     objective, encoders = objective.counted()
-    batch, draws = meta_batch(network, objective, micro_batch, shard, rivals)
+    batch, draws = meta_batch(network, objective, micro_batch, shard, real_counts)
     with FlopCounterMode(display=False) as counter:
         objective(network, batch, draws, encoders).total.backward()
     network.zero_grad()

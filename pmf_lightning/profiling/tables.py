@@ -17,27 +17,27 @@ ALL_NOTE = (
 PARTS = {"guidance": "guided target", "values": "values", "tangent": "du/dt", "backward": "backward pass"}
 BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one more, a backward pass two."
 MEMORY_NOTE = (
-    "Memory: tensors of one device, in float32, gradients always allocated. On top come what allocator and kernels "
-    "take, perceptual networks, and drifting's encoders and their features. FSDP keeps a part of weights, gradients, "
-    "moments and averages on each device."
+    "Memory: tensors of one device, in float32, gradients always allocated. Not included are the memory of the "
+    "allocator and the kernels, perceptual networks, and drifting's encoders and their features. FSDP stores a part of "
+    "weights, gradients, moments and averages on each device."
 )
 
 
 def one_model(facts: Facts) -> Group:
     """Return the description of a model, then its numbers next to the paper's."""
-    paper, apart, official = facts.paper or Published(""), facts.differences(), facts.official
+    paper, differences, official = facts.paper or Published(""), facts.differences(), facts.official
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     for title in ("here", "paper", "difference"):
         table.add_column(title, no_wrap=True, justify="right")
-    table.add_row("parameters to sample", *_pair(facts.parameters, paper.parameters, apart.get("parameters")))
+    table.add_row("parameters to sample", *_pair(facts.parameters, paper.parameters, differences.get("parameters")))
     if paper.paper_parameters_m:
         table.add_row("  as printed, millions", "", f"{paper.paper_parameters_m}")
     if paper.released_parameters:
         table.add_row("  in the released file, with a layer of v", "", f"{paper.released_parameters:,}")
-    to_train = _pair(facts.training_parameters, paper.training_parameters, apart.get("training_parameters"))
+    to_train = _pair(facts.training_parameters, paper.training_parameters, differences.get("training_parameters"))
     table.add_row("parameters to train", *to_train)
-    adds = _pair(facts.multiply_adds / 1e9, paper.gmacs, apart.get("multiply_adds"))
+    adds = _pair(facts.multiply_adds / 1e9, paper.gmacs, differences.get("multiply_adds"))
     table.add_row("10^9 multiply-adds of an evaluation", *adds)
     each = "one evaluation each" if paper.evaluations == 1 else f"{paper.evaluations} evaluations each"
     for name, value in (
@@ -47,7 +47,7 @@ def one_model(facts: Facts) -> Group:
         if value is not None:
             table.add_row(name, "", f"{value:g}")
     table.add_section()
-    total = _pair(round(facts.block_forwards.total, 1), official and official.total, apart.get("block_forwards"))
+    total = _pair(round(facts.block_forwards.total, 1), official and official.total, differences.get("block_forwards"))
     table.add_row("block-forwards per image; official code", *total)
     for part, name in PARTS.items():
         ours = round(getattr(facts.block_forwards, part), 1)
@@ -76,7 +76,7 @@ def _description(facts: Facts, paper: Published) -> Table:
         "image": " x ".join(map(str, facts.image)),
         "tokens": f"{tokens:,} = {facts.condition_tokens} of conditions + {side} x {side} patches",
         "patch dimension": f"{facts.patch_dimension:,} = {channels} x {size // side} x {size // side}, "
-        f"beside width {facts.width:,}, {neck}",
+        f"next to width {facts.width:,}, {neck}",
         "blocks": ", ".join(f"{name} {count}" for name, count in facts.blocks.items()),
         "prediction": facts.prediction,
         "compared with": facts.compared,
@@ -127,28 +127,28 @@ def all_models(models: Sequence[Facts]) -> Group:
 
 
 def _summary(facts: Facts) -> tuple[str, ...]:
-    paper, apart = facts.paper or Published(""), facts.differences()
+    paper, relative = facts.paper or Published(""), facts.differences()
     official, memory = facts.official, facts.memory
     return (
         f"{facts.model}\n{facts.data}",
         f"{facts.patch_dimension:,}\n{facts.width:,}",
-        f"{facts.parameters:,}\n{_beside(paper.parameters, apart.get('parameters'))}",
-        f"{facts.training_parameters:,}\n{_beside(paper.training_parameters, apart.get('training_parameters'))}",
-        f"{facts.multiply_adds / 1e9:.4g}\n{_beside(paper.gmacs, apart.get('multiply_adds'))}",
-        f"{facts.block_forwards.total:.1f}\n{_beside(official and official.total, apart.get('block_forwards'))}",
+        f"{facts.parameters:,}\n{_theirs(paper.parameters, relative.get('parameters'))}",
+        f"{facts.training_parameters:,}\n{_theirs(paper.training_parameters, relative.get('training_parameters'))}",
+        f"{facts.multiply_adds / 1e9:.4g}\n{_theirs(paper.gmacs, relative.get('multiply_adds'))}",
+        f"{facts.block_forwards.total:.1f}\n{_theirs(official and official.total, relative.get('block_forwards'))}",
         f"{gigabytes(memory.fixed)}\n+ {gigabytes(memory.per_image)}",
     )
 
 
-def _pair(ours: Number, theirs: Number | None, apart: Number | None = None) -> tuple[str, str, str]:
-    return number(ours), "" if theirs is None else number(theirs), percent(apart)
+def _pair(ours: Number, theirs: Number | None, difference: Number | None = None) -> tuple[str, str, str]:
+    return number(ours), "" if theirs is None else number(theirs), percent(difference)
 
 
-def _beside(theirs: Number | None, apart: Number | None) -> str:
+def _theirs(theirs: Number | None, difference: Number | None) -> str:
     """Format the paper's number and the difference from it as one cell."""
-    if theirs is None or apart is None:
+    if theirs is None or difference is None:
         return "-"
-    return "the same" if apart == 0 else f"{number(theirs)} {percent(apart)}"
+    return "the same" if difference == 0 else f"{number(theirs)} {percent(difference)}"
 
 
 def number(value: Number) -> str:

@@ -185,7 +185,7 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
             module.decoder.load()
         except UserError as error:
             without = "sample_grid.enabled=false" + " metrics=none" * cfg.metrics.enabled
-            raise UserError(f"{error}; or train without pictures, {without}") from error
+            raise UserError(f"{error}; or train without sample grids, {without}") from error
 
 
 def make_evaluator(
@@ -211,8 +211,8 @@ def make_evaluator(
         setup = _evaluator_setup(cfg, settings, source, module)
         setup.check()
     except UserError as error:
-        asked = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
-        raise UserError(f"{asked}: {error}; or evaluate nothing, metrics=none") from error
+        options = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
+        raise UserError(f"{options}: {error}; or evaluate nothing, metrics=none") from error
     return settings, setup
 
 

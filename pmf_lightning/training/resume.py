@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.pipeline.checkpoint_io import whole_beside
+from pmf_lightning.pipeline.checkpoint_io import intact_alternative
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.trusted import plain
@@ -61,11 +61,11 @@ def find(request: RunRequest, folder: Path | None) -> Start:
         raise NotResumed(_another_run(compared.refused, f"the run of {path}"))
     step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
     if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
-        raise UserError(f"ckpt={path}: its steps and images are not integers; {whole_beside(path)}")
+        raise UserError(f"ckpt={path}: its steps and images are not integers; {intact_alternative(path)}")
     if step >= request.steps and request.ckpt != "auto":
         raise NotResumed(f"steps={request.steps}: {path} has {step} already; set more steps or images")
     images = checkpoint.get("images", step * batch)
-    return Start(path, step, images, checkpoint.get("wandb_run"), _said(compared), stamp)
+    return Start(path, step, images, checkpoint.get("wandb_run"), _describe(compared), stamp)
 
 
 def find_again(start: Start, request: RunRequest, folder: Path) -> Start:
@@ -128,11 +128,11 @@ def _another_run(changes: list[Change], which: str) -> str:
     return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
 
 
-def _said(compared: Comparison) -> str:
+def _describe(compared: Comparison) -> str:
     """Describe in one line the changed options, and the options that only one version of the program knows."""
     changed = listed([one.text for one in compared.allowed], ", ")
     unknown = listed([one.text for one in compared.unknown], ", ")
-    parts = [f"changed: {changed}" if changed else "nothing is changed"]
+    parts = [f"changed: {changed}" if changed else "no option changed"]
     parts += [f"options of one version only, not compared: {unknown}"] if unknown else []
     return "; ".join(parts)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.distributed.launched import srun_tasks
-from pmf_lightning.pipeline.checkpoint_io import LAST, is_whole, newest_whole, whole_beside
+from pmf_lightning.pipeline.checkpoint_io import LAST, intact_alternative, is_intact, newest_intact
 from pmf_lightning.pipeline.checkpoints import find_checkpoint
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
@@ -33,7 +33,7 @@ def known(request: RunRequest) -> Path | None:
     if (folder := _run_of(request.ckpt)) is not None:
         return folder
     if "TORCHELASTIC_RUN_ID" in os.environ or srun_tasks() > 1:
-        raise UserError("run_dir=null: under torchrun and srun every process chooses by itself; set run_dir")
+        raise UserError("run_dir=null: under torchrun and srun every process would choose its own; set run_dir")
     return _newest(request.parent) if request.ckpt == "last" else None
 
 
@@ -140,22 +140,22 @@ def checkpoint_to_resume(ckpt: str | None, folder: Path | None) -> Path | None:
     elif folder is None:
         raise UserError(f"ckpt={ckpt}: it resumes the run in run_dir; set run_dir")
     path = folder / CHECKPOINTS / LAST
-    if is_whole(path):
+    if is_intact(path):
         return path
     damage = f"{path} is damaged" if path.is_file() else f"{path} is missing"
-    if (other := newest_whole(path.parent)) is not None:
+    if (other := newest_intact(path.parent)) is not None:
         _warn(f"{damage}; resuming {other}, the newest that is complete")
         return other
     if path.is_file():
-        raise UserError(f"ckpt={ckpt}: {damage}, and {whole_beside(path)}; start a new run in another run_dir")
+        raise UserError(f"ckpt={ckpt}: {damage}, and {intact_alternative(path)}; start a new run in another run_dir")
     if ckpt == "last":
         raise UserError(f"ckpt=last: {folder} holds no checkpoint; leave ckpt out to start a new run")
     return None
 
 
 def _undamaged(path: Path) -> Path:
-    if zipfile.is_zipfile(path) and not is_whole(path):  # a file of another format is rejected when it is read
-        raise UserError(f"ckpt={path}: damaged; {whole_beside(path)}")
+    if zipfile.is_zipfile(path) and not is_intact(path):  # a file of another format is rejected when it is read
+        raise UserError(f"ckpt={path}: damaged; {intact_alternative(path)}")
     return path
 
 

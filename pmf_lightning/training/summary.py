@@ -21,7 +21,7 @@ from pmf_lightning.utils.cache import atomic_write
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
 
-def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Path, started: float) -> dict:
+def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder: Path, started: float) -> dict:
     """Draw the final grid and the curves, write summary.json, print the table; return the summary.
 
     ``started`` is time.perf_counter() at the start of the run.
@@ -30,41 +30,43 @@ def finish(parts: Parts, trainer: Trainer, hands: TrainingCallbacks, folder: Pat
         return {}
     module, ema = parts.module, parts.settings.sampling["ema"]
     module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    grid = hands.grids and hands.grids.draw(module, ema, "final.png")
-    for steps in hands.quality.by_steps if grid and hands.quality else ():
-        hands.grids.draw(module, ema, f"final-{steps}steps.png", steps=steps)
+    evaluation = callbacks.evaluation
+    grid = callbacks.grids and callbacks.grids.draw(module, ema, "final.png")
+    for steps in evaluation.by_steps if grid and evaluation else ():
+        callbacks.grids.draw(module, ema, f"final-{steps}steps.png", steps=steps)
     module.cpu()
     curves, time_bins = pictures(folder)
-    measured = hands.quality and hands.quality.measured_at == trainer.global_step  # a stopped run has old numbers
-    stopped = trainer.global_step < parts.settings.steps and hands.early_stop is None  # by a signal or max_time
+    # A stopped run has old numbers.
+    measured = evaluation and evaluation.measured_at == trainer.global_step
+    stopped = trainer.global_step < parts.settings.steps and callbacks.early_stop is None  # by a signal or max_time
     summary = {
-        **(hands.quality.summary(hands.quality.latest if measured else None) if hands.quality else NOT_MEASURED),
+        **(evaluation.summary(evaluation.latest if measured else None) if evaluation else NOT_MEASURED),
         "ema": ema,
-        **(_sampling(parts, hands) if module.objective.samplers else {}),
-        **(getattr(hands.grids, "latest", None) or {}),
-        "images_per_second": round(hands.progress.images_per_second, 1),
+        **(_sampling(parts, callbacks) if module.objective.samplers else {}),
+        **(getattr(callbacks.grids, "latest", None) or {}),
+        "images_per_second": round(callbacks.progress.images_per_second, 1),
         "steps": trainer.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),
-        "checkpoint": str(hands.checkpoint.path),
-        "best": hands.checkpoint.best,
+        "checkpoint": str(callbacks.checkpoint.path),
+        "best": callbacks.checkpoint.best,
         "grid": grid and str(grid),
         "curves": str(curves),
         "time_bins": time_bins and str(time_bins),
-        "skipped_steps": hands.finite.skipped,
-        "failed_saves": hands.checkpoint.failed,
+        "skipped_steps": callbacks.finite.skipped,
+        "failed_saves": callbacks.checkpoint.failed,
         "stopped_early": stopped,
-        "early_stopping": hands.early_stop,
+        "early_stopping": callbacks.early_stop,
     }
     with atomic_write(folder / "summary.json") as draft:
         draft.write_text(json.dumps(summary, indent=2) + "\n")
-    _print(summary, hands.quality.titles() if hands.quality else {})
+    _print(summary, evaluation.display_names() if evaluation else {})
     if stopped:
         again = shlex.join(["python", "-m", "pmf_lightning.train", *resume_arguments(folder)])
         print(f"stopped at step {trainer.global_step} of {parts.settings.steps}; resume with: {again}")
     return summary
 
 
-def _sampling(parts: Parts, hands: TrainingCallbacks) -> dict:
+def _sampling(parts: Parts, callbacks: TrainingCallbacks) -> dict:
     """Return the sampling options of the evaluation, its network evaluations per image (NFE), and by_steps."""
     sampling = parts.settings.sampling
     return {
@@ -72,7 +74,7 @@ def _sampling(parts: Parts, hands: TrainingCallbacks) -> dict:
         "sampling_steps": sampling["steps"],
         "sampling_method": sampling["sampler"],
         "nfe": evaluations(parts, sampling["steps"]),
-        "by_steps": _by_steps(parts, hands),
+        "by_steps": _by_steps(parts, callbacks),
     }
 
 
@@ -82,11 +84,11 @@ def evaluations(parts: Parts, steps: int) -> int:
     return network_evaluations(parts.module.objective, **options)
 
 
-def _by_steps(parts: Parts, hands: TrainingCallbacks) -> dict[str, dict]:
+def _by_steps(parts: Parts, callbacks: TrainingCallbacks) -> dict[str, dict]:
     """Return the results at other numbers of sampling steps, each with its network evaluations (NFE)."""
-    measured = hands.quality.by_steps if hands.quality else {}
+    measured = callbacks.evaluation.by_steps if callbacks.evaluation else {}
     return {
-        str(steps): {"nfe": evaluations(parts, steps), **hands.quality.brief(result)}
+        str(steps): {"nfe": evaluations(parts, steps), **callbacks.evaluation.short_summary(result)}
         for steps, result in measured.items()
     }
 

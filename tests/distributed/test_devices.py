@@ -404,7 +404,7 @@ def test_a_task_of_slurm_finds_its_directory_by_the_number_of_the_job(monkeypatc
 def test_processes_that_start_by_themselves_need_a_directory(monkeypatch, words):
     for name, value in words.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="run_dir=null: under torchrun and srun every process chooses by itself"):
+    with pytest.raises(UserError, match="run_dir=null: under torchrun and srun every process would choose its own"):
         run_dir.choose(run_request(compose([])))
 
 

@@ -150,24 +150,24 @@ def bad_images(steps):
 class Scripted(SampleEvaluation):
     """A measurement whose values are given."""
 
-    alone, name = True, "fd_scripted"
+    rank_zero_only, name = True, "fd_scripted"
 
     def __init__(self, values, **others):
         super().__init__(every_steps=2, extra_steps=[], **others)
         self.values = values
 
-    def judge(self, module, generate):
+    def evaluate(self, module, generate):
         return self.values.get(module.global_step, math.inf)
 
-    def logged(self, result):
+    def metrics(self, result):
         return {self.name: result}
 
     def summary(self, result):
         return {"fd": result}
 
-    brief = summary
+    short_summary = summary
 
-    def titles(self):
+    def display_names(self):
         return {}
 
 

@@ -407,7 +407,7 @@ def test_floats_reach_the_objective_as_they_are(latent_overrides, monkeypatch):
 def test_training_without_weights_stops_before_it_begins(latent_data, latent_overrides, tmp_path):
     run = [*latent_overrides, "steps=1", "decoder.weights=nowhere", f"run_dir={tmp_path / 'run'}"]
     with pytest.raises(
-        UserError, match=r"decoder.weights=nowhere: no such.*or train without pictures, sample_grid.enabled"
+        UserError, match=r"decoder.weights=nowhere: no such.*or train without sample grids, sample_grid.enabled"
     ):
         train(compose(run))
     with pytest.raises(UserError, match=r"no classifier evaluates the latents of imagenet256_latents; metrics=none"):

@@ -342,7 +342,7 @@ def test_augmentation_crops_and_mirrors_by_key():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_fraction": 1.5}, r"mask_fraction=1\.5: it lies between 0 and 1"),
+        ({"mask_fraction": 1.5}, r"mask_fraction=1\.5: it must be between 0 and 1"),
         ({"class_weight": -1}, "class_weight=-1"),
         ({"cell": 0}, "cell=0: at least 1"),
         ({"class_steps": -1}, "class_steps=-1"),

@@ -163,7 +163,7 @@ def test_spaces_of_jit_in_letters(given, wanted, conversion, target):
     told = JiT(given, wanted, noise_scale=1, P_mean=0.8, P_std=0.8, label_dropout=0.1, t_clip=0.1).describe()
     assert (told.conversion, told.target) == (conversion, target)
     assert told.compared.startswith(f"{wanted} of the data")
-    assert "label drop alone" in told.velocity
+    assert "label dropout only" in told.velocity
 
 
 @pytest.mark.slow
@@ -358,7 +358,7 @@ def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
     cfg = compose([*network, "data=digits", "drift_features=raw", *queues])
     shard, size, known = BatchRows(1, 2), 16, torch.autocast
     empty = build(cfg, empty=True)
-    options = {"averages": 1, "micro_batch": size, "shard": shard, "rivals": (6, 3)}
+    options = {"averages": 1, "micro_batch": size, "shard": shard, "real_counts": (6, 3)}
     estimate = step_memory(empty.network, empty.objective, lambda: empty.configure_optimizers()["optimizer"], **options)
     assert torch.autocast is known
     module = build(cfg)
@@ -372,7 +372,7 @@ def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
         empty.network,
         empty.objective,
         lambda: empty.configure_optimizers()["optimizer"],
-        **{**options, "rivals": (1, 0)},
+        **{**options, "real_counts": (1, 0)},
     )
     assert fewer.activations < 0.99 * estimate.activations
 
@@ -464,7 +464,7 @@ def test_facts_of_jit(call):
     sizes += ["backbone.context_start=1", "backbone.bottleneck=8"]
     status, output, errors = call("model=jit_h16", "batch=2", *sizes)
     assert (status, errors) == (0, "")
-    for text in ("288 = 32 of conditions + 16 x 16", "x -> v = (z - x)", "198 evaluations each", "label drop alone"):
+    for text in ("288 = 32 of conditions + 16 x 16", "x -> v = (z - x)", "198 evaluations each", "label dropout only"):
         assert text in output, text
     assert max(map(len, output.splitlines())) <= 100
 

@@ -101,7 +101,7 @@ def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path, monke
     assert len({one.run.run_group for one in found}) == len({one.run.job_type for one in found}) == 1
     assert found[0].run.run_group.startswith("backbone.width=32")
     assert len({one.run.display_name for one in found} - {"shared"}) == 2
-    told = [line.partition("send it: ")[2] for line in printed.splitlines() if "wandb sync" in line]
+    told = [line.partition("upload it: ")[2] for line in printed.splitlines() if "wandb sync" in line]
     assert [tmp_path / shlex.split(line)[2] for line in told] == folders
     for one in found:
         assert one.defined == {"*": "images"}

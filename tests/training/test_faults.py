@@ -18,7 +18,7 @@ from test_train import assert_same, rows, weights
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.pipeline import checkpoint_io
-from pmf_lightning.pipeline.checkpoint_io import is_whole, newest_whole
+from pmf_lightning.pipeline.checkpoint_io import is_intact, newest_intact
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.sample import sample
 from pmf_lightning.training import run_dir
@@ -61,7 +61,7 @@ def saved_step(folder):
     path = folder / "checkpoints" / "last.ckpt"
     if not path.exists():
         return 0
-    assert is_whole(path)
+    assert is_intact(path)
     return read_checkpoint(path)["global_step"]
 
 
@@ -107,7 +107,7 @@ def test_a_kill_at_every_moment_of_a_save(straight, tmp_path):
         assert forked.finish(process) == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
         assert any((folder / "checkpoints").glob("*.draft")) == (moment != "after_replace"), moment
         assert saved_step(folder) == before + (4 if moment == "after_replace" else 2), moment
-        assert all(is_whole(path) for path in (folder / "checkpoints").glob("*.ckpt"))
+        assert all(is_intact(path) for path in (folder / "checkpoints").glob("*.ckpt"))
         before = saved_step(folder)
     forked.run(command, tmp_path / "log")
     assert_as_if_nothing_had_been(folder, straight)
@@ -378,7 +378,7 @@ def test_the_newest_is_the_one_written_last(tmp_path):
     """An abandoned branch may have had higher steps."""
     toy(tmp_path / checkpoint_io.numbered(300), 300, 1)
     newest = toy(tmp_path / checkpoint_io.numbered(120), 120, 2)
-    assert newest_whole(tmp_path) == newest
+    assert newest_intact(tmp_path) == newest
     checkpoint_io.remove_oldest(tmp_path, 1)
     assert [*tmp_path.iterdir()] == [newest]
 
@@ -391,7 +391,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     draft, last = toy(tmp_path / "last.draft", 4), tmp_path / "last.ckpt"
     checkpoint_io.name(draft, last, [tmp_path / "best.ckpt"])
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "best.ckpt"}
-    assert is_whole(last)
+    assert is_intact(last)
     assert (tmp_path / "best.ckpt").read_bytes() == last.read_bytes()
 
 

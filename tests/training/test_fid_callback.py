@@ -105,16 +105,18 @@ class Modes(Callback):
 
 @pytest.mark.slow
 def test_modes_stay_as_they_were(cache, tmp_path, monkeypatch):
-    modes, asked, measure = Modes(), [], FIDEvaluation.judge
+    modes, asked, measure = Modes(), [], FIDEvaluation.evaluate
     original = command.make_trainer
 
     def noting(self, module, generate):
         asked.append(any(part.training for part in module.network.modules()))
         return measure(self, module, generate)
 
-    monkeypatch.setattr(FIDEvaluation, "judge", noting)
+    monkeypatch.setattr(FIDEvaluation, "evaluate", noting)
     monkeypatch.setattr(
-        command, "make_trainer", lambda parts, folder, hands, logs: original(parts, folder, [modes, *hands], logs)
+        command,
+        "make_trainer",
+        lambda parts, folder, ours, logs: original(parts, folder, [modes, *ours], logs),
     )
     torch.manual_seed(1)
     before = torch.get_rng_state()

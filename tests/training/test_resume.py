@@ -90,7 +90,7 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "nothing is changed"),
+        ([], "no option changed"),
         (["optimizer.lr=0.5"], "optimizer.lr 0.001 -> 0.5"),
         (["steps=9"], "steps 4 -> 9"),
         (["log_every_steps=3", "num_workers=2", "micro_batch=4"], "micro_batch null -> 4"),
@@ -101,7 +101,7 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
         (["compile=true", "activation_checkpointing=true"], "activation_checkpointing false -> true"),
         (["checkpoint.keep_last=3", "sample_grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
         (["sampling.omega=3", "sampling.steps=2"], "sampling.omega 2.0 -> 3"),
-        (["cache_dir=elsewhere", "logger=wandb"], "nothing is changed"),
+        (["cache_dir=elsewhere", "logger=wandb"], "no option changed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

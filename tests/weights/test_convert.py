@@ -354,7 +354,7 @@ def test_the_command_says_what_lies_where(call, trained, tmp_path):
         (["in=odd.pt", "out=x"], ["looks like pMF (width 64, 3 blocks", "matches no preset", "model="]),
         (["in=mine.pt", "out=x", "backbone.width=3"], ["backbone"]),
         (["in=FOLDER", "out=x"], ["both are folders"]),
-        (["in=FOLDER", "out=x.pt", "model=pmf_tiny", "data=digits"], ["brings its own", "leave model and data out"]),
+        (["in=FOLDER", "out=x.pt", "model=pmf_tiny", "data=digits"], ["has its own", "leave model and data out"]),
         (["in=FOLDER", "out=x.pt", "ema=raw"], ["ema=raw", "one set of weights, 2k"]),
         (["in=RUN", "out=x", "ema=9k"], ["ema=9k", "2k"]),
         (["in=RUN", "out=x", "data=digits"], ["data=...", "leave data out"]),

@@ -32,7 +32,7 @@ class FrechetReference:
         if not bool(self.mu.isfinite().all() and sigma.isfinite().all()):
             raise ValueError("FrechetReference: mu or sigma is not finite; recompute the statistics")
         if bool((sigma - sigma.mT).abs().max() > ASYMMETRY * sigma.abs().max()):
-            raise ValueError("FrechetReference: sigma is not symmetric, so it is no covariance; recompute it")
+            raise ValueError("FrechetReference: sigma is not symmetric, so it is not a covariance; recompute it")
         self.sigma = (sigma + sigma.mT) / 2
         values, vectors = torch.linalg.eigh(self.sigma)
         self.root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT

@@ -25,11 +25,11 @@ def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[
     one repeat, or a module without trainable parameters.
     """
     if repeats < 1:
-        raise UserError(f"repeats is {repeats}; ask for at least 1")
+        raise UserError(f"repeats is {repeats}; give at least 1")
     groups = parameter_groups(module)
     if not groups:
         raise UserError(f"{type(module).__name__} has no trainable parameters to optimise")
-    rivals = {
+    references = {
         "muon": lambda copies: torch.optim.Muon(copies, lr=RATE, momentum=0.95, weight_decay=0.0),
         "adam": lambda copies: torch.optim.NAdam(copies, lr=RATE, betas=(0.9, 0.95)),
     }
@@ -37,11 +37,11 @@ def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[
     for group in groups:
         kind, parameters = group["kind"], group["params"]
         ours = MuonAdam([{"params": _copies(parameters), "kind": kind}], lr=RATE)
-        table = _race(ours.step, rivals[kind](_copies(parameters)).step, repeats)
+        table = _race(ours.step, references[kind](_copies(parameters)).step, repeats)
         tables[kind] = {"count": len(parameters), "elements": sum(p.numel() for p in parameters), **table}
-    whole = MuonAdam([{**group, "params": _copies(group["params"])} for group in groups], lr=RATE)
-    whole.step()
-    tables["step"] = {"ours_ms": statistics.median(milliseconds(whole.step) for _ in range(repeats))}
+    optimizer = MuonAdam([{**group, "params": _copies(group["params"])} for group in groups], lr=RATE)
+    optimizer.step()
+    tables["step"] = {"ours_ms": statistics.median(milliseconds(optimizer.step) for _ in range(repeats))}
     return tables
 
 

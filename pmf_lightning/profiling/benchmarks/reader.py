@@ -69,7 +69,7 @@ class ReaderSettings:
             raise UserError(f"reader.num_workers={self.num_workers}: list numbers of loading processes, such as [0, 2]")
         if self.originals is not None and not Path(self.originals).is_dir():
             raise UserError(
-                f"reader.originals={self.originals}: there is no such folder; leave it out to have some made"
+                f"reader.originals={self.originals}: there is no such folder; leave it out to generate some"
             )
 
 
@@ -158,11 +158,11 @@ def _race(
     shards: ShardImages, files: ImageFolder, settings: ReaderSettings, num_workers: int, repeats: int
 ) -> dict[str, float]:
     """Time both readers in turns, after one unmeasured turn each that fills the system's cache."""
-    rivals = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    readers = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in tqdm(range(-1, repeats), f"{num_workers} loading processes", leave=False):
-        for name in list(rivals) if turn % 2 else reversed(rivals):
-            took = _seconds_per_image(*rivals[name], settings, num_workers)
+        for name in list(readers) if turn % 2 else reversed(readers):
+            took = _seconds_per_image(*readers[name], settings, num_workers)
             if turn >= 0:
                 seconds[name].append(took)
     speeds = {name: 1 / statistics.median(each) for name, each in seconds.items()}
@@ -193,7 +193,7 @@ def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, s
     record_format = replace(shards.format, decode=decoding.around(shards.format.decode))
     timed_shards = ShardImages(shards.records, shards.rows, record_format, shards.tally)
     timed_files = ImageFolder(files.root, cropping.around(Cropped(size)), loader=decoding_files.around(pil_loader))
-    whole = {}
+    total = {}
     for name, images, collate in (
         ("shards", BatchFetcher(timed_shards), identity_collate),
         ("files", timed_files, None),
@@ -202,9 +202,9 @@ def _shares(shards: ShardImages, files: ImageFolder, settings: ReaderSettings, s
         begun = time.perf_counter()
         for _ in DataLoader(images, batch_sampler=batches, collate_fn=collate):
             pass
-        whole[name] = time.perf_counter() - begun
+        total[name] = time.perf_counter() - begun
     return {
-        "shards_decoding": decoding.seconds / whole["shards"],
-        "files_decoding": decoding_files.seconds / whole["files"],
-        "files_cropping": cropping.seconds / whole["files"],
+        "shards_decoding": decoding.seconds / total["shards"],
+        "files_decoding": decoding_files.seconds / total["files"],
+        "files_cropping": cropping.seconds / total["files"],
     }

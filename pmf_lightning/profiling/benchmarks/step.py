@@ -15,7 +15,7 @@ from pmf_lightning.objectives.base import AnyBatch, Objective
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds, ratios, time_interleaved
-from pmf_lightning.profiling.step_memory import Rivals, dummy_batch, images_of
+from pmf_lightning.profiling.step_memory import RealCounts, dummy_batch, images_of
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -90,12 +90,12 @@ def make_bench(
     precision: str,
     compiled: bool,
     averages: int,
-    rivals: Rivals = (1, 0),
+    real_counts: RealCounts = (1, 0),
 ) -> StepBench:
     """Build a StepBench with ``images`` random images on a device; raises UserError if it makes no images.
 
-    ``rivals`` are the positives and negatives per label, for class queues. Weights initialised to zero, such as gates,
-    are perturbed: identity blocks would agree trivially.
+    ``real_counts`` are the positives and negatives per label, for class queues. Weights initialised to zero, such as
+    gates, are perturbed: identity blocks would agree trivially.
     """
     if not module.objective.samplers:
         raise UserError("what=step: it measures models that generate images; choose another model")
@@ -105,17 +105,17 @@ def make_bench(
             if weight.ndim == 1 or not weight.any():
                 weight += 0.05 * rng.normal("benchmark", name, count=weight.numel()).view_as(weight).to(weight)
     objective, encoders = module.objective.counted()
-    batch = _random_batch(network, objective, images, rivals, device)
+    batch = _random_batch(network, objective, images, real_counts, device)
     optimizer = module.configure_optimizers()["optimizer"]
     passes = CompiledNetwork(network) if compiled else network
     return StepBench(network, passes, objective, encoders, optimizer, batch, precision, averages)
 
 
 def _random_batch(
-    network: nn.Module, objective: Objective, images: int, rivals: Rivals, device: torch.device
+    network: nn.Module, objective: Objective, images: int, real_counts: RealCounts, device: torch.device
 ) -> AnyBatch:
     """Return a batch of uniform pixels in [-1, 1], with labels that cycle over the classes."""
-    small, side = dummy_batch(objective, images, rivals), network.resolution
+    small, side = dummy_batch(objective, images, real_counts), network.resolution
     found: dict[str, Any] = {"y": torch.arange(len(small.y), device=device) % network.classes}
     for name, value in vars(small).items():
         if isinstance(value, Tensor) and name != "y":
@@ -133,12 +133,12 @@ def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | No
     ``flops`` are the operations of one step; the peak of the device is measured here. Raises UserError if the textbook
     does not have this variant of the step.
     """
-    rivals = {"ours": lambda: bench.gradients(bench.loss)}
+    candidates = {"ours": lambda: bench.gradients(bench.loss)}
     compared = {}
     if against == "textbook":
         compared = _compared(bench)
-        rivals["textbook"] = lambda: bench.gradients(bench.textbook)
-    times = time_interleaved(rivals, repeats)
+        candidates["textbook"] = lambda: bench.gradients(bench.textbook)
+    times = time_interleaved(candidates, repeats)
     ours = statistics.median(times["ours"])
     peak = matmul_flops(bench.device, bench.dtype)
     table = {
@@ -166,8 +166,8 @@ def _compared(bench: StepBench) -> dict[str, float]:
     with bench.cast(), torch.no_grad():
         sums = bench.objective(bench.compiled_network, bench.batch, drawn, bench.encoders).per_sample
         plain = bench.objective.textbook_loss(bench.network, bench.batch, drawn)[1]
-    apart = {f"{name}_difference": _relative(sums[name], plain[name]) for name in plain}
-    return {"gradient_difference": _relative(ours, theirs), **apart}
+    differences = {f"{name}_difference": _relative(sums[name], plain[name]) for name in plain}
+    return {"gradient_difference": _relative(ours, theirs), **differences}
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -201,10 +201,10 @@ def _parts(bench: StepBench, repeats: int) -> dict[str, float]:
 def _averaging(bench: StepBench) -> Callable[[], None]:
     """Return a function that updates all running averages of the weights once."""
     weights = [weight.detach() for weight in bench.network.parameters()]
-    kept = [[weight.float().clone() for weight in weights] for _ in range(bench.averages)]
+    stored = [[weight.float().clone() for weight in weights] for _ in range(bench.averages)]
 
     def update() -> None:
-        for averages in kept:
+        for averages in stored:
             torch._foreach_lerp_(averages, weights, 0.001)
 
     return update

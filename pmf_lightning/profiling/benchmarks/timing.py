@@ -16,17 +16,17 @@ def milliseconds(step: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def time_interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def time_interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Return ``repeats`` times of every function in milliseconds, in turns of alternating order, after one warm-up.
 
     Time i of each function is from turn i.
     """
-    for step in rivals.values():
+    for step in candidates.values():
         step()
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats):
-        for name in list(rivals) if turn % 2 == 0 else reversed(rivals):
-            times[name].append(milliseconds(rivals[name]))
+        for name in list(candidates) if turn % 2 == 0 else reversed(candidates):
+            times[name].append(milliseconds(candidates[name]))
     return times
 
 

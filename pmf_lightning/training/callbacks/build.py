@@ -36,13 +36,13 @@ class TrainingCallbacks:
     progress: ThroughputBar
     checkpoint: CheckpointWriter
     grids: ImageGrids | None
-    quality: SampleEvaluation | None
+    evaluation: SampleEvaluation | None
     sync: RankConsistencyCheck | None
     added: Sequence[Callback]
 
     def listed(self) -> list[Callback]:
         """Return the callbacks in hook order: EMA before evaluation; added ones, checkpoint, and throughput last."""
-        acting = [self.averages, self.by_time, self.finite, self.grids, self.quality]
+        acting = [self.averages, self.by_time, self.finite, self.grids, self.evaluation]
         acting += [*self.added, self.checkpoint, self.progress]
         return [callback for callback in [self.sync, *acting] if callback is not None]
 
@@ -60,19 +60,19 @@ def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
     finite = SkipNonFinite(settings.most_skipped, folder, signals)
     progress = ThroughputBar(settings.batch, settings.log_every_steps)
     shared = {"averages": averages, "progress": progress}
-    quality = make_evaluation(parts, sampling=settings.sampling, **shared)
+    evaluation = make_evaluation(parts, sampling=settings.sampling, **shared)
     for callback in parts.callbacks:
         if isinstance(callback, EarlyStopping):
-            callback.connect(quality and quality.name, quality.every_steps if quality else 0)
+            callback.connect(evaluation and evaluation.name, evaluation.every_steps if evaluation else 0)
     saving = settings.every(settings.checkpoint.every_images), settings.checkpoint.keep_last
     return TrainingCallbacks(
         averages=averages,
         by_time=LossByTime(settings.t_bins, settings.log_every_steps),
         finite=finite,
         progress=progress,
-        checkpoint=CheckpointWriter(folder / "checkpoints", *saving, finite, signals, quality),
+        checkpoint=CheckpointWriter(folder / "checkpoints", *saving, finite, signals, evaluation),
         grids=_make_grids(parts, folder / "grids", **shared),
-        quality=quality,
+        evaluation=evaluation,
         sync=None if settings.sync_tolerance is None else RankConsistencyCheck(settings.sync_tolerance),
         added=parts.callbacks,
     )

@@ -33,8 +33,8 @@ class CheckpointWriter(OncePerStep):
         every_steps: optimiser steps between saves.
         keep_last: above 1, this many of the newest checkpoints also get names with their steps, as links to the file.
         finite, signals: the callback that skips steps, and the requests to stop.
-        quality: each time that its distance is the lowest so far, the checkpoint is saved and also named ``best.ckpt``;
-            it stores metric, value and step under "best".
+        evaluation: each time that its distance is the lowest so far, the checkpoint is saved and also named
+            ``best.ckpt``; it stores metric, value and step under "best".
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class CheckpointWriter(OncePerStep):
         keep_last: int,
         finite: SkipNonFinite,
         signals: StopSignals,
-        quality: SampleEvaluation | None,
+        evaluation: SampleEvaluation | None,
     ):
         self.path = Path(folder) / checkpoint_io.LAST
         self.every_steps, self.keep_last = every_steps, keep_last
-        self.finite, self.signals, self.quality = finite, signals, quality
+        self.finite, self.signals, self.evaluation = finite, signals, evaluation
         self.best: dict[str, Any] | None = None
         self._new_best: dict[str, Any] | None = None
         self.failed = self._failed_in_a_row = 0
@@ -84,14 +84,14 @@ class CheckpointWriter(OncePerStep):
 
     def _improved(self, trainer: Trainer) -> dict[str, Any] | None:
         """Return metric, value and step if the quality measured after this step is the best so far, else None."""
-        step, quality = trainer.global_step, self.quality
-        if quality is None or (step % quality.every_steps and step != trainer.max_steps):
+        step, evaluation = trainer.global_step, self.evaluation
+        if evaluation is None or (step % evaluation.every_steps and step != trainer.max_steps):
             return None
         found = None
-        if quality.measured_at == step:  # may hold on some ranks only
-            value = quality.logged(quality.latest)[quality.name]
+        if evaluation.measured_at == step:  # may hold on some ranks only
+            value = evaluation.metrics(evaluation.latest)[evaluation.name]
             if value < (self.best["value"] if self.best else math.inf):
-                found = {"metric": quality.name, "value": float(value), "step": step}
+                found = {"metric": evaluation.name, "value": float(value), "step": step}
         return trainer.strategy.broadcast(found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +103,7 @@ class CheckpointWriter(OncePerStep):
         if self._failed_in_a_row:
             raise NotSaved(
                 f"step {trainer.global_step}: {self.path} could not be written ({self._disk.reason}); "
-                f"{self._what_stays()}. Free some space there, and resume with "
+                f"{self._previous()}. Free some space there, and resume with "
                 f"{path_argument('run_dir', self.path.parent.parent)} ckpt=last"
             )
 
@@ -140,11 +140,11 @@ class CheckpointWriter(OncePerStep):
         self._retry_at = trainer.global_step + max(1, self.every_steps // 10)
         if self._failed_in_a_row == 1 and trainer.is_global_zero:
             tqdm.write(
-                f"step {trainer.global_step}: {self.path} is NOT saved ({self._disk.reason}); {self._what_stays()}; "
+                f"step {trainer.global_step}: {self.path} is NOT saved ({self._disk.reason}); {self._previous()}; "
                 f"training continues and tries again at step {self._retry_at}"
             )
 
-    def _what_stays(self) -> str:
+    def _previous(self) -> str:
         return "the previous one remains" if self.path.is_file() else "there is no checkpoint yet"
 
     def state_dict(self) -> dict[str, int]:
@@ -165,8 +165,8 @@ class CheckpointWriter(OncePerStep):
         best = checkpoint.get("best")
         if (
             best
-            and self.quality
-            and best["metric"] == self.quality.name
+            and self.evaluation
+            and best["metric"] == self.evaluation.name
             and self.path.with_name(checkpoint_io.BEST).is_file()
         ):
             self.best = best

@@ -52,7 +52,7 @@ class EMA(OncePerStep):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """Save the averages; sharded ones are gathered to full tensors on rank 0."""
-        checkpoint["ema"] = self._whole(trainer.is_global_zero) if self._spread else self.averages
+        checkpoint["ema"] = self._gathered(trainer.is_global_zero) if self._spread else self.averages
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """Load the averages of a checkpoint; one that it lacks starts from its weights."""
@@ -61,13 +61,13 @@ class EMA(OncePerStep):
     def gather(self) -> None:
         """Gather the averages to full tensors on the CPU, after training. A collective: all ranks must call it."""
         if self._spread:
-            self.averages = self._whole(True)
+            self.averages = self._gathered(True)
 
     @property
     def _spread(self) -> bool:
         return any(isinstance(value, DTensor) for values in self.averages.values() for value in values.values())
 
-    def _whole(self, keep: bool) -> dict[str, dict[str, Tensor | None]]:
+    def _gathered(self, keep: bool) -> dict[str, dict[str, Tensor | None]]:
         return {name: {key: to_cpu(v, keep) for key, v in values.items()} for name, values in self.averages.items()}
 
     @contextmanager
@@ -77,7 +77,7 @@ class EMA(OncePerStep):
         If the weights are sharded, all ranks must enter, and each has the full tensors inside.
         """
         if name == "raw":
-            with _whole_inside(module.network):
+            with _gathered_inside(module.network):
                 yield
             return
         reshard(module.network)
@@ -85,7 +85,7 @@ class EMA(OncePerStep):
         raw = {key: value.detach().clone() for key, value in weights.items()}
         try:
             _copy(self.averages[name], weights)
-            with _whole_inside(module.network):
+            with _gathered_inside(module.network):
                 yield
         finally:
             _copy(raw, weights)
@@ -102,7 +102,7 @@ def _average(start: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _whole_inside(network: nn.Module) -> Iterator[None]:
+def _gathered_inside(network: nn.Module) -> Iterator[None]:
     """Gather sharded weights inside the block and free them after it. They are resharded first, since they changed."""
     reshard(network)
     unshard(network)

@@ -28,7 +28,7 @@ class SampleEvaluation(OncePerStep):
         averages, progress: the callbacks of the averages and of the throughput.
     """
 
-    alone: ClassVar[bool]  # True: only rank 0 evaluates; False: all ranks together
+    rank_zero_only: ClassVar[bool]  # True: only rank 0 evaluates; False: all ranks together
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class SampleEvaluation(OncePerStep):
         """The name of the distance in logs."""
 
     @abstractmethod
-    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Any:
+    def evaluate(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Any:
         """Evaluate the images of ``generate(labels, first)``."""
 
     @abstractmethod
-    def logged(self, result: Any) -> dict[str, float]:
+    def metrics(self, result: Any) -> dict[str, float]:
         """Return the numbers of a result to log, by name."""
 
     @abstractmethod
@@ -62,30 +62,30 @@ class SampleEvaluation(OncePerStep):
         """Return the entries of summary.json for a result; None: there is no result."""
 
     @abstractmethod
-    def brief(self, result: Any) -> dict[str, Any]:
+    def short_summary(self, result: Any) -> dict[str, Any]:
         """Return the entries of summary.json for a result at another number of sampling steps."""
 
     @abstractmethod
-    def titles(self) -> Mapping[str, str]:
+    def display_names(self) -> Mapping[str, str]:
         """Return titles for entries of ``summary``; the printed table lists these entries first."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Evaluate if due."""
         step = trainer.global_step
         due = step % self.every_steps == 0 or step == trainer.max_steps
-        if self.new_step(trainer) and due and (takes_part(trainer) or not self.alone):
-            self.take(trainer, pl_module)
+        if self.new_step(trainer) and due and (takes_part(trainer) or not self.rank_zero_only):
+            self.run(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if the final evaluation is missing: the run was killed after its last step and then resumed."""
         missing = _is_complete(trainer) and self.measured_at != trainer.global_step
-        if missing and (trainer.is_global_zero or not self.alone):
+        if missing and (trainer.is_global_zero or not self.rank_zero_only):
             home = pl_module.device  # Lightning has moved it off the accelerator
             pl_module.to(trainer.strategy.root_device)
-            self.take(trainer, pl_module)
+            self.run(trainer, pl_module)
             pl_module.to(home)
 
-    def take(self, trainer: Trainer, module: LightningModule) -> None:
+    def run(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate and log now; after the last step also at the extra numbers of sampling steps."""
         step = trainer.global_step
         with self.progress.paused():
@@ -94,7 +94,7 @@ class SampleEvaluation(OncePerStep):
                 self.by_steps = {n: self.measure(module, steps=n) for n in self.extra_steps}
         evaluations = network_evaluations(module.objective, **{key: self.sampling[key] for key in OPTIONS})
         for logger in trainer.loggers:
-            logger.log_metrics({**self.logged(self.latest), "nfe": evaluations}, step - 1)
+            logger.log_metrics({**self.metrics(self.latest), "nfe": evaluations}, step - 1)
 
     def measure(self, module: LightningModule, **changes: Any) -> Any:
         """Generate with the averaged weights and evaluate; ``changes`` overrides sampling options."""
@@ -104,7 +104,7 @@ class SampleEvaluation(OncePerStep):
             return numbered_images(module, labels, module.seed, first, **options)
 
         with self.averages.swapped(module, self.sampling["ema"]), _evaluating(module.network):
-            return self.judge(module, images)
+            return self.evaluate(module, images)
 
 
 def _is_complete(trainer: Trainer) -> bool:

@@ -47,7 +47,7 @@ class FIDEvaluation(SampleEvaluation):
         others: see ``SampleEvaluation``.
     """
 
-    alone = False
+    rank_zero_only = False
 
     def __init__(self, n: int, setup: EvaluatorSetup, **others: Any):
         super().__init__(**others)
@@ -63,11 +63,11 @@ class FIDEvaluation(SampleEvaluation):
         """Open extractor and reference on every rank, before the first step."""
         self.evaluator = self.evaluator_setup.open(pl_module.device).without_features()
 
-    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
+    def evaluate(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> Scores:
         """Evaluate the images of ``generate(labels, first)``, split over the ranks."""
         return self.evaluator(generate, self.n, module.network.classes)
 
-    def logged(self, result: Scores) -> dict[str, float]:
+    def metrics(self, result: Scores) -> dict[str, float]:
         """Return the scores by their full names."""
         return result.named(self.protocol, self.extractor)
 
@@ -78,12 +78,12 @@ class FIDEvaluation(SampleEvaluation):
         reference = self.evaluator and self.evaluator.reference.file.get("path")
         return {**scores, **rules, "reference": reference, "flags": result and ", ".join(result.flags)}
 
-    def brief(self, result: Scores) -> dict[str, Any]:
+    def short_summary(self, result: Scores) -> dict[str, Any]:
         """Return the scores that exist."""
         scores = {self._short: result.fid, "is": result.inception_score}
         return {name: value for name, value in scores.items() if value is not None}
 
-    def titles(self) -> Mapping[str, str]:
+    def display_names(self) -> Mapping[str, str]:
         """Return the titles of the distance and the score."""
         score = score_name("is", self.protocol, self.extractor, self.n)
         return {self._short: f"{self.name} (lower is better)", "is": f"{score} (higher is better)"}

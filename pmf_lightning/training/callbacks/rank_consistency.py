@@ -34,11 +34,11 @@ class RankConsistencyCheck(Callback):
         weights = [p.detach() for _, p in named]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in named]
         for what, tensors in (("weight", weights), ("gradient", gradients)):
-            apart = differences(tensors)
-            if len(apart) and not (worst := apart.max()) <= self.tolerance:
-                raise UserError(self._message(what, named[int(apart.argmax())][0], worst.item(), trainer))
+            distances = differences(tensors)
+            if len(distances) and not (worst := distances.max()) <= self.tolerance:
+                raise UserError(self._message(what, named[int(distances.argmax())][0], worst.item(), trainer))
 
-    def _message(self, what: str, name: str, apart: float, trainer: Trainer) -> str:
+    def _message(self, what: str, name: str, difference: float, trainer: Trainer) -> str:
         remedy = {
             "weight": "They must start equal: use the same seed, the same ckpt and the same code on all machines",
             "gradient": "They must be averaged: call the network inside training_step, through Lightning's strategy, "
@@ -46,5 +46,5 @@ class RankConsistencyCheck(Callback):
         }[what]
         return (
             f"step {trainer.global_step + 1}: the {what}s of the {trainer.world_size} devices differ, most of all "
-            f"{name}, by {apart:.1e} of the norm of all {what}s (sync_tolerance={self.tolerance:g}). {remedy}"
+            f"{name}, by {difference:.1e} of the norm of all {what}s (sync_tolerance={self.tolerance:g}). {remedy}"
         )

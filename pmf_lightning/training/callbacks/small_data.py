@@ -14,16 +14,16 @@ class SmallDataEvaluation(SampleEvaluation):
     """Compares samples with the held-out images, on rank 0 only.
 
     Args:
-        probe: the evaluator.
+        evaluator: the evaluator.
         name: the name of the Frechet distance in the log.
         others: see ``SampleEvaluation``.
     """
 
-    alone = True
+    rank_zero_only = True
 
-    def __init__(self, probe: SmallDataEvaluator, name: str, **others: Any):
+    def __init__(self, evaluator: SmallDataEvaluator, name: str, **others: Any):
         super().__init__(**others)
-        self.probe, self._name = probe, name
+        self.evaluator, self._name = evaluator, name
 
     @property
     def name(self) -> str:
@@ -33,13 +33,13 @@ class SmallDataEvaluation(SampleEvaluation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train or load the classifier before the first step."""
         if trainer.is_global_zero:
-            _ = self.probe.scorer
+            _ = self.evaluator.scorer
 
-    def judge(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
+    def evaluate(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
         """Evaluate the images of ``generate(labels, first)``."""
-        return self.probe(lambda labels, first: generate(labels, first).cpu())
+        return self.evaluator(lambda labels, first: generate(labels, first).cpu())
 
-    def logged(self, result: SmallDataScores) -> dict[str, float]:
+    def metrics(self, result: SmallDataScores) -> dict[str, float]:
         """Return the distance and the accuracy."""
         return {self.name: result.fd, "class_accuracy": result.class_accuracy}
 
@@ -48,10 +48,10 @@ class SmallDataEvaluation(SampleEvaluation):
         names = ("fd", "fd_floor", "n", "class_accuracy", "real_accuracy")
         return {name: result and getattr(result, name) for name in names}
 
-    def brief(self, result: SmallDataScores) -> dict[str, Any]:
+    def short_summary(self, result: SmallDataScores) -> dict[str, Any]:
         """Return the distance and the accuracy."""
         return {"fd": result.fd, "class_accuracy": result.class_accuracy}
 
-    def titles(self) -> Mapping[str, str]:
+    def display_names(self) -> Mapping[str, str]:
         """Return the titles of the two distances."""
         return {"fd": f"{self.name} (lower is better)", "fd_floor": f"{self.name} of held-out images"}

@@ -28,7 +28,7 @@ class StopSignals:
 
     def __init__(self):
         self.stopped = self.requeue = False
-        self._asked: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._handlers: dict[int, object] = {}
 
     def listen(self) -> None:
@@ -43,16 +43,17 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self._asked = signal.Signals(number)
-        RECEIVED.append(self._asked)
+        self._received = signal.Signals(number)
+        RECEIVED.append(self._received)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         with suppress(OSError):
-            os.write(1, f"\n{self._asked.name}: stopping after this step{again}\n".encode())  # print is not reentrant
+            # print is not reentrant
+            os.write(1, f"\n{self._received.name}: stopping after this step{again}\n".encode())
 
     def requests(self, like: Tensor) -> Tensor:
         """Return [2] numbers on the device of ``like``: whether this process received a stop, and a requeue request."""
-        return like.new_tensor([self._asked is not None, self._asked in REQUEUE])
+        return like.new_tensor([self._received is not None, self._received in REQUEUE])
 
     def decide(self, trainer: Trainer, stop: float, requeue: float) -> None:
         """Stop the run after the current step if any process requests it; the arguments are sums over all processes."""

@@ -103,9 +103,9 @@ class JSONLLogger(Logger):
 
     @rank_zero_only
     def _keep_until(self, step: int) -> None:
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        lines = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
         with atomic_write(self.path) as draft:
-            draft.write_text("".join(kept))
+            draft.write_text("".join(lines))
 
 
 def _plain(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 
-KEPT = "wandb_run.json"  # in the run directory: the W&B run of this directory
+RUN_FILE = "wandb_run.json"  # in the run directory: the W&B run of this directory
 
 
 class WandbLogger(Logger):
@@ -62,7 +62,7 @@ class WandbLogger(Logger):
 
     def _at_home(self) -> str | None:
         try:
-            return read_json(self.folder / KEPT)["id"]
+            return read_json(self.folder / RUN_FILE)["id"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -72,7 +72,7 @@ class WandbLogger(Logger):
         self._run = wandb_runs.open_run(self.options, self.labels, self.folder, self.config, self._id)
         self._run.define_metric("*", step_metric="images")
         page = wandb_runs.address(self._run)
-        with atomic_write(self.folder / KEPT) as draft:
+        with atomic_write(self.folder / RUN_FILE) as draft:
             draft.write_text(json.dumps({"id": self._id, "url": page}, indent=2) + "\n")
         if page:
             print(f"  W&B: {page}")
@@ -107,7 +107,7 @@ class WandbLogger(Logger):
         run, self._run = self._run, None
         run.finish(exit_code=0 if status == "success" else 1)
         if wandb_runs.is_offline(run):
-            print(f"W&B has no data of this run yet; upload it with: {wandb_runs.sync_command(self.folder, self._id)}")
+            print(f"W&B has no data of this run yet; upload it: {wandb_runs.sync_command(self.folder, self._id)}")
 
 
 class WandbResume(Callback):
