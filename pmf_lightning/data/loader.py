@@ -57,7 +57,7 @@ def ignore_stop_signals(worker: int) -> None:
     for number in unblocked:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_end_by_the_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
     else:
         unblocked = SIGNALS  # macOS has no sigwaitinfo, so SIGTERM ends the worker at once
     if hasattr(signal, "pthread_sigmask"):
@@ -65,7 +65,7 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
+def _block_signals() -> Iterator[None]:
     """Block signals; processes started inside inherit the mask until they call ``ignore_stop_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -77,7 +77,7 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_by_the_parent() -> None:
+def _exit_with_parent() -> None:
     run = parent_process().pid  # not getppid, which may be a fork server
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
         pass
@@ -86,7 +86,7 @@ def _end_by_the_parent() -> None:
 
 def tally_of(images: ImageDataset, processes: int) -> BadRecordCounter | None:
     """Return a new bad-record counter for one of ``processes`` that share an epoch; None unless the data are shards."""
-    return images.tally.afresh(processes) if isinstance(images, ShardImages) else None
+    return images.tally.new_counter(processes) if isinstance(images, ShardImages) else None
 
 
 def iterate_batches(
@@ -105,7 +105,7 @@ def iterate_batches(
         worker_init_fn=ignore_stop_signals,
         generator=generator("workers"),  # otherwise the worker seed comes from the global generator
     )
-    with _signals_wait():
+    with _block_signals():
         stream = iter(loader)
     for found, labels, bad, indices in stream:
         if tally is not None:

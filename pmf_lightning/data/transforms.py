@@ -108,7 +108,7 @@ Moments = Float[Tensor, "b *places 2 c h w"]
 Normalise = Callable[[Tensor], Tensor]  # raw latents [n,c,h,w] -> normalised latents for the network
 
 
-def pixels_seen(
+def preprocess_pixels(
     pixels: Pixels, flip: bool, rows: Int64[Tensor, " b"], seed: int, step: int, *role: str
 ) -> Float32[Tensor, "b *places c h w"]:
     """Return pixels in [-1, 1]; with ``flip``, half of the images are flipped horizontally.
@@ -123,7 +123,7 @@ def pixels_seen(
     return to_float(pixels)
 
 
-def latents_seen(
+def preprocess_latents(
     moments: Moments, normalise: Normalise, rows: Int64[Tensor, " b"], seed: int, step: int, *role: str
 ) -> Float32[Tensor, "b *places c h w"]:
     """Sample normalised latents, mean + std e of each image, from moments of raw latents (mean, std).
@@ -141,5 +141,5 @@ def latents_seen(
 
 def _coins(rows: Int64[Tensor, " b"], count: int, *names: int | str) -> Bool[Tensor, "b {count}"]:
     """Return ``count`` random booleans per row."""
-    tossed = [rng.uniform(*names, row, count=count) for row in rows.tolist()]
-    return torch.stack(tossed) < 0.5 if tossed else torch.empty(0, count, dtype=torch.bool)
+    coins = [rng.uniform(*names, row, count=count) for row in rows.tolist()]
+    return torch.stack(coins) < 0.5 if coins else torch.empty(0, count, dtype=torch.bool)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pmf_lightning.data.images.decoder import check_background, describe_conversions, levels_of, open_picture
-from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, list_images, shown
+from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, list_images, printable
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write
@@ -131,7 +131,7 @@ class FolderImages:
 
     def summary(self) -> list[str]:
         """Return lines that describe the images and the files left out."""
-        lines = [f"{len(self):,} images in {shown(str(self.folder))}{describe_extensions(self.names)}"]
+        lines = [f"{len(self):,} images in {printable(str(self.folder))}{describe_extensions(self.names)}"]
         return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
 
     def conversions(self) -> list[str]:

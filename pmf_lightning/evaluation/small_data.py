@@ -104,23 +104,23 @@ class RealImageScorer:
         hits, labels = [], []
 
         def seen() -> Iterator[Tensor]:
-            for images, asked in parts:
+            for images, requested in parts:
                 self._check((self.shape[0], *images.shape[1:]))
-                hits.append(self._hits(images, asked))
-                labels.append(asked.cpu())
+                hits.append(self._hits(images, requested))
+                labels.append(requested.cpu())
                 yield images.cpu()
 
         distance = self.distance.of_parts(seen())
         hits, labels = torch.cat(hits), torch.cat(labels)
         self._check((len(labels), *self.shape[1:]))
-        asked = [hits[labels == label] for label in range(self.classifier.head.out_features)]
+        by_class = [hits[labels == label] for label in range(self.classifier.head.out_features)]
         return SmallDataScores(
             fd=distance,
             fd_floor=self.floor,
             n=len(labels),
             class_accuracy=hits.double().mean().item(),
             real_accuracy=self.real_accuracy,
-            per_class_accuracy=[rows.double().mean().item() if len(rows) else None for rows in asked],
+            per_class_accuracy=[rows.double().mean().item() if len(rows) else None for rows in by_class],
         )
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -50,8 +50,14 @@ def statistics(
     device = torch.device(device)
     network = on_all_ranks(lambda: extractor.open(device))
     measured = measure(levels, n, batch_size, extractor, network, device, stored_rows, "real images")
-    said = {"format": FORMAT, **about, "n": n, "extractor_name": extractor.name, "extractor": extractor.fingerprint()}
-    return Reference(measured.mu, measured.sigma, n, measured.features, about=said)
+    metadata = {
+        "format": FORMAT,
+        **about,
+        "n": n,
+        "extractor_name": extractor.name,
+        "extractor": extractor.fingerprint(),
+    }
+    return Reference(measured.mu, measured.sigma, n, measured.features, about=metadata)
 
 
 def split_statistics(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from pmf_lightning.data.transforms import latents_seen, pixels_seen
+from pmf_lightning.data.transforms import preprocess_latents, preprocess_pixels
 from pmf_lightning.distributed.collectives import Devices, gather_rows
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
@@ -164,12 +164,12 @@ class GenerativeModule(LightningModule):
         """
         key = (rows, self.seed, step, *([role] if role else []))
         if images.dtype == torch.uint8:
-            return pixels_seen(images, flip, *key)
+            return preprocess_pixels(images, flip, *key)
         if images.dim() < (6 if role else 5):
             return images
         if self.decoder is None:
             raise UserError("the data are latents, and decoder=null: leave decoder= out, it normalises them")
-        return latents_seen(images, self.decoder.normalise, *key)
+        return preprocess_latents(images, self.decoder.normalise, *key)
 
     def to_pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b colours height width"]:
         """Return the network's images as pixels in about [-1, 1]: latents are decoded, pixels are unchanged."""

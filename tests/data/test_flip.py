@@ -8,7 +8,7 @@ from shrunk import BACKBONE, RUN
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.shapes.source import Shapes
-from pmf_lightning.data.transforms import pixels_seen, to_float
+from pmf_lightning.data.transforms import preprocess_pixels, to_float
 from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import check_inputs
@@ -32,32 +32,34 @@ def turned(seen, images):
 
 def test_half_of_the_images_are_mirrored_by_key():
     images, rows = numbered(250), torch.arange(250)
-    found = turned(pixels_seen(images, True, rows, 3, 7), images)
+    found = turned(preprocess_pixels(images, True, rows, 3, 7), images)
     expected = torch.cat([rng.uniform(3, "flip", 7, row, count=1) for row in range(250)]) < 0.5
     assert torch.equal(found, expected)
     assert 90 < found.sum() < 160
     for seed, step in ((4, 7), (3, 8)):
-        assert not torch.equal(turned(pixels_seen(images, True, rows, seed, step), images), found)
-    assert torch.equal(pixels_seen(images, False, rows, 3, 7), to_float(images))
+        assert not torch.equal(turned(preprocess_pixels(images, True, rows, seed, step), images), found)
+    assert torch.equal(preprocess_pixels(images, False, rows, 3, 7), to_float(images))
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_rows_are_the_same_however_they_are_dealt(count):
     images = numbered(20)
-    whole = pixels_seen(images, True, torch.arange(20), 0, 1)
+    whole = preprocess_pixels(images, True, torch.arange(20), 0, 1)
     for index in range(count):
         rows = BatchRows(index, count).rows(20 // count)
-        assert torch.equal(pixels_seen(images[rows], True, rows, 0, 1), whole[rows])
+        assert torch.equal(preprocess_pixels(images[rows], True, rows, 0, 1), whole[rows])
 
 
 def test_every_positive_and_negative_has_a_coin_of_its_own():
     images, rows = numbered(12, 16), torch.arange(12)
-    found = {role: turned(pixels_seen(images, True, rows, 0, 1, role), images) for role in ("positives", "negatives")}
+    found = {
+        role: turned(preprocess_pixels(images, True, rows, 0, 1, role), images) for role in ("positives", "negatives")
+    }
     for role, mirrored in found.items():
         assert 60 < mirrored.sum() < 132
         for row in range(12):
             assert torch.equal(mirrored[row], rng.uniform(0, "flip", role, 1, row, count=16) < 0.5)
-        fewer = pixels_seen(images[:, :5], True, rows, 0, 1, role)
+        fewer = preprocess_pixels(images[:, :5], True, rows, 0, 1, role)
         assert torch.equal(turned(fewer, images[:, :5]), mirrored[:, :5])
     assert not torch.equal(found["positives"], found["negatives"])
 
@@ -70,7 +72,7 @@ def module_at(step, micro_batches, monkeypatch, *overrides):
 def test_the_training_step_mirrors_what_it_is_given(flip, monkeypatch):
     images, labels = numbered(24), torch.arange(24) % 10
     give = module_at(5, 3, monkeypatch, "model=pmf_tiny", "data=digits", f"flip={str(flip).lower()}", "seed=2")
-    whole = pixels_seen(images, flip, torch.arange(24), 2, 5)
+    whole = preprocess_pixels(images, flip, torch.arange(24), 2, 5)
     for index in range(3):
         rows = BatchRows(index, 3).rows(8)
         batch = give([images[rows], labels[rows]], index)
@@ -84,7 +86,7 @@ def test_drifting_mirrors_positives_and_negatives(monkeypatch):
     give = module_at(5, 1, monkeypatch, "model=drifting_tiny", "data=digits", "flip=true")
     batch = give([positives, labels, negatives], 0)
     for role, found, images in (("positives", batch.x, positives), ("negatives", batch.negatives, negatives)):
-        assert torch.equal(found, pixels_seen(images, True, torch.arange(6), 0, 5, role))
+        assert torch.equal(found, preprocess_pixels(images, True, torch.arange(6), 0, 5, role))
         assert turned(found, images).any()
 
 

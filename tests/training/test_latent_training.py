@@ -17,7 +17,7 @@ from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues.class_queues import ClassQueues
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
 from pmf_lightning.data.queues.queue_sizes import QueueSizes
-from pmf_lightning.data.transforms import latents_seen
+from pmf_lightning.data.transforms import preprocess_latents
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.drifting.train_mae import cached_mae
 from pmf_lightning.train import train
@@ -77,8 +77,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def overrides(folder, monkeypatch):
-    """A run on latents, whose data entry hands out ``LatentSource``."""
-    monkeypatch.setattr("pmf_lightning.train.make_source", lambda cfg: LatentSource())
+    """A run on latents, whose data entry provides ``LatentSource``."""
+    monkeypatch.setattr("pmf_lightning.training.prepare.make_source", lambda cfg: LatentSource())
     data = ["data=imagenet256_latents", "data.resolution=8", "data.classes=10", f"decoder.weights={folder}"]
     return [*data, "log_every_steps=1", "sample_grid.every_images=1000", "checkpoint.every_images=1000", "metrics=none"]
 
@@ -92,22 +92,22 @@ def normalise(raw):
 
 def test_latents_are_mean_plus_std_times_noise_normalised():
     given, rows = moments(12), torch.arange(12)
-    seen = latents_seen(given, normalise, rows, 3, 7)
+    seen = preprocess_latents(given, normalise, rows, 3, 7)
     for row in range(12):
         e = torch.empty(4, 8, 8).normal_(generator=rng.generator(3, "latent", 7, row))
         expected = (given[row, 0] + given[row, 1] * e - MEAN) / STD
         assert (seen[row] - expected).abs().max() < 1e-5
     for seed, step in ((4, 7), (3, 8)):
-        assert (latents_seen(given, normalise, rows, seed, step) - seen).abs().mean() > 0.05
+        assert (preprocess_latents(given, normalise, rows, seed, step) - seen).abs().mean() > 0.05
     for count in (2, 3):
         for index in range(count):
             share = BatchRows(index, count).rows(12 // count)
-            assert torch.equal(latents_seen(given[share], normalise, share, 3, 7), seen[share])
+            assert torch.equal(preprocess_latents(given[share], normalise, share, 3, 7), seen[share])
 
 
 def test_noise_of_latents_is_standard_normal():
     given = torch.stack((torch.zeros(100, 4, 8, 8), torch.ones(100, 4, 8, 8)), dim=1)
-    e = latents_seen(given, lambda raw: raw, torch.arange(100), 0, 0)
+    e = preprocess_latents(given, lambda raw: raw, torch.arange(100), 0, 0)
     assert abs(e.mean()) < 0.02
     assert abs(e.std() - 1) < 0.02
     assert abs((e[:-1] * e[1:]).mean()) < 0.02
@@ -115,20 +115,20 @@ def test_noise_of_latents_is_standard_normal():
 
 def test_every_positive_has_noise_of_its_own():
     given, rows = moments(12).view(3, 4, 2, 4, 8, 8), torch.arange(3)
-    seen = latents_seen(given, normalise, rows, 0, 1, "positives")
+    seen = preprocess_latents(given, normalise, rows, 0, 1, "positives")
     assert seen.shape == (3, 4, 4, 8, 8)
     e = torch.empty(4, 4, 8, 8).normal_(generator=rng.generator(0, "latent", "positives", 1, 2))
     expected = (given[2, :, 0] + given[2, :, 1] * e - MEAN) / STD
     assert (seen[2] - expected).abs().max() < 1e-5
-    assert torch.equal(latents_seen(given[2:], normalise, rows[2:], 0, 1, "positives"), seen[2:])
-    assert not torch.equal(latents_seen(given, normalise, rows, 0, 1, "negatives"), seen)
+    assert torch.equal(preprocess_latents(given[2:], normalise, rows[2:], 0, 1, "positives"), seen[2:])
+    assert not torch.equal(preprocess_latents(given, normalise, rows, 0, 1, "negatives"), seen)
 
 
 def test_the_training_step_draws_them(overrides, monkeypatch):
     module = build(compose([*RUN, *overrides, "backbone.patch=2", "seed=6"]))
     give = given_to_the_objective(module, 9, 2, monkeypatch)
     given, labels = moments(8), torch.arange(8)
-    whole = latents_seen(given, normalise, torch.arange(8), 6, 9)
+    whole = preprocess_latents(given, normalise, torch.arange(8), 6, 9)
     for index in range(2):
         rows = BatchRows(index, 2).rows(4)
         batch = give([given[rows], labels[rows]], index)

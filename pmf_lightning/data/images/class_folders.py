@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from pmf_lightning.data.images.kinds import is_hidden, is_image
-from pmf_lightning.data.images.listing import LeftOut, describe_extensions, describe_skipped, list_images, shown
+from pmf_lightning.data.images.listing import LeftOut, describe_extensions, describe_skipped, list_images, printable
 from pmf_lightning.utils.errors import UserError
 
 ORDER = "numbers by value, other names by letters"  # order of classes; part of cache keys
@@ -54,7 +54,9 @@ class ImageTree:
     def summary(self) -> list[str]:
         """Return a few lines that describe the images, classes and skipped files."""
         classes = describe_classes(self.class_names)
-        lines = [f"{len(self.names):,} images of {classes} in {shown(str(self.root))}{describe_extensions(self.names)}"]
+        lines = [
+            f"{len(self.names):,} images of {classes} in {printable(str(self.root))}{describe_extensions(self.names)}"
+        ]
         if self.classes.undivided:
             lines.append(f"all of them are one class: {self.classes.undivided}")
         return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
@@ -70,7 +72,7 @@ def in_order(names: list[str]) -> list[str]:
 def describe_classes(names: list[str]) -> str:
     """Return the number of classes with the first and last names, as text."""
     some = names if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], "...", names[-1]]
-    return f"{len(names):,} class{'es' * (len(names) != 1)} ({shown(', '.join(some))})"
+    return f"{len(names):,} class{'es' * (len(names) != 1)} ({printable(', '.join(some))})"
 
 
 def count_class_folders(root: str | None) -> int:

@@ -58,7 +58,7 @@ def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Return a path with undecodable bytes escaped, so that every terminal can print it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -73,7 +73,7 @@ def describe_skipped(left_out: list[LeftOut]) -> str:
 
 
 def _few(names: list[str]) -> str:
-    return shown(", ".join(names[:MOST_SHOWN])) + ", ..." * (len(names) > MOST_SHOWN)
+    return printable(", ".join(names[:MOST_SHOWN])) + ", ..." * (len(names) > MOST_SHOWN)
 
 
 def describe_extensions(images: Iterable[str]) -> str:

@@ -50,7 +50,7 @@ class BadRecordCounter:
         """Tolerated number of bad records in the full dataset."""
         return math.ceil(self.max_bad * self.records)
 
-    def afresh(self, processes: int) -> "BadRecordCounter":
+    def new_counter(self, processes: int) -> "BadRecordCounter":
         """Return a new counter at zero, for one of ``processes`` that share an epoch."""
         return BadRecordCounter(self.records, self.max_bad, self.describe, self.remedy, processes)
 

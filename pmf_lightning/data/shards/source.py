@@ -201,13 +201,13 @@ class LatentShards(Shards):
 
     @property
     def _change(self) -> Callable[[Tensor, int], Tensor] | None:
-        return drawn_once if self.draw == "once" else None
+        return sampled_once if self.draw == "once" else None
 
 
 _DRAWS = ("every_time", "once")
 
 
-def drawn_once(moments: Float[Tensor, "2 c h w"], record: int) -> Float[Tensor, "2 c h w"]:
+def sampled_once(moments: Float[Tensor, "2 c h w"], record: int) -> Float[Tensor, "2 c h w"]:
     """Return a fixed sample of the latent of record ``record``, as a mean with standard deviations of 0."""
     mean, std = moments
     noise = rng.normal_images("latents", "once", rows=torch.tensor([record]), shape=tuple(mean.shape))[0]

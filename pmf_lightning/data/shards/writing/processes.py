@@ -68,10 +68,10 @@ def _start_worker(ticks: Any, stop: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main process stops the workers
     warnings.simplefilter("ignore")  # Pillow's warnings about unusual metadata of readable images
     _shared.update(ticks=ticks, stop=stop, parent=parent)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """Exit when the main process has died; otherwise an idle worker would wait forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
