@@ -58,7 +58,7 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
     start = resume.find(request, known)
     source = open_source(cfg)
     check_same_classes(source, start.checkpoint)
-    parts = prepare(cfg, source)
+    parts = prepare(cfg, source, resumed=start.checkpoint is not None)
     folder = run_dir.choose(request, known)
     with run_dir.lock_run_dir(folder):
         start = resume.find_again(start, request, folder)
@@ -144,7 +144,9 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
     with atomic_write(folder / "config.yaml") as draft:
         OmegaConf.save(OmegaConf.create(module.config), draft)
     with atomic_write(folder / "run.json") as draft:
-        draft.write_text(json.dumps(provenance(settings.trainer["accelerator"]), indent=2) + "\n")
+        origin = start.init_from if start.checkpoint else module.init_from
+        about = provenance(settings.trainer["accelerator"]) | ({"init_from": origin} if origin else {})
+        draft.write_text(json.dumps(about, indent=2) + "\n")
     begin = f" from step {start.step:,}" if start.step else ""
     kind = "pixels" if module.decoder is None else "latents"
     print(f"{settings.name} on {source.name}, {source.channels} x {source.resolution} x {source.resolution} {kind}")
@@ -154,7 +156,7 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
     print(f"  {settings.steps:,} steps of {settings.batch} images{begin}; everything is written to {folder}")
     if start.checkpoint:
         print(f"  {start.line}")
-    for line in (module.objective.encoder_note(module.encoders), module.objective.loss_note):
+    for line in (*parts.init_lines, module.objective.encoder_note(module.encoders), module.objective.loss_note):
         if line:
             print(f"  {line}")
     if is_generator:

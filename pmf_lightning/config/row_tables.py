@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pmf_lightning.utils.errors import UserError, suggestions
 
 PICKED = ("backbone.size", "objective.time_sampling")  # the table has this name with an s
-_NOT_STORED = ("hydra", "paper")
+_NOT_STORED = ("hydra", "paper", "trust")
 
 
 def picked(option: str, column: str, *, _root_: DictConfig) -> Any:
@@ -42,7 +42,7 @@ def without_table(cfg: DictConfig, part: str) -> Any:
 
 
 def stored(cfg: DictConfig) -> dict[str, Any]:
-    """Return the configuration as checkpoints store it: resolved, without tables, `hydra` and `paper`."""
+    """Return the configuration as checkpoints store it: resolved, without tables, `hydra`, `paper` and `trust`."""
     selected = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _NOT_STORED])
     config = OmegaConf.to_container(selected, resolve=True)
     for option in PICKED:

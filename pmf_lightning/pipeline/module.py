@@ -50,6 +50,7 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
+        self.init_from: dict[str, Any] | None = None  # description of the weights that the run started from
         self.state: State = {}  # of the objective
         self._observed: list[dict[str, Tensor]] = []  # of the micro-batches of the running step
         self._encoders: list[Any] = [None]  # in a list, so that they are not part of parameters and checkpoints
@@ -188,16 +189,19 @@ class GenerativeModule(LightningModule):
         return BatchRows(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store the configuration, the number of images seen and the objective's state in the checkpoint."""
+        """Store the configuration, the number of images seen, the objective's state and the origin of the weights."""
         checkpoint["config"] = self.config
         checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
         if self.state:
             checkpoint["objective_state"] = dict(self.state)
+        if self.init_from:
+            checkpoint["init_from"] = self.init_from
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Load the objective's state, and optimizer moments, but settings such as the learning rate from this run."""
         unwrap_checkpoint(checkpoint, "this checkpoint")
         self.state = checkpoint.get("objective_state", {})
+        self.init_from = checkpoint.get("init_from")
         stored = checkpoint["optimizer_states"][0]["param_groups"]
         for old, new in zip(stored, self.configure_optimizers()["optimizer"].param_groups, strict=False):
             old.update({key: new[key] for key in old.keys() & new.keys() - {"params", "kind"}})

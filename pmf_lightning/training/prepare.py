@@ -20,8 +20,10 @@ from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSet
 from pmf_lightning.objectives.base import Objective
 from pmf_lightning.pipeline.build import build, make_part, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.training import initial_weights
 from pmf_lightning.training.callbacks.added import make_added
 from pmf_lightning.training.callbacks.fid import FidSettings
+from pmf_lightning.training.initial_weights import InitRequest
 from pmf_lightning.training.loggers.build import RUN_DIR, check_packages
 from pmf_lightning.training.run_dir import ROOT
 from pmf_lightning.training.settings import (
@@ -46,6 +48,7 @@ class Parts:
         metrics, evaluator: settings of ``metrics=`` and what measures them; None if nothing is measured.
         callbacks: the callbacks of ``callbacks=``.
         loggers: the sections of ``logger=``, from which the loggers are built once the run directory is known.
+        init_lines: lines to print about the weights of ``init_from=``.
     """
 
     settings: TrainingSettings
@@ -56,12 +59,19 @@ class Parts:
     evaluator: EvaluatorSetup | SmallDataEvaluator | None
     callbacks: Sequence[Callback]
     loggers: Mapping[str, Mapping[str, Any]]
+    init_lines: Sequence[str] = ()
 
 
-def prepare(cfg: DictConfig, source: DataSource) -> Parts:
-    """Check a run and build its parts. Trains or downloads nothing but the networks of the loss; raises UserError."""
+def prepare(cfg: DictConfig, source: DataSource, resumed: bool = False) -> Parts:
+    """Check a run and build its parts. Trains or downloads nothing but the networks of the loss; raises UserError.
+
+    The network has the weights of ``init_from=``, or those of the seed. For a ``resumed`` run, ``init_from=`` is not
+    read: Lightning loads the weights of the checkpoint later.
+    """
     callbacks, loggers = make_added_callbacks(cfg), logger_sections(cfg)
+    init = init_request(cfg)
     module = build(cfg)
+    init_lines = [] if init is None or resumed else initial_weights.load(init, module)
     check_inputs(cfg, source, module.objective)
     prepare_decoder(cfg, module)
     metrics, evaluator = make_evaluator(cfg, source, module)
@@ -70,13 +80,26 @@ def prepare(cfg: DictConfig, source: DataSource) -> Parts:
     data.accumulation(validate.world_size(cfg.trainer))
     data.check_room()
     module.set_encoders(make_encoders(cfg, source, module.objective))
-    return Parts(training_settings(cfg), source, data, module, metrics, evaluator, callbacks, loggers)
+    return Parts(training_settings(cfg), source, data, module, metrics, evaluator, callbacks, loggers, init_lines)
 
 
 def run_request(cfg: DictConfig) -> RunRequest:
     """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
     folder = None if cfg.run_dir is None else Path(cfg.run_dir)
     return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, stored(cfg))
+
+
+def init_request(cfg: DictConfig) -> InitRequest | None:
+    """Return the weights that a new run starts from, None for those of the seed.
+
+    Raises UserError for an option of ``init_from=`` without it.
+    """
+    if cfg.init_from is not None:
+        return InitRequest(cfg.init_from, cfg.init_ema, list(cfg.init_skip), list(cfg.trust))
+    for option, value in (("init_ema", cfg.init_ema), ("init_skip", ",".join(cfg.init_skip))):
+        if value:
+            raise UserError(f"{option}={value}: it is an option of init_from=; set that too, or leave it out")
+    return None
 
 
 def training_settings(cfg: DictConfig) -> TrainingSettings:

@@ -27,7 +27,8 @@ class Start:
     """The start of training: step 0, or the ``step`` of ``checkpoint``, after ``images`` images.
 
     ``wandb_run`` is the id of the W&B run in the checkpoint. ``changes`` lists in one line the options that differ from
-    the checkpoint's. ``stamp`` identifies the version of the file.
+    the checkpoint's. ``stamp`` identifies the version of the file. ``init_from`` describes the weights that the stored
+    run started from, None for the seed's.
     """
 
     checkpoint: Path | None = None
@@ -36,6 +37,7 @@ class Start:
     wandb_run: str | None = None
     changes: str = ""
     stamp: tuple[int, ...] = ()
+    init_from: dict[str, Any] | None = None
 
     @property
     def line(self) -> str:
@@ -65,7 +67,8 @@ def find(request: RunRequest, folder: Path | None) -> Start:
     if step >= request.steps and request.ckpt != "auto":
         raise NotResumed(f"steps={request.steps}: {path} has {step} already; set more steps or images")
     images = checkpoint.get("images", step * batch)
-    return Start(path, step, images, checkpoint.get("wandb_run"), _describe(compared), stamp)
+    origin = plain(checkpoint["init_from"], f"ckpt={path}") if checkpoint.get("init_from") else None
+    return Start(path, step, images, checkpoint.get("wandb_run"), _describe(compared), stamp, origin)
 
 
 def find_again(start: Start, request: RunRequest, folder: Path) -> Start:

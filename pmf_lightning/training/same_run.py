@@ -44,13 +44,14 @@ WITHOUT_EFFECT = (
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
+WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
 }
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
-PATHS = ("root", "path", "weights", "folder")  # options that are compared as resolved paths
+PATHS = ("root", "path", "weights", "folder", "init_from")  # options that are compared as resolved paths
 _MOST = 6  # maximum differences in one message
 _ABSENT = object()
 

@@ -99,21 +99,27 @@ def recognise(weights: Mapping[str, Tensor]) -> WeightsDescription:
     raise UserError(f"these are not official weights of pMF, iMF or JiT: they have neither {marks}")
 
 
-def translate(weights: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def translate(
+    weights: Mapping[str, Tensor], network: nn.Module, without: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return (official weights under our names and shapes, official weights that ``network`` does not use).
 
     The v-heads are used in training only and are missing in the released files. If the file has none, or the network
     has no head v, no weight of v is used; this includes the final v layer in iMF's files, which is meaningless without
     its blocks. A head v is never used partially. RoPE buffers are recomputed and in neither result. Where JiT's
-    position table is fixed, the file's must be present and equal ours, and is unused.
+    position table is fixed, the file's must be present and equal ours, and is unused. Weights of ``network`` named in
+    ``without`` are ignored on both sides: in neither result, and of any shape in the file.
 
     Raises the UserErrors of ``load_official``. Only the position table's values are read: meta tensors are allowed.
     """
     ours, seen = family_of(network), recognise(weights)
-    weights = {key: value for key, value in weights.items() if key not in seen.family.recomputed}
+    ignored = {*seen.family.recomputed, *map(ours.official_name, without)}
+    weights = {key: value for key, value in weights.items() if key not in ignored}
+    seen = look(seen.family, weights)  # sizes that only ignored weights tell are not compared
     state, fixed = network.state_dict(), ours.fixed(network)
     names = {ours.official_name(name): name for name in state}
     expected = {key: ours.to_official(name, state[name]) for key, name in names.items()} | fixed
+    expected = {key: value for key, value in expected.items() if key not in ignored}
     wanted = look(ours, expected)
     if seen.differs(wanted):
         raise UserError(_another(seen, wanted))

@@ -53,6 +53,8 @@ def start(folder, *overrides, ckpt="last"):
         (["data=shapes", "data.resolution=16", "data.channels=1", "data.classes=10"], ["data=", "digits"]),
         (["data.held_out_images=100"], ["data.held_out_images=100", "data.held_out_images=360"]),
         (["flip=true"], ["flip=true", "flip=false"]),
+        (["init_from=a"], ["init_from=a: ", "init_from=null"]),
+        (["init_from=a", "init_skip=[trunk]"], ["init_skip=[trunk]", "init_skip=[]"]),
         (["backbone.depth=3"], ["backbone.depth=3"]),
         (["backbone.patch=16"], ["backbone.patch=16", "backbone.patch=8"]),
         (["backbone.heads={u: 2, v: 1}"], ["backbone.heads"]),
