@@ -16,6 +16,7 @@ from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import CONF, choices
 from pmf_lightning.config.groups import groups
 from pmf_lightning.config.presets import published
+from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.train import train
 from pmf_lightning.utils.hydra_compat import VERSION_BASE
 
@@ -80,7 +81,7 @@ def _fits(cfg):
     kind = get_object(cfg.objective._target_)
     parameters = signature(kind).parameters.values()
     needed = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
-    options = set(cfg.objective) - {"_target_"}
+    options = set(without_table(cfg, "objective")) - {"_target_"}
     return needed <= options <= {parameter.name for parameter in parameters} and set(kind.config_groups) <= set(cfg)
 
 
@@ -105,7 +106,7 @@ def test_variant_composes_or_is_refused(names):
             _build_on_meta(cfg)
     else:
         objective = _build_on_meta(cfg).objective
-        assert all(hasattr(objective, key) for key in cfg.objective if key != "_target_")
+        assert all(hasattr(objective, key) for key in without_table(cfg, "objective") if key != "_target_")
         if "perceptual" in cfg.objective:
             assert objective.perceptual.keys() == cfg.features.keys()
 
