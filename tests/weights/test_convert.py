@@ -273,7 +273,9 @@ def run_foreign_code(about):
 
 SPOILT = {
     "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
-    "is no config.json of pmf_lightning": lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'),
+    "is not a config.json of pmf_lightning": lambda folder: (folder / "config.json").write_text(
+        '{"model_type": "vit"}'
+    ),
     "format version 2": lambda folder: spoil_config(folder, lambda about: about.update(version=2)),
     "no valid source, config": lambda folder: spoil_config(folder, lambda about: about.update(config=1, source=2)),
     "outside pmf_lightning (os.system); refused": lambda folder: spoil_config(folder, run_foreign_code),
