@@ -41,6 +41,7 @@ from pmf_lightning.evaluation.references import load_reference
 from pmf_lightning.reports.runs import read_runs
 from pmf_lightning.sweeps import sweep_file
 from pmf_lightning.training.resume import finished
+from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.weights import read_official
 from pmf_lightning.weights.flax import read_msgpack
@@ -402,8 +403,8 @@ def runs(folder, value):
     arms = [sweep_file.SweepRun("a", 1, folder), sweep_file.SweepRun("b", 2, None)]
     only_user_errors(lambda: [(arm.state, arm.images_per_second) for arm in arms])
     only_user_errors(lambda: sweep_file.write(folder, arms, {"title": "t"}))
-    cfg = OmegaConf.create({"ckpt": "auto", "run_dir": str(folder), "seed": 1})
-    only_user_errors(lambda: finished(cfg))
+    request = RunRequest(folder, "auto", folder.parent, steps=2, config={"seed": 1})
+    only_user_errors(lambda: finished(request))
 
 
 BOMB = "a: &a [1,1]\n" + "".join(
