@@ -100,7 +100,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "trainer.accelerator=tpu", "give cpu or gpu"),
         ("train", "name=null", "name=null: give a word"),
         # devices
-        ("sample", "device=gpu", "device=gpu: torch knows no such device"),
+        ("sample", "device=gpu", "device=gpu: torch has no such device"),
         ("evaluate", "device=cuda:x", "device=cuda:x"),
         ("toy", "device=0", "there is no such option"),  # of the default toy, which needs none
         ("search_guidance", "device=xpu", "use cpu, cuda or cuda:1"),

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 
-_REFRESH = 0.1 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log file than on a terminal
+_REFRESH = {True: 0.1, False: 10.0}  # seconds on a terminal, and in a log file, which gets fewer lines
 
 
 class ThroughputBar(OncePerStep):
@@ -52,7 +52,7 @@ class ThroughputBar(OncePerStep):
                 unit="step",
                 desc="training",
                 dynamic_ncols=True,
-                mininterval=_REFRESH,
+                mininterval=_REFRESH[sys.stderr.isatty()],
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
