@@ -461,7 +461,7 @@ def test_class_names_are_stored_and_the_same_when_a_run_is_resumed(tmp_path, cap
     assert [one["name"] for one in stored["left_out"]] == ["2/notes.txt"]
     check_same_classes(source, checkpoint)
     (tmp_path / "set" / "10").rename(tmp_path / "set" / "1")
-    with pytest.raises(NotResumed, match=r"label 0 was the class 2 and is now 1 \(2 and 2 classes\); bring"):
+    with pytest.raises(NotResumed, match=r"label 0 was the class 2 and is now 1 \(2 and 2 classes\); restore"):
         check_same_classes(entry("folder", root=str(tmp_path / "set")), checkpoint)
 
 

@@ -668,7 +668,7 @@ def test_bad_input_is_one_line(few, call, arguments, words):
         ("splits", "out", [], ["in=splits: its folders test, train are splits", "set in=splits/train"]),
         ("few", "few/shards", [], ["out=few/shards: that is inside in=few"]),
         ("few", "/proc/nowhere", [], ["out=/proc/nowhere", "cannot be written"]),
-        ("few", "file.txt", [], ["out=file.txt: it is no folder"]),
+        ("few", "file.txt", [], ["out=file.txt: it is not a folder"]),
         ("x-{000..001.tar", "out", [], ["in=x-{000..001.tar"]),
         ("x*.tar", "out", [], ["in=x*.tar: no such file"]),
         ("packed.tar.gz", "out", [], ["packed.tar.gz", "no image with a label", "empty file"]),

@@ -123,7 +123,7 @@ def test_statistics_of_the_other_resize_are_refused(weights, made, wanted):
     message = str(refused.value)
     assert "\n" not in message
     assert message.startswith("reference=in256.npz: made with the features inception-v3-compat 2048 ")
-    assert "resized otherwise" in message
+    assert "resized differently" in message
     assert f"make_stats protocol=pmf_jax ({wanted.resize})" in message
 
 

@@ -358,7 +358,7 @@ def test_what_a_trusted_package_defines_may_be_built_under_its_names(mine):
         ("my_package.dumps", "not defined in my_package"),
         ("my_package.parts", "not defined in my_package"),
         ("my_package.many", "not defined in my_package"),
-        ("my_package.spoof", "no function or class of a module of my_package"),
+        ("my_package.spoof", "not a function or class of a module of my_package"),
         ("my_package.absent", "not defined in my_package"),
         ("my_package.Flow.Nested", "my_package.Flow cannot be imported"),
         ("my_package", "my_package cannot be imported"),

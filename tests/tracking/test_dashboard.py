@@ -105,6 +105,7 @@ def test_matches_take_what_they_should(logged):
     assert [found is not None for found in fids] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_pictures_go_by_one_name_whatever_the_average(trained):
     (session,) = sessions(trained / "pmf")
     shown = [row["samples/averaged"] for row in read(session).rows if "samples/averaged" in row]

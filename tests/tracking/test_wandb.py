@@ -84,6 +84,7 @@ def test_labels_fit_and_stay_different():
     assert all(getattr(found[0], part) != getattr(found[1], part) for part in ("name", "group", "job_type"))
 
 
+@pytest.mark.slow
 def test_jobs_of_a_multirun_have_runs_of_their_own(call_command, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     with monkeypatch.context() as moved:  # W&B's own process begins in another folder and stays there

@@ -107,6 +107,7 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(two_steps, tmp_path,
     assert [row["skipped_steps"] for row in rows(tmp_path)] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_with_other_images_and_draws(two_steps, tmp_path, spoil, monkeypatch):
     seen = []
     original = GenerativeModule.training_step

@@ -114,6 +114,7 @@ def test_a_repeated_command_leaves_a_finished_run_alone(straight, tmp_path, caps
         train(compose([*RUN, "ckpt=auto"]))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(straight, tmp_path):
     run(tmp_path / "other", "seed=1", "steps=1")
     assert rows(tmp_path / "other")[0]["loss_u"] != rows(straight[0])[0]["loss_u"]
