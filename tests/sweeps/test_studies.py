@@ -144,7 +144,7 @@ def step(cfg: DictConfig) -> None:
     module = build(cfg)
     network, objective = module.network, module.objective
     shape = (network.channels, network.resolution, network.resolution)
-    empty = dummy_batch(objective, 4, rivals=(2, 1))
+    empty = dummy_batch(objective, 4, real_counts=(2, 1))
     made_up = {}
     for field in fields(empty):
         value = getattr(empty, field.name)
