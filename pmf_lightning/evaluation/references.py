@@ -1,106 +1,23 @@
 """Read statistics of real images in the three published file formats, without running code."""
 
-import io
-import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
-from numpy._core import multiarray, numeric
 from torch import Tensor
 
 from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.utils.array_pickles import read_array_pickle
 from pmf_lightning.utils.bounded_files import Npz, open_npz, parse_json
 from pmf_lightning.utils.errors import UserError
-
-MOST_PICKLE_BYTES = 2**31
-
-
-def _text_to_bytes(text: str, encoding: str) -> bytes:
-    """Safe replacement of _codecs.encode, which old pickles call for the bytes of an array; latin1 only."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding}")
-    return text.encode("latin1")
-
-
-class _Array:
-    """Placeholder for numpy.ndarray, which a pickle names as the type of an array."""
-
-
-def _empty_array(kind: type, shape: tuple, code: Any) -> np.ndarray:
-    """Safe replacement of numpy's _reconstruct: an empty array to be filled; another shape than (0,) is refused."""
-    if kind is not _Array or tuple(shape) != (0,):
-        raise pickle.UnpicklingError(f"an array begins with the shape {shape!r:.40}")
-    return multiarray._reconstruct(np.ndarray, (0,), b"b")
-
-
-def _dtype(*arguments: Any) -> np.dtype:
-    """Safe replacement of numpy.dtype: types of Python objects or with fields are refused."""
-    dtype = np.dtype(arguments[0], copy=True)  # a copy, because the pickle sets its state next
-    if dtype.hasobject or dtype.fields is not None or dtype.itemsize > 1024:
-        raise pickle.UnpicklingError(f"an array of {dtype}")
-    return dtype
-
-
-def _scalar(dtype: Any, content: bytes) -> Any:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
-        raise pickle.UnpicklingError("a number without bytes")
-    return multiarray.scalar(dtype, content)
-
-
-# Names in pickles of plain containers and numpy arrays, for numpy 1 (core) and 2 (_core) and pickle protocols 0 to 5.
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _text_to_bytes,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _dtype,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): numeric._frombuffer for core in ("core", "_core")},
-}
-
-
-class _ArraysOnly(pickle._Unpickler):
-    """Unpickler that resolves only the names in ``_ALLOWED``, so that no code in the file is run.
-
-    It extends Python's unpickler, because the C version allocates as much memory as a number in the file states.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong to an array")
-
-    def load_build(self) -> None:
-        """Set the state of an array or a dtype; other objects are refused."""
-        if not isinstance(self.stack[-2], np.ndarray | np.dtype):
-            raise pickle.UnpicklingError("it sets the state of something that is not an array")
-        super().load_build()
-
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
-
-
-def load_arrays(path: Path) -> Any:
-    """Return the content of a .pkl of plain containers, numbers, strings and numpy arrays; UserError for others."""
-    try:
-        if path.stat().st_size > MOST_PICKLE_BYTES:
-            raise ValueError(f"it is longer than {MOST_PICKLE_BYTES:,} bytes")
-        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()  # in memory, reads cannot exceed the file
-    except Exception as error:  # pickle may raise any error for a foreign file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"reference={path}: cannot be read as a pickle of arrays ({reason}); "
-            "give the file as it was published, or a .npz"
-        ) from error
-
+from pmf_lightning.utils.moments import MOST_BYTES, checked_moments
 
 # Naming of mean and covariance: the .npz of ADM and JiT, the .npz of the JAX codes of pMF and iMF, EDM2's .pkl.
 DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
@@ -109,10 +26,7 @@ _NPZ = {"mu_sigma": ("mu", "sigma"), "ref_mu_sigma": ("ref_mu", "ref_sigma")}
 
 EDM2_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}  # extractor -> its name in a .pkl
 
-# Limits for an array of numbers (8192 features), and for the images that are read (10,000 of 360 pixels).
-MOST_BYTES, MOST_IMAGE_BYTES = 2**29, 2**32
-
-SYMMETRY = 1e-6  # largest asymmetry of a covariance, relative to its largest entry
+MOST_IMAGE_BYTES = 2**32  # of the images that are read (10,000 of 360 pixels)
 
 
 @dataclass(frozen=True)
@@ -153,7 +67,10 @@ def load_reference(path: str | Path, extractor: str, most_images: int = 10_000) 
         raise UserError(f"reference={path}: no such file; make one with pmf_lightning.make_stats, or see protocol=")
     read = _read_pickle if path.suffix in (".pkl", ".pickle") else _read_npz
     parts, dialect = read(path, extractor, most_images)
-    mu, sigma = _moments(parts.pop("mu"), parts.pop("sigma"), path)
+    try:
+        mu, sigma = checked_moments(parts.pop("mu"), parts.pop("sigma"))
+    except ValueError as error:
+        raise UserError(f"reference={path}: {error}") from error
     file = {"path": str(path), "sha256": file_sha256(path), "dialect": dialect}
     features = parts.get("features")
     if features is not None and features.shape != (len(features), len(mu)):
@@ -201,7 +118,13 @@ def _npz_extras(arrays: Npz, path: Path, most_images: int) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path, extractor: str, most_images: int) -> tuple[dict[str, Any], str]:
-    found = load_arrays(path)
+    try:
+        found = read_array_pickle(path)
+    except ValueError as error:
+        raise UserError(
+            f"reference={path}: cannot be read as a pickle of arrays ({error}); give the file as it was published, or "
+            "a .npz"
+        ) from error
     key = EDM2_NAMES.get(extractor, extractor)
     stored = found.get(key) if isinstance(found, Mapping) else None
     if not isinstance(stored, Mapping) or not {"mu", "sigma"} <= stored.keys():
@@ -221,22 +144,3 @@ def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise UserError(f"{option}={path}: its metadata is not a JSON object; make it again")
     return about
-
-
-def _moments(mu: Any, sigma: Any, path: Path) -> tuple[Float64[Tensor, " f"], Float64[Tensor, "f f"]]:
-    """Return checked mean and covariance in float64; UserError if they are invalid."""
-    mu, sigma = np.asarray(mu), np.asarray(sigma)
-    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise UserError(f"reference={path}: mean and covariance are {mu.dtype} and {sigma.dtype}, not floats")
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"reference={path}: mean {mu.shape} and covariance {sigma.shape} do not match")
-    if sigma.size * 8 > MOST_BYTES or not len(mu):
-        raise UserError(f"reference={path}: its mean has {len(mu)} numbers, outside the supported range")
-    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"reference={path}: some of its numbers are not finite; get or make it again")
-    if np.abs(sigma - sigma.T).max() > SYMMETRY * np.abs(sigma).max():
-        raise UserError(f"reference={path}: its covariance is not symmetric; get or make it again")
-    if not np.trace(sigma) > 0 or (np.diag(sigma) < 0).any():
-        raise UserError(f"reference={path}: its covariance has no positive trace; get or make it again")
-    return torch.from_numpy(mu), torch.from_numpy((sigma + sigma.T) / 2)
