@@ -86,8 +86,13 @@ def score_name(score: str, protocol: Protocol, extractor: str, n: int) -> str:
     ``score`` is "fid", "is", "kid", "precision" or "recall". FID and KID imply Inception's features; in other features
     they are called "fd" and "kd".
     """
-    count = f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
+    count = count_name(n)
     if extractor == "inception":
         return f"{score}{count}_{protocol.name}"
     features = re.sub(r"\W+", "_", extractor.lower())
     return f"{_ELSEWHERE.get(score, score)}{count}_{features}_{protocol.name}"
+
+
+def count_name(n: int) -> str:
+    """Return a number of images as names of scores have it: "50k" or "360"."""
+    return f"{n // 1000}k" if n and n % 1000 == 0 else str(n)

@@ -1,0 +1,81 @@
+"""Distances of samples to real images in one encoder, as ratios to those of validation images.
+
+FDr = FD(samples, train) / FD(validation, train) (FD-loss, arXiv 2604.28190; frechet_distance/metrics.py:86-93), and the
+same with the sliced Wasserstein distance SW_2 (RDM, arXiv 2607.02375; eval/sw_r14.py). Real images score about 1.
+"""
+
+import math
+from functools import cache
+from statistics import fmean
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
+from pmf_lightning.objectives.discrepancies.kernels import random_rows
+from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_wasserstein
+from pmf_lightning.utils import rng
+
+SEED = 0  # of directions and of the choice of rows
+
+
+@cache
+def directions_of(features: int, count: int) -> Float[Tensor, "d l"]:
+    """Return the ``count`` directions of all sets and all encoders with ``features`` features, float32.
+
+    They come from seed 0. The official ones come from torch's generator in blocks of 64 rows, so they are others.
+    """
+    return sliced_directions(features, count, SEED).float()
+
+
+class SlicedReference:
+    """SW_2 to the real features ``train`` [m,D], over ``count`` fixed directions, on ``device``.
+
+    Sets have equal sizes: all are cut to the smallest size, at most ``most``. Of real features random rows are taken,
+    of samples the first ones, whose labels are balanced.
+    """
+
+    def __init__(self, train: Float[Tensor, "m d"], count: int, most: int, device: torch.device | str = "cpu"):
+        self.train, self.count, self.most, self.device = train, count, most, torch.device(device)
+
+    def size(self, *others: int) -> int:
+        """Return the size to which sets of these numbers of rows are cut."""
+        return min(self.most, len(self.train), *others)
+
+    @torch.no_grad()
+    def distance(self, features: Float[Tensor, "n d"], size: int, random: bool = False) -> float:
+        """Return SW_2 of ``size`` rows of ``features`` to as many training rows, in the units of the features."""
+        rows = random_rows(features, size, SEED, "sliced validation") if random else features[:size]
+        train = random_rows(self.train, size, SEED, "sliced train")
+        directions = directions_of(train.shape[1], self.count)
+        return float(sliced_wasserstein(*(x.to(self.device) for x in (rows, train, directions))))
+
+
+def moments_of(rows: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Return mean and unbiased covariance in float64 on the CPU."""
+    wide = rows.double()
+    return wide.mean(0).cpu(), torch.atleast_2d(torch.cov(wide.T)).cpu()
+
+
+def spread(train: Gaussian, held_out: Float[Tensor, "n d"], draws: int) -> float:
+    """Return the standard deviation of the logarithm of FD ratios between random halves of the validation images.
+
+    Each of ``draws`` splits compares the distances of two sets of n/2 real images to the training images. A score of
+    real images is thus 1 times or divided by about 1 + spread; sets of n images spread less. Raises ValueError for
+    fewer than four images.
+    """
+    half = len(held_out) // 2
+    if half < 2 or draws < 1:
+        raise ValueError(f"spread of {len(held_out)} images in {draws} draws: give at least 4 images and a draw")
+    squares = []
+    for draw in range(draws):
+        order = rng.permutation(SEED, "spread", draw, count=len(held_out))
+        one, other = (train.distance(*moments_of(held_out[rows])) for rows in (order[:half], order[half : 2 * half]))
+        squares.append(math.log(one / other) ** 2)  # the mean is 0, as the order of the halves is random
+    return math.sqrt(fmean(squares))
+
+
+def frechet(train: Gaussian, measured: FeatureStatistics) -> float:
+    """Return the Frechet distance of measured images to the training images."""
+    return train.distance(measured.mu, measured.sigma)

@@ -1,0 +1,247 @@
+"""Judge: score one set of samples in all encoders of a battery, in one pass; the same for any number of ranks."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, Shaped, UInt8
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pmf_lightning.data.dataset import ImageDataset
+from pmf_lightning.data.transforms import to_float, to_uint8
+from pmf_lightning.distributed.collectives import (
+    chunks_of_this_rank,
+    on_all_ranks,
+    on_rank_zero,
+    rank_and_world,
+    total,
+)
+from pmf_lightning.encoders.base import Features, full_precision
+from pmf_lightning.evaluation.battery.distances import SEED, SlicedReference, frechet, moments_of, spread
+from pmf_lightning.evaluation.battery.scores import FULL_SW, BatteryScores, EncoderScores, JudgeProtocol
+from pmf_lightning.evaluation.evaluator import Generate, SaveImages
+from pmf_lightning.evaluation.frechet import check_finite
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian, Moments
+from pmf_lightning.evaluation.small_data import balanced_labels
+from pmf_lightning.objectives.discrepancies.kernels import random_rows
+from pmf_lightning.utils.errors import UserError
+
+# From uint8 images [b, C, H, W] to logits [b, K], on the CPU
+Classify = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b k"]]
+
+
+class Judge:
+    """Judge of generators by the encoders of a battery. Under torch.distributed every rank must call it.
+
+    Images are generated in chunks of ``batch_size``, assigned to the ranks round-robin. Every encoder sees the same
+    images, which are generated once and not stored. Torch's global random numbers are not used.
+
+    Args:
+        battery: the encoders, on ``device``: ``encode(images [b,C,H,W] in [-1,1])`` returns features [b,D] by name.
+        train: the training images in each encoder (``RealFeatures``): moments, and rows for the sliced distances.
+        held_out: the validation images, by which distances are divided; they are measured once, at first use.
+        protocol: how samples become features.
+        floors: distances of validation images by encoder, in place of measured ones; None: all are measured.
+        trained: the encoders that the loss of the generator uses.
+        classify: a classifier of the data, or None.
+        spread_draws: random halvings of the validation images that measure the spread of real images' ratios; 0: none.
+
+    Raises UserError for an encoder without reference or floor, and references of other features.
+    """
+
+    def __init__(
+        self,
+        battery: Any,
+        train: Mapping[str, Any],
+        held_out: ImageDataset | None,
+        protocol: JudgeProtocol,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        floors: Mapping[str, float] | None = None,
+        trained: Collection[str] = (),
+        classify: Classify | None = None,
+        spread_draws: int = 0,
+    ) -> None:
+        self.battery, self.held_out, self.protocol, self.trained = battery, held_out, protocol, frozenset(trained)
+        self.batch_size, self.device, self.classify = batch_size, torch.device(device), classify
+        self.floors, self.spread_draws = dict(floors or {}), spread_draws
+        self.names = tuple(train)
+        if held_out is None and (missing := [name for name in train if name not in self.floors]):
+            raise UserError(
+                f"battery.floors: no distance of validation images for {', '.join(missing)}, and the data hold out no "
+                "images to measure it; give them, or data with held-out images"
+            )
+        self.train = {name: Gaussian(*real.moments()) for name, real in train.items()}
+        settings = protocol.directions, protocol.sliced_images, self.device
+        sliced = protocol.directions > 0 and held_out is not None
+        self.sliced = {
+            name: SlicedReference(real.rows, *settings)
+            for name, real in train.items()
+            if sliced and real.rows is not None
+        }
+        self._found: dict[tuple[str, str, int], float] = {}  # numbers of real images, by what, encoder and count
+
+    def __call__(
+        self, generate: Generate, n: int, classes: int | None, save: SaveImages | None = None
+    ) -> BatteryScores:
+        """Generate ``n`` images with labels ``i % classes`` (None: unknown, and no accuracy) and return their scores.
+
+        ``generate(labels, first)`` returns the images number ``first``, ``first + 1``, ..., as floats in about [-1, 1]
+        or as uint8. Raises UserError for n < 2. If pixels are not finite or a rank fails, all ranks raise.
+        """
+        if n < 2:
+            raise UserError(f"n={n}: a distance needs at least two images")
+        labels = balanced_labels(n, classes or 1)
+        counts = {"right": 0}
+
+        def images(first: int, end: int) -> Tensor:
+            made = generate(labels[first:end], first).detach()
+            if made.dtype != torch.uint8:
+                check_finite(made, f"generated images {first} to {end - 1}")
+            levels = made if made.dtype == torch.uint8 else to_uint8(made)
+            if save is not None:
+                save(levels.cpu(), labels[first:end], first)
+            if self.classify is not None and classes is not None:
+                counts["right"] += self._right(levels, labels[first:end])
+            return made
+
+        _ = self.real_features
+        measured = self.measure(images, n, stored_rows=torch.arange(self._sliced_size(n)) if self.sliced else None)
+        right = total(counts)["right"]
+        accuracy = right / n if self.classify is not None and classes is not None else None
+        return on_rank_zero(lambda: self._scores(measured, n, classes, accuracy))
+
+    def measure(
+        self,
+        images: Callable[[int, int], Shaped[Tensor, "b c h w"]],
+        n: int,
+        stored_rows: Int64[Tensor, " m"] | str | None,
+        title: str = "images",
+    ) -> dict[str, FeatureStatistics]:
+        """Return statistics by encoder of images number 0 to n - 1, from ``images(first, end)`` in chunks.
+
+        ``stored_rows`` are the numbers of the images whose features are stored, "all" or None.
+        """
+        moments = {name: Moments(len(real.mu), 0, stored_rows).to(self.device) for name, real in self.train.items()}
+        rank, world = rank_and_world()
+        bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= self.batch_size, leave=False)
+
+        def run() -> None:
+            for first, end in chunks_of_this_rank(n, self.batch_size):
+                found = self.encode(images(first, end))
+                for name, one in moments.items():
+                    self._check_width(name, found[name])
+                    one.update(Features(found[name], None), first)
+                bar.update(min((end - first) * world, n - bar.n))
+
+        with bar:
+            on_all_ranks(run)
+        return {name: one.compute() for name, one in moments.items()}
+
+    @torch.no_grad()
+    def encode(self, images: Shaped[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b d"]]:
+        """Return the features of images by name, float32, in the protocol's pixels and precision."""
+        images = images.to(self.device)
+        if images.dtype != torch.uint8 and self.protocol.pixels == "uint8":
+            images = to_uint8(images)
+        pixels = to_float(images) if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
+        with self._precision():
+            found = self.battery.encode(pixels.contiguous())
+        return {name: found[name].float() for name in self.names}
+
+    def _precision(self) -> AbstractContextManager:
+        stack = ExitStack()
+        stack.enter_context(full_precision(self.device))
+        if self.protocol.precision != "float32":
+            stack.enter_context(torch.autocast(self.device.type, getattr(torch, self.protocol.precision)))
+        return stack
+
+    def _check_width(self, name: str, features: Float[Tensor, "b d"]) -> None:
+        if features.shape[1] != (width := len(self.train[name].mu)):
+            raise UserError(
+                f"battery.reference: moments of {width} features for {name}, the encoder makes {features.shape[1]}; "
+                "make it again with make_stats battery="
+            )
+
+    @cached_property
+    def real_features(self) -> dict[str, FeatureStatistics] | None:
+        """Statistics and features of all validation images by encoder, measured by all ranks; None if not needed."""
+        needed = not self._all_given() or self.sliced or self.spread_draws
+        if self.held_out is None or not needed:
+            return None
+        split = self.held_out
+        return self.measure(
+            lambda first, end: split.batch(range(first, end))[0], len(split), "all", "validation images"
+        )
+
+    @cached_property
+    def real_accuracy(self) -> float | None:
+        """Accuracy of the classifier on the validation images."""
+        if self.classify is None or self.held_out is None:
+            return None
+        starts: Iterable[int] = range(0, len(self.held_out), self.batch_size)
+        batches = (self.held_out.batch(range(at, min(at + self.batch_size, len(self.held_out)))) for at in starts)
+        return sum(self._right(*batch) for batch in batches) / len(self.held_out)
+
+    @torch.no_grad()
+    def _right(self, levels: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> int:
+        with torch.autocast("cpu", enabled=False):
+            return int((self.classify(levels.cpu()).argmax(1) == labels.cpu()).sum())
+
+    def _sliced_size(self, n: int) -> int:
+        return min(one.size(n, len(self.held_out)) for one in self.sliced.values())
+
+    def fd_floor(self, name: str, n: int) -> float:
+        """Return the distance of validation images: the given one, or that of at most ``n`` random ones of them."""
+        if name in self.floors:
+            return self.floors[name]
+        rows, train = self.real_features[name].features, self.train[name]
+        count = min(n, len(rows))
+        some = random_rows(rows, count, SEED, "validation")
+        return self._once(("fd", name, count), lambda: train.distance(*moments_of(some)))
+
+    def sw_floor(self, name: str, size: int) -> float:
+        """Return SW_2 of ``size`` random validation images."""
+        rows, reference = self.real_features[name].features, self.sliced[name]
+        return self._once(("sw", name, size), lambda: reference.distance(rows, size, random=True))
+
+    def spread(self, name: str) -> float | None:
+        """Return the spread of the FD ratio of real images (see ``distances.spread``), None if it is not wanted."""
+        if not self.spread_draws or self.real_features is None:
+            return None
+        rows, draws = self.real_features[name].features, self.spread_draws
+        return self._once(("spread", name, draws), lambda: spread(self.train[name], rows, draws))
+
+    def _once(self, key: tuple[str, str, int], work: Callable[[], float]) -> float:
+        if key not in self._found:
+            self._found[key] = work()
+        return self._found[key]
+
+    def _scores(
+        self, measured: Mapping[str, FeatureStatistics], n: int, classes: int | None, accuracy: float | None
+    ) -> BatteryScores:
+        size = self._sliced_size(n) if self.sliced else None
+        encoders = {name: self._of_encoder(name, one, n, size) for name, one in measured.items()}
+        sliced = sum(one.sw is not None for one in encoders.values())
+        flags = {
+            "few-samples": any(n <= len(real.mu) for real in self.train.values()),
+            "other-count": self.held_out is not None and n > len(self.held_out) and not self._all_given(),
+            "published-floor": bool(self.floors),
+            "unbalanced-labels": classes is not None and n % classes > 0,
+            "missing-encoders": 0 < sliced < FULL_SW,
+        }
+        given = tuple(name for name, is_so in flags.items() if is_so)
+        return BatteryScores(encoders, n, self.protocol, size, accuracy, self.real_accuracy, given)
+
+    def _all_given(self) -> bool:
+        return set(self.names) <= self.floors.keys()
+
+    def _of_encoder(self, name: str, measured: FeatureStatistics, n: int, size: int | None) -> EncoderScores:
+        found = {"fd": frechet(self.train[name], measured), "fd_floor": self.fd_floor(name, n)}
+        if name in self.sliced:
+            found |= {"sw": self.sliced[name].distance(measured.features, size), "sw_floor": self.sw_floor(name, size)}
+        return EncoderScores(trained=name in self.trained, spread=self.spread(name), **found)

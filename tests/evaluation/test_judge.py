@@ -1,0 +1,158 @@
+"""The judge of a battery: ratios to real images, one pass, marks and names; the same on two processes."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from features_of_tests import noise_levels, numpy_frechet
+from tiny_battery import real_of, tiny_battery
+
+from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, moments_of, spread
+from pmf_lightning.evaluation.battery.judge import Judge
+from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
+from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
+from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
+
+TRAIN, VALID, OTHER = (noise_levels(name, count) for name, count in (("train", 300), ("valid", 120), ("other", 120)))
+HELD_OUT = ArrayDataset(VALID, torch.arange(120) % 4)
+
+
+def judge_of(protocol=None, train=None, held_out=HELD_OUT, batch_size=50, battery=None, **others):
+    battery = battery or tiny_battery()
+    protocol = protocol or JudgeProtocol(directions=64)
+    return Judge(battery, train or real_of(battery, TRAIN), held_out, protocol, batch_size, **others)
+
+
+def of(images):
+    return lambda labels, first: images[first : first + len(labels)]
+
+
+def test_real_images_score_one_and_within_their_spread_so_do_other_real_images():
+    judge = judge_of(trained=["mixed"], spread_draws=8)
+    same, other, darker = (judge(of(x), 120, None) for x in (VALID, OTHER, VALID // 2))
+    for name in ("pixels", "mixed", "other"):
+        assert same.encoders[name].fdr == pytest.approx(1, rel=1e-4)
+        assert same.encoders[name].swr == pytest.approx(1, rel=0.2), "validation rows are a random order of the same"
+        real = other.encoders[name]
+        assert abs(math.log(real.fdr)) < 2 * real.spread
+        assert darker.encoders[name].fdr > 5
+        assert darker.encoders[name].swr > 2
+    assert [one.mark for one in same.encoders.values()] == ["held out", "trained", "held out"]
+    assert same.judged == pytest.approx((same.encoders["pixels"].fdr + same.encoders["other"].fdr) / 2)
+
+
+def test_distances_are_those_of_the_formulas():
+    judge = judge_of()
+    scores = judge(of(OTHER), 120, None)
+    features = {kind: judge.encode(images) for kind, images in (("t", TRAIN), ("v", VALID), ("o", OTHER))}
+    for name, found in scores.encoders.items():
+        t, v, o = (features[kind][name].double().numpy() for kind in "tvo")
+        assert found.fd == pytest.approx(numpy_frechet(o, t), rel=1e-5)
+        assert found.fd_floor == pytest.approx(numpy_frechet(v, t), rel=1e-5)
+        width = t.shape[1]
+        train = SlicedReference(features["t"][name], 64, 10**6)
+        assert found.sw == train.distance(features["o"][name], 120)
+        assert directions_of(width, 64) is directions_of(width, 64), "the same for every set and encoder"
+    assert scores.sliced_n == 120
+    rows = torch.arange(6.0).view(3, 2)
+    unit = SlicedReference(rows, 8, 2)
+    assert unit.size(5, 7) == 2
+    assert SlicedReference(rows, 8, 9).distance(rows + 1, 3) == pytest.approx(
+        float(sliced_wasserstein(rows + 1, rows, directions_of(2, 8))), rel=1e-6
+    )
+
+
+def test_all_encoders_see_the_same_images_generated_once_and_pixels_follow_the_protocol():
+    asked, saved = [], []
+
+    def generate(labels, first):
+        asked.append((first, labels.tolist()))
+        return to_float(OTHER[first : first + len(labels)]) * 1.3 + 0.001
+
+    battery = tiny_battery()
+    judge = judge_of(battery=battery, batch_size=40, classify=lambda levels: torch.eye(4)[: len(levels)].repeat(10, 1))
+    floats = judge(generate, 80, 4, lambda images, labels, first: saved.append((images.dtype, first)))
+    assert asked == [(0, [0, 1, 2, 3] * 10), (40, [0, 1, 2, 3] * 10)]
+    assert saved == [(torch.uint8, 0), (torch.uint8, 40)]
+    assert {member.calls for member in battery.members.values()} == {1 + 3 + 2}, "train, three parts of validation, two"
+    assert floats.class_accuracy == floats.real_accuracy == 1
+    levels = judge_of(JudgeProtocol("uint8", directions=0))(generate, 80, 4)
+    assert levels.encoders["pixels"].fd == pytest.approx(floats.encoders["pixels"].fd, rel=0.02)
+    assert levels.encoders["pixels"].fd != floats.encoders["pixels"].fd
+    assert (levels.sliced_n, levels.mean("swr"), levels.class_accuracy) == (None, None, None)
+    clamped = judge_of()(lambda labels, first: to_float(OTHER)[first : first + len(labels)] * 9, 80, 4)
+    assert clamped.encoders["pixels"].fd < 10, "clamped to [-1, 1]"
+
+
+def test_names_hold_the_protocol_and_means_the_marks():
+    ones = {f"e{number}": EncoderScores(2.0 + number, 1.0, number < 2, 3.0, 2.0) for number in range(5)}
+    scores = BatteryScores(ones, 50_000, JudgeProtocol("float", "bfloat16"), 16_384, 0.5)
+    assert scores.named() == {
+        "fdr5_50k_float_bf16": 4.0,
+        "fdr2_trained_50k_float_bf16": 2.5,
+        "fdr3_held_out_50k_float_bf16": 5.0,
+        "sw_r5_16384_float_bf16": 1.5,
+        "sw_r2_trained_16384_float_bf16": 1.5,
+        "sw_r3_held_out_16384_float_bf16": 1.5,
+        "class_accuracy": 0.5,
+    }
+    assert scores.judged == 5.0
+    all_trained = BatteryScores({"e0": EncoderScores(2.0, 1.0, True)}, 360, JudgeProtocol())
+    assert all_trained.named() == {
+        "fdr1_360_float_fp32": 2.0,
+    }
+    assert all_trained.judged == 2.0
+
+
+def test_published_floors_need_no_validation_images():
+    floors = {"pixels": 0.5, "mixed": 2.0, "other": 1.0}
+    scores = judge_of(held_out=None, floors=floors)(of(OTHER), 60, 4)
+    assert {name: one.fd_floor for name, one in scores.encoders.items()} == floors
+    assert scores.flags == ("published-floor",)
+    assert scores.mean("swr") is None
+    assert set(judge_of()(of(OTHER), 110, 4).flags) == {"missing-encoders", "unbalanced-labels"}
+    assert "other-count" in judge_of(held_out=ArrayDataset(VALID[:50], torch.zeros(50).long()))(of(OTHER), 60, 4).flags
+    assert "few-samples" in judge_of()(of(OTHER), 5, None).flags
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(UserError, match=r"battery.floors: no distance of validation images for mixed, other, and"):
+        judge_of(held_out=None, floors={"pixels": 1.0})
+    train = real_of(tiny_battery(), TRAIN)
+    train["mixed"] = SimpleNamespace(rows=None, moments=lambda: (torch.zeros(3).double(), torch.eye(3).double()))
+    with pytest.raises(UserError, match=r"reference: moments of 3 features for mixed, the encoder makes 6; make it"):
+        judge_of(train=train)(of(OTHER), 20, None)
+    with pytest.raises(UserError, match="n=1: a distance needs"):
+        judge_of()(of(OTHER), 1, None)
+    with pytest.raises(UserError, match="40 of 7680 pixels are not finite"):
+        judge_of()(
+            lambda labels, first: torch.where(torch.arange(192).view(3, 8, 8) == 7, torch.nan, 0.0).expand(
+                len(labels), 3, 8, 8
+            ),
+            40,
+            None,
+        )
+    for wrong, message in (
+        ({"pixels": "png"}, "judge.pixels=png: use float or uint8"),
+        ({"precision": "half"}, "judge.precision=half: use float32 or bfloat16"),
+        ({"directions": -1}, "judge.directions=-1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            JudgeProtocol(**wrong)
+    with pytest.raises(ValueError, match="spread of 3 images"):
+        spread(Gaussian(torch.zeros(2).double(), torch.eye(2).double()), torch.zeros(3, 2), 4)
+
+
+def test_the_spread_is_that_of_real_images():
+    """In many dimensions that are alike, distances of real sets vary less, and ours is the variation of fresh sets."""
+    fresh = [rng.normal("spread", number, count=200 * 20).view(-1, 20) for number in range(30)]
+    train = Gaussian(torch.zeros(20).double(), torch.eye(20).double())
+    distances = torch.tensor([train.distance(*moments_of(rows)) for rows in fresh]).log()
+    assert spread(train, torch.cat(fresh[:2]), 20) == pytest.approx(float(distances.std()) * 2**0.5, rel=0.5)
+    wide = Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+    assert spread(wide, fresh[0][:, :2], 20) > 2 * spread(train, fresh[0], 20)
