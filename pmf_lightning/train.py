@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
+from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.distributed import slurm
 from pmf_lightning.profiling import model_cost
 from pmf_lightning.sweeps import subprocess_run
@@ -50,6 +51,9 @@ def train(cfg: DictConfig) -> dict:
 def _train(cfg: DictConfig, log: RunLog) -> dict:
     started = time.perf_counter()
     validate.training(cfg)
+    cfg, unguided = for_its_classes(cfg)
+    if unguided:
+        rank_zero_only(print)(unguided, flush=True)
     request = run_request(cfg)
     if (summary := resume.finished(request)) is not None:
         print(f"{request.run_dir} is finished already; nothing to do")

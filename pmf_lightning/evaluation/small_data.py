@@ -52,19 +52,22 @@ class SmallDataScores:
     ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
     ``n`` held-out images. ``class_accuracy`` is the fraction of images that the classifier assigns to the requested
     label, ``real_accuracy`` its accuracy on the held-out images. ``per_class_accuracy`` has None for classes without
-    images.
+    images. With one class there is no accuracy: both are None, and the list is empty.
     """
 
     fd: float
     fd_floor: float
     n: int
-    class_accuracy: float
-    real_accuracy: float
+    class_accuracy: float | None
+    real_accuracy: float | None
     per_class_accuracy: list[float | None]
 
 
 class RealImageScorer:
-    """Classifier with the real images of the comparison; scores of the real images are computed once."""
+    """Classifier with the real images of the comparison; scores of the real images are computed once.
+
+    ``labelled`` is False if the classifier does not know the labels: then only distances are measured.
+    """
 
     def __init__(
         self,
@@ -73,8 +76,9 @@ class RealImageScorer:
         held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
         held_out_labels: Int64[Tensor, " m"],
         batch: int,
+        labelled: bool = True,
     ) -> None:
-        self.classifier, self.batch = classifier, batch
+        self.classifier, self.batch, self.labelled = classifier, batch, labelled
         self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
@@ -85,8 +89,10 @@ class RealImageScorer:
         return self.distance(self.held_out_images)
 
     @cached_property
-    def real_accuracy(self) -> float:
-        """Accuracy of the classifier on the held-out images."""
+    def real_accuracy(self) -> float | None:
+        """Accuracy of the classifier on the held-out images; None without labels."""
+        if not self.labelled:
+            return None
         parts = in_batches(self.held_out_images, self.batch)
         hits = [self._hits(*pair) for pair in zip(parts, self.held_out_labels.split(self.batch), strict=True)]
         return torch.cat(hits).double().mean().item()
@@ -106,19 +112,20 @@ class RealImageScorer:
         def seen() -> Iterator[Tensor]:
             for images, requested in parts:
                 self._check((self.shape[0], *images.shape[1:]))
-                hits.append(self._hits(images, requested))
+                hits.append(self._hits(images, requested) if self.labelled else torch.zeros(len(images)) > 0)
                 labels.append(requested.cpu())
                 yield images.cpu()
 
         distance = self.distance.of_parts(seen())
         hits, labels = torch.cat(hits), torch.cat(labels)
         self._check((len(labels), *self.shape[1:]))
-        by_class = [hits[labels == label] for label in range(self.classifier.head.out_features)]
+        classes = self.classifier.head.out_features if self.labelled else 0
+        by_class = [hits[labels == label] for label in range(classes)]
         return SmallDataScores(
             fd=distance,
             fd_floor=self.floor,
             n=len(labels),
-            class_accuracy=hits.double().mean().item(),
+            class_accuracy=hits.double().mean().item() if self.labelled else None,
             real_accuracy=self.real_accuracy,
             per_class_accuracy=[rows.double().mean().item() if len(rows) else None for rows in by_class],
         )
@@ -146,7 +153,7 @@ class SmallDataEvaluator:
     def scorer(self) -> RealImageScorer:
         """The ``RealImageScorer``; the first access trains the classifier or reads it from the cache.
 
-        Raises UserError for data with fewer than two classes or two held-out images.
+        Raises UserError for data with fewer than two held-out images.
         """
         source, train, held_out = self.source, self.source.train(), self.source.held_out()
         if len(held_out) < 2:
@@ -154,7 +161,8 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
-        return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size)
+        labelled = source.classes > 1
+        return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, with labels ``i % classes``, and return their scores.

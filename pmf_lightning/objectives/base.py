@@ -188,6 +188,7 @@ class Objective(Protocol):
     changeable_fields: Sequence[str]
     fields_without_effect: Sequence[str]
     mapping_fields: Sequence[str]
+    without_classes: Mapping[str, Number]
 
     draw: Callable[..., Any]
     __call__: Callable[..., Losses]
@@ -240,6 +241,8 @@ class ObjectiveBase:
         changeable_fields: names of the dataclass fields that a resumed run may change.
         fields_without_effect: those among them that do not change the results of a run.
         mapping_fields: fields that are mappings with names of the user.
+        without_classes: options of the configuration with their values for data of one class, where no label is dropped
+            and there is nothing to guide towards.
     """
 
     heads: ClassVar[Sequence[str]] = ("u",)
@@ -256,6 +259,7 @@ class ObjectiveBase:
     changeable_fields: ClassVar[Sequence[str]] = ()
     fields_without_effect: ClassVar[Sequence[str]] = ()
     mapping_fields: ClassVar[Sequence[str]] = ()
+    without_classes: ClassVar[Mapping[str, Number]] = {}
 
     def initial_state(self, network: Network, encoders: Any, seed: int) -> State:
         """Return the state before the first step, tensors by name on the CPU or the device; {}: it has no state.

@@ -72,6 +72,8 @@ class Drifting(ObjectiveBase):
     samplers: ClassVar = ("one_step",)
     needs_global_batch: ClassVar = True  # the loss has means over the global batch
     search_preset: ClassVar = "drifting_b16"
+    # Real images of any class repel only when alpha > 1; of one class they would repel from what attracts.
+    without_classes: ClassVar = {"objective.alpha_max": 1.0, "queues.negatives": 0}
     loss_note: ClassVar = (
         "the loss is nearly constant by construction: watch force_norm, the pull before normalisation, by temperature"
     )

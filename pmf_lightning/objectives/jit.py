@@ -67,6 +67,7 @@ class JiT(ObjectiveBase):
         "the loss is a plain mean squared error; loss_v is logged next to it, to compare across losses"
     )
     search_preset: ClassVar = "jit_b16"
+    without_classes: ClassVar = {"objective.label_dropout": 0.0}
 
     prediction: str
     loss: str

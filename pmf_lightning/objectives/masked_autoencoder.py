@@ -66,6 +66,7 @@ class MaskedAutoencoder(ObjectiveBase):
     heads: ClassVar = ("image", "logits")
     reconstructs: ClassVar = True  # not a generative model
     changeable_fields: ClassVar = ("steps",)  # the length of the run
+    without_classes: ClassVar = {"objective.class_steps": 0}
     loss_note: ClassVar = (
         "loss_reconstruction is the mean squared error of hidden pixels; the loss sums it over a patch"
     )

@@ -105,6 +105,11 @@ class PixelMeanFlow(ObjectiveBase):
     changeable_fields: ClassVar = ("jvp",)  # its forms compute the same numbers
     fields_without_effect: ClassVar = ("jvp",)
     mapping_fields: ClassVar = ("perceptual",)
+    without_classes: ClassVar = {
+        "objective.label_dropout": 0.0,
+        "objective.omega_min": 1.0,
+        "objective.omega_max": 1.0,
+    }
     loss_note: ClassVar = (
         "loss_u and loss_v are plain mean squared errors; the adaptive loss minimised is about 2 by construction"
     )

@@ -33,6 +33,11 @@ def sampling_options(cfg: DictConfig, module: GenerativeModule) -> dict:
     options = {name: defaults.get(name) if cfg[name] is None else cfg[name] for name in OPTIONS}
     validate.guidance(**{name: value for name, value in options.items() if name != "sampler"})
     validate.sampler(options["sampler"], module.objective.samplers, options["steps"])
+    if module.network.classes == 1 and options["omega"] != defaults["omega"] == 1:
+        raise UserError(
+            f"omega={options['omega']}: this model was trained on one class, without guidance, so that a scale has no "
+            "meaning; leave omega out"
+        )
     return options
 
 

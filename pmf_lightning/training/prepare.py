@@ -227,8 +227,6 @@ def make_evaluator(
     settings = make_part(cfg, "metrics")
     if not isinstance(settings, FidSettings):
         _check_held_out(source, "metrics=none")
-        if source.classes < 2:
-            raise UserError(f"metrics.enabled=true: data={source.name} has no classes to distinguish; set metrics=none")
         return settings, SmallDataEvaluator(source, settings, cfg.cache_dir)
     try:
         setup = _evaluator_setup(cfg, settings, source, module)

@@ -106,7 +106,8 @@ def _print(summary: dict, titles: Mapping[str, str]) -> None:
     if best := rows.pop("best"):
         rows["best.ckpt"] = f"{best['metric']} {best['value']:.4g} at step {best['step']}"
     for steps, numbers in rows.pop("by_steps", {}).items():
-        others = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name != "nfe")
+        known = {name: value for name, value in numbers.items() if name != "nfe" and value is not None}
+        others = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in known.items())
         rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = ", ".join(others)
     rows = {title: rows.pop(name) for name, title in titles.items()} | rows
     for name, value in rows.items():

@@ -209,7 +209,15 @@ def test_public_names_are_importable():
 
 # Modules below the commands that may read a complete configuration, because they build from it or check it.
 BUILDERS = {
-    *("cli", "config.option_checks", "config.row_tables", "config.validate", "pipeline.build", "training.prepare"),
+    *(
+        "cli",
+        "config.one_class",
+        "config.option_checks",
+        "config.row_tables",
+        "config.validate",
+        "pipeline.build",
+        "training.prepare",
+    ),
     *("pipeline.checkpoints", "pipeline.conversion", "pipeline.images"),  # weights in other formats; sampling options
     *("evaluation.sample_sources", "evaluation.guidance_search.space"),  # of the commands evaluate and search_guidance
     *("profiling.communication", "profiling.model_facts", "profiling.step_memory"),  # of the command info

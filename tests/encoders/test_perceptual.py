@@ -356,7 +356,6 @@ def test_what_does_not_fit_is_refused(digits_cfg):
     refused(r"features\.clasifier: .* did you mean classifier\?", {"clasifier": 1})
     refused(r"objective\.perceptual\.classifier=0: a weight is above 0", {"classifier": 0})
     refused(r"data\.channels=4: .*perceptual=none", {"classifier": 1}, replace(digits, channels=4))
-    refused(r"1 class,.*perceptual=none", {"classifier": 1}, replace(digits, classes=1))
 
 
 def test_choices_do_not_mix():

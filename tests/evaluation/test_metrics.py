@@ -160,6 +160,22 @@ def test_classifier_is_trained_once_for_the_same_data_and_settings(tmp_path, tra
     assert len(trainings) == 3
 
 
+def test_images_of_one_class_are_told_apart_by_their_turns(tmp_path):
+    """With features of quarter turns only the distance is measured: there is no class to hit."""
+    source = Patches(classes=1)
+    split = source.train()
+    turned = training.QuarterTurns(split)
+    images, turns = turned.batch([0, 5, 10, 239])
+    assert (len(turned), turns.tolist(), turned.labels[239]) == (240, [0, 1, 2, 3], 3)
+    for image, row, turn in zip(images, (0, 1, 2, 59), turns.tolist(), strict=True):
+        assert torch.equal(image, split[row][0].rot90(turn, (1, 2)))
+    scores = SmallDataEvaluator(source, SmallDataSettings(True, 1, (), 16, QUICK), str(tmp_path))(
+        lambda labels, _: torch.zeros(len(labels), 1, 12, 12)
+    )
+    assert scores.fd > scores.fd_floor
+    assert (scores.n, scores.class_accuracy, scores.real_accuracy, scores.per_class_accuracy) == (30, None, None, [])
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
 def test_damaged_classifier_is_trained_again_with_a_notice(tmp_path, trainings, caplog, damage):
     first = cached_classifier(Patches(), QUICK, str(tmp_path))

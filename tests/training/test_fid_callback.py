@@ -187,7 +187,6 @@ def photographs(root, classes):
     [
         (["data.held_out_fraction=0"], 2, r"data.held_out_fraction=0: .*data=folder.*\(metrics=none\)"),
         (["data.held_out_fraction=0.0"], 2, r"data.held_out_fraction=0: "),
-        ([], 1, "data=folder has no classes to distinguish; set metrics=none"),
         (
             ["model=mae_tiny", *backbone("mae_tiny"), "data.held_out_fraction=0"],
             2,

@@ -66,7 +66,7 @@ class QueueData(LightningDataModule):
 
     def __init__(self, source: DataSource, seed: int, settings: QueueSettings, num_workers: int) -> None:
         super().__init__()
-        if settings.labels > source.classes:
+        if settings.labels > source.classes > 1:  # with one class, each label of a step has its own positives
             raise UserError(
                 f"{settings.labels} labels per step (batch / images per label) of {source.classes} classes in data "
                 f"{source.name}: set batch to {source.classes} x the images per label or less"

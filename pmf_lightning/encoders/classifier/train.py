@@ -1,15 +1,19 @@
-"""Train the small classifier on a training split; it takes seconds and is cached."""
+"""Train the small classifier on a training split; it takes seconds and is cached.
+
+Images of one class are told apart by how they are turned.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.dataset import BatchDataset, DataSource, ImageDataset
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
 from pmf_lightning.utils.cache import cache_root, digest
@@ -42,7 +46,8 @@ class ClassifierSettings:
 def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
     """Return the classifier of ``source``'s training split, read from the cache folder or trained and cached.
 
-    A damaged file is replaced, with a notice. Raises UserError if the cache folder cannot be written, or for latents.
+    With one class its classes are the ``QuarterTurns`` of the images. A damaged file is replaced, with a notice. Raises
+    UserError if the cache folder cannot be written, or for latents.
     """
     if source.latents:
         raise UserError(f"{source.name} provides latents: the small classifier needs pixels; leave it out")
@@ -50,13 +55,42 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
 
+    one_class = source.classes == 1
+    classes = len(QuarterTurns.names) if one_class else source.classes
+
     def empty() -> Classifier:
-        return Classifier(source.channels, source.classes, settings.features, settings.seed, settings.side)
+        return Classifier(source.channels, classes, settings.features, settings.seed, settings.side)
 
     def trained() -> Classifier:
-        return train_classifier(source.train(), source.classes, settings)
+        split = source.train()
+        return train_classifier(QuarterTurns(split) if one_class else split, classes, settings)
 
     return load_or_train(path, empty, trained, "the classifier")
+
+
+class QuarterTurns(BatchDataset):
+    """Images turned by 0, 90, 180 and 270 degrees, with the number of quarter turns as label; ``images`` are square.
+
+    Features that tell the turns apart need no classes (Gidaris et al. 2018, arXiv 1803.07728).
+    """
+
+    names = ("upright", "90 degrees", "180 degrees", "270 degrees")
+
+    def __init__(self, images: ImageDataset) -> None:
+        self.images = images
+        self.labels = torch.arange(len(self.names)).repeat(len(images))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+        """Return images and labels; image i is image ``i // 4``, turned ``i % 4`` times."""
+        images, _ = self.images.batch([index // len(self.names) for index in indices])
+        turns = torch.tensor([index % len(self.names) for index in indices])
+        for number in range(1, len(self.names)):
+            chosen = turns == number
+            images[chosen] = images[chosen].rot90(number, (-2, -1))
+        return images, turns
 
 
 @one_thread()

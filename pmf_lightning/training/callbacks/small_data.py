@@ -40,8 +40,9 @@ class SmallDataEvaluation(SampleEvaluation):
         return self.evaluator(lambda labels, first: generate(labels, first).cpu())
 
     def metrics(self, result: SmallDataScores) -> dict[str, float]:
-        """Return the distance and the accuracy."""
-        return {self.name: result.fd, "class_accuracy": result.class_accuracy}
+        """Return the distance, and the accuracy if there are classes."""
+        found = {self.name: result.fd, "class_accuracy": result.class_accuracy}
+        return {name: value for name, value in found.items() if value is not None}
 
     def summary(self, result: SmallDataScores | None) -> dict[str, Any]:
         """Return all numbers except those per class."""
