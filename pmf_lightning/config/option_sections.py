@@ -222,6 +222,39 @@ BACKBONE: Table = {
     "base_channels": COUNT,
     "blocks": list_of(integer(), least=1),
 }
+BATTERY: Table = {
+    "reference": PATH.or_null(),
+    "members": mapping(words="give encoders by name, or choose battery="),
+    "members.*": part(words="give what Hydra builds, such as {_target_: package.Encoder}"),
+    "members.*.**": ANYTHING,  # each member's class annotates its parameters
+}
+POSTTRAIN: Table = {
+    "name": TEXT,
+    "encoders": list_of(TEXT, words="give a list of members of battery=, such as posttrain.encoders=[classifier0]"),
+    "weights": mapping(words="give the weight of each encoder, such as {classifier0: 2}, or {} for 1"),
+    "weights.*": number(0),
+    "controller": mapping(words="give its settings, such as {temperature: 2}, or null").or_null(),
+    "controller.**": ANYTHING,  # the objective checks them
+    "joint": number(0).or_null(),
+    "omega": number(),
+    "t_min": number(),
+    "t_max": number(),
+    "clamp": YES_NO,
+    "batch": COUNT,
+    "micro_batch": COUNT.or_null(),
+    "discrepancy": part("_target_", words="choose one with discrepancy="),
+    "discrepancy.population": choice("ema", "queue", "batch"),
+    "discrepancy.rows": integer(2),
+    "discrepancy.beta": SHARE,
+    "discrepancy.eps": POSITIVE,
+    "discrepancy.ridge": number(0),
+    "discrepancy.landmarks": COUNT,
+    "discrepancy.scale": POSITIVE,
+    "discrepancy.seed": SEED,
+    "discrepancy.frequencies": COUNT,
+    "discrepancy.directions": COUNT,
+    "discrepancy.temperatures": list_of(number(above=0), least=1),
+}
 OPTIMIZER: Table = {
     "lr": number(),  # the optimizers check that it is positive
     "betas": PAIR,

@@ -111,6 +111,14 @@ def gather_rows(micro_batches: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts, dim=2).flatten(0, 2)
 
 
+def of_rank_zero(value: Tensor) -> Tensor:
+    """Return the tensor of rank 0 on all ranks; they must call it with tensors of one shape."""
+    if rank_and_world()[1] > 1:
+        value = value.contiguous().clone()
+        dist.broadcast(value, src=0)
+    return value
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward returns the gradient of this rank's rows, times the number of ranks."""
 

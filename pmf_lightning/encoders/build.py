@@ -1,6 +1,6 @@
 """Build encoders from their configurations: those that an objective requests, and those of evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,27 +10,68 @@ from omegaconf.errors import OmegaConfBaseException
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Encoder
+from pmf_lightning.encoders.battery.battery import Battery
+from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.objectives.base import EncoderRequest
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
 
 
 def build_encoders(
-    request: EncoderRequest, group: Mapping[str, Any], source: DataSource, cache_dir: str | None
+    request: EncoderRequest, group: Mapping[str, Any], source: DataSource, cache_dir: str | None, decoder: Any = None
 ) -> Encoder | dict[str, Encoder]:
-    """Return the encoders that an objective requests: a dict by name, or the single one of the group.
+    """Return the encoders that an objective requests: a dict by name, the single one of the group, or a battery.
 
     ``group`` is the section ``request.group`` of the configuration. Encoders that depend on the data are completed
-    last, after the weights of all others are loaded. Raises UserError for weights that are missing or do not fit, a
-    name without a configuration, or data that an encoder does not take.
+    last, after the weights of all others are loaded. A battery decodes latents by ``decoder``. Raises UserError for
+    weights that are missing or do not fit, a name without a configuration, or data that an encoder does not take.
     """
-    key = request.group
+    if request.target is not None:
+        return battery_with_targets(request, group, source, cache_dir, decoder)
     if request.names is None:
-        return _checked(complete(_instantiate(group, key), source, cache_dir), key, source)
-    for name in request.names:
+        return _checked(complete(_instantiate(group, request.group), source, cache_dir), request.group, source)
+    return _named(group, request.group, request.names, source, cache_dir)
+
+
+def make_battery(
+    group: Mapping[str, Any],
+    names: Sequence[str] | None,
+    source: DataSource,
+    cache_dir: str | None,
+    decoder: Any = None,
+) -> Battery:
+    """Return a battery of the members ``names`` of ``group``, the section ``battery`` (None: all of them).
+
+    Raises UserError as ``build_encoders`` does.
+    """
+    members = group["members"]
+    chosen = list(members) if names is None else names
+    return Battery(_named(members, "battery.members", chosen, source, cache_dir), decoder)
+
+
+def battery_with_targets(
+    request: EncoderRequest, group: Mapping[str, Any], source: DataSource, cache_dir: str | None, decoder: Any = None
+) -> Battery:
+    """Return the members that an objective requests, with what it compares their features with as ``targets``.
+
+    Raises UserError as ``build_encoders`` does, and for real features that are missing or do not fit.
+    """
+    battery = make_battery(group, request.names, source, cache_dir, decoder)
+    real = real_features(battery, group["reference"], source, request.needs, cache_dir, request.held_out)
+    try:
+        battery.targets = {name: request.target(features, source.classes) for name, features in real.items()}
+    except ValueError as error:
+        raise UserError(f"battery: {error}") from error
+    return battery
+
+
+def _named(
+    group: Mapping[str, Any], key: str, names: Sequence[str], source: DataSource, cache_dir: str | None
+) -> dict[str, Encoder]:
+    for name in names:
         if name not in group:
             raise UserError(f"{key}.{name}: there is no such encoder; {suggestions(name, list(group))}")
-    parts = {name: _instantiate(group[name], f"{key}.{name}") for name in request.names}
+    parts = {name: _instantiate(group[name], f"{key}.{name}") for name in names}
     made = {name: complete(part, source, cache_dir) for name, part in parts.items()}
     return {name: _checked(encoder, f"{key}.{name}", source) for name, encoder in made.items()}
 

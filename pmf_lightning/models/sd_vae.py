@@ -201,7 +201,13 @@ class SDVAE:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float32[Tensor, "b 3 {self.scale}*h {self.scale}*w"]:
-        """Map normalised latents to pixels in about [-1, 1], not clipped."""
+        """Map normalised latents to pixels in about [-1, 1], not clipped, without gradient."""
+        return self.decode_with_gradient(latents)
+
+    def decode_with_gradient(
+        self, latents: Float[Tensor, "b c h w"]
+    ) -> Float32[Tensor, "b 3 {self.scale}*h {self.scale}*w"]:
+        """Map normalised latents to pixels in about [-1, 1], not clipped; gradients flow back to the latents."""
         raw, vae = self.denormalise(latents.float()), self.vae.to(latents.device)
         with torch.autocast(raw.device.type, enabled=False):
             return torch.cat([vae.decode(part).sample for part in raw.split(self.batch_size)])

@@ -128,11 +128,19 @@ class EncoderRequest:
     """The frozen networks that a loss needs: ``group`` is the key of the configuration that describes them.
 
     With ``names``, the objective gets a dict by name, each built from ``group.<name>``. Without, it gets the object
-    that ``group`` builds.
+    that ``group`` builds. With ``target``, the group is a battery (encoders/battery/), of which the objective gets the
+    members ``names``, and ``targets`` by name: ``target(real, classes)`` with the ``RealFeatures`` in that encoder.
+
+    Args:
+        needs: what ``target`` needs of the real features (discrepancies/real_features.py).
+        held_out: whether it needs those of held-out images too.
     """
 
     group: str
     names: tuple[str, ...] | None = None
+    target: Callable[..., Any] | None = None
+    needs: tuple[str, ...] = ()
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,9 @@ class Objective(Protocol):
     class_weights: Sequence[Number] | None
     encoder_request: EncoderRequest | None
     needs_global_batch: bool
+    splits_batch: bool
     samplers: Sequence[str]
+    sampling_heads: Sequence[str]
     reconstructs: bool
     loss_note: str
     search_preset: str | None
@@ -233,6 +243,9 @@ class ObjectiveBase:
         encoder_request: the frozen networks of the loss; None: no encoders.
         needs_global_batch: whether the loss is not a mean over rows. Then a step has one micro-batch, and the objective
             gets ``devices``.
+        splits_batch: whether an objective that needs the global batch divides it itself into parts of
+            ``micro_batch`` images, which is then its field.
+        sampling_heads: the heads that samplers use; the others are only trained.
         samplers: names of the samplers, the default one first; empty: no generator, such as an autoencoder.
         reconstructs: whether an objective without samplers has ``reconstructions`` and ``held_out_metrics``, for image
             grids (training/callbacks/reconstructions.py).
@@ -252,6 +265,7 @@ class ObjectiveBase:
     class_weights: ClassVar[Sequence[Number] | None] = None
     encoder_request: ClassVar[EncoderRequest | None] = None
     needs_global_batch: ClassVar[bool] = False
+    splits_batch: ClassVar[bool] = False
     samplers: ClassVar[Sequence[str]] = ()
     reconstructs: ClassVar[bool] = False
     loss_note: ClassVar[str] = ""
@@ -260,6 +274,11 @@ class ObjectiveBase:
     fields_without_effect: ClassVar[Sequence[str]] = ()
     mapping_fields: ClassVar[Sequence[str]] = ()
     without_classes: ClassVar[Mapping[str, Number]] = {}
+
+    @property
+    def sampling_heads(self) -> Sequence[str]:
+        """All heads."""
+        return self.heads
 
     def initial_state(self, network: Network, encoders: Any, seed: int) -> State:
         """Return the state before the first step, tensors by name on the CPU or the device; {}: it has no state.

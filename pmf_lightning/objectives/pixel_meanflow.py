@@ -102,6 +102,7 @@ class PixelMeanFlow(ObjectiveBase):
     """
 
     samplers: ClassVar = ("average", "heun", "euler")  # the first is the paper's
+    sampling_heads: ClassVar = ("u",)
     changeable_fields: ClassVar = ("jvp",)  # its forms compute the same numbers
     fields_without_effect: ClassVar = ("jvp",)
     mapping_fields: ClassVar = ("perceptual",)

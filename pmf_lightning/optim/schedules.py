@@ -1,19 +1,30 @@
 """Schedules: the learning rate by step, and the EMA decay for a half-life in images."""
 
+import math
+
 from pmf_lightning.utils.errors import UserError
+
+DECAYS = ("linear", "cosine")
 
 
 def rate_factor(
-    step: int, steps: int, warmup_fraction: int | float, decay_fraction: int | float, first: float = 0.0
+    step: int,
+    steps: int,
+    warmup_fraction: int | float,
+    decay_fraction: int | float,
+    first: float = 0.0,
+    decay: str = "linear",
 ) -> float:
     """Return the factor on the learning rate of step ``step`` (from 0) of ``steps``.
 
     It rises linearly from ``first`` (step 0) to 1 (step ``warmup_fraction`` x ``steps``), as in the official codes of
-    iMF, JiT and Drifting. It falls linearly towards 0 over the last fraction ``decay_fraction`` of the steps. With both
-    fractions 0 the rate is constant, as in pMF.
+    iMF, JiT and Drifting. It falls towards 0 over the last fraction ``decay_fraction`` of the steps, linearly or, with
+    ``decay`` "cosine", by half a cosine (FD-loss). With both fractions 0 the rate is constant, as in pMF.
     """
     rise = first + (1 - first) * step / (warmup_fraction * steps) if warmup_fraction else 1.0
     fall = (steps - step) / (decay_fraction * steps) if decay_fraction else 1.0
+    if decay == "cosine":
+        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, fall))
     return min(1.0, rise, fall)
 
 

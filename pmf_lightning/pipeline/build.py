@@ -18,7 +18,7 @@ from pmf_lightning.data.dataset import DataSource, check_source
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.base import Objective, check_contract
-from pmf_lightning.optim.schedules import rate_factor
+from pmf_lightning.optim.schedules import DECAYS, rate_factor
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
@@ -46,7 +46,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
-    schedule = partial(rate_factor, steps=cfg.steps, first=first, **shares)
+    decay = cfg.schedule.get("decay", DECAYS[0])  # missing in older checkpoints
+    schedule = partial(rate_factor, steps=cfg.steps, first=first, decay=decay, **shares)
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, row_tables.stored(cfg), decoder)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
@@ -58,11 +59,27 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
 def make_objective(cfg: DictConfig) -> Objective:
     """Instantiate the objective; UserError for values out of range, or if it does not fulfil its contract."""
     objective = make_part(cfg, "objective")
+    if cfg.get("posttrain") is not None:  # missing in older checkpoints
+        objective = _post_trained(cfg, objective)
     try:
         check_contract(objective)
     except ValueError as error:
         raise UserError(f"objective: {error}") from error
     return objective
+
+
+def _post_trained(cfg: DictConfig, objective: Objective) -> Objective:
+    """Return the objective of ``posttrain=`` around that of the model; raises UserError."""
+    made = make_part(cfg, "posttrain")
+    if not isinstance(made, partial):
+        raise UserError("posttrain._partial_: set it to true; the objective of the model is passed later")
+    try:
+        wrapped = made(generator=objective)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"posttrain.{error}") from error
+    if missing := [group for group in wrapped.config_groups if cfg.get(group) is None]:
+        raise UserError(f"{missing[0]}=null: posttrain={wrapped.name} needs it; choose one, or leave posttrain= out")
+    return wrapped
 
 
 def make_source(cfg: DictConfig) -> DataSource:

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pmf_lightning.data.transforms import preprocess_latents, preprocess_pixels
-from pmf_lightning.distributed.collectives import Devices, gather_rows
+from pmf_lightning.distributed.collectives import Devices, gather_rows, of_rank_zero
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.optim.optimizers import parameter_groups
@@ -85,16 +85,17 @@ class GenerativeModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the encoders to the device."""
-        if self.objective.encoder_request is not None:
-            by_name = self.objective.encoder_request.names is not None
-            for encoder in self.encoders.values() if by_name else [self.encoders]:
+        encoders = self.encoders
+        for encoder in encoders.values() if isinstance(encoders, Mapping) else [encoders]:
+            if encoder is not None:
                 encoder.to(self.device)
 
     def on_train_start(self) -> None:
         """Set the objective's state before the first step, or move a restored one to the device."""
         if not self.state:
             with torch.no_grad():
-                self.state = self.objective.initial_state(self.network, self.encoders, self.seed)
+                state = self.objective.initial_state(self.network, self.encoders, self.seed)
+            self.state = {name: of_rank_zero(value.to(self.device)) for name, value in state.items()}
         self.state = {name: value.to(self.device) for name, value in self.state.items()}
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:

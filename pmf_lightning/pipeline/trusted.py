@@ -31,6 +31,13 @@ _PARTS = {
         *("objectives.masked_autoencoder.MaskedAutoencoder", "objectives.crops.CropLaw"),
         *(f"objectives.preconditioners.{name}" for name in ("EDM", "Linear", "SCM")),
     ),
+    "posttrain": (
+        "objectives.distribution_matching.DistributionMatching*",
+        *(
+            f"objectives.discrepancies.choices.{name}"
+            for name in ("Frechet", "MMDNystrom", "MMDExact", "MMDFourier", "SlicedWasserstein", "Drift")
+        ),
+    ),
     "optimizer": ("torch.optim.Adam*", "torch.optim.AdamW*", "optim.muon_adam.MuonAdam*"),
     "decoder": ("models.sd_vae.SDVAE",),
     "data": (
@@ -52,6 +59,10 @@ _PARTS = {
     "features": (
         *("encoders.perceptual.classifier.classifier_features*", "encoders.perceptual.convnext.ConvNeXtFeatures"),
         *("encoders.perceptual.lpips.LPIPS", "encoders.classifier.train.ClassifierSettings"),
+    ),
+    "battery": (
+        *("encoders.battery.members.classifier_member*", "encoders.battery.members.PixelMember"),
+        "encoders.classifier.train.ClassifierSettings",
     ),
     "drift_features": (
         *(

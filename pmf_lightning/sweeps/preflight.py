@@ -12,7 +12,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.training.prepare import make_evaluator, open_source
 from pmf_lightning.utils.errors import UserError
 
-PARTS = ("data", "decoder", "features", "metrics", "protocol", "extractor", "trainer")
+PARTS = ("data", "decoder", "features", "battery", "metrics", "protocol", "extractor", "trainer")
 
 
 class Preflight:
@@ -51,7 +51,8 @@ def _check(cfg: DictConfig, module: GenerativeModule) -> None:
     source = open_source(cfg)
     make_evaluator(cfg, source, module)
     for name in _names(module):
-        group = cfg[module.objective.encoder_request.group]
+        request = module.objective.encoder_request
+        group = cfg[request.group] if request.target is None else cfg[request.group].members
         settings = group.get(name)
         if settings is not None and not settings.get("_partial_"):  # partial ones are trained by us if they are missing
             make_part(group, name)

@@ -72,6 +72,8 @@ def prepare(cfg: DictConfig, source: DataSource, resumed: bool = False) -> Parts
     init = init_request(cfg)
     module = build(cfg)
     init_lines = [] if init is None or resumed else initial_weights.load(init, module)
+    if init is None and cfg.posttrain is not None:
+        init_lines = ["warning: posttrain= without init_from=: this starts from a network that has learnt nothing"]
     check_inputs(cfg, source, module.objective)
     prepare_decoder(cfg, module)
     metrics, evaluator = make_evaluator(cfg, source, module)
@@ -79,14 +81,15 @@ def prepare(cfg: DictConfig, source: DataSource, resumed: bool = False) -> Parts
     data = make_data(cfg, trained, module.objective)
     data.accumulation(validate.world_size(cfg.trainer))
     data.check_room()
-    module.set_encoders(make_encoders(cfg, source, module.objective))
+    module.set_encoders(make_encoders(cfg, source, module))
     return Parts(training_settings(cfg), source, data, module, metrics, evaluator, callbacks, loggers, init_lines)
 
 
 def run_request(cfg: DictConfig) -> RunRequest:
     """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
     folder = None if cfg.run_dir is None else Path(cfg.run_dir)
-    return RunRequest(folder, cfg.ckpt, ROOT / f"{cfg.name}-{cfg.data.name}", cfg.steps, stored(cfg))
+    name = cfg.name if cfg.posttrain is None else f"{cfg.name}-{cfg.posttrain.name}"
+    return RunRequest(folder, cfg.ckpt, ROOT / f"{name}-{cfg.data.name}", cfg.steps, stored(cfg))
 
 
 def init_request(cfg: DictConfig) -> InitRequest | None:
@@ -170,7 +173,7 @@ def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> N
 
 def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> StepData | QueueData:
     """Build the datamodule for the objective's kind of data; raises UserError."""
-    if objective.needs_global_batch and cfg.micro_batch is not None:
+    if objective.needs_global_batch and not objective.splits_batch and cfg.micro_batch is not None:
         raise UserError(
             f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the complete batch; leave it out, "
             "or set a smaller batch"
@@ -184,17 +187,20 @@ def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> Step
     if objective.data == "class_queues":
         return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), cfg.num_workers)
     if objective.data == "labels":
-        return LabelData(source.classes, cfg.seed, rows, cfg.micro_batch, objective.class_weights)
+        micro_batch = None if objective.splits_batch else cfg.micro_batch
+        return LabelData(source.classes, cfg.seed, rows, micro_batch, objective.class_weights)
     return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.num_workers)
 
 
-def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective) -> Any:
+def make_encoders(cfg: DictConfig, source: DataSource, module: GenerativeModule) -> Any:
     """Build the frozen networks of the loss, as the objective's ``encoder_request`` describes them; None without.
 
     Raises UserError if their weights are missing or they do not fit the data.
     """
-    request = objective.encoder_request
-    return None if request is None else build_encoders(request, cfg[request.group], source, cfg.cache_dir)
+    request = module.objective.encoder_request
+    if request is None:
+        return None
+    return build_encoders(request, cfg[request.group], source, cfg.cache_dir, module.decoder)
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
@@ -203,6 +209,9 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
         return
     if cfg.metrics.enabled and "classifier" in cfg.metrics:
         raise UserError(f"metrics.enabled=true: no classifier evaluates the latents of {cfg.data.name}; metrics=none")
+    request = module.objective.encoder_request
+    if request is not None and request.target is not None:  # the loss is of pixels
+        module.decoder.load()
     if cfg.sample_grid.enabled or cfg.metrics.enabled:
         try:
             module.decoder.load()

@@ -31,6 +31,7 @@ CHANGEABLE = (
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*", "sample_grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
+    *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
     *("callbacks", "callbacks.*"),
 )
 # Options that are not compared: locations, loggers and the study.
@@ -41,10 +42,12 @@ WITHOUT_EFFECT = (
     *("micro_batch", "num_workers", "compile", "activation_checkpointing", "matmul_precision", "sync_tolerance"),
     *("backbone.attention", "log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
+    *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
+WHEN_ABSENT |= {"battery": None, "posttrain": None, "schedule.decay": "linear"}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
