@@ -1,30 +1,22 @@
 """Judge: score one set of samples in all encoders of a battery, in one pass; the same for any number of ranks."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, Shaped, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pmf_lightning.data.dataset import ImageDataset
-from pmf_lightning.data.transforms import to_float, to_uint8
-from pmf_lightning.distributed.collectives import (
-    chunks_of_this_rank,
-    on_all_ranks,
-    on_rank_zero,
-    rank_and_world,
-    total,
-)
-from pmf_lightning.encoders.base import Features, full_precision
+from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.distributed.collectives import on_rank_zero, total
 from pmf_lightning.evaluation.battery.distances import SEED, SlicedReference, frechet, moments_of, spread
+from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.battery.scores import FULL_SW, BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.evaluator import Generate, SaveImages
-from pmf_lightning.evaluation.frechet import check_finite
-from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian, Moments
+from pmf_lightning.evaluation.frechet import check_finite, in_batches
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.evaluation.small_data import balanced_labels
 from pmf_lightning.objectives.discrepancies.kernels import random_rows
 from pmf_lightning.utils.errors import UserError
@@ -66,8 +58,8 @@ class Judge:
         classify: Classify | None = None,
         spread_draws: int = 0,
     ) -> None:
-        self.battery, self.held_out, self.protocol, self.trained = battery, held_out, protocol, frozenset(trained)
-        self.batch_size, self.device, self.classify = batch_size, torch.device(device), classify
+        self.held_out, self.protocol, self.trained = held_out, protocol, frozenset(trained)
+        self.batch_size, self.classify, device = batch_size, classify, torch.device(device)
         self.floors, self.spread_draws = dict(floors or {}), spread_draws
         self.names = tuple(train)
         if held_out is None and (missing := [name for name in train if name not in self.floors]):
@@ -76,7 +68,9 @@ class Judge:
                 "images to measure it; give them, or data with held-out images"
             )
         self.train = {name: Gaussian(*real.moments()) for name, real in train.items()}
-        settings = protocol.directions, protocol.sliced_images, self.device
+        widths = {name: len(real.mu) for name, real in self.train.items()}
+        self.encode = BatteryEncoder(battery, widths, protocol.pixels, protocol.precision, device)
+        settings = protocol.directions, protocol.sliced_images, device
         sliced = protocol.directions > 0 and held_out is not None
         self.sliced = {
             name: SlicedReference(real.rows, *settings)
@@ -110,62 +104,11 @@ class Judge:
             return made
 
         _ = self.real_features
-        measured = self.measure(images, n, stored_rows=torch.arange(self._sliced_size(n)) if self.sliced else None)
+        stored_rows = torch.arange(self._sliced_size(n)) if self.sliced else None
+        measured = self.encode.measure(images, n, self.batch_size, stored_rows)
         right = total(counts)["right"]
         accuracy = right / n if self.classify is not None and classes is not None else None
         return on_rank_zero(lambda: self._scores(measured, n, classes, accuracy))
-
-    def measure(
-        self,
-        images: Callable[[int, int], Shaped[Tensor, "b c h w"]],
-        n: int,
-        stored_rows: Int64[Tensor, " m"] | str | None,
-        title: str = "images",
-    ) -> dict[str, FeatureStatistics]:
-        """Return statistics by encoder of images number 0 to n - 1, from ``images(first, end)`` in chunks.
-
-        ``stored_rows`` are the numbers of the images whose features are stored, "all" or None.
-        """
-        moments = {name: Moments(len(real.mu), 0, stored_rows).to(self.device) for name, real in self.train.items()}
-        rank, world = rank_and_world()
-        bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= self.batch_size, leave=False)
-
-        def run() -> None:
-            for first, end in chunks_of_this_rank(n, self.batch_size):
-                found = self.encode(images(first, end))
-                for name, one in moments.items():
-                    self._check_width(name, found[name])
-                    one.update(Features(found[name], None), first)
-                bar.update(min((end - first) * world, n - bar.n))
-
-        with bar:
-            on_all_ranks(run)
-        return {name: one.compute() for name, one in moments.items()}
-
-    @torch.no_grad()
-    def encode(self, images: Shaped[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b d"]]:
-        """Return the features of images by name, float32, in the protocol's pixels and precision."""
-        images = images.to(self.device)
-        if images.dtype != torch.uint8 and self.protocol.pixels == "uint8":
-            images = to_uint8(images)
-        pixels = to_float(images) if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
-        with self._precision():
-            found = self.battery.encode(pixels.contiguous())
-        return {name: found[name].float() for name in self.names}
-
-    def _precision(self) -> AbstractContextManager:
-        stack = ExitStack()
-        stack.enter_context(full_precision(self.device))
-        if self.protocol.precision != "float32":
-            stack.enter_context(torch.autocast(self.device.type, getattr(torch, self.protocol.precision)))
-        return stack
-
-    def _check_width(self, name: str, features: Float[Tensor, "b d"]) -> None:
-        if features.shape[1] != (width := len(self.train[name].mu)):
-            raise UserError(
-                f"battery.reference: moments of {width} features for {name}, the encoder makes {features.shape[1]}; "
-                "make it again with make_stats battery="
-            )
 
     @cached_property
     def real_features(self) -> dict[str, FeatureStatistics] | None:
@@ -174,18 +117,20 @@ class Judge:
         if self.held_out is None or not needed:
             return None
         split = self.held_out
-        return self.measure(
-            lambda first, end: split.batch(range(first, end))[0], len(split), "all", "validation images"
-        )
+
+        def images(first: int, end: int) -> Tensor:
+            return split.batch(range(first, end))[0]
+
+        return self.encode.measure(images, len(split), self.batch_size, "all", "validation images")
 
     @cached_property
     def real_accuracy(self) -> float | None:
         """Accuracy of the classifier on the validation images."""
         if self.classify is None or self.held_out is None:
             return None
-        starts: Iterable[int] = range(0, len(self.held_out), self.batch_size)
-        batches = (self.held_out.batch(range(at, min(at + self.batch_size, len(self.held_out)))) for at in starts)
-        return sum(self._right(*batch) for batch in batches) / len(self.held_out)
+        labels = self.held_out.labels.split(self.batch_size)
+        pairs = zip(in_batches(self.held_out, self.batch_size), labels, strict=True)
+        return sum(self._right(*pair) for pair in pairs) / len(self.held_out)
 
     @torch.no_grad()
     def _right(self, levels: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> int:

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from pmf_lightning.evaluation.battery.encode import PIXELS, PRECISIONS
 from pmf_lightning.evaluation.protocol import count_name
 from pmf_lightning.utils.errors import UserError
 
-PIXELS = ("float", "uint8")
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 HELD_OUT, TRAINED = "held out", "trained"
 FULL_SW = 14  # encoders of RDM's SW_r14
 FLAGS = {
