@@ -1,7 +1,6 @@
 """The judge of a battery: ratios to real images, one pass, marks and names; the same on two processes."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from pmf_lightning.evaluation.battery.distances import SlicedReference, directio
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
@@ -124,7 +124,7 @@ def test_bad_input_is_one_line():
     with pytest.raises(UserError, match=r"battery.floors: no distance of validation images for mixed, other, and"):
         judge_of(held_out=None, floors={"pixels": 1.0})
     train = real_of(tiny_battery(), TRAIN)
-    train["mixed"] = SimpleNamespace(rows=None, moments=lambda: (torch.zeros(3).double(), torch.eye(3).double()))
+    train["mixed"] = RealFeatures("mixed", 9, mu=torch.zeros(3).double(), sigma=torch.eye(3).double())
     with pytest.raises(UserError, match=r"reference: moments of 3 features for mixed, the encoder makes 6; make it"):
         judge_of(train=train)(of(OTHER), 20, None)
     with pytest.raises(UserError, match="n=1: a distance needs"):

@@ -1,11 +1,10 @@
-"""A battery for tests: pixels and fixed random projections, in the form of encoders.battery.Battery."""
+"""A battery for tests: pixels and fixed random projections of them."""
 
-from types import SimpleNamespace
-
-import torch
 from torch.nn import functional
 
 from pmf_lightning.encoders.base import Encoder
+from pmf_lightning.encoders.battery.battery import Battery
+from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.utils import rng
 
 
@@ -15,10 +14,13 @@ class Small(Encoder):
     def __init__(self, side=2, width=None, seed=0):
         super().__init__()
         self.side_out, self.width = side, width
-        self.calls = 0
+        self.calls, self.features = 0, width or side * side
         if width:
             mix = rng.normal(seed, "tests", "small", count=side * side * width).view(side * side, width)
             self.register_buffer("mix", mix.float())
+
+    def fingerprint(self):
+        return f"small {self.side_out} {self.features}"
 
     def encode(self, images):
         self.calls += 1
@@ -26,25 +28,11 @@ class Small(Encoder):
         return {"features": (3 * small @ self.mix).tanh() if self.width else small}
 
 
-class TinyBattery(Encoder):
-    """What the judge needs of a battery."""
-
-    def __init__(self, **members):
-        super().__init__()
-        self.members = torch.nn.ModuleDict(members)
-
-    def encode(self, images):
-        return {name: member.encode(images)["features"] for name, member in self.members.items()}
-
-
 def tiny_battery():
-    return TinyBattery(pixels=Small(2), mixed=Small(4, 6), other=Small(4, 5, seed=1))
+    return Battery({"pixels": Small(2), "mixed": Small(4, 6), "other": Small(4, 5, seed=1)})
 
 
 def real_of(battery, images):
-    """What the judge needs of RealFeatures, of uint8 images."""
+    """Real features of uint8 images."""
     found = battery.encode(images.float() / 127.5 - 1)
-    return {
-        name: SimpleNamespace(rows=rows, moments=lambda rows=rows: (rows.double().mean(0), torch.cov(rows.double().T)))
-        for name, rows in found.items()
-    }
+    return {name: RealFeatures(name, len(rows), rows) for name, rows in found.items()}

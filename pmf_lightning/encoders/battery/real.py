@@ -1,6 +1,7 @@
-"""Features of real images in the members of a battery: measured on the data at hand, once, and cached."""
+"""Features of real images in the members of a battery: measured on the data at hand, once, and cached, or read."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.base import full_precision
 from pmf_lightning.encoders.battery.battery import FEATURES, Battery
+from pmf_lightning.encoders.battery.reference_files import read_references
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.utils.cache import atomic_write, cache_root, digest, sole_writer
 from pmf_lightning.utils.errors import UserError
@@ -32,23 +34,31 @@ def real_features(
     """Return the features of real images by member.
 
     Args:
-        reference: "data" for the training split of ``source``, which is measured once and cached.
+        reference: "data" for the training split of ``source``, which is measured once and cached; or a folder of
+            make_stats, or files of FD-loss (``reference_files``).
         needs: what the features are needed for, from ``discrepancies.real_features.NEEDS``.
         held_out: whether rows of the held-out split are needed too.
 
     Raises UserError for a missing reference, one without what is needed, or data without pixels.
     """
-    if reference != DATA:
-        raise UserError(f"battery.reference={reference}: set battery.reference=data")
-    if source.latents:
-        raise UserError(f"battery.reference=data: {source.name} provides latents; features are of pixels")
-    rows = split_rows(battery, source, "train", cache_dir)
-    others = split_rows(battery, source, "held_out", cache_dir) if held_out else {}
-    labels, other_labels = source.train().labels, source.held_out().labels if held_out else None
-    return {
-        name: RealFeatures(name, len(found), found, labels, held_out=others.get(name), held_out_labels=other_labels)
-        for name, found in rows.items()
-    }
+    if reference is None:
+        raise UserError(
+            "battery.reference is not set: give a folder of make_stats battery=, FD-loss's files, or data for the "
+            "training split of the data"
+        )
+    if source.latents and (reference == DATA or held_out):
+        raise UserError(f"battery.reference={reference}: {source.name} provides latents; features are of pixels")
+    if reference == DATA:
+        labels = source.train().labels
+        rows = split_rows(battery, source, "train", cache_dir)
+        found = {name: RealFeatures(name, len(some), some, labels) for name, some in rows.items()}
+    else:
+        resolution = source.resolution * (1 if battery.decoder is None else battery.decoder.scale)
+        found = read_references(reference, dict(battery.members), resolution, needs)
+    if held_out:
+        others, labels = split_rows(battery, source, "held_out", cache_dir), source.held_out().labels
+        found = {name: replace(one, held_out=others[name], held_out_labels=labels) for name, one in found.items()}
+    return found
 
 
 def split_rows(

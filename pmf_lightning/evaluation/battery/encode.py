@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 from pmf_lightning.data.transforms import to_float, to_uint8
 from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, rank_and_world
 from pmf_lightning.encoders.base import Features, full_precision
+from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.evaluation.moments import FeatureStatistics, Moments
 from pmf_lightning.utils.errors import UserError
 
@@ -25,13 +25,13 @@ class BatteryEncoder:
     """Encoder of images by a battery, in fixed pixels and precision, on a device.
 
     Args:
-        battery: ``encode(images [b,C,H,W] in [-1,1])`` returns features [b,D] by name.
+        battery: the encoders, on ``device``.
         widths: the expected number of features by name.
         pixels: "float" clamps float images to [-1, 1]; "uint8" also rounds them to levels. uint8 images are exact.
         precision: "float32", or "bfloat16" for autocast.
     """
 
-    def __init__(self, battery: Any, widths: Mapping[str, int], pixels: str, precision: str, device: torch.device):
+    def __init__(self, battery: Battery, widths: Mapping[str, int], pixels: str, precision: str, device: torch.device):
         self.battery, self.widths, self.pixels, self.precision = battery, dict(widths), pixels, precision
         self.device = device
 

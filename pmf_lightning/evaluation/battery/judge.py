@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -11,6 +10,7 @@ from torch import Tensor
 from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.distributed.collectives import on_rank_zero, total
+from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.evaluation.battery.distances import SEED, SlicedReference, frechet, moments_of, spread
 from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.battery.scores import FULL_SW, BatteryScores, EncoderScores, JudgeProtocol
@@ -19,6 +19,7 @@ from pmf_lightning.evaluation.frechet import check_finite, in_batches
 from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.evaluation.small_data import balanced_labels
 from pmf_lightning.objectives.discrepancies.kernels import random_rows
+from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.utils.errors import UserError
 
 # From uint8 images [b, C, H, W] to logits [b, K], on the CPU
@@ -32,8 +33,8 @@ class Judge:
     images, which are generated once and not stored. Torch's global random numbers are not used.
 
     Args:
-        battery: the encoders, on ``device``: ``encode(images [b,C,H,W] in [-1,1])`` returns features [b,D] by name.
-        train: the training images in each encoder (``RealFeatures``): moments, and rows for the sliced distances.
+        battery: the encoders, on ``device``.
+        train: the training images in each encoder: moments, and rows for the sliced distances.
         held_out: the validation images, by which distances are divided; they are measured once, at first use.
         protocol: how samples become features.
         floors: distances of validation images by encoder, in place of measured ones; None: all are measured.
@@ -46,8 +47,8 @@ class Judge:
 
     def __init__(
         self,
-        battery: Any,
-        train: Mapping[str, Any],
+        battery: Battery,
+        train: Mapping[str, RealFeatures],
         held_out: ImageDataset | None,
         protocol: JudgeProtocol,
         batch_size: int,
