@@ -69,6 +69,11 @@ DATA: Table = {
     "unreadable": choice("skip", "fail"),
     "background": TEXT,
     "cache_dir": PATH.or_null(),
+    "dataset": TEXT,
+    "train_splits": list_of(TEXT, least=1),
+    "held_out_splits": list_of(TEXT),
+    "download": YES_NO,
+    "label": TEXT.or_null(),
 }
 DECODER: Table = {
     "weights": PATH.or_null(),

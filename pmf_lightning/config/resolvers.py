@@ -57,6 +57,7 @@ _RESOLVERS = {
     "halflife_kimg": _half_life_kimg,
     "steps_of": _steps_of,
     "class_folders": count_class_folders,
+    "classes_with": lambda label: 1 if label is None else 2,  # of a set whose only label is one attribute
     "shards_say": shards_say,
     "groups": groups.listing,
     "picked": row_tables.picked,

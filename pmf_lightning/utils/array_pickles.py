@@ -76,11 +76,14 @@ class _ArraysOnly(pickle._Unpickler):
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
-def read_array_pickle(path: Path) -> Any:
-    """Return the content of a .pkl of plain containers, numbers, strings and numpy arrays; ValueError for others."""
+def read_array_pickle(path: Path, encoding: str = "ASCII") -> Any:
+    """Return the content of a .pkl of plain containers, numbers, strings and numpy arrays; ValueError for others.
+
+    ``encoding`` is that of the strings of Python 2, which wrote arrays as "latin1".
+    """
     try:
         if path.stat().st_size > MOST_PICKLE_BYTES:
             raise ValueError(f"it is longer than {MOST_PICKLE_BYTES:,} bytes")
-        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()  # in memory, reads cannot exceed the file
+        return _ArraysOnly(io.BytesIO(path.read_bytes()), encoding=encoding).load()  # in memory, reads cannot exceed the file
     except Exception as error:  # pickle may raise any error for a foreign file
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
