@@ -11,6 +11,7 @@ from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.class_names import class_numbers, column_titles
 from pmf_lightning.pipeline.images import draw, prepare_decoder, sampling_options
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
@@ -33,11 +34,14 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
-    classes = list(range(module.network.classes)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
-    validate.classes(classes, module.network.classes)
+    known, names = module.network.classes, module.class_names
+    chosen = list(range(known)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
+    classes = class_numbers(chosen, known, names)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
     levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.batch_size, options)
-    grid = save_grid(to_float(levels[:MOST_ON_GRID]), _columns(len(classes), cfg.n), out / "grid.png")
+    columns, shown = _columns(len(classes), cfg.n), levels[:MOST_ON_GRID]
+    titles = column_titles(labels[: len(shown)].tolist(), columns, names if known > 1 else None)
+    grid = save_grid(to_float(shown), columns, out / "grid.png", titles)
     np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
 

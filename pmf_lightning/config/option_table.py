@@ -137,7 +137,9 @@ SAMPLE: Table = {
     "ckpt": PATH,
     "out": PATH,
     "n": IMAGES,
-    "classes": list_of(integer(-MOST), words="give a list of numbers, such as classes=[3,7]").or_null(),
+    "classes": list_of(
+        either(integer(-MOST), TEXT, words=""), words="give a list of numbers or names, such as classes=[3,7]"
+    ).or_null(),
     "seed": SEED,
     **HOW_TO_SAMPLE,
     "device": DEVICE,

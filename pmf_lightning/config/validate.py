@@ -81,17 +81,6 @@ def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = ""
         raise UserError(f"{prefix}steps={steps}: at least one network evaluation is needed")
 
 
-def classes(chosen: Any, known: int) -> None:
-    """Check class numbers; raises UserError."""
-    if not isinstance(chosen, list) or any(type(label) is not int for label in chosen):
-        raise UserError(f"classes={chosen}: give a list of numbers, such as classes=[3] or classes=[3,7]")
-    if not chosen:
-        raise UserError("classes=[]: name at least one class, or leave it out for all")
-    wrong = [label for label in chosen if not 0 <= label < known]
-    if wrong:
-        raise UserError(f"classes={chosen}: {wrong[0]} is not a class; the classes of this model are 0 to {known - 1}")
-
-
 def device(accelerator: str, devices: int | str | Sequence[int], requested: str | None = None) -> None:
     """Check that the requested devices exist; raises UserError, whose message starts with ``requested``."""
     requested = requested or f"trainer.accelerator={accelerator}"

@@ -17,6 +17,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.averages import find_average
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoint_io import intact_alternative
+from pmf_lightning.pipeline.class_names import names_beside, stored_names
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
@@ -102,6 +103,9 @@ def load_with_averages(
     averages = checkpoint["ema"]
     raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw), trust)
+    classes = getattr(module.network, "classes", None)
+    names = stored_names(checkpoint.get("class_names"), classes)
+    module.class_names = names_beside(find_checkpoint(path), classes) if names is None else names
     _place(module.network, raw, path, copy=True)  # copied because the file is memory-mapped
     trained = {name for name, value in module.network.named_parameters() if value.requires_grad}
     for name, values in averages.items():
@@ -169,6 +173,7 @@ def _load_one_set(folder: Path, ema: str | Number | None, trust: Sequence[str]) 
     module = build_stored(about.config, f"ckpt={folder}", len(stored.network), trust)
     _place(module.network, stored.network, folder)
     module.average = about.weights
+    module.class_names = stored_names(about.class_names, getattr(module.network, "classes", None))
     return module.eval(), about.weights
 
 

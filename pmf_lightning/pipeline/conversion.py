@@ -75,7 +75,8 @@ def from_checkpoint(path: Path, ema: str | Number | None, trust: Sequence[str] =
     module = load_checkpoint(path, ema, trust)
     config = copy.deepcopy(module.config)
     config["sampling"]["ema"] = module.average
-    about = WeightsInfo(_family_name(module.network), module.average, _source(path), config)
+    names = None if module.class_names is None else list(module.class_names)
+    about = WeightsInfo(_family_name(module.network), module.average, _source(path), config, names)
     return StoredWeights(module.network.state_dict(), {}, about)
 
 

@@ -50,6 +50,7 @@ class GenerativeModule(LightningModule):
         self.config = config
         self.decoder = decoder
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
+        self.class_names: Sequence[str] | None = None  # in the order of the labels, of the data or a checkpoint
         self.init_from: dict[str, Any] | None = None  # description of the weights that the run started from
         self.state: State = {}  # of the objective
         self._observed: list[dict[str, Tensor]] = []  # of the micro-batches of the running step
@@ -190,9 +191,11 @@ class GenerativeModule(LightningModule):
         return BatchRows(batch_idx % micro_batches * world + self.global_rank, micro_batches * world)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store the configuration, the number of images seen, the objective's state and the origin of the weights."""
+        """Store configuration, class names, number of images seen, the objective's state, origin of the weights."""
         checkpoint["config"] = self.config
         checkpoint["images"] = checkpoint["global_step"] * self.config["batch"]
+        if self.class_names is not None:
+            checkpoint["class_names"] = list(self.class_names)
         if self.state:
             checkpoint["objective_state"] = dict(self.state)
         if self.init_from:

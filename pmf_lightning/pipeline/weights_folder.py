@@ -30,12 +30,14 @@ class WeightsInfo:
         weights: name of the average ("2000k", "raw"), "official", or the set of JiT's file ("model_ema1").
         source: ``file``, the name of the source file, and its ``sha256``.
         config: the resolved configuration; ``backbone.heads``, if present, names the stored heads.
+        class_names: in the order of the labels; None: unknown.
     """
 
     family: str | None
     weights: str
     source: Mapping[str, str]
     config: dict
+    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,5 @@ def _read_about(path: Path) -> WeightsInfo:
         wrong = ["source"]
     if wrong:
         raise UserError(f"{path} has no valid {', '.join(wrong)}; convert again")
-    return WeightsInfo(**{name: about[name] for name in fields})
+    names = about.get("class_names")  # missing in older folders; checked where the number of classes is known
+    return WeightsInfo(**{name: about[name] for name in fields}, class_names=names if isinstance(names, list) else None)

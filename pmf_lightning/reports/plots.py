@@ -17,6 +17,7 @@ from pmf_lightning.reports.sweeps import ReportArm, Sweep
 from pmf_lightning.reports.table import title
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import new_figure, subplots
+from pmf_lightning.utils.grid_titles import HEIGHT_KEY
 
 WIDE = 8  # ratio of largest to smallest number above which an axis is logarithmic
 
@@ -213,10 +214,12 @@ def run_of_samples(arm: ReportArm) -> Run | None:
 def strip_of(run: Run, rows: int) -> Image.Image:
     """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a part of samples.png is one already."""
     with Image.open(run.samples.path) as opened:
-        image = opened.convert("RGB")
+        image, titles = opened.convert("RGB"), str(opened.info.get(HEIGHT_KEY, ""))
     if run.samples.box:
         image = image.crop(run.samples.box)
         return image.convert("L") if _is_grey(image) else image
+    if titles.isdecimal():
+        image = image.crop((0, min(int(titles), image.height - 1), image.width, image.height))
     columns = _columns(run.config)
     pitch = (image.width - GAP) / columns
     image = image.crop((0, 0, image.width, min(image.height, round(rows * pitch) + GAP)))
@@ -249,7 +252,8 @@ def _in_greys(image: Image.Image) -> Image.Image:
 def _columns(config: Mapping[str, Any]) -> int:
     """Return the number of grid columns: the number of classes, up to a limit."""
     limit = (config.get("sample_grid") or {}).get("columns", 10)
-    return max(1, min(limit, (config.get("data") or {}).get("classes", limit)))
+    classes = (config.get("data") or {}).get("classes", limit)
+    return limit if classes == 1 else max(1, min(limit, classes))
 
 
 def _is_grey(image: Image.Image) -> bool:

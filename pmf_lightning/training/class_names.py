@@ -7,11 +7,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.images.class_folders import describe_classes
+from pmf_lightning.pipeline.class_names import CLASSES_FILE as NAME
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import NotResumed
-
-NAME = "classes.json"
 
 
 @rank_zero_only

@@ -2,32 +2,43 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.utils.bounded_files import read_rows
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.figures import subplots
+from pmf_lightning.utils.grid_titles import HEIGHT, HEIGHT_KEY, with_titles
 
+GAP = 2  # pixels between the images of a grid
 SMALLEST = 64  # minimum image width on a grid, in pixels: digits of 32 pixels are hard to see
 
 
-def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path) -> Path:
-    """Write images in [-1, 1] as a grid, row by row, and return the path."""
+def save_grid(images: Float[Tensor, "n c h w"], columns: int, path: Path, titles: Sequence[str] | None = None) -> Path:
+    """Write images in [-1, 1] as a grid, row by row, with a title above each column if given; return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = to_uint8(images.detach().cpu()).float() / 255
     zoom = -(-SMALLEST // pixels.shape[-1])
     pixels = pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)
     with atomic_write(path) as draft:
-        save_image(make_grid(pixels, nrow=columns, padding=2, pad_value=0.5), draft, format="PNG")
+        grid = make_grid(pixels, nrow=columns, padding=GAP, pad_value=0.5)
+        if titles is None:
+            save_image(grid, draft, format="PNG")
+        else:
+            about = PngInfo()
+            about.add_text(HEIGHT_KEY, str(HEIGHT))
+            with_titles(to_pil_image(to_uint8(2 * grid - 1)), titles, GAP).save(draft, format="PNG", pnginfo=about)
     return path
 
 

@@ -71,6 +71,7 @@ def prepare(cfg: DictConfig, source: DataSource, resumed: bool = False) -> Parts
     callbacks, loggers = make_added_callbacks(cfg), logger_sections(cfg)
     init = init_request(cfg)
     module = build(cfg)
+    module.class_names = source.class_names
     init_lines = [] if init is None or resumed else initial_weights.load(init, module)
     if init is None and cfg.posttrain is not None:
         init_lines = ["warning: posttrain= without init_from=: this starts from a network that has learnt nothing"]

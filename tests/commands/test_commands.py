@@ -161,7 +161,7 @@ def test_bad_input_of_train_is_one_line(call, arguments, words):
         (["classes=[-1]"], ["-1", "0 to 9"]),
         (["classes=[]"], ["classes=[]"]),
         (["classes=3"], ["classes=3", "classes=[3]"]),
-        (["classes=[a]"], ["classes=['a']", "a list of numbers"]),
+        (["classes=[a]"], ["classes=a", "no class names", "0 to 9"]),
         (["omega=[1,2]"], ["omega=[1, 2]", "give one number"]),
         (["omega=many"], ["omega=many", "give one number"]),
         (["omega=nan"], ["omega=nan"]),

@@ -40,6 +40,10 @@ class ImageGrids(OncePerStep):
     def images(self, module: LightningModule, **changes: Any) -> tuple[Float[Tensor, "n c h w"], int]:
         """Return the images of a grid, row by row, and its number of columns."""
 
+    def titles(self, module: LightningModule) -> list[str] | None:
+        """Return the title of each column; None without."""
+        return None
+
     def save_all(self, trainer: Trainer, module: LightningModule) -> None:
         """Write and log a grid per set of weights; an OSError is only reported."""
         step = trainer.global_step
@@ -49,11 +53,11 @@ class ImageGrids(OncePerStep):
                 path = self.draw(module, weights, f"{seen:010d}-{weights}.png")
                 for logger in trainer.loggers:
                     if isinstance(logger, WandbLogger):
-                        logger.log_picture(f"{self.wandb_folder}/{weights}", path, seen)
+                        logger.log_picture(f"{self.wandb_folder}/{weights}", path, seen, self.titles(module))
 
     def draw(self, module: LightningModule, weights: str, name: str, **changes: Any) -> Path:
         """Write one grid and return its path; a subclass defines ``changes``."""
         path = self.folder / name
         with self.averages.swapped(module, weights):
             images, columns = self.images(module, **changes)
-        return save_grid(images, columns, path) if rank_zero_only.rank == 0 else path
+        return save_grid(images, columns, path, self.titles(module)) if rank_zero_only.rank == 0 else path

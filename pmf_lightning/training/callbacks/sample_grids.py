@@ -15,6 +15,8 @@ from pmf_lightning.training.callbacks.image_grids import ImageGrids
 class SampleGrids(ImageGrids):
     """Grids of samples: a column per class, ``rows`` images per class, each in ``sampling.steps`` steps.
 
+    A model without classes (one) fills all columns. The titles are the class names.
+
     Args:
         sampling: the sampling options and the name of the average to show next to the raw weights.
         others: see ``ImageGrids``; ``columns`` is the maximum number of classes.
@@ -33,8 +35,16 @@ class SampleGrids(ImageGrids):
                 self.save_all(trainer, pl_module)
 
     def images(self, module: LightningModule, **changes: Any) -> tuple[Float[Tensor, "n c h w"], int]:
-        """Return samples and the number of classes; ``changes`` overrides sampling options, such as steps."""
+        """Return samples and the number of columns; ``changes`` overrides sampling options, such as steps."""
         options = {key: self.sampling[key] for key in OPTIONS} | changes
-        columns = min(self.columns, module.network.classes)
-        labels = torch.arange(columns).repeat(self.rows)
+        columns = self._columns(module)
+        labels = (torch.arange(columns) % module.network.classes).repeat(self.rows)
         return numbered_images(module, labels, module.seed, 0, **options), columns
+
+    def titles(self, module: LightningModule) -> list[str] | None:
+        """Return the class name of each column; None without names, or with one class."""
+        names = module.class_names
+        return None if names is None or len(names) < 2 else list(names[: self._columns(module)])
+
+    def _columns(self, module: LightningModule) -> int:
+        return self.columns if module.network.classes == 1 else min(self.columns, module.network.classes)

@@ -1,6 +1,7 @@
 """Weights & Biases logger with images seen as the x-axis; a resumed run continues its W&B run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class WandbLogger(Logger):
         self._run.log({**row, "images": (step + 1) * self.batch})
 
     @rank_zero_only
-    def log_picture(self, name: str, path: Path, images: int) -> None:
-        """Send an image called "<what>/<weights>".
+    def log_picture(self, name: str, path: Path, images: int, columns: Sequence[str] | None = None) -> None:
+        """Send an image called "<what>/<weights>"; the caption names its ``columns``.
 
         All averages are logged as "<what>/averaged", so that runs with other half-lives appear in one panel.
         """
@@ -96,7 +97,8 @@ class WandbLogger(Logger):
 
         what, _, weights = name.partition("/")
         key = name if weights == "raw" else f"{what}/averaged"
-        picture = wandb.Image(str(path), caption=f"{weights}, {images:,} images")
+        titles = f"; columns: {', '.join(columns)}" if columns else ""
+        picture = wandb.Image(str(path), caption=f"{weights}, {images:,} images{titles}")
         self._run.log({key: picture, "images": images})
 
     @rank_zero_only

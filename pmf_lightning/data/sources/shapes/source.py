@@ -39,6 +39,11 @@ class Shapes(DataSourceBase):
     images: int
     held_out_images: int
 
+    @property
+    def class_names(self) -> list[str]:
+        """Return the names of the shapes, in the order of the labels."""
+        return [outline.name for outline in OUTLINES[: self.classes]]
+
     def check(self) -> None:
         """Raise UserError for invalid settings."""
         if self.channels != 3:
