@@ -26,7 +26,7 @@ BENCH="$OUT/bench.jsonl"
 left() { echo $((LIMIT - SECONDS)); }
 
 shrink=()
-[ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.num_heads=2 backbone.mlp_dim=48 backbone.trunk=1
+[ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.num_heads=2 backbone.mlp_dim=48 backbone.depth=1
   "backbone.heads={u: 1, v: 1}" backbone.bottleneck=8)
 
 step() {  # step <model> <images at once> <repeats> <more overrides>...

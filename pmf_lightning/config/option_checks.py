@@ -31,7 +31,7 @@ OURS = {
     "logger": "logger=",
     "default_root_dir": "run_dir=",
     "enable_checkpointing": "checkpoint.every_images=",
-    "callbacks": "grid=, checkpoint= and metrics=",
+    "callbacks": "callbacks=, sample_grid=, checkpoint= and metrics=",
     "limit_train_batches": "steps= or images=",
     "limit_val_batches": "metrics=",
     "limit_test_batches": "metrics=",

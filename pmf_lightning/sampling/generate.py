@@ -37,14 +37,14 @@ def generate(
         steps: at least 1.
         omega, t_min, t_max: guidance scale and interval. MeanFlow's networks take them as inputs; JiT combines two
             predictions strictly inside the interval.
-        method: "average", z <- z - (t - r) u(z, r, t), for networks that predict u; "heun" (the last step by Euler) or
-            "euler" for dz/dt = v(z, t); "one_step", noise to image, for drifting models. None: the first of
+        sampler: "average", z <- z - (t - r) u(z, r, t), for networks that predict u; "heun" (the last step by Euler)
+            or "euler" for dz/dt = v(z, t); "one_step", noise to image, for drifting models. None: the first of
             ``objective.samplers``.
         conditions: further conditions by name, as ``objective.sampling_conditions`` returns them.
 
     Returns the network's output, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
     which ``module.to_pixels`` decodes.
-    Raises ValueError for steps < 1 (or not 1 with "one_step"), omega < 1, t_min > t_max, or a method that the objective
+    Raises ValueError for steps < 1 (or not 1 with "one_step"), omega < 1, t_min > t_max, or a sampler that the objective
     does not support.
     """
     network, objective = (module, objective) if objective is not None else (module.network, module.objective)
@@ -135,7 +135,7 @@ def sample_images(
         module: the return value of ``load_checkpoint``, on any device.
         labels: classes, one per image.
         seed, first: image i depends only on (seed, first + i) and its label.
-        chunk: images per batch.
+        batch_size: images per batch.
         options: ``steps``, ``sampler``, ``omega``, ``t_min`` and ``t_max`` as for ``generate``; the defaults are the
             settings with which the model is evaluated (``module.config["sampling"]``).
 

@@ -12,7 +12,7 @@ from pmf_lightning.profiling.benchmarks.step import casting
 from pmf_lightning.utils import rng
 
 NETWORK = [
-    *("backbone.width=128", "backbone.num_heads=2", "backbone.mlp_dim=344", "backbone.trunk=2"),
+    *("backbone.width=128", "backbone.num_heads=2", "backbone.mlp_dim=344", "backbone.depth=2"),
     *("backbone.heads={u: 2, v: 2}", "backbone.bottleneck=32", "perceptual=none", "data.resolution=64"),
 ]
 IMAGES = 16

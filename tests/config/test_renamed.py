@@ -1,5 +1,9 @@
 """Options that were renamed: the old name is refused with the new one, and stored configurations are converted."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
 from pmf_lightning import compose
@@ -59,3 +63,26 @@ def test_names_of_names_are_todays():
     assert new_name("objective.P_mean") == "objective.P_mean"
     for old in RENAMED:
         assert new_name(new_name(old)) == new_name(old) != old
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "experiments" / "gpu").glob("*.sh")]
+TEXTS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")]
+
+
+def options_in(file: Path) -> set[str]:
+    """The names in front of an equals sign: in the strings of a Python file, in all of a script, in the code of a page."""
+    text = file.read_text()
+    if file.suffix == ".py":
+        strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        text = "\n".join(one for one in strings if isinstance(one, str))
+    elif file.suffix == ".md":
+        text = "\n".join(re.findall(r"```bash\n.*?```|`[^`\n]+`", text, re.S))
+    return set(re.findall(r"(?<![\w.$-])[a-z]\w*(?:\.\w+)*(?==)", text))
+
+
+def test_scripts_and_texts_use_todays_names():
+    found = {file: options_in(file) for file in (*SCRIPTS, *TEXTS)}
+    assert {"backbone.width", "metrics", "micro_batch"} <= set().union(*found.values())
+    old = {file.name: names for file in found if (names := [one for one in found[file] if new_name(one) != one])}
+    assert not old

@@ -131,7 +131,7 @@ def mmd_loss(
         features: features of the generated images [N,D], the only input that gets a gradient.
         reference: of real features.
         eps: absolute; near its floor MMD^2 is about 1e-4.
-        chunk: rows of the kernel matrices that are computed at once; changes memory, not the result.
+        batch_size: rows of the kernel matrices that are computed at once; changes memory, not the result.
 
     ``info``, detached and float64: ``mmd2``, the squared distance; ``k_gg`` and ``k_gr``, its repulsion and attraction.
     Real features score about (1 - k_rr) / N and not 0, because the estimate is biased; it may be slightly negative.
