@@ -4,17 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from hydra.errors import InstantiationException
-from omegaconf.errors import OmegaConfBaseException
-
-from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.objectives.base import EncoderRequest
+from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.utils.errors import UserError, suggestions
-from pmf_lightning.utils.hydra_compat import instantiate
 
 
 def build_encoders(
@@ -29,7 +25,7 @@ def build_encoders(
     if request.target is not None:
         return battery_with_targets(request, group, source, cache_dir, decoder)
     if request.names is None:
-        return _checked(complete(_instantiate(group, request.group), source, cache_dir), request.group, source)
+        return _checked(complete(build_part(request.group, group), source, cache_dir), request.group, source)
     return _named(group, request.group, request.names, source, cache_dir)
 
 
@@ -71,7 +67,7 @@ def _named(
     for name in names:
         if name not in group:
             raise UserError(f"{key}.{name}: there is no such encoder; {suggestions(name, list(group))}")
-    parts = {name: _instantiate(group[name], f"{key}.{name}") for name in names}
+    parts = {name: build_part(f"{key}.{name}", group[name]) for name in names}
     made = {name: complete(part, source, cache_dir) for name, part in parts.items()}
     return {name: _checked(encoder, f"{key}.{name}", source) for name, encoder in made.items()}
 
@@ -96,13 +92,3 @@ def _checked(encoder: Any, key: str, source: DataSource) -> Encoder:
         )
     encoder.check(source.channels, source.resolution)
     return encoder
-
-
-def _instantiate(config: Any, key: str) -> Any:
-    try:
-        return instantiate(config, _convert_="all")
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        message = one_line(cause)
-        own = isinstance(cause, UserError) or message.startswith(f"{key}.")
-        raise UserError(message if own else f"{key}: {message}") from error

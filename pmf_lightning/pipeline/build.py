@@ -113,14 +113,25 @@ def make_part(cfg: DictConfig, part: str) -> Any:
 
     A backbone that is no torch module is a UserError too. (A decoder is none: its weights are not the model's.)
     """
-    try:
-        found = instantiate(row_tables.without_table(cfg, part), _convert_="all")
-    except (InstantiationException, OmegaConfBaseException) as error:
-        message = one_line(error.__cause__ or error)
-        raise UserError(message if message.startswith(f"{part}.") else f"{part}: {message}") from error
+    found = build_part(part, row_tables.without_table(cfg, part), prefix_user_errors=True)
     if part == "backbone" and not isinstance(found, nn.Module):
         raise UserError(
             f"{part}._target_={cfg[part]['_target_']}: it builds a {type(found).__name__}, not a torch.nn.Module; "
             "name a class of networks, or leave it out"
         )
     return found
+
+
+def build_part(option: str, section: Any, prefix_user_errors: bool = False) -> Any:
+    """Instantiate ``section``, the configuration of ``option``; errors of its constructor are raised as UserError.
+
+    The message names the option. UserErrors name one themselves; ``prefix_user_errors`` adds ``option`` unless they
+    name one below it.
+    """
+    try:
+        return instantiate(section, _convert_="all")
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        message = one_line(cause)
+        named = message.startswith(f"{option}.") or (isinstance(cause, UserError) and not prefix_user_errors)
+        raise UserError(message if named else f"{option}: {message}") from error

@@ -44,8 +44,8 @@ def generate(
 
     Returns the network's output, not clipped: images in about [-1, 1], or the normalised latents of a latent model,
     which ``module.to_pixels`` decodes.
-    Raises ValueError for steps < 1 (or not 1 with "one_step"), omega < 1, t_min > t_max, or a sampler that the objective
-    does not support.
+    Raises ValueError for steps < 1 (or not 1 with "one_step"), omega < 1, t_min > t_max, or a sampler that the
+    objective does not support.
     """
     network, objective = (module, objective) if objective is not None else (module.network, module.objective)
     sampler = _checked(objective, steps, omega, t_min, t_max, sampler)

@@ -71,7 +71,7 @@ TEXTS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "experimen
 
 
 def options_in(file: Path) -> set[str]:
-    """The names in front of an equals sign: in the strings of a Python file, in all of a script, in the code of a page."""
+    """Names in front of an equals sign: in the strings of a Python file, all of a script, the code of a page."""
     text = file.read_text()
     if file.suffix == ".py":
         strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]

@@ -8,8 +8,8 @@ from lightning import Callback
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, ProgressBar
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
+from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.training.callbacks.early_stopping import EarlyStopping
-from pmf_lightning.training.loggers.build import build_part
 from pmf_lightning.utils.errors import UserError
 
 # Hooks that are never called: a run by steps has no validation, and nothing but training.

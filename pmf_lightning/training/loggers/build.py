@@ -5,15 +5,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger
-from omegaconf.errors import OmegaConfBaseException
 
-from pmf_lightning.config.compose import one_line
+from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.training.loggers.jsonl import JSONLLogger
 from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.hydra_compat import instantiate
 
 # Logger of Lightning -> packages, one of which it needs.
 _PACKAGES = {
@@ -48,15 +45,6 @@ def check_packages(sections: Mapping[str, Mapping[str, Any]]) -> None:
         needed = _PACKAGES.get(section["_target_"].rpartition(".")[2], ())
         if needed and not any(find_spec(package) for package in needed):
             raise UserError(f"logger.{name}: it needs a package that is not installed; pip install {needed[0]}")
-
-
-def build_part(option: str, section: Mapping[str, Any]) -> Any:
-    """Build the object that ``section`` describes; errors of its constructor become UserErrors with ``option``."""
-    try:
-        return instantiate(dict(section), _convert_="all")
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        raise UserError(cause if isinstance(cause, UserError) else f"{option}: {one_line(cause)}") from error
 
 
 def _in_folder(value: Any, folder: str) -> Any:
