@@ -17,7 +17,6 @@ from pmf_lightning.cli import command
 from pmf_lightning.config import validate
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
 from pmf_lightning.distributed.launch import is_rank_zero, torchrun_group
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.guidance_search import report
 from pmf_lightning.evaluation.guidance_search.maps import save_lines, save_maps
@@ -34,7 +33,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import digest, writable
+from pmf_lightning.utils.cache import digest, file_sha256, writable
 from pmf_lightning.utils.errors import UserError, suggestions
 
 COLUMNS = 10  # of the grid of samples

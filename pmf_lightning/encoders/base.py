@@ -8,8 +8,6 @@ Evaluation uses an ``Extractor``, which reads its weights when it is opened on a
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -157,18 +155,6 @@ def three_channels(images: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b 3 h w
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images have {images.shape[1]} channels; this network takes 1 or 3")
     return images.expand(-1, 3, -1, -1)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex; it is cached until the file's size or modification time changes."""
-    status = path.stat()
-    return _sha256(str(path.absolute()), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _sha256(path: str, size: int, time: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(network: nn.Module) -> str:

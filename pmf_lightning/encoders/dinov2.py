@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from pmf_lightning.encoders.base import Features, Network, file_sha256, three_channels
-from pmf_lightning.utils.cache import sole_writer
+from pmf_lightning.encoders.base import Features, Network, three_channels
+from pmf_lightning.utils.cache import file_sha256, sole_writer
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.state_names import unwrapped
 from pmf_lightning.utils.tensor_files import load_tensors

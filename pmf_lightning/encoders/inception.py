@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from pmf_lightning.encoders.base import Features, Network, file_sha256, three_channels
+from pmf_lightning.encoders.base import Features, Network, three_channels
 from pmf_lightning.encoders.resizes import RESIZES
-from pmf_lightning.utils.cache import sole_writer
+from pmf_lightning.utils.cache import file_sha256, sole_writer
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.tensor_files import load_tensors
 

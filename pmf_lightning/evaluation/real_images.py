@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.references import MOST_IMAGE_BYTES, read_about
 from pmf_lightning.utils.bounded_files import open_npz
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError
 
 OPTION = "precision_recall_reference"

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.moments import Gaussian
 from pmf_lightning.utils.array_pickles import read_array_pickle
 from pmf_lightning.utils.bounded_files import Npz, open_npz, parse_json
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.moments import MOST_BYTES, checked_moments
 

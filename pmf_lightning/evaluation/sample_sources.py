@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.transforms import CROP_RULE
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluation.build import DATA, open_evaluator
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.image_files import open_images
@@ -20,6 +19,7 @@ from pmf_lightning.pipeline.checkpoints import load_checkpoint, weights_file
 from pmf_lightning.pipeline.images import finite_images, prepare_decoder, sampling_options
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import network_evaluations
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError
 
 

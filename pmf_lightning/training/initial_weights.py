@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.pipeline.checkpoints import RELEASED, load_checkpoint, read_release, weights_file
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.training.run_dir import first_process
 from pmf_lightning.training.same_run import compare, listed
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError, some_of, suggestions
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import bare, chosen_set, flax, positions_are_trained, read_tensors, translate

@@ -1,4 +1,4 @@
-"""Cache folders and keys, atomic writes, and checks of output folders."""
+"""Cache folders and keys, hashes of files, atomic writes, and checks of output folders."""
 
 import hashlib
 import os
@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -31,6 +32,18 @@ def cache_root(cache_dir: str | None) -> Path:
     if not writable:
         raise UserError(f"cache folder {root} cannot be written: set PMF_CACHE to a folder that can")
     return root
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex; it is cached until the file's size or modification time changes."""
+    status = path.stat()
+    return _sha256(str(path.absolute()), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(*parts: int | float | str | None) -> str:

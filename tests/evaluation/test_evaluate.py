@@ -17,12 +17,12 @@ from test_latents import checkpoint, folder, latent_overrides, vae  # noqa: F401
 
 from pmf_lightning import UserError, build, compose, load_checkpoint
 from pmf_lightning.convert import convert
-from pmf_lightning.encoders.base import file_sha256
 from pmf_lightning.evaluate import evaluate
 from pmf_lightning.evaluate import main as evaluate_main
 from pmf_lightning.make_stats import main as make_stats_main
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
+from pmf_lightning.utils.cache import file_sha256
 
 CLASSIFIER = ["extractor=classifier", "extractor.settings.steps=3", "protocol.kid_subsets=4"]
 MEANS = [

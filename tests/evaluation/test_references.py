@@ -15,13 +15,14 @@ from pmf_lightning.config.compose import compose
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.transforms import CROP_RULE
-from pmf_lightning.encoders.base import extract, file_sha256
+from pmf_lightning.encoders.base import extract
 from pmf_lightning.encoders.dinov2 import DinoV2
 from pmf_lightning.evaluation.build import complete_extractor, missing_reference, open_evaluator
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import cached_statistics, save_all, split_statistics, statistics
 from pmf_lightning.make_stats import make_stats
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError
 
 CPU = torch.device("cpu")
