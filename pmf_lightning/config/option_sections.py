@@ -44,16 +44,22 @@ def one_or_more(kind: Kind, words: str) -> Kind:
     return either(kind, list_of(kind, least=1), words=words).or_null()
 
 
-CLASSIFIER: Table = {
+TRAINED: Table = {  # encoders that are trained on the data at hand
     "seed": SEED,
-    "side": SIDE,
-    "features": COUNT,
     "steps": COUNT,
     "batch": COUNT,
     "lr": POSITIVE,
     "warmup_steps": integer(0),
     "weight_decay": number(0),
-    "shift": SHARE,
+}
+CLASSIFIER: Table = {**TRAINED, "side": SIDE, "features": COUNT, "shift": SHARE}
+MASKED_AUTOENCODER: Table = {"base_channels": COUNT, "blocks": list_of(integer(), least=1)}
+MASKING: Table = {
+    "cell": COUNT,
+    "mask_fraction": SHARE,
+    "class_weight": SHARE,
+    "class_steps": integer(0),
+    "class_warmup": integer(0),
 }
 DATA: Table = {
     "name": TEXT,
@@ -189,11 +195,7 @@ OBJECTIVE: Table = {
     "repulsion": number(),
     "normalisation": TEXT,
     "patch": COUNT,
-    "cell": COUNT,
-    "mask_fraction": SHARE,
-    "class_weight": SHARE,
-    "class_steps": integer(0),
-    "class_warmup": integer(0),
+    **MASKING,
     "steps": COUNT,
     "flip": YES_NO,
 }
@@ -224,8 +226,7 @@ BACKBONE: Table = {
     "attention_dropout": SHARE,
     "codes": integer(0),
     "rows": COUNT,
-    "base_channels": COUNT,
-    "blocks": list_of(integer(), least=1),
+    **MASKED_AUTOENCODER,
 }
 BATTERY: Table = {
     "reference": PATH.or_null(),
@@ -279,26 +280,7 @@ DRIFT_FEATURES: Table = {
     "sets": TEXT,
     "every_block": COUNT,
     **below("convnext", FEATURES),
-    **below(
-        "settings",
-        {
-            "seed": SEED,
-            "patch": SIDE,
-            "base_channels": COUNT,
-            "blocks": list_of(integer(), least=1),
-            "cell": COUNT,
-            "mask_fraction": SHARE,
-            "class_weight": SHARE,
-            "class_steps": integer(0),
-            "class_warmup": integer(0),
-            "steps": COUNT,
-            "batch": COUNT,
-            "lr": POSITIVE,
-            "warmup_steps": integer(0),
-            "weight_decay": number(0),
-            "clip": POSITIVE,
-        },
-    ),
+    **below("settings", {**TRAINED, **MASKED_AUTOENCODER, **MASKING, "patch": SIDE, "clip": POSITIVE}),
 }
 TRAINER: Table = {
     "accelerator": choice("cpu", "gpu", "cuda", "mps", "auto"),

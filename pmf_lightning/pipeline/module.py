@@ -134,9 +134,11 @@ class GenerativeModule(LightningModule):
         """
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if not self.state:
+            return
         seen, self._observed = self._observed, []
         stepped = any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"])
-        if self.state and stepped:
+        if stepped:
             observed = {name: gather_rows([one[name] for one in seen]) for name in seen[0]}
             self.state = self.objective.next_state(self.state, observed, step)
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pmf_lightning.utils.precision import Number
 
+EPS = 1e-7  # of RDM, added to the distance by which a loss is divided (compare/grad_balance.py:22)
+
 
 def check_features(features: Tensor, width: int | None = None, what: str = "features") -> None:
     """Raise ValueError unless ``features`` is [rows, width] of floating-point numbers with at least one row."""
@@ -23,8 +25,8 @@ def check_features(features: Tensor, width: int | None = None, what: str = "feat
 def self_normalised(value: Float[Tensor, ""], eps: Number) -> Float[Tensor, ""]:
     """Return ``value`` / (stopgrad |value| + eps): about 1 or -1, with the gradient of log(|value| + eps).
 
-    The sign of descent is that of ``value``. FD-loss has eps = 0.01 (arXiv 2604.28190, losses.py) and RDM 1e-7
-    (arXiv 2607.02375, compare/grad_balance.py:22). The value says nothing about progress; log the raw one.
+    The sign of descent is that of ``value``. FD-loss has eps = 0.01 (arXiv 2604.28190, losses.py) and RDM
+    ``EPS`` (arXiv 2607.02375). The value says nothing about progress; log the raw one.
     """
     if not eps > 0:
         raise ValueError(f"eps={eps}: it is added to a distance that may be 0; give a number above 0")

@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.objectives.discrepancies.balance import check_features, self_normalised
+from pmf_lightning.objectives.discrepancies.balance import EPS, check_features, self_normalised
 from pmf_lightning.objectives.discrepancies.kernels import CHUNK
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number, at_least_float32, full_products, no_autocast, to_float64
-
-EPS = 1e-7
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pmf_lightning.objectives.discrepancies.balance import check_features, self_normalised
+from pmf_lightning.objectives.discrepancies.balance import EPS, check_features, self_normalised
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number, at_least_float32, full_products, no_autocast
-
-EPS = 1e-7
 
 
 def sliced_directions(features: int, count: int, seed: int) -> Float64[Tensor, "d l"]:
