@@ -21,7 +21,7 @@ from pmf_lightning.evaluation.image_files import KINDS, ImageSaver
 from pmf_lightning.evaluation.sample_sources import SampleSource, evaluator_of, existing_images, images_of_checkpoint
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import atomic_write, writable
+from pmf_lightning.utils.cache import atomic_write, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.provenance import versions
 
@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for bad input, before long work.
     """
     check(cfg)
-    with torchrun_group(cfg.device) as device:
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
         subject = on_all_ranks(
             lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)

@@ -15,7 +15,7 @@ from pmf_lightning.pipeline.class_names import class_numbers, column_titles
 from pmf_lightning.pipeline.images import draw, prepare_decoder, sampling_options
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 
 MOST_ON_GRID = 400
@@ -30,7 +30,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
-    out = writable(Path(cfg.out), "out")
+    with no_empty_folder(Path(cfg.out)):
+        return _sampled(cfg, writable(Path(cfg.out), "out"))
+
+
+def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
     module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)

@@ -33,7 +33,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import digest, file_sha256, writable
+from pmf_lightning.utils.cache import digest, file_sha256, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError, suggestions
 
 COLUMNS = 10  # of the grid of samples
@@ -54,7 +54,7 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     return the same; rank 0 writes. Raises UserError for bad input, before long work.
     """
     check(cfg)
-    with torchrun_group(cfg.device) as device:
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
         module, averages = on_all_ranks(lambda: load_with_averages(cfg.ckpt, cfg.trust))
         axes = on_all_ranks(lambda: _axes(cfg, module, averages))

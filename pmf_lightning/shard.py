@@ -32,7 +32,7 @@ from pmf_lightning.data.shards.writing.tar_files import room_to_unpack
 from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.models.sd_vae import SDVAE
-from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.pasted import path_argument
@@ -44,10 +44,11 @@ def shard(cfg: DictConfig) -> ShardingResult:
     Raises UserError for bad input, before any image is read, and if too many inputs are unreadable.
     """
     _check(cfg)
-    out = writable(_out(cfg), "out")
-    vae = _autoencoder(cfg) if cfg.kind == "latents" else None
-    with room_to_unpack(out) as unpacked:
-        return _made(cfg, out, vae, unpacked)
+    with no_empty_folder(_out(cfg)):
+        out = writable(_out(cfg), "out")
+        vae = _autoencoder(cfg) if cfg.kind == "latents" else None
+        with room_to_unpack(out) as unpacked:
+            return _made(cfg, out, vae, unpacked)
 
 
 def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> ShardingResult:

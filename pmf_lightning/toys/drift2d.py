@@ -90,8 +90,8 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
 
     Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
     """
-    out = writable(Path(cfg.out), "out")
     check(cfg)
+    out = writable(Path(cfg.out), "out")
     cache = ResultCache(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     results = {}

@@ -23,7 +23,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling import ode
 from pmf_lightning.sampling.generate import image_noise
 from pmf_lightning.toys.fields_figure import save_fields
-from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 
 
@@ -68,9 +68,10 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
     Raises UserError for bad input.
     """
     check(cfg)
-    out = writable(Path(cfg.out), "out")
-    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
-    options = guidance_options(cfg, module)
+    with no_empty_folder(Path(cfg.out)):
+        out = writable(Path(cfg.out), "out")
+        module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
+        options = guidance_options(cfg, module)
     times = sorted(map(float, cfg.path_times), reverse=True)
     path, pairs = follow(module.to(cfg.device), times, cfg, options)
     measured = {

@@ -71,8 +71,8 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
 
     Finished arms are read from ``out``/arms and not run again. Raises UserError for bad input.
     """
-    out = writable(Path(cfg.out), "out")
     check(cfg)
+    out = writable(Path(cfg.out), "out")
     cache = ResultCache(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     arms = [ManifoldRun(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -110,3 +110,16 @@ def writable(folder: Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); set another {key}") from error
     return folder
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove ``folder`` after an error if it was made inside and is still empty, and likewise the folders above it."""
+    missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]  # False if it cannot be seen
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds files, or was never made
+            for one in missing:
+                one.rmdir()
+        raise

@@ -195,6 +195,7 @@ def test_bad_input_of_sample_is_one_line(call, trained, tmp_path, arguments, wor
     assert "Traceback" not in errors
     for word in words:
         assert word in lines[0]
+    assert not (tmp_path / "samples").exists()
 
 
 def test_sample_needs_a_checkpoint(call):

@@ -207,7 +207,7 @@ def test_bad_input_is_one_line(call_command, cache, trained, tmp_path, arguments
     assert message in lines[0]
     assert len(lines) == 1
     assert "Traceback" not in errors
-    assert not Path("evaluation", "evaluation.json").exists()
+    assert not Path("evaluation").exists()
 
 
 def test_pictures_of_before_are_not_mixed_with_new_ones(judge, trained):

@@ -354,6 +354,7 @@ def test_bad_input_is_refused_before_anything_is_measured(trained, cache, tmp_pa
         return
     with pytest.raises(UserError, match=words):
         search(trained, cache, tmp_path / "out", *overrides)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
