@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import composed_once
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from pmf_lightning import build, compose, load_official
 
 torch.set_num_threads(1)
+composed_once.install()
 REFERENCE = Path(__file__).parent / "reference"
 
 

@@ -5,6 +5,7 @@ from functools import cache
 from inspect import signature
 from itertools import product
 
+import composed_once
 import pytest
 import torch
 from hydra.utils import get_object
@@ -156,7 +157,9 @@ def test_experiment_takes_a_step(name, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in choices("model")]
+)
 def test_noise_scale_follows_the_resolution(model):
     """It doubles with the side of the image, or does not depend on it: small models, latents, drifting."""
     cfg = compose([f"model={model}", "data=digits"])
@@ -226,5 +229,36 @@ def test_a_composition_inside_another_leaves_it_alone():
 
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         outer = GlobalHydra.instance().hydra
-        compose(["model=pmf_tiny"])
+        composed_once.by_hydra(["model=pmf_tiny"], "train")
         assert GlobalHydra.instance().hydra is outer
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("train", []),
+        ("train", ["model=pmf_digits", "logger=[wandb,csv]", "seed=3", "logger.wandb.name=a", "~trainer.devices"]),
+        ("train", ["launcher=slurm", "hydra.launcher.nodes=2", "+callbacks.a={_target_: b.C}", "features={}"]),
+        (
+            "train",
+            ["model=jit_b16", "backbone.heads={u: 2}", "optimizer=adam", "++optimizer.eps=1e-6", "ema={ramp: 1}"],
+        ),
+        ("evaluate", ["protocol=jit", "+data=digits", "data.resolution=8", "protocol.n=4"]),
+        ("train", ["seed=1", "nothing=2"]),
+        ("train", ["+seed=1"]),
+        ("train", ["model=nothing", "seed=1"]),
+        ("train", ["seed=1,2"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_the_tests_compose_as_hydra_does(command, overrides):
+    """What composed_once.py makes of overrides, when it has kept their groups or not, is what Hydra makes of them."""
+    ways = (composed_once.by_hydra, composed_once.composed, composed_once.composed)
+    found = []
+    for way in ways:
+        try:
+            cfg = way(overrides, command)
+            found.append((OmegaConf.to_yaml(cfg), OmegaConf.is_struct(cfg), OmegaConf.is_readonly(cfg)))
+        except Exception as error:
+            found.append((type(error), str(error)))
+    assert found[0] == found[1] == found[2]
