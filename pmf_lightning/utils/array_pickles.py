@@ -84,8 +84,6 @@ def read_array_pickle(path: Path, encoding: str = "ASCII") -> Any:
     try:
         if path.stat().st_size > MOST_PICKLE_BYTES:
             raise ValueError(f"it is longer than {MOST_PICKLE_BYTES:,} bytes")
-        return _ArraysOnly(
-            io.BytesIO(path.read_bytes()), encoding=encoding
-        ).load()  # reads stay in memory
+        return _ArraysOnly(io.BytesIO(path.read_bytes()), encoding=encoding).load()  # reads stay in memory
     except Exception as error:  # pickle may raise any error for a foreign file
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
