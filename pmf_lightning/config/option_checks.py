@@ -56,6 +56,7 @@ _NEEDED = {f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes",
 _FREE = (
     "study.",
     "features.",
+    "battery.members.",
     "objective.perceptual.",
     "backbone.heads.",
     "backbone.sizes.",

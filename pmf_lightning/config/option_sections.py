@@ -52,7 +52,29 @@ TRAINED: Table = {  # encoders that are trained on the data at hand
     "warmup_steps": integer(0),
     "weight_decay": number(0),
 }
-CLASSIFIER: Table = {**TRAINED, "side": SIDE, "features": COUNT, "shift": SHARE}
+CLASSIFIER: Table = {
+    **TRAINED,
+    **{"side": SIDE, "features": COUNT, "shift": SHARE},
+    "architecture": choice("convolutional", "mlp"),
+}
+ENCODER: Table = {
+    "name": TEXT,
+    "model": TEXT,
+    "weights": PATH.or_null(),
+    "download": YES_NO,
+    "side": SIDE.or_null(),
+    "mean": list_of(number(), length=3).or_null(),
+    "std": list_of(number(above=0), length=3).or_null(),
+    "interpolation": choice("bicubic", "bilinear").or_null(),
+    "pool": choice("head", "token", "patches", "map"),
+    "width": COUNT.or_null(),
+    "resize": choice("tensorflow1", "half_pixel"),
+    "output": either(integer(0), TEXT),
+    "remote_code": YES_NO.or_null(),
+    "folder": TEXT,
+    "cell": COUNT,
+    "option": TEXT,
+}
 MASKED_AUTOENCODER: Table = {"base_channels": COUNT, "blocks": list_of(integer(), least=1)}
 MASKING: Table = {
     "cell": COUNT,
@@ -145,6 +167,8 @@ EVALUATION: Table = {
             "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
             "module.**": ANYTHING,
             **below("settings", CLASSIFIER),
+            **{key: ENCODER[key] for key in ("side", "mean", "std", "interpolation", "pool")},
+            **below("encoder", ENCODER),
         },
     ),
     **below("metrics", METRICS),
@@ -228,11 +252,14 @@ BACKBONE: Table = {
     "rows": COUNT,
     **MASKED_AUTOENCODER,
 }
+MAE: Table = {**TRAINED, **MASKED_AUTOENCODER, **MASKING, "patch": SIDE, "clip": POSITIVE}
 BATTERY: Table = {
     "reference": PATH.or_null(),
     "members": mapping(words="give encoders by name, or choose battery="),
     "members.*": part(words="give what Hydra builds, such as {_target_: package.Encoder}"),
-    "members.*.**": ANYTHING,  # each member's class annotates its parameters
+    **below("members.*", ENCODER),
+    **below("members.*.settings", MAE | CLASSIFIER),
+    "members.*.**": ANYTHING,  # of encoders of other kinds
 }
 POSTTRAIN: Table = {
     "name": TEXT,
@@ -280,7 +307,7 @@ DRIFT_FEATURES: Table = {
     "sets": TEXT,
     "every_block": COUNT,
     **below("convnext", FEATURES),
-    **below("settings", {**TRAINED, **MASKED_AUTOENCODER, **MASKING, "patch": SIDE, "clip": POSITIVE}),
+    **below("settings", MAE),
 }
 TRAINER: Table = {
     "accelerator": choice("cpu", "gpu", "cuda", "mps", "auto"),

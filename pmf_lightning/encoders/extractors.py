@@ -1,7 +1,7 @@
 """Feature extractors from a small classifier of the run's data, and from any module."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class ClassifierFeatures:
 
     def fingerprint(self) -> str:
         """Return a text that identifies the data and the classifier's settings."""
-        parts = (VERSION, self.source.fingerprint(), self.source.classes, *astuple(self.settings))
+        parts = (VERSION, self.source.fingerprint(), self.source.classes, *self.settings.key)
         return f"classifier of {self.source.name} {digest(*parts)[:16]}"
 
     def open(self, device: torch.device) -> Network:

@@ -27,6 +27,7 @@ class Inception:
         download: whether a missing file may be downloaded there.
         batch: images per forward pass.
         resize: the protocol's rule to resize to 299 pixels, a name of ``RESIZES``.
+        option: key of these options in error messages.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Inception:
     download: bool
     batch: int
     resize: str = "tensorflow1"
+    option: str = "extractor"
 
     @property
     def features(self) -> int:
@@ -60,16 +62,19 @@ class Inception:
     def check(self) -> None:
         """Raise UserError if the weights are missing and may not be downloaded."""
         if self.batch < 1:
-            raise UserError(f"extractor.batch={self.batch}: at least one image at a time is needed")
+            raise UserError(f"{self.option}.batch={self.batch}: at least one image at a time is needed")
         if self.resize not in RESIZES:
-            raise UserError(f"extractor.resize={self.resize}: no such rule; {suggestions(str(self.resize), RESIZES)}")
+            raise UserError(
+                f"{self.option}.resize={self.resize}: no such rule; {suggestions(str(self.resize), RESIZES)}"
+            )
         if self.path.is_file() or (self.weights is None and self.download):
             return
-        option = "extractor.weights" if self.weights is not None else "extractor=inception"
+        given = f"{self.option}.weights"
+        missing = given if self.weights is not None or self.option != "extractor" else "extractor=inception"
         raise UserError(
-            f"{option}: the weights of Inception are not at {self.path}; get {FILE} from torch-fidelity's release "
-            "v0.2.0 on GitHub (github.com/toshas/torch-fidelity/releases) and give its path as extractor.weights=, or "
-            "download it with extractor.download=true"
+            f"{missing}: the weights of Inception are not at {self.path}; get {FILE} from torch-fidelity's release "
+            f"v0.2.0 on GitHub (github.com/toshas/torch-fidelity/releases) and give its path as {given}=, or download "
+            f"it with {self.option}.download=true"
         )
 
     def fingerprint(self) -> str:
@@ -77,17 +82,20 @@ class Inception:
         text = f"inception-v3-compat 2048 {file_sha256(self._present())[:16]}"
         return text if self.resize == "tensorflow1" else f"{text} {self.resize}"
 
-    def open(self, device: torch.device) -> Network:
-        """Return the network on ``device``; UserError if the file does not hold its weights."""
+    def network(self) -> FeatureExtractorInceptionV3:
+        """Return torch-fidelity's network; UserError if the file does not hold its weights."""
         path = self._present()
         try:
             load_tensors(path)  # checked first, because torch-fidelity would run pickled code
             with torch.random.fork_rng(devices=[]):  # torch-fidelity initialises random weights before it loads
-                inception = FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
+                return FeatureExtractorInceptionV3("inception-v3-compat", _LAYERS, str(path))
         except Exception as error:  # torch may raise any error for a foreign file
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise UserError(f"extractor.weights={path}: not the weights of Inception, {FILE} ({reason})") from error
-        inception = inception.to(device)
+            raise UserError(f"{self.option}.weights={path}: not the weights of Inception, {FILE} ({reason})") from error
+
+    def open(self, device: torch.device) -> Network:
+        """Return the network on ``device``; UserError if the file does not hold its weights."""
+        inception = self.network().to(device)
         *body, head = inception.children()  # torch-fidelity registers the layers in calling order
 
         def network(images: Tensor) -> Features:

@@ -24,7 +24,8 @@ class PretrainedWeights:
     """Published weights of a frozen network.
 
     ``name`` is the name of the distance, ``what`` the network, ``source`` the file and its published location. ``role``
-    is the purpose of the weights in errors, ``instead`` the way to do without them.
+    is the purpose of the weights in errors, ``instead`` the way to do without them. ``option`` is the option of their
+    path; None: that of a perceptual loss.
     """
 
     name: str
@@ -32,18 +33,24 @@ class PretrainedWeights:
     source: str
     role: str = "perceptual loss"
     instead: str = "leave the loss out with perceptual=none"
+    option: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The option of the path of the weights."""
+        return self.option or f"features.{self.name}.weights"
 
     @property
     def remedy(self) -> str:
         """Remedy in errors for missing weights."""
-        return f"give its path as features.{self.name}.weights, or {self.instead}"
+        return f"give its path as {self.key}, or {self.instead}"
 
     def read(self, path: str) -> dict[str, Tensor]:
         """Return the state dict in a .safetensors or torch file, without running code in it.
 
         Raises UserError for a missing file, or one without a state dict.
         """
-        key = f"features.{self.name}.weights={path}"
+        key = f"{self.key}={path}"
         if not Path(path).expanduser().is_file():
             raise UserError(f"{key}: no such file; get {self.source}, {self.remedy}")
         try:
@@ -73,12 +80,12 @@ class PretrainedWeights:
 
         Raises UserError if weights are missing or of another shape.
         """
-        wanted, state = network.state_dict(), unwrapped(state, f"features.{self.name}.weights={path}")
+        wanted, state = network.state_dict(), unwrapped(state, f"{self.key}={path}")
         wrong = [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]
         if wrong:
             found = f"of shape {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "missing"
             raise UserError(
-                f"features.{self.name}.weights={path}: not the weights of {self.what}: {wrong[0]} is {found}, "
+                f"{self.key}={path}: not the weights of {self.what}: {wrong[0]} is {found}, "
                 f"{len(wrong)} of {len(wanted)} do not fit; get {self.source}, {self.remedy}"
             )
         network.load_state_dict({name: state[name].float() for name in wanted}, assign=True)

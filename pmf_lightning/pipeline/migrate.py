@@ -21,6 +21,10 @@ MOVED_TARGETS = {
     "pmf_lightning.drift_features.make.released": "pmf_lightning.encoders.drifting.build.released",
     "pmf_lightning.drift_features.make.trained_by_run": "pmf_lightning.encoders.drifting.build.trained_by_run",
     "pmf_lightning.drift_features.make.trained_on_data": "pmf_lightning.encoders.drifting.build.trained_on_data",
+    "pmf_lightning.encoders.battery.members.PixelMember": "pmf_lightning.encoders.battery.members.Pixels",
+    "pmf_lightning.encoders.battery.members.classifier_member": (
+        "pmf_lightning.encoders.battery.members.ClassifierMember"
+    ),
     "pmf_lightning.evaluation.dinov2.DinoV2": "pmf_lightning.encoders.dinov2.DinoV2",
     "pmf_lightning.evaluation.inception.Inception": "pmf_lightning.encoders.inception.Inception",
     "pmf_lightning.evaluation.other_features.ClassifierFeatures": (

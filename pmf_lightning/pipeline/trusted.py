@@ -54,6 +54,8 @@ _PARTS = {
     "extractor": (
         *("encoders.dinov2.DinoV2", "encoders.inception.Inception"),
         *("encoders.extractors.ClassifierFeatures*", "encoders.extractors.ModuleFeatures"),
+        *("encoders.battery.extractor.EncoderFeatures", "encoders.battery.extractor.timm_features"),
+        "encoders.battery.lite0.Lite0*",
         "encoders.classifier.train.ClassifierSettings",
     ),
     "features": (
@@ -61,7 +63,11 @@ _PARTS = {
         *("encoders.perceptual.lpips.LPIPS", "encoders.classifier.train.ClassifierSettings"),
     ),
     "battery": (
-        *("encoders.battery.members.classifier_member*", "encoders.battery.members.PixelMember"),
+        *(f"encoders.battery.members.{name}*" for name in ("ClassifierMember", "MAEMember", "Pixels")),
+        *("encoders.battery.timm_member.TimmMember", "encoders.battery.lite0.Lite0"),
+        "encoders.battery.inception_member.InceptionMember",
+        *(f"encoders.battery.hub_members.{name}" for name in ("TransformersMember", "DreamSimMember", "VAEMember")),
+        "encoders.drifting.train_mae.MAESettings",
         "encoders.classifier.train.ClassifierSettings",
     ),
     "drift_features": (

@@ -48,6 +48,7 @@ def test_every_command_has_a_table():
           for name in choices(group)),
         *(("train", [f"{group}={name}"]) for group in ("logger", "callbacks") for name in choices(group)),
         *(("train", ["model=drifting_tiny", f"drift_features={name}"]) for name in choices("drift_features")),
+        *(("train", [f"battery={name}"]) for name in choices("battery")),
         *(("train", [f"preconditioner={name}"]) for name in choices("preconditioner")),
         *(("evaluate", [f"{group}={name}"]) for group in ("protocol", "extractor") for name in choices(group)),
         *(("toy", [f"toys={name}"]) for name in choices("toys")),

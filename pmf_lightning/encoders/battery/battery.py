@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.encoders.base import Encoder
+from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
 
 FEATURES = "features"  # name of the vector that a member returns
@@ -44,6 +45,18 @@ class Battery(Encoder):
         """Return the features [n,D] of each member, by its name; latents are decoded first."""
         pixels = images if self.decoder is None else self.decoder.decode_with_gradient(images)
         return {name: member.encode(pixels)[FEATURES] for name, member in self.members.items()}
+
+    def widths(self, channels: int, resolution: int) -> dict[str, int]:
+        """Return the numbers per image of each member, for images of that size."""
+        return {name: member.shapes(channels, resolution)[FEATURES][0] for name, member in self.members.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a text per member that changes whenever its features may change."""
+        return {name: member.fingerprint() for name, member in self.members.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that changes whenever the features of any member may change."""
+        return digest(*(f"{name} {text}" for name, text in self.fingerprints().items()))
 
     def to(self, device: torch.device | str) -> "Battery":
         """Move the members and the targets to ``device``."""

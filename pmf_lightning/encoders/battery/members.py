@@ -1,65 +1,78 @@
-"""Members of a battery that need no download: a classifier of the data at hand, and the pixels."""
+"""Encoders that need no published weights: raw pixels, and networks trained on the data at hand.
+
+Those trained on the data are ``_partial_`` in conf/encoder and get ``source`` and ``cache_dir`` from
+encoders.build.complete.
+"""
 
 from copy import deepcopy
 
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.encoders.base import Encoder
-from pmf_lightning.encoders.battery.battery import FEATURES
-from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.battery.member import Images, Member, Vectors
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.utils.errors import UserError
-from pmf_lightning.utils.precision import at_least_float32
-
-Images = Float[Tensor, "n c h w"]
 
 
-class ClassifierMember(Encoder):
-    """The last hidden layer of the small classifier of the data (encoders/classifier), of images of any size."""
+class Pixels(Member):
+    """The pixels, averaged down to ``side`` pixels (area) and flattened; smaller images are not enlarged.
 
-    def __init__(self, classifier: Classifier):
+    ``source`` states the channels and the size of the images. Raises UserError for a side below 1.
+    """
+
+    channels = None
+
+    def __init__(self, side: int, *, source: DataSource, cache_dir: str | None = None):
         super().__init__()
-        self.body, self.largest = deepcopy(classifier.body), classifier.side
+        if side < 1:
+            raise UserError(f"battery.members: side={side}: images have at least 1 pixel")
+        self.reduced_to = min(side, source.resolution)
+        self.width, self.facts = source.channels * self.reduced_to**2, (self.reduced_to,)
         self.freeze()
 
-    def encode(self, images: Images) -> dict[str, Float[Tensor, "n d"]]:
-        """Return "features"; images are averaged down to the classifier's size."""
-        pixels = images.to(next(self.parameters()).dtype)
-        side = min(self.largest, pixels.shape[-1])
-        if pixels.shape[-1] != side:
-            pixels = functional.adaptive_avg_pool2d(pixels, side)
-        return {FEATURES: at_least_float32(self.body(pixels))}
+    def vectors(self, images: Images) -> Vectors:
+        """Return the pixels in [-1, 1], [n, C side side]."""
+        return functional.adaptive_avg_pool2d(images, self.reduced_to).flatten(1)
 
 
-def classifier_member(
-    settings: ClassifierSettings, seed: int, *, source: DataSource, cache_dir: str | None
-) -> ClassifierMember:
-    """Return the features of a classifier of ``source``, trained with ``seed`` or read from the cache.
+class ClassifierMember(Member):
+    """Last hidden layer of a small classifier of the data, which is trained in seconds and cached.
 
-    Raises UserError for data with fewer than two classes, or of latents.
+    Settings with another ``seed`` or ``architecture`` make another encoder. With one class it tells quarter turns apart
+    (encoders/classifier/train.py). Raises UserError for latents.
     """
-    if source.classes < 2:
-        raise UserError(f"data {source.name} has {source.classes} class, and a classifier needs at least 2")
-    from_seed = ClassifierSettings(**{**vars(settings), "seed": seed})
-    return ClassifierMember(cached_classifier(source, from_seed, cache_dir))
 
+    channels = None
 
-class PixelMember(Encoder):
-    """The pixels, averaged to ``size`` x ``size``, as one vector."""
-
-    def __init__(self, size: int):
+    def __init__(self, settings: ClassifierSettings, *, source: DataSource, cache_dir: str | None):
         super().__init__()
-        if size < 1:
-            raise ValueError(f"size={size}: it is 1 pixel or more")
-        self.size = size
+        self.net = deepcopy(cached_classifier(source, settings, cache_dir))
+        self.width, self.facts = settings.features, (settings.architecture, self.net.side)
+        self.freeze()
 
-    def encode(self, images: Images) -> dict[str, Float[Tensor, "n d"]]:
-        """Return "features"."""
-        return {FEATURES: functional.adaptive_avg_pool2d(at_least_float32(images), self.size).flatten(1)}
+    def vectors(self, images: Images) -> Vectors:
+        """Return the last hidden layer, [n, features]."""
+        return self.net.body(self.net.reduced(images.to(self.net.head.weight.dtype)))
 
-    def fingerprint(self) -> str:
-        """Return the class with the size."""
-        return f"{type(self).__name__} {self.size}"
+
+class MAEMember(Member):
+    """Mean over the last map of the small masked autoencoder of the data (encoders/drifting), trained and cached.
+
+    Images are resized to the data's resolution. Raises UserError if the autoencoder cannot be built or trained.
+    """
+
+    channels = None
+
+    def __init__(self, settings: MAESettings, *, source: DataSource, cache_dir: str | None):
+        super().__init__()
+        self.net = deepcopy(cached_mae(source, settings, cache_dir).encoder)
+        self.width = len(self.net.stages[-1].norm.weight)
+        self.freeze()
+
+    def vectors(self, images: Images) -> Vectors:
+        """Return the mean of the last stage's output, [n, 8 base_channels]."""
+        if images.shape[-1] != self.net.resolution:
+            size = (self.net.resolution, self.net.resolution)
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        return self.net(images.to(self.net.stem[0].weight.dtype))["layer4"].mean((2, 3))

@@ -1,4 +1,4 @@
-"""Small convolutional classifier of uint8 images; Frechet distances use the features of its last hidden layer."""
+"""Small classifiers of uint8 images, convolutional or perceptron; distances use their last hidden layer."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -8,13 +8,13 @@ from torch.nn import functional
 from pmf_lightning.utils.rng import generator
 
 
-class Classifier(nn.Module):
-    """Three convolutions, a hidden layer of ``features`` units and a linear head; no batch statistics, no dropout.
+class ImageClassifier(nn.Module):
+    """Body with a last hidden layer of ``features`` units, and a linear head; no batch statistics, no dropout.
 
     The output for an image thus depends on that image only. The weights are sampled from ``seed``, never from the
     global generator. Images are uint8 [B, C, H, W] of any size. Images larger than ``side`` pixels are averaged down to
     it (area, so without aliasing); this also removes pixel noise, so evaluate at full size if noise matters. The
-    architecture is ours: only its determinism matters, and the scale of its features is arbitrary.
+    architectures are ours: only their determinism matters, and the scale of the features is arbitrary.
     """
 
     def __init__(self, channels: int, classes: int, features: int, seed: int, side: int):
@@ -22,24 +22,14 @@ class Classifier(nn.Module):
         self.side = side
         self.num_features = features
         with torch.device("meta"):  # building on a real device would advance the global generator
-            self.body = nn.Sequential(
-                nn.Conv2d(channels, 24, 5, stride=2, padding=2, bias=False),
-                nn.GroupNorm(4, 24),
-                nn.SiLU(),
-                nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(8, 48),
-                nn.SiLU(),
-                nn.Conv2d(48, 96, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(8, 96),
-                nn.SiLU(),
-                nn.AdaptiveAvgPool2d(4),
-                nn.Flatten(),
-                nn.Linear(96 * 16, features),
-                nn.SiLU(),
-            )
+            self.body = self.make_body(channels, features)
             self.head = nn.Linear(features, classes)
         self.to(torch.float32).to_empty(device="cpu")
         self._draw_weights(seed)
+
+    def make_body(self, channels: int, features: int) -> nn.Sequential:
+        """Return the layers from images in [-1, 1] to ``features`` numbers."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def _draw_weights(self, seed: int):
@@ -51,9 +41,12 @@ class Classifier(nn.Module):
                 weight.fill_(float(name.endswith("weight")))
 
     def shrink(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c s s2"]:
-        """Average images down to at most ``side`` pixels and scale them from 0..255 to [-1, 1]."""
-        pixels = images.to(self.head.weight.dtype) / 127.5 - 1
-        height, width = images.shape[-2:]
+        """Scale images from 0..255 to [-1, 1] and average them down to at most ``side`` pixels."""
+        return self.reduced(images.to(self.head.weight.dtype) / 127.5 - 1)
+
+    def reduced(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s2"]:
+        """Average images in [-1, 1] down to at most ``side`` pixels."""
+        height, width = pixels.shape[-2:]
         if max(height, width) <= self.side:
             return pixels
         return functional.adaptive_avg_pool2d(pixels, (min(height, self.side), min(width, self.side)))
@@ -65,3 +58,50 @@ class Classifier(nn.Module):
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return one logit per class."""
         return self.head(self.embed(images))
+
+
+class Classifier(ImageClassifier):
+    """Three convolutions with group norms, then a hidden layer."""
+
+    def make_body(self, channels: int, features: int) -> nn.Sequential:
+        """Return the layers."""
+        return nn.Sequential(
+            nn.Conv2d(channels, 24, 5, stride=2, padding=2, bias=False),
+            nn.GroupNorm(4, 24),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(8, 48),
+            nn.SiLU(),
+            nn.Conv2d(48, 96, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(8, 96),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(96 * 16, features),
+            nn.SiLU(),
+        )
+
+
+class MLPClassifier(ImageClassifier):
+    """Perceptron with two layers of 256 units on the pixels, averaged to 16 x 16, in front of the hidden layer.
+
+    It shares nothing with convolutions, so it judges generators whose loss uses ``Classifier``.
+    """
+
+    def make_body(self, channels: int, features: int) -> nn.Sequential:
+        """Return the layers."""
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(16),
+            nn.Flatten(),
+            nn.Linear(channels * 16**2, 256),
+            nn.LayerNorm(256),
+            nn.SiLU(),
+            nn.Linear(256, 256),
+            nn.LayerNorm(256),
+            nn.SiLU(),
+            nn.Linear(256, features),
+            nn.SiLU(),
+        )
+
+
+ARCHITECTURES = {"convolutional": Classifier, "mlp": MLPClassifier}

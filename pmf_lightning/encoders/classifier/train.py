@@ -14,10 +14,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pmf_lightning.data.dataset import BatchDataset, DataSource, ImageDataset
-from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.classifier.network import ARCHITECTURES, ImageClassifier
 from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
 from pmf_lightning.utils.cache import cache_root, digest
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.rng import generator
 
 VERSION = 1  # part of the cache key: increase it when the network or its training changes
@@ -29,7 +29,7 @@ class ClassifierSettings:
 
     ``seed`` is not the run's seed, because runs are comparable only if the same classifier evaluates them. Images are
     reduced to at most ``side`` pixels. ``shift`` is the largest augmenting shift as a fraction of the side.
-    ``warmup_steps`` counts steps.
+    ``warmup_steps`` counts steps. ``architecture`` is a name of ``ARCHITECTURES``.
     """
 
     seed: int
@@ -41,9 +41,23 @@ class ClassifierSettings:
     warmup_steps: int
     weight_decay: float | int
     shift: float | int
+    architecture: str = "convolutional"
+
+    @property
+    def key(self) -> tuple[int | float | str, ...]:
+        """The settings as a part of cache keys and fingerprints; they are older than the choice of architecture."""
+        *others, architecture = astuple(self)
+        return tuple(others) if architecture == "convolutional" else (*others, architecture)
+
+    def network(self, channels: int, classes: int) -> ImageClassifier:
+        """Return the untrained network; UserError for an unknown architecture."""
+        if self.architecture not in ARCHITECTURES:
+            hint = suggestions(str(self.architecture), ARCHITECTURES)
+            raise UserError(f"architecture={self.architecture}: there is no such classifier; {hint}")
+        return ARCHITECTURES[self.architecture](channels, classes, self.features, self.seed, self.side)
 
 
-def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> Classifier:
+def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> ImageClassifier:
     """Return the classifier of ``source``'s training split, read from the cache folder or trained and cached.
 
     With one class its classes are the ``QuarterTurns`` of the images. A damaged file is replaced, with a notice. Raises
@@ -53,15 +67,15 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
         raise UserError(f"{source.name} provides latents: the small classifier needs pixels; leave it out")
     folder = cache_root(cache_dir) / "classifiers"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *astuple(settings))}.pt"
+    path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *settings.key)}.pt"
 
     one_class = source.classes == 1
     classes = len(QuarterTurns.names) if one_class else source.classes
 
-    def empty() -> Classifier:
-        return Classifier(source.channels, classes, settings.features, settings.seed, settings.side)
+    def empty() -> ImageClassifier:
+        return settings.network(source.channels, classes)
 
-    def trained() -> Classifier:
+    def trained() -> ImageClassifier:
         split = source.train()
         return train_classifier(QuarterTurns(split) if one_class else split, classes, settings)
 
@@ -97,7 +111,7 @@ class QuarterTurns(BatchDataset):
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)
-def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSettings) -> Classifier:
+def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSettings) -> ImageClassifier:
     """Train a classifier on the CPU by AdamW with warm-up and cosine decay; return it frozen.
 
     ``split`` holds pixels. The weights are bit-identical for any number of threads, given the same input, version of
@@ -105,7 +119,7 @@ def train_classifier(split: ImageDataset, classes: int, settings: ClassifierSett
     """
     if classes < 2:
         raise UserError(f"{classes} class: the classifier that measures quality needs at least 2; set metrics=none")
-    classifier = Classifier(split[0][0].shape[0], classes, settings.features, settings.seed, settings.side)
+    classifier = settings.network(split[0][0].shape[0], classes)
     adam = torch.optim.AdamW(classifier.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in tqdm(range(settings.steps), "training the classifier", leave=False, disable=None):
         draw = generator(settings.seed, "classifier", "batch", step)
