@@ -1,0 +1,233 @@
+"""Post-training by distribution matching: one step of each generator, the loss by hand, parts, state and refusals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from common import CLASSES, normal, relative
+from matching import BATCH, FRECHET, WIDTH, battery, label_batch, matching, matching_run, network, real
+from ranks import together
+
+from pmf_lightning import FeatureEMA, FeatureQueue, FrechetReference, frechet_loss, generate, mmd_loss
+from pmf_lightning.objectives.base import check_contract
+from pmf_lightning.objectives.discrepancies.choices import (
+    Drift,
+    Frechet,
+    MMDExact,
+    MMDFourier,
+    MMDNystrom,
+    SlicedWasserstein,
+)
+from pmf_lightning.objectives.distribution_matching import FLOOR_DRAWS
+from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
+from pmf_lightning.utils.rng import BatchRows
+
+CHOICES = {
+    "queue": Frechet(**{**FRECHET, "population": "queue"}),
+    "batch": Frechet(**{**FRECHET, "population": "batch", "ridge": 1e-6}),
+    "mmd_nystrom": MMDNystrom(landmarks=16, scale=1.0),
+    "mmd_exact": MMDExact(scale=1.0),
+    "mmd_fourier": MMDFourier(frequencies=64, scale=1.0),
+    "sliced": SlicedWasserstein(directions=32),
+    "drift": Drift(temperatures=(0.2, 0.05)),
+}
+
+
+def step(law, net=None, state=None, encoders=None):
+    """Losses of step 0, and the gradients of the network's weights by name."""
+    net, encoders = net or network(), encoders or battery(law)
+    state = law.initial_state(net, encoders, 0) if state is None else state
+    given = label_batch()
+    losses = law(net, given, law.draw(given, 0, 0), encoders, state=state)
+    weights = dict(net.named_parameters())
+    found = torch.autograd.grad(losses.total, list(weights.values()), allow_unused=True)
+    return losses, {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize("sampler", ["average", "heun", "one_step"])
+def test_images_are_those_of_sampling_in_one_step(sampler):
+    law, net = matching(sampler), network(sampler)
+    check_contract(law)
+    noise, y = law.noise_scale * normal("noise", shape=(6, 3, 8, 8)), torch.arange(6) % CLASSES
+    conditions = law.sampling_conditions(0, 0, 6)
+    images = law.images(net, noise, y, conditions)
+    guidance = {"omega": 1.0 if sampler == "heun" else 2.0, "t_min": 0.1, "t_max": 0.8}
+    wanted = generate(net, noise, y, 1, **guidance, objective=law.generator, conditions=conditions)
+    assert torch.equal(images, wanted)
+    assert torch.equal(generate(net, noise, y, 1, **guidance, objective=law, conditions=conditions), wanted)
+    assert images.requires_grad
+    assert law.heads == ("u",)
+    assert step(law, net)[0].total.isfinite()
+
+
+def test_loss_is_the_sum_of_frechet_losses_of_the_images():
+    law, net = matching(weights={"b": 3.0}), network()
+    encoders, given = battery(law), label_batch()
+    state, draws = law.initial_state(net, encoders, 0), law.draw(given, 0, 0)
+    losses, _ = step(law, net, state, encoders)
+    features = encoders.encode(law.images(net, draws.noise, given.y, {}))
+    total = 0
+    for name, weight in {"a": 1, "b": 3}.items():
+        reference = FrechetReference(*real(name).moments())
+        start = {key.rpartition(".")[2]: value for key, value in state.items() if f".{name}." in key}
+        population = FeatureEMA.from_state(start)
+        loss, info = frechet_loss(features[name], population, reference)
+        total = total + weight * loss
+        assert relative(losses.scalars[f"fd_{name}"], info["fd"]) < 1e-12
+        after = law.next_state(state, losses.observed, 0)
+        moved = population.updated(features[name])
+        assert relative(after[f"population.{name}.mean"], moved.state_dict()["mean"]) < 1e-12
+        assert not torch.equal(after[f"population.{name}.mean"], state[f"population.{name}.mean"])
+    assert relative(losses.total, total) < 1e-12
+    assert after.keys() == state.keys()
+
+
+def test_population_starts_from_the_generator_and_does_not_depend_on_parts():
+    law, net = matching(discrepancy=CHOICES["queue"]), network()
+    encoders = battery(law)
+    whole = law.initial_state(net, encoders, 0)
+    parts = replace(law, micro_batch=5).initial_state(net, encoders, 0)
+    assert whole["population.a.features"].shape == (FRECHET["rows"], WIDTH)
+    assert not torch.equal(whole["population.a.features"], law.initial_state(net, encoders, 1)["population.a.features"])
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-10, atol=1e-12)
+    queue = FeatureQueue(whole["population.a.features"])
+    assert (
+        relative(queue.statistics(whole["population.a.features"][:2])[0], whole["population.a.features"][2:].mean(0))
+        < 1
+    )
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_each_discrepancy_has_a_gradient_that_parts_do_not_change(name):
+    law, net = matching(discrepancy=CHOICES[name]), network()
+    encoders = battery(law)
+    losses, gradients = step(law, net, None, encoders)
+    assert {f"{law.discrepancy.metric}_{encoder}" for encoder in "ab"} <= losses.scalars.keys()
+    assert sum(gradient.norm() for gradient in gradients.values()) > 0
+    for size in (1, 5):
+        parts, of_parts = step(replace(law, micro_batch=size), net, None, encoders)
+        assert relative(parts.total, losses.total) < 1e-10
+        assert of_parts.keys() == gradients.keys()
+        for weight, gradient in gradients.items():
+            torch.testing.assert_close(of_parts[weight], gradient, rtol=1e-7, atol=1e-10)
+
+
+def test_the_joint_law_sees_labels_that_images_alone_do_not_show():
+    images, joint = (matching(discrepancy=CHOICES["mmd_nystrom"], joint=scale) for scale in (None, 1.0))
+    rows = real("a").rows
+    for law, ratio in ((images, 1), (joint, 10)):
+        target = law.target(real("a"), CLASSES)
+        labelled = [rows, torch.arange(len(rows)) % CLASSES]
+        swapped = [rows, (torch.arange(len(rows)) + 1) % CLASSES]
+        distances = []
+        for features, labels in (labelled, swapped):
+            seen = features if target.law is None else target.law(features, labels)
+            distances.append(mmd_loss(seen, target.reference)[1]["mmd2"].abs() + 1e-3)
+        assert distances[1] / distances[0] > ratio or ratio == 1
+    assert joint.encoder_request.needs == ("rows",)
+    with pytest.raises(ValueError, match="a: the reference has no labels, which the joint law needs"):
+        joint.target(real("a", labels=None), CLASSES)
+
+
+def test_the_controller_gates_encoders_at_their_floor():
+    law = matching(discrepancy=CHOICES["mmd_nystrom"], controller={"total": 10})
+    encoders, net = battery(law), network()
+    state = law.initial_state(net, encoders, 0)
+    losses, _ = step(law, net, state, encoders)
+    assert relative(losses.total, losses.scalars["weight_a"] + losses.scalars["weight_b"]) < 1e-3  # normalised losses
+    after = law.next_state(state, losses.observed, 0)
+    assert after["controller.updates"] == 1
+    assert after["controller.weights"].sum() == pytest.approx(10)
+    # A generator at the floor in one encoder: the other gets all the weight.
+    easy = replace(encoders.targets["a"], floor=1e3)
+    encoders.targets = {"a": easy, "b": encoders.targets["b"]}
+    losses, _ = step(law, net, state, encoders)
+    weights = law.next_state(state, losses.observed, 0)["controller.weights"]
+    assert weights.tolist() == pytest.approx([0, 10])
+    floor = law.target(real("a"), CLASSES).floor
+    bias = (1 - encoders.targets["b"].reference.k_rr) / BATCH
+    assert 0 < floor < 10 * bias
+    assert FLOOR_DRAWS == 8
+
+
+def test_draws_are_keyed_by_row():
+    law = matching("one_step")
+    whole = law.draw(label_batch(), 0, 3)
+    for index in range(2):
+        part = law.draw(label_batch(BATCH // 2), 0, 3, BatchRows(index, 2))
+        assert torch.equal(part.noise, whole.noise[index::2])
+        assert torch.equal(part.conditions["style"], whole.conditions["style"][index::2])
+    law = matching(discrepancy=CHOICES["sliced"])
+    assert torch.equal(
+        law.draw(label_batch(BATCH // 2), 0, 3, BatchRows(1, 2)).discrepancy["picks"],
+        law.draw(label_batch(), 0, 3).discrepancy["picks"],
+    )
+
+
+REFUSED = {
+    "encoders=\\[\\]: name at least one encoder": {"encoders": ()},
+    r"weights\.c: it is not one of encoders=\[a,b\]": {"weights": {"c": 1}},
+    "weights and controller": {"weights": {"a": 1}, "controller": {}},
+    "temperature=0": {"controller": {"temperature": 0}},
+    "batch=1: so few images have no covariance": {"batch": 1, "discrepancy": CHOICES["batch"]},
+    "discrepancy.rows=24: the population is smaller than batch=25": {"batch": 25},
+    "omega=0.5 ": {"omega": 0.5},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refusals(message):
+    with pytest.raises(ValueError, match=message):
+        matching(**REFUSED[message])
+
+
+def test_refusals_of_references_and_generators():
+    with pytest.raises(ValueError, match="MaskedAutoencoder makes no images"):
+        matching(generator=object.__new__(MaskedAutoencoder))
+    law = matching(discrepancy=CHOICES["mmd_exact"])
+    mu, sigma = real("a").moments()
+    with pytest.raises(ValueError, match="a: the reference has no rows of features"):
+        law.target(real("a", rows=60, labels=None) and replace(real("a"), rows=None, mu=mu, sigma=sigma), CLASSES)
+    gated = matching(discrepancy=CHOICES["mmd_nystrom"], controller={}, batch=100)
+    with pytest.raises(ValueError, match="floor on batch=100 held-out images, and there are 60"):
+        gated.target(real("a"), CLASSES)
+
+
+def test_counted_objective_needs_no_encoder():
+    law, encoders = matching().counted()
+    losses, gradients = step(law, network(), {}, encoders)
+    assert losses.total > 0
+    assert gradients
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"discrepancy": CHOICES["mmd_nystrom"], "controller": {}}], ids=["fd", "gated"]
+)
+def test_resumed_run_is_the_same_bit_for_bit(changes, tmp_path):
+    whole = matching_run(3, str(tmp_path), **changes)
+    matching_run(1, str(tmp_path), **changes)
+    resumed = matching_run(3, str(tmp_path), ckpt=str(tmp_path / "1.ckpt"), **changes)
+    assert equal(resumed[2], whole[2])
+    assert equal(resumed[3], whole[3])
+
+
+def run_on(devices, folder):
+    return matching_run(2, folder, devices=devices)
+
+
+@pytest.mark.slow
+def test_one_two_and_three_processes_have_the_same_losses_and_gradients(tmp_path):
+    gradients, losses, _, state = matching_run(2, str(tmp_path))
+    for devices in (2, 3):
+        for theirs, other_losses, _, other_state in together(devices, run_on, devices, str(tmp_path)):
+            torch.testing.assert_close(torch.stack(other_losses), torch.stack(losses), rtol=1e-6, atol=1e-6)
+            scale = max(gradient.abs().max() for gradient in gradients[0].values())
+            for name, gradient in gradients[0].items():
+                torch.testing.assert_close(theirs[0][name], gradient, rtol=1e-5, atol=1e-6 * scale.item(), msg=name)
+            for name, value in state.items():
+                torch.testing.assert_close(other_state[name], value, rtol=1e-4, atol=1e-6, msg=name)
