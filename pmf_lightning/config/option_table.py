@@ -121,6 +121,8 @@ RUN: Table = {
     **below("battery", BATTERY),
     "posttrain": part("encoders", "omega", words="choose one with posttrain=").or_null(),
     **below("posttrain", POSTTRAIN),
+    "posttrain_lr": mapping(words="give rates by sampler, such as {average: 2e-5}, or set optimizer.lr=").or_null(),
+    "posttrain_lr.*": POSITIVE,
     "decoder": DECODES.or_null(),
     "features": mapping(words="perceptual= sets the networks; choose one of this group"),
     "features.*": part(words="perceptual= sets the networks; choose one of this group"),

@@ -306,12 +306,12 @@ class DistributionMatching(OneStepObjective):
 
 @dataclass(frozen=True)
 class _PixelMean(Discrepancy):
-    """The squared mean, with which the cost of a generator's step is counted."""
+    """The squared distance of the mean to 1, with which the cost of a generator's step is counted."""
 
     def loss(
         self, features: Tensor, reference: Any, state: State, draws: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        distance = features.mean(0).square().sum()
+        distance = (features.mean(0) - 1).square().sum()
         return distance, {"distance": distance.detach()}
 
 

@@ -17,7 +17,7 @@ from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 # run and is refused, including changes of new options.
 CHANGEABLE = (
     *("steps", "images", "schedule.*"),
-    *("optimizer.lr", "optimizer.weight_decay", "optimizer.distribute"),
+    *("optimizer.lr", "posttrain_lr", "posttrain_lr.*", "optimizer.weight_decay", "optimizer.distribute"),
     *(
         "trainer.*",
         "micro_batch",
@@ -47,7 +47,7 @@ WITHOUT_EFFECT = (
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
-WHEN_ABSENT |= {"battery": None, "posttrain": None, "schedule.decay": "linear"}
+WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay": "linear"}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
