@@ -13,6 +13,8 @@ PAPERS = {
     "iMF": "https://arxiv.org/abs/2512.02012",
     "JiT": "https://arxiv.org/abs/2511.13720",
     "Drifting": "https://arxiv.org/abs/2602.04770",
+    "FD-loss": "https://arxiv.org/abs/2604.28190",
+    "RDM": "https://arxiv.org/abs/2607.02375",
 }
 _NEEDED = ("name", "scale", "source", "title", "arm", "measure", "arms")
 
