@@ -31,6 +31,11 @@ def _named(value: Any, names: Mapping[str, str]) -> str:
     return names[key]
 
 
+def _by_sampler(rates: Mapping[str, Number], sampler: str | None) -> Number:
+    """Return the rate of a sampler, the first one for a sampler that has none."""
+    return rates[sampler] if sampler in list(rates) else next(iter(rates.values()))
+
+
 def _study_folder(otherwise: str, *, _root_: DictConfig) -> str:
     """Return the directory of a study's run, ``otherwise`` for any other run (a launcher may set one)."""
     study = _root_.get("study")
@@ -53,6 +58,7 @@ _RESOLVERS = {
     "divided": _divided,
     "product": lambda *factors: math.prod(factors),
     "named": _named,
+    "by_sampler": _by_sampler,
     "study_folder": _study_folder,
     "halflife_kimg": _half_life_kimg,
     "steps_of": _steps_of,

@@ -41,6 +41,7 @@ def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder:
     stopped = trainer.global_step < parts.settings.steps and callbacks.early_stop is None  # by a signal or max_time
     summary = {
         **(evaluation.summary(evaluation.latest if measured else None) if evaluation else NOT_MEASURED),
+        **({"before": evaluation.before} if evaluation and evaluation.before else {}),
         "ema": ema,
         **(_sampling(parts, callbacks) if module.objective.samplers else {}),
         **(getattr(callbacks.grids, "latest", None) or {}),
@@ -100,15 +101,20 @@ def pictures(folder: Path) -> tuple[Path, Path | None]:
     return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
 
 
+def _listed(numbers: Mapping[str, float | None]) -> str:
+    known = {name: value for name, value in numbers.items() if name != "nfe" and value is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in known.items())
+
+
 def _print(summary: dict, titles: Mapping[str, str]) -> None:
     table = Table(title="summary", show_header=False)
     rows = dict(summary)
     if best := rows.pop("best"):
         rows["best.ckpt"] = f"{best['metric']} {best['value']:.4g} at step {best['step']}"
     for steps, numbers in rows.pop("by_steps", {}).items():
-        known = {name: value for name, value in numbers.items() if name != "nfe" and value is not None}
-        others = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in known.items())
-        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = ", ".join(others)
+        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = _listed(numbers)
+    if before := rows.pop("before", {}):
+        rows["before the first step"] = _listed(before)
     rows = {title: rows.pop(name) for name, title in titles.items()} | rows
     for name, value in rows.items():
         if value is not None and (name, value) not in (("skipped_steps", 0), ("failed_saves", 0)):

@@ -19,7 +19,9 @@ from pmf_lightning.training.callbacks.throughput import ThroughputBar
 class SampleEvaluation(OncePerStep):
     """Evaluates samples of the averaged weights every ``every_steps`` steps and at the end of training.
 
-    Image i comes from noise i of the run's seed, so an evaluation does not change the training that follows.
+    A run that starts from stored weights (``init_from=``) is also evaluated before its first step; the entries of
+    ``short_summary`` are then in ``before``, which checkpoints keep. Image i comes from noise i of the run's seed, so
+    an evaluation does not change the training that follows.
 
     Args:
         every_steps: optimiser steps between evaluations.
@@ -42,6 +44,7 @@ class SampleEvaluation(OncePerStep):
         self.averages, self.progress = averages, progress
         self.latest: Any = None
         self.by_steps: dict[int, Any] = {}
+        self.before: dict[str, Any] = {}
         self.measured_at = -1
 
     @property
@@ -68,6 +71,24 @@ class SampleEvaluation(OncePerStep):
     @abstractmethod
     def display_names(self) -> Mapping[str, str]:
         """Return titles for entries of ``summary``; the printed table lists these entries first."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers from before the first step."""
+        return {"before": self.before} if self.before else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the numbers from before the first step."""
+        self.before = state_dict["before"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the weights of ``init_from=`` as this run samples them."""
+        super().on_train_start(trainer, pl_module)
+        new = trainer.global_step == 0 and pl_module.init_from is not None
+        if new and (takes_part(trainer) or not self.rank_zero_only):
+            result = self.measure(pl_module)
+            self.before = self.short_summary(result)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.metrics(result), 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Evaluate if due."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmf_lightning.distributed.strategies import takes_part
 from pmf_lightning.sampling.generate import OPTIONS, numbered_images
+from pmf_lightning.training.callbacks.disk_errors import tolerate_disk_errors
 from pmf_lightning.training.callbacks.image_grids import ImageGrids
 
 
@@ -27,6 +28,13 @@ class SampleGrids(ImageGrids):
     def __init__(self, sampling: dict, **others: Any):
         super().__init__(ema=sampling["ema"], **others)
         self.sampling = sampling
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw ``before.png`` with the weights of ``init_from=``, from the noise of all other grids."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 and pl_module.init_from is not None and takes_part(trainer):
+            with tolerate_disk_errors("the grid before the first step", "the next grid will be tried"):
+                self.draw(pl_module, "raw", "before.png")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Draw if due."""

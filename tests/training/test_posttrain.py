@@ -1,0 +1,105 @@
+"""``posttrain=``: it composes around every kind of model, is refused in one line, and trains, resumes and samples."""
+
+import copy
+import json
+from functools import cache
+
+import pytest
+import torch
+import yaml
+from kept import assert_same, state
+from omegaconf import OmegaConf
+from shrunk import BACKBONE
+
+from pmf_lightning import UserError, compose, load_checkpoint, sample_images
+from pmf_lightning.objectives.discrepancies.choices import MMDNystrom
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.train import train
+from pmf_lightning.training.prepare import make_encoders, open_source, prepare, run_request
+
+PIXELS = ["posttrain.encoders=[pixels8]", "metrics=none", "sample_grid.enabled=false"]
+SHORT = (*BACKBONE, "model=pmf_digits", "posttrain=fd_loss", *PIXELS, "batch=8", "images=32", "log_every_steps=1")
+
+
+@cache
+def composed(overrides):
+    return compose(list(overrides))
+
+
+def settings(*overrides, of=SHORT):
+    cfg = copy.deepcopy(composed(of))
+    for option, _, value in (text.partition("=") for text in overrides):
+        OmegaConf.update(cfg, option, yaml.safe_load(value))
+    return cfg
+
+
+@pytest.mark.parametrize("model", ["jit_tiny", "drifting_tiny"])
+def test_it_wraps_other_models(model):
+    shrunk = [one for one in BACKBONE if model != "drifting_tiny" or "heads" not in one]
+    cfg = composed((*shrunk, f"model={model}", "posttrain=mmd", *PIXELS))
+    objective = build(cfg).objective
+    assert isinstance(objective.discrepancy, MMDNystrom)
+    assert objective.samplers == objective.generator.samplers
+    assert cfg.optimizer.lr == (2e-4 if model == "jit_tiny" else 2e-5)
+    assert (cfg.sampling.steps, cfg.sampling.ema) == (1, "raw")
+
+
+def test_a_run_is_named_after_its_recipe_and_warned_of_noise():
+    cfg = settings()
+    assert run_request(cfg).parent.name == "pmf_digits-fd_loss-digits"
+    parts = prepare(cfg, open_source(cfg))
+    assert list(parts.module.network.heads) == ["u"]
+    assert parts.init_lines[0].startswith("warning: posttrain= without init_from=")
+    assert parts.module.objective.encoder_note(parts.module.encoders).endswith("by Frechet in pixels8")
+    reference = parts.module.encoders.targets["pixels8"].reference
+    assert reference.width == 64
+
+
+REFUSED = {
+    "battery=null: posttrain=fd_loss needs it": ["battery=null"],
+    r"battery\.members\.pixel8: there is no such encoder; .*pixels8": ["posttrain.encoders=[pixel8]"],
+    r"posttrain.*encoders=\[\]: name at least one encoder": ["posttrain.encoders=[]"],
+    r"posttrain.*discrepancy.rows=4: the population is smaller than batch=8": ["posttrain.discrepancy.rows=4"],
+    r"posttrain.*population=none is not one of ema, queue, batch": ["posttrain.discrepancy.population=none"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refusals(message):
+    cfg = settings(*REFUSED[message])
+    with pytest.raises(UserError, match=message):
+        make_encoders(cfg, open_source(cfg), build(cfg))
+
+
+def test_a_batch_of_one_needs_a_population():
+    cfg = settings("batch=1", "posttrain.discrepancy.population=batch")
+    with pytest.raises(UserError, match=r"posttrain.*batch=1: so few images have no covariance"):
+        build(cfg)
+
+
+def test_a_model_that_makes_no_images_is_refused():
+    cfg = composed(("model=mae_tiny", "posttrain=fd_loss", *PIXELS, "sampling.ema=raw"))
+    with pytest.raises(UserError, match="MaskedAutoencoder makes no images"):
+        build(cfg)
+
+
+@pytest.mark.slow
+def test_it_trains_resumes_and_samples(tmp_path):
+    base = [*BACKBONE, "model=pmf_digits", "batch=8", "images=16", "metrics=none", "sample_grid.enabled=false"]
+    train(compose([*base, f"run_dir={tmp_path / 'base'}"]))
+    first = [*SHORT, f"init_from={tmp_path / 'base'}", "micro_batch=3"]
+    judged = [*first, "metrics=small", "sample_grid.enabled=true", "metrics.classifier.steps=20"]
+    judged += ["checkpoint.every_images=16", "checkpoint.keep_last=2"]
+    summary = train(compose([*judged, f"run_dir={tmp_path / 'whole'}"]))
+    assert summary["before"]["fd"] > 0
+    assert (tmp_path / "whole" / "grids" / "before.png").is_file()
+    assert {"fd_pixels8", "grad_norm"} <= json.loads(
+        (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[1]
+    ).keys()
+    middle = min((tmp_path / "whole" / "checkpoints").glob("step-*.ckpt"))
+    again = train(compose([*judged, f"run_dir={tmp_path / 'part'}", f"ckpt={middle}"]))
+    assert again["before"] == summary["before"]
+    assert_same(state(tmp_path / "part"), state(tmp_path / "whole"))
+    module = load_checkpoint(tmp_path / "whole")
+    assert sample_images(module, [1, 2]).isfinite().all()
+    assert torch.equal(sample_images(module, [1, 2]), sample_images(load_checkpoint(tmp_path / "part"), [1, 2]))
