@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
@@ -148,12 +148,16 @@ def step(cfg: DictConfig) -> None:
     made_up = {}
     for field in fields(empty):
         value = getattr(empty, field.name)
-        if field.name != "y":
+        if field.name == "shape":
+            made_up["shape"] = shape
+        elif field.name != "y":
             numbers = rng.normal_images("tests", field.name, rows=torch.arange(value.numel()), shape=shape)
             made_up[field.name] = numbers.view(*value.shape[:-3], *shape)
-    batch = type(empty)(y=empty.y, **made_up)
-    encoders = objective.counted()[1]
-    if objective.encoder_request and (names := objective.encoder_request.names):
+    batch = replace(empty, **made_up)
+    request, (counted, encoders) = objective.encoder_request, objective.counted()
+    if request and request.target:
+        objective = counted  # its encoders have references of real images
+    elif request and (names := request.names):
         assert set(names) <= cfg.features.keys()
         encoders = {name: Squares(8) for name in names}
     optimizer = module.configure_optimizers()["optimizer"]
