@@ -40,7 +40,7 @@ def test_it_wraps_other_models(model):
     objective = build(cfg).objective
     assert isinstance(objective.discrepancy, MMDNystrom)
     assert objective.samplers == objective.generator.samplers
-    assert cfg.optimizer.lr == (2e-4 if model == "jit_tiny" else 2e-5)
+    assert cfg.optimizer.lr == (2e-4 if model == "jit_tiny" else 6e-5)
     assert (cfg.sampling.steps, cfg.sampling.ema) == (1, "raw")
 
 
