@@ -313,20 +313,25 @@ def test_presets_are_what_the_papers_say(name):
 STUDIES = {path.parent.name: OmegaConf.load(path).study for path in sorted((CONF / "experiment").glob("*/study.yaml"))}
 
 
+POSTTRAINING = ROOT / "docs" / "methods" / "posttraining.md"
+PAGES = {**{f"{name}_": page for name, page in METHODS.items()}, "fd_": POSTTRAINING, "rdm_": POSTTRAINING}
+
+
 def experiments_of(page: Path) -> dict[str, str]:
     return {row[0].strip("`"): row[2] for row in tables_of(page.read_text(), "experiment")}
 
 
 def test_every_study_is_on_the_page_of_its_method():
-    listed = {name: experiments_of(page) for name, page in METHODS.items()}
+    listed = {page: experiments_of(page) for page in PAGES.values()}
     assert {study for studies in listed.values() for study in studies} == set(STUDIES)
-    for name, studies in listed.items():
-        assert all(study.startswith(f"{name}_") for study in studies)
+    for page, studies in listed.items():
+        starts = tuple(start for start, other in PAGES.items() if other == page)
+        assert all(study.startswith(starts) for study in studies)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_numbers_of_the_paper_are_those_of_the_study(study):
-    (cell,) = [cells[study] for cells in map(experiments_of, METHODS.values()) if study in cells]
+    (cell,) = [cells[study] for cells in map(experiments_of, set(PAGES.values())) if study in cells]
     missing = [n for n in STUDIES[study].arms.values() if n is not None and n not in numbers_in(cell)]
     assert not missing, f"{missing} of conf/experiment/{study}/study.yaml"
 
