@@ -314,7 +314,7 @@ STUDIES = {path.parent.name: OmegaConf.load(path).study for path in sorted((CONF
 
 
 POSTTRAINING = ROOT / "docs" / "methods" / "posttraining.md"
-PAGES = {**{f"{name}_": page for name, page in METHODS.items()}, "fd_": POSTTRAINING, "rdm_": POSTTRAINING}
+STUDY_PAGES = {**{f"{name}_": page for name, page in METHODS.items()}, "fd_": POSTTRAINING, "rdm_": POSTTRAINING}
 
 
 def experiments_of(page: Path) -> dict[str, str]:
@@ -322,16 +322,16 @@ def experiments_of(page: Path) -> dict[str, str]:
 
 
 def test_every_study_is_on_the_page_of_its_method():
-    listed = {page: experiments_of(page) for page in PAGES.values()}
+    listed = {page: experiments_of(page) for page in STUDY_PAGES.values()}
     assert {study for studies in listed.values() for study in studies} == set(STUDIES)
     for page, studies in listed.items():
-        starts = tuple(start for start, other in PAGES.items() if other == page)
+        starts = tuple(start for start, other in STUDY_PAGES.items() if other == page)
         assert all(study.startswith(starts) for study in studies)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_numbers_of_the_paper_are_those_of_the_study(study):
-    (cell,) = [cells[study] for cells in map(experiments_of, set(PAGES.values())) if study in cells]
+    (cell,) = [cells[study] for cells in map(experiments_of, set(STUDY_PAGES.values())) if study in cells]
     missing = [n for n in STUDIES[study].arms.values() if n is not None and n not in numbers_in(cell)]
     assert not missing, f"{missing} of conf/experiment/{study}/study.yaml"
 
