@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config import job_arguments, search_path
 from pmf_lightning.config.command_line import swept
-from pmf_lightning.config.compose import CONF, compose, one_line, prepared
+from pmf_lightning.config.compose import CONF, compose, help_text, one_line, prepared
 from pmf_lightning.config.groups import command_file
 from pmf_lightning.config.option_checks import check_values
 from pmf_lightning.distributed import launched
@@ -86,11 +86,14 @@ def _add_folders(ending: ExitStack) -> None:
 
 
 def _check_arguments(config_name: str) -> None:
-    """Compose once before Hydra, whose errors span many lines, and rewrite sys.argv for Hydra."""
+    """Compose once before Hydra, whose errors span many lines, and rewrite sys.argv for Hydra; print help and exit."""
     several = not _MULTIRUN.isdisjoint(sys.argv[1:])
     at, given = _overrides_among(sys.argv[1:])
     overrides = prepared(given, config_name, several)
     flags = [argument for place, argument in enumerate(sys.argv[1:]) if place not in at]
+    if flags in (["--help"], ["-h"]):
+        print(help_text(overrides, config_name))
+        sys.exit()
     sys.argv[1:] = arguments = [*flags, *overrides]
     _check_launcher(arguments)
     if several and (shown := _SHOWING & {flag.partition("=")[0] for flag in flags}):

@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.cli import command
-from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.tracking.workspace_layout import Layout, read_layout, tree
 from pmf_lightning.utils.errors import UserError, suggestions
 
@@ -30,6 +29,8 @@ def describe(cfg: DictConfig) -> Layout:
 
 def make(layout: Layout) -> str:
     """Create the workspace on W&B and return its URL; raises UserError without package, login or project."""
+    from pmf_lightning.tracking import wandb_runs  # imports PyTorch, which --help and dry_run=true do without
+
     try:
         from pmf_lightning.tracking.workspace import to_workspace
     except ModuleNotFoundError as error:

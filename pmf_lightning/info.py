@@ -1,89 +1,30 @@
 """Show a model and its costs next to its paper's numbers: python -m pmf_lightning.info model=pmf_b16"""
 
-import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
-from tqdm import tqdm
 
 from pmf_lightning.cli import command
-from pmf_lightning.config.compose import choices, compose
-from pmf_lightning.config.presets import published
-from pmf_lightning.profiling import communication
-from pmf_lightning.profiling.communication import Estimate
-from pmf_lightning.profiling.model_cost import NotCountedError
-from pmf_lightning.profiling.model_facts import Facts, find_facts
-from pmf_lightning.profiling.tables import all_models, one_model
-from pmf_lightning.utils.errors import UserError, suggestions
-
-FORMATS = ("table", "json")
 
 
-def info(overrides: Sequence[str] = ()) -> list[Facts]:
-    """Return the facts of the model that ``overrides`` describe, or of every preset with "every_model=true".
+def info(overrides: Sequence[str] = ()) -> list[Any]:
+    """Return the Facts of the model that ``overrides`` describe, or of every preset with "every_model=true".
 
-    Without an override of data or experiment, a preset uses its default data. Raises UserError.
+    Without an override of data or experiment, a preset uses its default data. Facts are those of
+    profiling/model_facts.py. Raises UserError.
     """
-    cfg = compose(_on_its_data(overrides), "info")
-    if cfg.format not in FORMATS:
-        raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
-    if not cfg.every_model:
-        return [find_facts(cfg)]
-    if chosen := [override for override in overrides if override.startswith("model=")]:
-        raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
-    found = [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
-    return [facts for facts in found if facts is not None]
+    from pmf_lightning.commands import info as work  # imports PyTorch, which --help and refusals do without
 
-
-def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
-    """Return the estimates of a training step for each of ``gpus=``, an empty list without; raises UserError."""
-    cfg = compose(_on_its_data(overrides), "info")
-    if cfg.gpus is None:
-        return []
-    if cfg.every_model:
-        raise UserError(f"every_model=true gpus={list(cfg.gpus)}: an estimate is of one model; set model=")
-    return communication.estimate(cfg)
-
-
-def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
-    """Return the facts of a preset; None, with a line on stderr, if its costs are not counted."""
-    try:
-        return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
-    except NotCountedError as error:
-        print(f"left out: model={name} ({error})", file=sys.stderr)
-        return None
-    except UserError as error:
-        raise UserError(f"model={name}: {error}") from error
-
-
-def _on_its_data(overrides: Sequence[str]) -> list[str]:
-    """Add the default data of the model, unless the overrides choose data."""
-    models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
-    data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
-    if data_chosen or not models or models[-1] not in published():
-        return list(overrides)
-    return [f"data={published()[models[-1]].data}", *overrides]
+    return work.info(overrides)
 
 
 @command("info")
 def _main(cfg: DictConfig) -> None:
-    overrides = HydraConfig.get().overrides.task
-    models, steps = info(overrides), scaling(overrides)
-    if cfg.format == "json":
-        tables = [facts.as_json() for facts in models]
-        if steps:
-            tables[0]["estimates"] = communication.as_json(steps)
-        print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
-        return
-    width = max(100, Console().width)
-    Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
-    if steps:  # a narrow console would truncate the many columns
-        Console(width=max(communication.WIDTH, width)).print(
-            "", communication.table(compose(_on_its_data(overrides), "info"), steps)
-        )
+    from pmf_lightning.commands import info as work
+
+    work.run_and_show(cfg)
 
 
 def main() -> None:

@@ -1,40 +1,9 @@
 """Train a model: python -m pmf_lightning.train model=pmf_b16 data=imagenet256 trainer=gpu"""
 
-import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import torch
-from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pmf_lightning.cli import command
-from pmf_lightning.config import validate
-from pmf_lightning.config.compose import one_line
-from pmf_lightning.config.one_class import for_its_classes
-from pmf_lightning.distributed import slurm
-from pmf_lightning.profiling import model_cost
-from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.sweeps.jobs import measured
-from pmf_lightning.training import resume, run_dir
-from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
-from pmf_lightning.training.class_names import announce_classes, check_same_classes
-from pmf_lightning.training.loggers.build import make_loggers
-from pmf_lightning.training.loggers.wandb import WandbLogger, WandbResume
-from pmf_lightning.training.prepare import Parts, open_source, prepare, run_request
-from pmf_lightning.training.resume import Start
-from pmf_lightning.training.run_log import RunLog
-from pmf_lightning.training.settings import LoggedRun
-from pmf_lightning.training.summary import evaluations, finish, pictures
-from pmf_lightning.training.trainer import make_trainer, show_profile
-from pmf_lightning.utils.cache import atomic_write
-from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
-from pmf_lightning.utils.pasted import path_argument
-from pmf_lightning.utils.provenance import provenance
 
 
 def train(cfg: DictConfig) -> dict:
@@ -43,138 +12,18 @@ def train(cfg: DictConfig) -> dict:
     Raises UserError for bad input before any long work starts.
     """
     # no decorator: launchers pickle this function
-    log = RunLog()
-    with log.recording(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")):
-        return _train(cfg, log)
+    from pmf_lightning.commands import train as work  # imports PyTorch, which --help and refusals do without
 
-
-def _train(cfg: DictConfig, log: RunLog) -> dict:
-    started = time.perf_counter()
-    validate.training(cfg)
-    cfg, unguided = for_its_classes(cfg)
-    if unguided:
-        rank_zero_only(print)(unguided, flush=True)
-    request = run_request(cfg)
-    if (summary := resume.finished(request)) is not None:
-        print(f"{request.run_dir} is finished already; nothing to do")
-        return summary
-    known = run_dir.known(request)
-    start = resume.find(request, known)
-    source = open_source(cfg)
-    check_same_classes(source, start.checkpoint)
-    parts = prepare(cfg, source, resumed=start.checkpoint is not None)
-    folder = run_dir.choose(request, known)
-    with run_dir.lock_run_dir(folder):
-        start = resume.find_again(start, request, folder)
-        log.open(folder)
-        save_hydra_files(cfg, folder)
-        announce(parts, folder, start)
-        trainer, callbacks = fit(parts, folder, start)
-        if callbacks.checkpoint.signals.requeue:
-            slurm.requeue(resumes=request.run_dir is not None and request.ckpt in ("auto", "last"))  # time is short
-        with _room(folder):
-            return finish(parts, trainer, callbacks, folder, started)
-
-
-def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCallbacks]:
-    """Train ``parts`` in ``folder`` from ``start``; return the trainer and our callbacks.
-
-    Raises Diverged, ProcessLost if another process of the run ended, and NotSaved.
-    """
-    callbacks = make_callbacks(parts, folder)
-    run = LoggedRun(folder, parts.settings.batch, parts.module.config, start.step, start.wandb_run)
-    loggers = make_loggers(parts.loggers, run)
-    resuming = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]
-    trainer = make_trainer(parts, folder, [*callbacks.listed(), *resuming], loggers)
-    try:
-        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start.checkpoint, weights_only=True)
-    except Diverged:
-        pictures(folder)  # the error message refers to them
-        trainer.strategy.barrier()  # rank 0 draws; a launcher would kill it when another rank exits
-        raise
-    except RuntimeError as error:
-        if trainer.world_size > 1 and _of_the_network(error):
-            raise ProcessLost(
-                f"step {trainer.global_step}: another process of this run has ended or cannot be reached "
-                f"({one_line(error)}); see its last output, and resume with "
-                f"{path_argument('run_dir', folder)} ckpt=last"
-            ) from error
-        raise
-    show_profile(folder)
-    return trainer, callbacks
-
-
-def _of_the_network(error: RuntimeError) -> bool:
-    """Return whether an error is a connection error between ranks; gloo's have no type of their own."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-
-
-@contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Turn an OSError while the summary is written, such as a full disk, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"run_dir={folder}: the checkpoint is saved, the summary is not ({error}); "
-            f"free some space and repeat the command with {path_argument('run_dir', folder)} ckpt=auto"
-        ) from error
-
-
-@rank_zero_only
-def save_hydra_files(cfg: DictConfig, folder: Path) -> None:
-    """With ``hydra.output_subdir=.hydra``, move Hydra's record of the command line to the run directory.
-
-    Hydra itself writes it to the working directory, where runs would overwrite each other's.
-    """
-    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
-        return
-    hydra = HydraConfig.get()
-    there, here = folder / hydra.output_subdir, Path(hydra.runtime.output_dir) / hydra.output_subdir
-    there.mkdir(parents=True, exist_ok=True)
-    contents = {"config": cfg, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
-    for name, part in contents.items():
-        OmegaConf.save(part, there / f"{name}.yaml")
-        if here.resolve() != there.resolve():
-            (here / f"{name}.yaml").unlink(missing_ok=True)
-    if here.is_dir() and not any(here.iterdir()):
-        here.rmdir()
-
-
-@rank_zero_only
-def announce(parts: Parts, folder: Path, start: Start) -> None:
-    """Print the run's setup and costs; write config.yaml, run.json (versions and hardware) and the class names."""
-    settings, source, module = parts.settings, parts.source, parts.module
-    with atomic_write(folder / "config.yaml") as draft:
-        OmegaConf.save(OmegaConf.create(module.config), draft)
-    with atomic_write(folder / "run.json") as draft:
-        origin = start.init_from if start.checkpoint else module.init_from
-        about = provenance(settings.trainer["accelerator"]) | ({"init_from": origin} if origin else {})
-        draft.write_text(json.dumps(about, indent=2) + "\n")
-    begin = f" from step {start.step:,}" if start.step else ""
-    kind = "pixels" if module.decoder is None else "latents"
-    print(f"{settings.name} on {source.name}, {source.channels} x {source.resolution} x {source.resolution} {kind}")
-    is_generator = bool(module.objective.samplers)
-    weights = sum(weight.numel() for weight in module.network.parameters())
-    print(f"  {model_cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
-    print(f"  {settings.steps:,} steps of {settings.batch} images{begin}; everything is written to {folder}")
-    if start.checkpoint:
-        print(f"  {start.line}")
-    for line in (*parts.init_lines, module.objective.encoder_note(module.encoders), module.objective.loss_note):
-        if line:
-            print(f"  {line}")
-    if is_generator:
-        steps = settings.sampling["steps"]
-        print(f"  evaluated by samples of {steps} step(s), {evaluations(parts, steps)} network evaluation(s) per image")
-    announce_classes(source, folder)
+    return work.run(cfg)
 
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train what the command line describes; return the metric that sweeps optimise."""
-    if subprocess_run.needs_subprocess(validate.world_size(cfg.trainer)):
-        return measured(cfg, subprocess_run.train_in_subprocess(run_request(cfg)))
-    return measured(cfg, train(cfg))
+    from pmf_lightning.commands import train as work
+
+    elsewhere = work.run_in_subprocess(cfg)
+    return measured(cfg, train(cfg) if elsewhere is None else elsewhere)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 
 from pmf_lightning.config.groups import choices, file_of
 from pmf_lightning.utils.errors import UserError, suggestions
-from pmf_lightning.utils.precision import Number
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,9 @@ class Published:
     training_parameters: int | None = None
     released_parameters: int | None = None
     paper_parameters_m: int | None = None
-    gmacs: Number | None = None
-    fid: Number | None = None
-    inception_score: Number | None = None
+    gmacs: float | int | None = None
+    fid: float | int | None = None
+    inception_score: float | int | None = None
     evaluations: int = 1
     source: str | None = None
 

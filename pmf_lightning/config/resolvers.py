@@ -8,13 +8,12 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config import groups, row_tables
 from pmf_lightning.data.images.class_folders import count_class_folders
-from pmf_lightning.data.shards.source import shards_say
+from pmf_lightning.data.shards.manifest import shards_say
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import register_resolver
-from pmf_lightning.utils.precision import Number
 
 
-def _in_proportion(value: Number, size: Number, reference: Number) -> float:
+def _in_proportion(value: float | int, size: float | int, reference: float | int) -> float:
     return value * size / reference
 
 
@@ -42,7 +41,7 @@ def _study_folder(otherwise: str, *, _root_: DictConfig) -> str:
     return f"runs/{study.name}/{study.scale}/{study.arm}-seed{_root_.seed}" if study else otherwise
 
 
-def _half_life_kimg(beta: Number, batch: int) -> float:
+def _half_life_kimg(beta: float | int, batch: int) -> float:
     """Return the half-life, in thousands of images, of an EMA with decay ``beta`` per step of ``batch`` images."""
     return batch * math.log(0.5) / math.log(beta) / 1000
 

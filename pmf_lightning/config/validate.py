@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.utils.errors import UserError, suggestions
-from pmf_lightning.utils.precision import Number
 
 PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
 
@@ -61,7 +60,7 @@ def sampler(chosen: str | None, known: Sequence[str], steps: int, prefix: str = 
         raise UserError(f"{prefix}steps={steps}: this model makes an image in one step; set {prefix}steps=1")
 
 
-def ema_names(halflife_kimg: Sequence[Number]) -> list[str]:
+def ema_names(halflife_kimg: Sequence[float | int]) -> list[str]:
     """Return the names of averages: 500k for a half-life of 500 kimg (500,000 images), rounded from 1000k on."""
     return [f"{round(half_life)}k" if half_life >= 1000 else f"{half_life:g}k" for half_life in halflife_kimg]
 

@@ -29,6 +29,7 @@ FLOORS = (
     "profiling",
     "sweeps",
     "cli",
+    "commands",
 )
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders.split()}
 PURE = ("objectives", "models", "sampling", "optim")
@@ -40,7 +41,9 @@ def name_of(path):
 
 
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+# What is run as python -m pmf_lightning.NAME, and the work of each in commands/NAME.py.
 COMMANDS = {name for name in MODULES if name and "." not in name} - FLOOR.keys()
+WORK = {name for name in MODULES if name.startswith("commands.")}
 
 
 def imported(path):
@@ -130,7 +133,14 @@ def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
 
 # The parts of the package that work for every objective. A released file format may name its method.
 SHARED = ["pipeline", "training", "sampling", "profiling", "evaluation", "config", "sweeps", "distributed", "tracking"]
-FORMATS = {"pipeline.trusted", "pipeline.migrate", "pipeline.checkpoints", "pipeline.conversion", "convert", ""}
+FORMATS = {
+    "pipeline.trusted",
+    "pipeline.migrate",
+    "pipeline.checkpoints",
+    "pipeline.conversion",
+    "commands.convert",
+    "",
+}
 # What every option of conf/ may be.
 OPTION_TABLES = {"config.option_sections", "config.option_table", "config.option_checks", "config.renamed"}
 OBJECTIVES = {
@@ -179,7 +189,7 @@ def test_the_search_for_objectives_finds_them():
 
 
 def test_shared_modules_name_no_objective():
-    shared = [name for name in MODULES if folder(name) in SHARED or name in COMMANDS]
+    shared = [name for name in MODULES if folder(name) in SHARED or name in COMMANDS | WORK]
     named = [
         f"{name}: {what}"
         for name in sorted({*shared} - FORMATS - OPTION_TABLES)
@@ -234,5 +244,5 @@ def takes_configuration(path):
 
 
 def test_the_configuration_stays_with_the_commands_and_the_builders():
-    found = {name for name, path in MODULES.items() if takes_configuration(path)} - COMMANDS
+    found = {name for name, path in MODULES.items() if takes_configuration(path)} - COMMANDS - WORK
     assert not found - BUILDERS, "give these values, or a dataclass of settings (training/settings.py)"

@@ -14,6 +14,7 @@ from ranks import together
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose, load_checkpoint, search_guidance
+from pmf_lightning.commands import search_guidance as work
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.build import open_evaluator
@@ -215,7 +216,7 @@ def test_what_a_search_writes(found, capsys):
     assert (best["final"]["conditions"]["n"], best["unguided"]["conditions"]["n"]) == (60, 60)
     assert best["unguided"]["point"] == best["best"]["point"] | {"omega": 1}
     assert best["final"]["scores"]["kid"] is not None
-    search_guidance.show_result(result)
+    work.show_result(result)
     printed = capsys.readouterr().out
     assert "fd30_classifier_jit" in printed
     assert "without guidance" in printed
@@ -310,7 +311,7 @@ def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_pat
     found = search(tmp_path / "spoilt.ckpt", cache, tmp_path / "out", "n_final=null", "intervals=[0,1]")
     assert [(r.point.ema, r.problem) for r in found["tried"] if r.fid is None] == [("1k", "images are not finite")] * 2
     assert found["best"].point.ema == "2k"
-    search_guidance.show_result(found)
+    work.show_result(found)
     with pytest.raises(UserError, match="its images are not finite at any point"):
         search(tmp_path / "spoilt.ckpt", cache, tmp_path / "out", "n_final=null", "intervals=[0,1]", "ema=1k")
 
@@ -363,7 +364,7 @@ def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
         monkeypatch.setattr(type(module.objective), "samplers", ())
         return module, averages
 
-    monkeypatch.setattr(search_guidance, "load_with_averages", encoder)
+    monkeypatch.setattr(work, "load_with_averages", encoder)
     with pytest.raises(UserError, match="pmf_tiny generates no images to evaluate"):
         search(trained, cache, tmp_path)
 

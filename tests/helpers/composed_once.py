@@ -30,11 +30,11 @@ def _chooses(override) -> bool:
     return is_group or override.package is not None or name.split(".")[0].split("/")[0] == "hydra"
 
 
-def composed(overrides, command):
+def composed(overrides, command, with_hydra=False):
     """Return what ``by_hydra`` returns."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    if search_path.entries() or any(one.is_sweep_override() for one in parsed):
-        return by_hydra(overrides, command)  # folders of a test change; a sweep is refused
+    if with_hydra or search_path.entries() or any(one.is_sweep_override() for one in parsed):
+        return by_hydra(overrides, command, with_hydra)  # folders of a test change; a sweep is refused
     cfg = pickle.loads(_chosen(tuple(one.input_line for one in parsed if _chooses(one)), command))
     ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not _chooses(one)], cfg)
     return cfg

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pmf_lightning.train", "pmf_lightning.evaluation.small_data", "sklearn.datasets"])
+FORKS.set_forkserver_preload(
+    ["pmf_lightning.commands.train", "pmf_lightning.evaluation.small_data", "sklearn.datasets"]
+)
 
 
 def start(overrides, log, fault=None, rank=None, world=2, port=None):
@@ -46,8 +48,9 @@ def _child(overrides, log, fault, rank, world, port):
     os.dup2(file, 1), os.dup2(file, 2)
     import torch
 
-    from pmf_lightning import compose, train
+    from pmf_lightning import compose
     from pmf_lightning.cli import with_one_line_errors
+    from pmf_lightning.commands import train
     from pmf_lightning.training import summary
 
     torch.set_num_threads(1)
@@ -57,4 +60,4 @@ def _child(overrides, log, fault, rank, world, port):
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()}
     spoil(fault)
     sys.argv = ["train", *overrides]
-    with_one_line_errors(lambda: train.train(compose(overrides)))
+    with_one_line_errors(lambda: train.run(compose(overrides)))

@@ -20,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import TCPStore
 
 WARM = [
-    *("pmf_lightning.train", "matplotlib.pyplot", "torch._dynamo", "torch.distributed._composable", "torchvision"),
+    *("pmf_lightning.commands.train", "matplotlib.pyplot", "torchvision"),
+    *("torch._dynamo", "torch.distributed._composable"),
     *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.tensor._ops", "sklearn.datasets"),
     *("torch._inductor", "scipy.stats", "pytest", "webdataset"),
 ]

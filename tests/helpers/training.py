@@ -9,7 +9,8 @@ import torch
 from lightning import Callback
 from shrunk import backbone
 
-from pmf_lightning import compose, train
+from pmf_lightning import compose
+from pmf_lightning.commands import train
 from pmf_lightning.distributed.dtensor import full_tensor
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.utils import rng
@@ -79,7 +80,7 @@ def fit(model: str, folder: str, *overrides: str, at=(), keep=None, more=(), fin
     if not finish:
         train.finish = lambda *_: {}  # no pictures in the end
     try:
-        train.train(cfg)
+        train.run(cfg)
     finally:
         train.Trainer.fit, train.finish = originals
     return run

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pmf_lightning import UserError
-from pmf_lightning.info import main, scaling
+from pmf_lightning.commands.info import scaling
+from pmf_lightning.info import main
 from pmf_lightning.profiling import communication
 from pmf_lightning.profiling.communication import Cluster, newton_schulz_flops
 

@@ -80,7 +80,7 @@ def call(call_command):
 def presets():
     """The facts of some presets with a backbone of almost nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pmf_lightning.info.choices", lambda group: SOME)
+        patch.setattr("pmf_lightning.commands.info.choices", lambda group: SOME)
         return {facts.model: facts for facts in info(["every_model=true", "batch=2", *BACKBONE])}
 
 
@@ -171,8 +171,8 @@ def test_models_whose_costs_are_not_counted_are_left_out_of_all(presets, monkeyp
     def find(cfg):
         return find_facts(compose(["model=mae_tiny"])) if cfg.name == "pmf_b4" else presets[cfg.name]
 
-    monkeypatch.setattr("pmf_lightning.info.find_facts", find)
-    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: ["pmf_tiny", "pmf_b4"])
+    monkeypatch.setattr("pmf_lightning.commands.info.find_facts", find)
+    monkeypatch.setattr("pmf_lightning.commands.info.choices", lambda group: ["pmf_tiny", "pmf_b4"])
     assert info(["every_model=true"]) == [presets["pmf_tiny"]]
     assert (
         "left out: model=pmf_b4 (mae_tiny: costs are counted only for transformers that generate images"
@@ -444,7 +444,7 @@ def test_data_can_be_chosen(overrides, data, classes, monkeypatch):
     def name_data(cfg):
         raise UserError(f"{cfg.data.classes} classes of {cfg.data.name}")
 
-    monkeypatch.setattr("pmf_lightning.info.find_facts", name_data)  # composition alone
+    monkeypatch.setattr("pmf_lightning.commands.info.find_facts", name_data)  # composition alone
     with pytest.raises(UserError, match=f"^{classes} classes of {data}$"):
         info(overrides)
 
@@ -520,7 +520,7 @@ def test_table_of_all_models(presets):
 @pytest.mark.slow
 def test_model_all_is_every_preset(call, monkeypatch):
     some = ["pmf_h16", "pmf_tiny"]
-    monkeypatch.setattr("pmf_lightning.info.choices", lambda group: some if group == "model" else ["?"])
+    monkeypatch.setattr("pmf_lightning.commands.info.choices", lambda group: some if group == "model" else ["?"])
     status, output, _ = call("model=all", "batch=2", "format=json", *BACKBONE)
     models = json.loads(output)
     assert status == 0

@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         quiet_and_offline(patch)
-        patch.setattr("pmf_lightning.train.finish", lambda *_: {})
+        patch.setattr("pmf_lightning.commands.train.finish", lambda *_: {})
         for name, options in ALL.items():
             sizes = backbone(options[0].removeprefix("model="))
             train(compose([*options, *sizes, *SHORT, f"cache_dir={root}", f"run_dir={root / name}"]))

@@ -32,7 +32,7 @@ def _offline(monkeypatch):
     quiet_and_offline(monkeypatch)
     for name, value in {"RUN_ID": "shared", "RESUME": "must", "NAME": "shared"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    monkeypatch.setattr("pmf_lightning.train.finish", lambda *_: {})
+    monkeypatch.setattr("pmf_lightning.commands.train.finish", lambda *_: {})
 
 
 def run(folder, *overrides):
@@ -146,7 +146,7 @@ def test_a_job_that_raises_closes_its_run(tmp_path, monkeypatch):
         broken.setattr("pmf_lightning.pipeline.module.GenerativeModule.training_step", fail)
         with pytest.raises(ValueError, match="the middle of a step"):
             run(tmp_path / "broken", "steps=1")
-        broken.setattr("pmf_lightning.train.make_trainer", fail)
+        broken.setattr("pmf_lightning.commands.train.make_trainer", fail)
         with pytest.raises(ValueError, match="the middle of a step"):
             run(tmp_path / "unopened", "steps=1")
     run(tmp_path / "whole", "steps=1")

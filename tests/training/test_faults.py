@@ -76,7 +76,7 @@ TEN_KILLS = [
     (("signal_before", 9, signal.SIGKILL), 8),
     (("die_at", "pmf_lightning.training.resume:find_again"), 8),
     (("die_in_save", "replace", 3), 12),
-    (("die_at", "pmf_lightning.train:finish"), 16),
+    (("die_at", "pmf_lightning.commands.train:finish"), 16),
 ]
 
 

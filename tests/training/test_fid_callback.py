@@ -10,7 +10,7 @@ from ranks import together
 from shrunk import RUN, backbone
 
 from pmf_lightning import UserError, build, compose, load_checkpoint
-from pmf_lightning import train as command
+from pmf_lightning.commands import train as command
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.build import open_evaluator

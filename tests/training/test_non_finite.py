@@ -10,8 +10,8 @@ from shrunk import RUN
 from test_train import ONE_THREAD, assert_same, rows, weights
 
 from pmf_lightning import load_checkpoint
-from pmf_lightning import train as train_module
 from pmf_lightning.cli import with_one_line_errors
+from pmf_lightning.commands import train as train_module
 from pmf_lightning.config.compose import compose
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.module import GenerativeModule
@@ -262,7 +262,7 @@ from pathlib import Path
 
 import torch
 
-from pmf_lightning import train
+from pmf_lightning.commands import train
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.train import main

@@ -12,6 +12,7 @@ from pmf_lightning.utils.errors import UserError
 NAME = "manifest.json"
 FORMAT = 1  # incremented for changes that older readers would misread
 KINDS = ("pixels", "latents")
+MAKE = "python -m pmf_lightning.shard in=<images> out=<folder>"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,19 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
         return _parse(read_json(path), path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the command that made the shards again") from error
+
+
+def manifest_of(root: str | None, name: str) -> Manifest:
+    """Read the manifest of ``data.root``; UserError if it is not set or has no shards."""
+    if root is None:
+        raise UserError(f"data={name} needs its WebDataset shards: set data.root to their folder; {MAKE} makes them")
+    return read_manifest(Path(root).expanduser())
+
+
+def shards_say(root: str | None, what: str) -> int:
+    """Return the property ``what`` (resolution, channels or classes) of the shards in ``root``; raises UserError."""
+    manifest = manifest_of(root, "shards")
+    return len(manifest.class_names) if what == "classes" else getattr(manifest, what)
 
 
 def _parse(content: Any, path: Path) -> Manifest:

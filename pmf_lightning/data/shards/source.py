@@ -16,7 +16,7 @@ from torch import Tensor
 from pmf_lightning.data.dataset import DataSourceBase
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.data.shards.images import RecordFormat, ShardImages
-from pmf_lightning.data.shards.manifest import Manifest, read_manifest
+from pmf_lightning.data.shards.manifest import MAKE, Manifest, manifest_of
 from pmf_lightning.data.shards.payloads import decode
 from pmf_lightning.data.shards.records import Records, open_records
 from pmf_lightning.data.split import class_quantiles
@@ -26,21 +26,6 @@ from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.pasted import path_argument
 from pmf_lightning.utils.precision import Number
-
-MAKE = "python -m pmf_lightning.shard in=<images> out=<folder>"
-
-
-def manifest_of(root: str | None, name: str) -> Manifest:
-    """Read the manifest of ``data.root``; UserError if it is not set or has no shards."""
-    if root is None:
-        raise UserError(f"data={name} needs its WebDataset shards: set data.root to their folder; {MAKE} makes them")
-    return read_manifest(Path(root).expanduser())
-
-
-def shards_say(root: str | None, what: str) -> int:
-    """Return the property ``what`` (resolution, channels or classes) of the shards in ``root``; raises UserError."""
-    manifest = manifest_of(root, "shards")
-    return len(manifest.class_names) if what == "classes" else getattr(manifest, what)
 
 
 @dataclass(frozen=True)

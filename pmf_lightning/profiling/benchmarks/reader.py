@@ -20,7 +20,8 @@ from tqdm import tqdm
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.loader import BatchFetcher, identity_collate
 from pmf_lightning.data.shards.images import ShardImages
-from pmf_lightning.data.shards.source import MAKE, Shards
+from pmf_lightning.data.shards.manifest import MAKE
+from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.transforms import centre_crop
 from pmf_lightning.profiling.benchmarks.timing import ratios
 from pmf_lightning.utils import rng

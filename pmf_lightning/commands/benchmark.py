@@ -1,0 +1,100 @@
+"""The benchmarks by name, and what they measure of a configuration (command benchmark)."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning.config import validate
+from pmf_lightning.pipeline.build import build, make_source
+from pmf_lightning.profiling.benchmarks import reader, step
+from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
+from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
+from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
+from pmf_lightning.sampling.generate import OPTIONS
+from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.rng import BatchRows
+
+
+def _optimizer(cfg: DictConfig) -> dict:
+    return {"model": cfg.name, **benchmark_optimizer(build(cfg).network, cfg.repeats)}
+
+
+def _optimizer_in_words(result: dict) -> str:
+    muon = result["muon"]
+    return (
+        f"{muon['count']} matrices: {muon['ours_ms']:.1f} ms, torch.optim.Muon {muon['torch_ms']:.1f} ms, "
+        f"{muon['ratio']:.1f}x ({muon['ratio_min']:.1f} to {muon['ratio_max']:.1f})"
+    )
+
+
+def _reader(cfg: DictConfig) -> dict:
+    settings = reader.ReaderSettings(**OmegaConf.to_container(cfg.reader))
+    return {"data": cfg.data.name, **reader.benchmark_reader(make_source(cfg), settings, cfg.repeats)}
+
+
+def _step(cfg: DictConfig) -> dict:
+    images, device = cfg.images_at_once or cfg.micro_batch or cfg.batch, _device(cfg)
+    if cfg.against not in (None, "textbook"):
+        raise UserError(f"against={cfg.against}: give textbook, or null to measure the step by itself")
+    averages = len(cfg.ema.halflife_kimg)
+    empty = build(cfg, empty=True)
+    real_counts = real_counts_of(cfg, empty.objective)
+    flops = step_flops(empty.network, empty.objective, images, BatchRows(), real_counts)
+    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages, real_counts)
+    numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
+    return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
+
+
+def _sampling(cfg: DictConfig) -> dict:
+    device, options = _device(cfg), {name: cfg.sampling[name] for name in OPTIONS}
+    module = build(cfg).eval().to(device)
+    numbers = benchmark_sampling(module, list(cfg.sampling_batches), cfg.repeats, str(cfg.trainer.precision), options)
+    return {"model": cfg.name, **_circumstances(cfg, device), **numbers}
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    validate.device(cfg.trainer.accelerator, 1)
+    validate.precision(cfg)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
+
+
+def _circumstances(cfg: DictConfig, device: torch.device) -> dict:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "precision": str(cfg.trainer.precision), "compile": cfg.compile}
+
+
+# name -> (function that measures, function that formats the result as text)
+BENCHMARKS = {
+    "optimizer": (_optimizer, _optimizer_in_words),
+    "data": (_reader, reader.describe),
+    "step": (_step, step.describe),
+    "sampling": (_sampling, describe_sampling),
+}
+
+
+def run(cfg: DictConfig) -> dict:
+    """Run a benchmark as ``pmf_lightning.benchmark.benchmark`` describes it."""
+    if cfg.what not in BENCHMARKS:
+        raise UserError(f"what={cfg.what}: there is no such benchmark; {suggestions(cfg.what, BENCHMARKS)}")
+    if cfg.out is not None:
+        writable(Path(cfg.out).parent, "out")
+    measure, _ = BENCHMARKS[cfg.what]
+    numbers = measure(cfg)
+    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result = {"what": cfg.what, "repeats": cfg.repeats, **machine, **numbers}
+    if cfg.out is not None:
+        Path(cfg.out).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def run_and_show(cfg: DictConfig) -> None:
+    """Run a benchmark and print its result."""
+    result = run(cfg)
+    print(json.dumps(result, indent=2))
+    _, in_words = BENCHMARKS[result["what"]]
+    print(in_words(result))

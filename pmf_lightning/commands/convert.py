@@ -1,0 +1,104 @@
+"""Read weights in one format and write them in another (command convert)."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint
+from pmf_lightning.pipeline.conversion import from_checkpoint, from_official, from_release, heads_of, official_dict
+from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
+from pmf_lightning.utils.cache import atomic_write, writable
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.pasted import path_argument
+from pmf_lightning.weights import flax, read_tensors
+
+_FILES = (".pt", ".pth")  # official weights
+_NO_FOLDERS = (".safetensors", ".ckpt", ".json")
+
+
+def run(cfg: DictConfig) -> StoredWeights:
+    """Convert weights as ``pmf_lightning.convert.convert`` describes it."""
+    source, out = _path(cfg, "in"), _path(cfg, "out")
+    _check_out(out, source, cfg.force)
+    if not source.exists():
+        raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
+    try:
+        stored = _read(source, out, cfg)
+    except UserError as error:  # raised by code that names the source ckpt
+        raise UserError(str(error).replace(f"ckpt={source}", f"in={source}")) from error
+    _write(out, stored, cfg)
+    return stored
+
+
+def _path(cfg: DictConfig, key: str) -> Path:
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(f"{key} is not set; --help describes it")
+    return Path(str(cfg[key])).expanduser()
+
+
+def _check_out(out: Path, source: Path, force: bool) -> None:
+    if out.suffix in _NO_FOLDERS:
+        raise UserError(f"out={out}: give the name of a folder, or of a .pt or .pth file")
+    if out.exists() or out.is_symlink():
+        replaceable = out.is_file() if out.suffix in _FILES else is_weights_folder(out)
+        if not replaceable:
+            raise UserError(f"out={out}: something else is there; set another out")
+        if not force:
+            raise UserError(f"out={out}: exists already; set another out, or force=true to replace it")
+        if source.exists() and out.samefile(source):
+            raise UserError(f"out={out}: it is the same as in; set another out")
+    writable(out.parent, "out")
+
+
+def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
+    to_file, folder = out.suffix in _FILES, source.is_dir()
+    if flax.is_release(source):
+        if to_file:
+            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
+        return from_release(source, cfg)
+    contents = None if folder else read_tensors(source)
+    if not folder and not _is_checkpoint(contents):
+        if to_file:
+            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
+        return from_official(contents, source, cfg)
+    given = [key for key, sign in (("model", "name"), ("data", "data")) if cfg.get(sign) is not None]
+    if given:
+        raise UserError(f"{given[0]}=...: {source} has its own configuration; leave {' and '.join(given)} out")
+    if not is_weights_folder(source):
+        return from_checkpoint(find_checkpoint(source), cfg.ema, cfg.trust)
+    if not to_file:
+        raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
+    load_checkpoint(source, cfg.ema, cfg.trust)  # raises UserError if weights and configuration do not match
+    return weights_folder.read(source)
+
+
+def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
+    weights = official_dict(stored, cfg.inference, cfg.trust) if out.suffix in _FILES else None
+    try:
+        if weights is None:
+            weights_folder.write(out, stored, cfg.force)
+        else:
+            with atomic_write(out) as draft:
+                torch.save(weights, draft)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
+        raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
+
+
+def _is_checkpoint(contents: object) -> bool:
+    return isinstance(contents, dict) and {"state_dict", "config"} <= contents.keys()
+
+
+def run_and_show(cfg: DictConfig) -> None:
+    """Convert weights and print a summary."""
+    stored = run(cfg)
+    about, heads = stored.about, heads_of(stored.network)
+    count = sum(value.numel() for value in stored.network.values())
+    print(f"{cfg.out}: weights {about.weights} of {about.config['name']}, {count:,} values, heads {', '.join(heads)}")
+    if Path(str(cfg.out)).suffix in _FILES:
+        print(f"under the official names of {about.family}")
+    else:
+        trust = f" trust=[{','.join(cfg.trust)}]" if cfg.trust else ""
+        print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}{trust}")

@@ -1,0 +1,125 @@
+"""Evaluate a checkpoint or images, and write evaluation.json and a grid (command evaluate)."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from pmf_lightning.config import validate
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.distributed.collectives import on_all_ranks, rank_and_world
+from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
+from pmf_lightning.evaluation.evaluator import Evaluator
+from pmf_lightning.evaluation.image_files import KINDS, ImageSaver
+from pmf_lightning.evaluation.sample_sources import SampleSource, evaluator_of, existing_images, images_of_checkpoint
+from pmf_lightning.evaluation.scores import FLAGS, Scores
+from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.cache import atomic_write, no_empty_folder, writable
+from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.provenance import versions
+
+SHOWN, COLUMNS = 100, 10  # maximum number of images on the grid (from the first chunk), and its columns
+PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate as ``pmf_lightning.evaluate.evaluate`` describes it."""
+    check(cfg)
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
+        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
+        subject = on_all_ranks(
+            lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
+        )
+        print_on_main(subject.summary())
+        n = images_asked(cfg, subject)
+        evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
+        saver = ImageSaver(cfg.save, out, n, SHOWN)
+        _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
+        started = time.perf_counter()
+        scores = evaluator(subject.generate, n, subject.classes or 1, saver)  # classes of existing images are unknown
+        saver.finish()
+        print_on_main(subject.conversions())
+        report = {
+            "metric": evaluator.name(scores.n),
+            **subject.about,
+            **described(cfg, evaluator, scores),
+            "seconds": round(time.perf_counter() - started, 2),
+            "images_per_second": round(n / (saver.latest - started), 2),
+            "images": saver.path and str(saver.path),
+            "grid": str(out / "grid.png"),
+        }
+        if rank_and_world()[0] == 0:
+            save_grid(to_float(saver.first_images), COLUMNS, out / "grid.png")
+            with atomic_write(out / "evaluation.json") as draft:
+                draft.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def check(cfg: DictConfig) -> None:
+    """Check the options that need no file; raises UserError."""
+    if (cfg.ckpt is None) == (cfg.images is None):
+        raise UserError(f"ckpt={cfg.ckpt} images={cfg.images}: give one of the two to evaluate")
+    if cfg.save not in KINDS:
+        raise UserError(f"save={cfg.save}: keep {' or '.join(KINDS)}")
+    if cfg.images is not None and cfg.save != "none":
+        raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
+    validate.torch_device(cfg.device)
+
+
+def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
+    """Return the number of images to evaluate; raises UserError if there are fewer."""
+    if subject.n is None:
+        return cfg.n or cfg.protocol.n
+    n = cfg.n or subject.n
+    if not 2 <= n <= subject.n:
+        raise UserError(f"n={n}: {cfg.images} holds {subject.n} images; set n from 2 to that, or leave it out")
+    return n
+
+
+def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str, Any]:
+    """Return the scores, the evaluation settings, the hardware and the versions."""
+    extractor, protocol, reference = evaluator.extractor, evaluator.protocol, evaluator.reference
+    device = evaluator.device
+    return {
+        "scores": scores.named(protocol, extractor.name),
+        **scores.as_dict(),
+        "protocol": asdict(protocol),
+        "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint()},
+        "reference": {**reference.file, "n": reference.n, "about": dict(reference.about)},
+        "precision_recall_reference": None if evaluator.real is None else dict(evaluator.real.file),
+        "batch_size": cfg.batch_size,
+        "world_size": rank_and_world()[1],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(PACKAGES),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the scores, the settings and the paths of the files."""
+    table = Table(title=f"{report['metric']}: {report['judged']}", show_header=False)
+    for name, value in report["scores"].items():
+        table.add_row(name, f"{value:.4f}")
+    for name in ("ema", "steps", "sampler", "omega", "t_min", "t_max", "nfe", "seed", "images_per_second"):
+        if report.get(name) is not None:
+            table.add_row(name, str(report[name]))
+    table.add_row("reference", report["reference"]["path"])
+    for flag in report["flags"]:
+        table.add_row(flag, FLAGS[flag])
+    Console(width=max(100, Console().width)).print(table)
+    print(f"{Path(report['grid']).with_name('evaluation.json')} and {report['grid']}")
+    if report["images"]:
+        print(f"images: {report['images']}")
+
+
+def run_and_show(cfg: DictConfig) -> None:
+    """Evaluate and print the scores on rank 0."""
+    report = run(cfg)
+    if is_rank_zero():
+        show(report)

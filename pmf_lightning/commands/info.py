@@ -1,0 +1,85 @@
+"""Collect the facts of one model, of every preset, and estimates of a training step (command info)."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from tqdm import tqdm
+
+from pmf_lightning.config.compose import choices, compose
+from pmf_lightning.config.presets import published
+from pmf_lightning.profiling import communication
+from pmf_lightning.profiling.communication import Estimate
+from pmf_lightning.profiling.model_cost import NotCountedError
+from pmf_lightning.profiling.model_facts import Facts, find_facts
+from pmf_lightning.profiling.tables import all_models, one_model
+from pmf_lightning.utils.errors import UserError, suggestions
+
+FORMATS = ("table", "json")
+
+
+def info(overrides: Sequence[str] = ()) -> list[Facts]:
+    """Return the facts of the model that ``overrides`` describe, or of every preset with "every_model=true".
+
+    Without an override of data or experiment, a preset uses its default data. Raises UserError.
+    """
+    cfg = compose(_on_its_data(overrides), "info")
+    if cfg.format not in FORMATS:
+        raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
+    if not cfg.every_model:
+        return [find_facts(cfg)]
+    if chosen := [override for override in overrides if override.startswith("model=")]:
+        raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
+    found = [_preset(name, overrides) for name in tqdm(choices("model"), "presets", leave=False, disable=None)]
+    return [facts for facts in found if facts is not None]
+
+
+def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
+    """Return the estimates of a training step for each of ``gpus=``, an empty list without; raises UserError."""
+    cfg = compose(_on_its_data(overrides), "info")
+    if cfg.gpus is None:
+        return []
+    if cfg.every_model:
+        raise UserError(f"every_model=true gpus={list(cfg.gpus)}: an estimate is of one model; set model=")
+    return communication.estimate(cfg)
+
+
+def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
+    """Return the facts of a preset; None, with a line on stderr, if its costs are not counted."""
+    try:
+        return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
+    except NotCountedError as error:
+        print(f"left out: model={name} ({error})", file=sys.stderr)
+        return None
+    except UserError as error:
+        raise UserError(f"model={name}: {error}") from error
+
+
+def _on_its_data(overrides: Sequence[str]) -> list[str]:
+    """Add the default data of the model, unless the overrides choose data."""
+    models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
+    data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
+    if data_chosen or not models or models[-1] not in published():
+        return list(overrides)
+    return [f"data={published()[models[-1]].data}", *overrides]
+
+
+def run_and_show(cfg: DictConfig) -> None:
+    """Print the facts and estimates that the command line requests, as tables or JSON."""
+    overrides = HydraConfig.get().overrides.task
+    models, steps = info(overrides), scaling(overrides)
+    if cfg.format == "json":
+        tables = [facts.as_json() for facts in models]
+        if steps:
+            tables[0]["estimates"] = communication.as_json(steps)
+        print(json.dumps(tables if cfg.every_model else tables[0], indent=2))
+        return
+    width = max(100, Console().width)
+    Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
+    if steps:  # a narrow console would truncate the many columns
+        Console(width=max(communication.WIDTH, width)).print(
+            "", communication.table(compose(_on_its_data(overrides), "info"), steps)
+        )

@@ -1,0 +1,51 @@
+"""Sample images from a checkpoint and write a grid and an .npz (command sample)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pmf_lightning.config import validate
+from pmf_lightning.data.transforms import to_float
+from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.class_names import class_numbers, column_titles
+from pmf_lightning.pipeline.images import draw, prepare_decoder, sampling_options
+from pmf_lightning.sampling.generate import network_evaluations
+from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.cache import no_empty_folder, writable
+from pmf_lightning.utils.errors import UserError
+
+MOST_ON_GRID = 400
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Sample as ``pmf_lightning.sample.sample`` describes it."""
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise UserError("ckpt is not set; give a run directory or a checkpoint file")
+    validate.torch_device(cfg.device)
+    with no_empty_folder(Path(cfg.out)):
+        return _sampled(cfg, writable(Path(cfg.out), "out"))
+
+
+def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
+    prepare_decoder(module, cfg.decoder.weights)
+    options = sampling_options(cfg, module)
+    known, names = module.network.classes, module.class_names
+    chosen = list(range(known)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
+    classes = class_numbers(chosen, known, names)
+    labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
+    levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.batch_size, options)
+    columns, shown = _columns(len(classes), cfg.n), levels[:MOST_ON_GRID]
+    titles = column_titles(labels[: len(shown)].tolist(), columns, names if known > 1 else None)
+    grid = save_grid(to_float(shown), columns, out / "grid.png", titles)
+    np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
+
+
+def _columns(classes: int, images: int) -> int:
+    """Return the number of grid columns: about 10, and one class per column if possible."""
+    fitting = classes * (10 // classes) if classes <= 10 else classes
+    return min(fitting if classes <= 20 else 10, images)

@@ -1,0 +1,52 @@
+"""Help and refusals come at once: no command imports PyTorch, or what needs it, before its arguments are checked."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pmf_lightning
+from pmf_lightning.__main__ import COMMANDS
+
+HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "timm", "wandb", "sklearn", "scipy", "matplotlib", "rich")
+# Calls commands in one process, as the command line does, and prints what each left behind that it should not need.
+CALLS = f"""
+import contextlib, importlib, io, sys
+for call in sys.argv[1:]:
+    name, *arguments = call.split(" ")
+    sys.argv = [name, *arguments]
+    main = importlib.import_module("pmf_lightning." + name).main
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    expected = (0, None) if "--help" in arguments else (2,)
+    assert code in expected, (call, code, printed.getvalue())
+    assert (name in printed.getvalue()) == ("--help" in arguments), (call, printed.getvalue())
+    assert not {set(HEAVY)!r} & set(sys.modules), (call, {set(HEAVY)!r} & set(sys.modules))
+"""
+
+
+def check(calls):
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, *calls],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(pmf_lightning.__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_helps_and_refuses_without_pytorch():
+    check(["train --help", "train optimizer.lr=fast"])
+
+
+@pytest.mark.slow
+def test_every_command_helps_and_refuses_without_pytorch():
+    others = [name for name in COMMANDS if name != "report"]  # tests/reports/test_report.py
+    check([f"{name} --help" for name in others] + [f"{name} nonsense" for name in others])
+    check(["train model=nope", "train experiment=nope", "evaluate batch_size=many"])
