@@ -30,7 +30,7 @@ def _named(value: Any, names: Mapping[str, str]) -> str:
     return names[key]
 
 
-def _by_sampler(rates: Mapping[str, Number], sampler: str | None) -> Number:
+def _by_sampler(rates: Mapping[str, float | int], sampler: str | None) -> float | int:
     """Return the rate of a sampler, the first one for a sampler that has none."""
     return rates[sampler] if sampler in list(rates) else next(iter(rates.values()))
 
