@@ -8,9 +8,10 @@ from pmf_lightning.cli import command
 
 
 def make_stats(cfg: DictConfig) -> dict[str, Any]:
-    """Compute the statistics of the images that ``cfg`` (conf/commands/make_stats.yaml) names, and write three files.
+    """Compute the statistics of the images that ``cfg`` (conf/commands/make_stats.yaml) names, and write files.
 
-    Returns their "paths", "about" and the number of "features". Raises UserError for bad input, before long work.
+    Returns their "paths", "about" and the number of "features". With ``battery=`` a folder is written
+    (evaluation/battery). Raises UserError for bad input, before long work.
     """
     from pmf_lightning.commands import make_stats as work  # imports PyTorch, which --help and refusals do without
 

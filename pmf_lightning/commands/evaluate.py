@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from pmf_lightning.config import validate
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.distributed.collectives import on_all_ranks, rank_and_world
 from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
+from pmf_lightning.evaluation.battery.report import save_bars, score_table
+from pmf_lightning.evaluation.battery.scores import FLAGS as BATTERY_FLAGS
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.image_files import KINDS, ImageSaver
-from pmf_lightning.evaluation.sample_sources import SampleSource, evaluator_of, existing_images, images_of_checkpoint
+from pmf_lightning.evaluation.sample_sources import (
+    SampleSource,
+    evaluator_of,
+    existing_images,
+    images_of_checkpoint,
+    judge_of,
+)
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import atomic_write, no_empty_folder, writable
@@ -31,34 +40,76 @@ PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fide
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate as ``pmf_lightning.evaluate.evaluate`` describes it."""
     check(cfg)
+    if cfg.get("battery") is not None:
+        return evaluate_battery(cfg)
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
         subject = on_all_ranks(
             lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
         )
         print_on_main(subject.summary())
-        n = images_asked(cfg, subject)
+        n = images_asked(cfg, subject, lambda: cfg.protocol.n)
         evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         saver = ImageSaver(cfg.save, out, n, SHOWN)
         _ = evaluator.network, evaluator.reference_features, evaluator.precision_recall_features
         started = time.perf_counter()
         scores = evaluator(subject.generate, n, subject.classes or 1, saver)  # classes of existing images are unknown
-        saver.finish()
-        print_on_main(subject.conversions())
+        report = {"metric": evaluator.name(scores.n), **subject.about, **described(cfg, evaluator, scores)}
+        return _finished(report, subject, saver, out, n, started)
+
+
+def _finished(
+    report: dict[str, Any], subject: SampleSource, saver: ImageSaver, out: Path, n: int, started: float
+) -> dict[str, Any]:
+    """Return the report with times and files; write it and the grid of the first images."""
+    saver.finish()
+    print_on_main(subject.conversions())
+    report |= {
+        "seconds": round(time.perf_counter() - started, 2),
+        "images_per_second": round(n / (saver.latest - started), 2),
+        "images": saver.path and str(saver.path),
+        "grid": str(out / "grid.png"),
+    }
+    if rank_and_world()[0] == 0:
+        save_grid(to_float(saver.first_images), COLUMNS, out / "grid.png")
+        with atomic_write(out / "evaluation.json") as draft:
+            draft.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
+    """Score the images in all encoders of ``battery=``, in one pass; return evaluation.json on all ranks."""
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
+        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
+        subject = on_all_ranks(
+            lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
+        )
+        print_on_main(subject.summary())
+        setup = on_all_ranks(lambda: judge_of(cfg, subject))
+        n = images_asked(cfg, subject, lambda: len(setup.source.held_out()) if setup.source.has_held_out else 50_000)
+        judge = on_all_ranks(lambda: setup.open(device))
+        saver = ImageSaver(cfg.save, out, n, SHOWN)
+        _ = judge.real_features
+        started = time.perf_counter()
+        scores = judge(subject.generate, n, subject.classes, saver)
         report = {
-            "metric": evaluator.name(scores.n),
+            "metric": setup.name(n),
             **subject.about,
-            **described(cfg, evaluator, scores),
-            "seconds": round(time.perf_counter() - started, 2),
-            "images_per_second": round(n / (saver.latest - started), 2),
-            "images": saver.path and str(saver.path),
-            "grid": str(out / "grid.png"),
+            "scores": scores.named(),
+            **scores.as_dict(),
+            "protocol": asdict(scores.protocol),
+            "reference": str(cfg.battery.reference),
+            "fingerprints": {name: judge.battery.members[name].fingerprint() for name in scores.encoders},
+            "data": setup.source.name,
+            **_surroundings(cfg, device),
+            "bars": str(out / "ratios.png"),
         }
         if rank_and_world()[0] == 0:
-            save_grid(to_float(saver.first_images), COLUMNS, out / "grid.png")
-            with atomic_write(out / "evaluation.json") as draft:
-                draft.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+            save_bars(scores, out / "ratios.png")
+            Console(width=max(100, Console().width)).print(
+                score_table(scores, f"{report['metric']}: {cfg.ckpt or cfg.images}")
+            )
+        return _finished(report, subject, saver, out, n, started)
 
 
 def check(cfg: DictConfig) -> None:
@@ -72,10 +123,10 @@ def check(cfg: DictConfig) -> None:
     validate.torch_device(cfg.device)
 
 
-def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
-    """Return the number of images to evaluate; raises UserError if there are fewer."""
+def images_asked(cfg: DictConfig, subject: SampleSource, default: Callable[[], int]) -> int:
+    """Return the number of images to evaluate, ``default()`` of a model's; raises UserError if there are fewer."""
     if subject.n is None:
-        return cfg.n or cfg.protocol.n
+        return cfg.n or default()
     n = cfg.n or subject.n
     if not 2 <= n <= subject.n:
         raise UserError(f"n={n}: {cfg.images} holds {subject.n} images; set n from 2 to that, or leave it out")
@@ -85,7 +136,6 @@ def images_asked(cfg: DictConfig, subject: SampleSource) -> int:
 def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str, Any]:
     """Return the scores, the evaluation settings, the hardware and the versions."""
     extractor, protocol, reference = evaluator.extractor, evaluator.protocol, evaluator.reference
-    device = evaluator.device
     return {
         "scores": scores.named(protocol, extractor.name),
         **scores.as_dict(),
@@ -93,6 +143,13 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
         "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint()},
         "reference": {**reference.file, "n": reference.n, "about": dict(reference.about)},
         "precision_recall_reference": None if evaluator.real is None else dict(evaluator.real.file),
+        **_surroundings(cfg, evaluator.device),
+    }
+
+
+def _surroundings(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """Return the batch size, the hardware and the versions."""
+    return {
         "batch_size": cfg.batch_size,
         "world_size": rank_and_world()[1],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -103,6 +160,9 @@ def described(cfg: DictConfig, evaluator: Evaluator, scores: Scores) -> dict[str
 
 def show(report: dict[str, Any]) -> None:
     """Print the scores, the settings and the paths of the files."""
+    if "bars" in report:
+        _show_battery(report)
+        return
     table = Table(title=f"{report['metric']}: {report['judged']}", show_header=False)
     for name, value in report["scores"].items():
         table.add_row(name, f"{value:.4f}")
@@ -116,6 +176,15 @@ def show(report: dict[str, Any]) -> None:
     print(f"{Path(report['grid']).with_name('evaluation.json')} and {report['grid']}")
     if report["images"]:
         print(f"images: {report['images']}")
+
+
+def _show_battery(report: dict[str, Any]) -> None:
+    """Print what the table of the encoders does not have: the means by their full names, flags and files."""
+    for name, value in report["scores"].items():
+        print(f"{name}: {value:.4g}")
+    for flag in report["flags"]:
+        print(f"{flag}: {BATTERY_FLAGS[flag]}")
+    print(f"{Path(report['grid']).with_name('evaluation.json')}, {report['bars']} and {report['grid']}")
 
 
 def run_and_show(cfg: DictConfig) -> None:

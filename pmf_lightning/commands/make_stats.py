@@ -11,10 +11,12 @@ from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
 from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
 from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.encoders.build import make_battery
+from pmf_lightning.evaluation.battery.references import ReferenceSettings, write_references
 from pmf_lightning.evaluation.build import complete_extractor
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference
-from pmf_lightning.evaluation.statistics import save_all, split_statistics, statistics
+from pmf_lightning.evaluation.statistics import labelled_images, save_all, split_statistics, statistics
 from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError
@@ -23,6 +25,8 @@ from pmf_lightning.utils.errors import UserError
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Compute statistics as ``pmf_lightning.make_stats.make_stats`` describes it."""
     out, source = check(cfg)
+    if cfg.get("battery") is not None:
+        return _of_battery(cfg, out, source)
     with torchrun_group(cfg.device) as device:
         on_all_ranks(lambda: writable(out.parent, "out"))
         extractor = on_all_ranks(lambda: complete_extractor(make_part(cfg, "extractor"), source, cfg.cache_dir))
@@ -41,12 +45,16 @@ def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
     if OmegaConf.is_missing(cfg, "out"):
         raise UserError("out is not set; name a file to make, such as out=stats.npz")
     out = Path(cfg.out).expanduser()
-    if out.suffix != ".npz":
+    if cfg.get("battery") is None and (given := [f"{name}={cfg[name]}" for name in ("nystrom", "bank") if cfg[name]]):
+        raise UserError(f"{' '.join(given)}: these are of the encoders of a battery; set battery=")
+    if cfg.get("battery") is None and out.suffix != ".npz":
         raise UserError(
             f"out={cfg.out}: statistics are written as .npz (with a .pkl next to it); set out={out.stem}.npz"
         )
     validate.torch_device(cfg.device)
     has_data = cfg.get("data") is not None
+    if cfg.get("battery") is not None and not (has_data and cfg.images is None):
+        raise UserError("battery=: its statistics are of the training split of the data; set data=, not images=")
     if cfg.images is None and not has_data:
         raise UserError("no images to measure; set data=, or images= to a folder of images or an .npz")
     source = make_part(cfg, "data") if has_data else None
@@ -71,6 +79,22 @@ def _of_images(cfg: DictConfig, source: DataSource | None, extractor: Extractor,
     measured = statistics(images, n, extractor, cfg.batch_size, cfg.features, device, about)
     print_on_main(images.conversions())
     return measured
+
+
+def _of_battery(cfg: DictConfig, out: Path, source: DataSource) -> dict[str, Any]:
+    """Write the references of all encoders of the battery to the folder ``out``, in one pass over the data."""
+    settings = ReferenceSettings(cfg.nystrom, cfg.bandwidth_scale, cfg.bank)
+    images, n, about = labelled_images(source, cfg.n, cfg.batch_size, cfg.num_workers, settings.check)
+    with torchrun_group(cfg.device) as device:
+        on_all_ranks(lambda: writable(out, "out"))
+        battery = on_all_ranks(lambda: make_battery(_plain(cfg.battery), None, source, cfg.cache_dir)).to(device)
+        index = write_references(battery, images, n, settings, cfg.batch_size, device, about, out)
+    about = {**about, "n": n, "extractor": ", ".join(index["encoders"])}
+    return {"paths": [out], "about": about, "features": settings.bank}
+
+
+def _plain(section: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(section, resolve=True)
 
 
 def run_and_show(cfg: DictConfig) -> None:

@@ -112,14 +112,22 @@ DECODER: Table = {
     "batch_size": COUNT,
     "architecture.**": ANYTHING,
 }
+JUDGE: Table = {
+    "pixels": choice("float", "uint8"),
+    "precision": choice("float32", "bfloat16"),
+    "directions": integer(0),
+    "sliced_images": integer(2),
+    "spread_draws": integer(0),
+}
 METRICS: Table = {
     "enabled": YES_NO,
     "every_images": COUNT,
     "extra_steps": list_of(integer()),
     "reference_images": COUNT.or_null(),
     "batch_size": COUNT,
-    "n": integer(2, 100_000_000),
+    "n": integer(2, 100_000_000).or_null(),  # metrics=fid needs it
     "reference": PATH.or_null(),
+    **{name: JUDGE[name] for name in ("pixels", "precision", "directions", "sliced_images")},
     **below("classifier", CLASSIFIER),
 }
 DECODES = part(
@@ -255,6 +263,8 @@ BACKBONE: Table = {
 MAE: Table = {**TRAINED, **MASKED_AUTOENCODER, **MASKING, "patch": SIDE, "clip": POSITIVE}
 BATTERY: Table = {
     "reference": PATH.or_null(),
+    "floors": mapping(words="give the distance of validation images by encoder, or null to measure it").or_null(),
+    "floors.*": number(above=0),
     "members": mapping(words="give encoders by name, or choose battery="),
     "members.*": part(words="give what Hydra builds, such as {_target_: package.Encoder}"),
     **below("members.*", ENCODER),

@@ -38,6 +38,7 @@ from pmf_lightning.config.option_sections import (
     FEATURES,
     HOW_TO_SAMPLE,
     IMAGES,
+    JUDGE,
     LISTED,
     LOGGERS,
     OBJECTIVE,
@@ -56,6 +57,10 @@ from pmf_lightning.config.option_sections import (
     one_or_more,
 )
 
+BATTERY_CHOICE: Table = {
+    "battery": mapping("members", "reference", words="choose one with battery=").or_null(),
+    **below("battery", BATTERY),
+}
 RUN: Table = {
     "name": TEXT,
     "paper.**": ANYTHING,  # facts that nothing reads from the configuration (config/presets.py)
@@ -117,8 +122,7 @@ RUN: Table = {
     "conditions.*.kind": TEXT,
     **{f"conditions.*.{key}": integer(0) for key in ("tokens", "codes", "rows")},
     **EVALUATION,
-    "battery": mapping("members", "reference", words="choose one with battery=").or_null(),
-    **below("battery", BATTERY),
+    **BATTERY_CHOICE,
     "posttrain": part("encoders", "omega", words="choose one with posttrain=").or_null(),
     **below("posttrain", POSTTRAIN),
     "posttrain_lr": mapping(words="give rates by sampler, such as {average: 2e-5}, or set optimizer.lr=").or_null(),
@@ -151,6 +155,8 @@ SAMPLE: Table = {
 }
 EVALUATE: Table = {
     **EVALUATION,
+    **BATTERY_CHOICE,
+    **below("judge", JUDGE),
     "ckpt": PATH.or_null(),
     "images": PATH.or_null(),
     "decoder": WEIGHTS,
@@ -200,6 +206,10 @@ STATS: Table = {
     "out": PATH,
     "n": integer(2).or_null(),
     "features": integer(0),
+    **BATTERY_CHOICE,
+    "nystrom": integer(0),
+    "bandwidth_scale": POSITIVE,
+    "bank": integer(0),
     "device": DEVICE,
     "batch_size": COUNT,
     "num_workers": PROCESSES,

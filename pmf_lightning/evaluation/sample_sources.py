@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.transforms import CROP_RULE
+from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
+from pmf_lightning.evaluation.battery.scores import JudgeProtocol
 from pmf_lightning.evaluation.build import DATA, open_evaluator
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.image_files import open_images
@@ -121,9 +123,28 @@ def evaluator_of(
     )
 
 
+def judge_of(cfg: DictConfig, subject: SampleSource) -> JudgeSetup:
+    """Return the checked judge of ``battery=`` for images of ``subject``; raises UserError."""
+    source = _configured_data(cfg, subject.config)
+    if source is None:
+        raise UserError("battery=: real images are compared with; set data=")
+    group = OmegaConf.to_container(cfg.battery, resolve=True)
+    rules = OmegaConf.to_container(cfg.judge, resolve=True)
+    draws = rules.pop("spread_draws")
+    if (source.channels, source.resolution) != (subject.shape[0], subject.shape[1]):
+        raise UserError(
+            f"data={source.name}: its images have {source.channels} channels and {source.resolution} pixels, those to "
+            f"judge {subject.shape[0]} and {subject.shape[1]}; set data= to images like them"
+        )
+    trained = trained_members(group, subject.config)
+    setup = JudgeSetup(group, source, JudgeProtocol(**rules), cfg.batch_size, cfg.cache_dir, trained, draws)
+    setup.check()
+    return setup
+
+
 def _configured_data(cfg: DictConfig, config: Mapping[str, Any] | None) -> DataSource | None:
     """Return the data of ``data=`` or of the checkpoint, None if there are none or they are not needed."""
-    if not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
+    if cfg.get("battery") is None and not cfg.extractor.get("_partial_", False) and cfg.reference != DATA:
         return None
     if cfg.get("data") is not None:
         return make_part(cfg, "data")

@@ -73,13 +73,37 @@ def split_statistics(
 
     Each rank prefetches with ``num_workers`` processes. Raises UserError for latents, or if ``n`` exceeds the split.
     """
+    images, count, about = labelled_images(source, n, batch_size, num_workers)
+
+    def levels(first: int, end: int) -> Tensor:
+        return images(first, end)[0]
+
+    return statistics(levels, count, extractor, batch_size, features, device, about)
+
+
+def labelled_images(
+    source: DataSource, n: int | None, batch_size: int, num_workers: int, check: Callable[[int], None] | None = None
+) -> tuple[Callable[[int, int], tuple[Tensor, Tensor]], int, dict[str, Any]]:
+    """Return the images of a training split as ``images(first, end) -> (uint8, labels)``, their number, and metadata.
+
+    ``images`` must be called for the chunks of this rank in their order; ``n`` random images are taken, or all. The
+    number is passed to ``check`` first. Raises UserError for latents, or if ``n`` exceeds the split.
+    """
     split = _pixels(source)
     count = len(split) if n is None else n
     if count > len(split):
         raise UserError(f"n={n}: the training split of {source.name} has {len(split)} images; set n to that or less")
+    if check is not None:
+        check(count)
     rows = None if n is None else rng.permutation("statistics", "images", count=len(split))[:n].sort().values
-    batches = _read_ahead(split, rows, count, batch_size, num_workers)
-    return statistics(lambda first, end: next(batches), count, extractor, batch_size, features, device, _about(source))
+    batches = None
+
+    def images(first: int, end: int) -> tuple[Tensor, Tensor]:
+        nonlocal batches
+        batches = batches or _read_ahead(split, rows, count, batch_size, num_workers)  # ranks are known by now
+        return next(batches)
+
+    return images, count, _about(source)
 
 
 def _pixels(source: DataSource) -> Any:
@@ -88,12 +112,14 @@ def _pixels(source: DataSource) -> Any:
     return source.train()
 
 
-def _read_ahead(split: Any, rows: Tensor | None, n: int, batch_size: int, num_workers: int) -> Iterator[Tensor]:
-    """Yield the images of this rank's chunks in order; UserError if too many records cannot be read."""
+def _read_ahead(
+    split: Any, rows: Tensor | None, n: int, batch_size: int, num_workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of this rank's chunks in order; UserError if too many records cannot be read."""
     numbers = torch.arange(n) if rows is None else rows
     batches = [numbers[first:end].tolist() for first, end in chunks_of_this_rank(n, batch_size)]
-    for images, _, _ in iterate_batches(split, batches, num_workers, tally_of(split, rank_and_world()[1])):
-        yield images
+    for images, labels, _ in iterate_batches(split, batches, num_workers, tally_of(split, rank_and_world()[1])):
+        yield images, labels
 
 
 def _about(source: DataSource) -> dict[str, Any]:

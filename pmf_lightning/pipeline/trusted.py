@@ -48,6 +48,7 @@ _PARTS = {
     "trainer": ("distributed.strategies.ddp", "distributed.strategies.fsdp"),
     "metrics": (
         *("training.callbacks.fid.FidSettings", "evaluation.small_data.SmallDataSettings"),
+        "training.callbacks.battery.BatterySettings",
         "encoders.classifier.train.ClassifierSettings",
     ),
     "protocol": ("evaluation.protocol.Protocol", "evaluation.protocol.PublishedReference"),

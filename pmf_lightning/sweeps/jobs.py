@@ -177,13 +177,15 @@ def run_multirun(multirun: Callable[[], None]) -> None:
 
 
 def measured(cfg: DictConfig, summary: Mapping[str, Any]) -> float | None:
-    """Return ``study.measure`` of a summary; without a study its Frechet distance, of any features.
+    """Return ``study.measure`` of a summary; without a study its Frechet distance, of any features, or mean ratio.
+
+    The mean ratio of metrics=battery is that of the held-out encoders.
 
     None if the run has no such number: it was stopped, or has no metrics.
     """
     if cfg.get("study"):
         value = summary.get(cfg.study.measure)
     else:
-        distances = [value for name, value in summary.items() if name == "fd" or name.startswith("fid")]
+        distances = [value for name, value in summary.items() if name in ("fd", "fdr") or name.startswith("fid")]
         value = next((value for value in distances if isinstance(value, int | float)), None)
     return None if value is None else float(value)

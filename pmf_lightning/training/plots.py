@@ -51,6 +51,8 @@ def save_curves(log: Path, path: Path) -> Path:
         r"force_norm_": "force norm (the loss is constant by construction)",
         r"fd_|f(d|id)\d": "Frechet distance",  # fd_digits, fd1k_classifier_jit, fid50k_jit
         r"is\d": "inception score",
+        r"fdr": "Frechet distance / that of real images",
+        r"sw_?r": "sliced Wasserstein / that of real images",
     }
     panels = {title: [name for name in known if re.match(start, name)] for start, title in titles.items()}
     panels = {title: names for title, names in panels.items() if names} or {"nothing was logged": []}

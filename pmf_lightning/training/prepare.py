@@ -15,6 +15,7 @@ from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource, FirstImages
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
 from pmf_lightning.encoders.build import build_encoders
+from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
 from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
 from pmf_lightning.objectives.base import Objective
@@ -22,6 +23,7 @@ from pmf_lightning.pipeline.build import build, make_part, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.training import initial_weights
 from pmf_lightning.training.callbacks.added import make_added
+from pmf_lightning.training.callbacks.battery import BatterySettings
 from pmf_lightning.training.callbacks.fid import FidSettings
 from pmf_lightning.training.initial_weights import InitRequest
 from pmf_lightning.training.loggers.build import RUN_DIR, check_packages
@@ -55,8 +57,8 @@ class Parts:
     source: DataSource
     data: StepData | QueueData
     module: GenerativeModule
-    metrics: FidSettings | SmallDataSettings | None
-    evaluator: EvaluatorSetup | SmallDataEvaluator | None
+    metrics: FidSettings | SmallDataSettings | BatterySettings | None
+    evaluator: EvaluatorSetup | SmallDataEvaluator | JudgeSetup | None
     callbacks: Sequence[Callback]
     loggers: Mapping[str, Mapping[str, Any]]
     init_lines: Sequence[str] = ()
@@ -223,7 +225,7 @@ def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:
 
 def make_evaluator(
     cfg: DictConfig, source: DataSource, module: GenerativeModule
-) -> tuple[FidSettings | SmallDataSettings, EvaluatorSetup | SmallDataEvaluator] | tuple[None, None]:
+) -> tuple[Any, EvaluatorSetup | SmallDataEvaluator | JudgeSetup] | tuple[None, None]:
     """Build what measures ``metrics=``, with its settings; (None, None) if metrics are disabled.
 
     Raises UserError, which names the option that disables metrics, if they cannot be computed.
@@ -235,6 +237,8 @@ def make_evaluator(
     if not module.objective.samplers:
         raise UserError(f"metrics.enabled=true: {cfg.name} generates no images to evaluate; leave metrics= out")
     settings = make_part(cfg, "metrics")
+    if isinstance(settings, BatterySettings):
+        return settings, _judge_setup(cfg, settings, source)
     if not isinstance(settings, FidSettings):
         _check_held_out(source, "metrics=none")
         return settings, SmallDataEvaluator(source, settings, cfg.cache_dir)
@@ -245,6 +249,20 @@ def make_evaluator(
         options = f"metrics=fid metrics.reference={'null' if settings.reference is None else settings.reference}"
         raise UserError(f"{options}: {error}; or evaluate nothing, metrics=none") from error
     return settings, setup
+
+
+def _judge_setup(cfg: DictConfig, settings: BatterySettings, source: DataSource) -> JudgeSetup:
+    """Return the checked judge of metrics=battery; raises UserError."""
+    if cfg.battery is None:
+        raise UserError("metrics=battery: no encoders are chosen; set battery=, such as battery=digits")
+    group = _plain(cfg.battery)
+    trained = trained_members(group, {"posttrain": cfg.posttrain and _plain(cfg.posttrain), "battery": group})
+    setup = JudgeSetup(group, source, settings.protocol, settings.batch_size, cfg.cache_dir, trained)
+    try:
+        setup.check()
+    except UserError as error:
+        raise UserError(f"metrics=battery: {error}; or evaluate nothing, metrics=none") from error
+    return setup
 
 
 def _evaluator_setup(

@@ -27,9 +27,7 @@ def written(out, battery=None, **settings):
     def images(first, end):
         return IMAGES[first:end], LABELS[first:end]
 
-    return write_references(
-        battery, WIDTHS, images, 70, ReferenceSettings(**settings), 32, torch.device("cpu"), ABOUT, out
-    )
+    return write_references(battery, images, 70, ReferenceSettings(**settings), 32, torch.device("cpu"), ABOUT, out)
 
 
 def read(path, needs=("moments",), members=None, resolution=8):
@@ -39,7 +37,7 @@ def read(path, needs=("moments",), members=None, resolution=8):
 def test_one_pass_writes_moments_banks_and_nystrom_references(tmp_path):
     battery = tiny_battery()
     index = written(tmp_path / "stats", battery, nystrom=12, bank=20)
-    assert {member.calls for member in battery.members.values()} == {3}, "70 images in batches of 32"
+    assert {member.calls for member in battery.members.values()} == {1 + 3}, "a blank image; 70 in batches of 32"
     assert json.loads((tmp_path / "stats" / "reference.json").read_text()) == index
     assert (index["n"], index["data_fingerprint"], index["resolution"]) == (70, "f00d", 8)
     assert index["encoders"]["mixed"] == {

@@ -1,20 +1,28 @@
 """The judge of a battery: ratios to real images, one pass, marks and names; the same on two processes."""
 
+import json
 import math
+import os
 
+import numpy as np
 import pytest
 import torch
 from features_of_tests import noise_levels, numpy_frechet
+from ranks import together
 from tiny_battery import real_of, tiny_battery
 
+from pmf_lightning import compose
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.transforms import to_float
+from pmf_lightning.evaluate import evaluate
 from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, moments_of, spread
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.make_stats import make_stats
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
+from pmf_lightning.pipeline.build import make_source
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -156,3 +164,68 @@ def test_the_spread_is_that_of_real_images():
     assert spread(train, torch.cat(fresh[:2]), 20) == pytest.approx(float(distances.std()) * 2**0.5, rel=0.5)
     wide = Gaussian(torch.zeros(2).double(), torch.eye(2).double())
     assert spread(wide, fresh[0][:, :2], 20) > 2 * spread(train, fresh[0], 20)
+
+
+def judged_by_a_rank():
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    judge = judge_of(batch_size=17, spread_draws=2, classify=lambda levels: torch.eye(4)[levels[:, 0, 0, 0].long() % 4])
+    found = judge(of(OTHER), 100, 4)
+    return found.named() | found.by_encoder()
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one():
+    first, second = together(2, judged_by_a_rank)
+    assert first == second
+    assert first == pytest.approx(judged_by_a_rank(), rel=1e-6), "sums of features in another order"
+
+
+def test_the_command_judges_real_images_as_real(tmp_path):
+    """The held-out images themselves score exactly 1, in every encoder; a folder of make_stats is a reference too."""
+    members = {f"pixels{side}": {"_target_": "tiny_battery.Small", "side": side} for side in (2, 3)}
+    cfg = compose(
+        ["data=digits", "battery=digits", f"cache_dir={tmp_path}", f"out={tmp_path}/stats", "bank=400"], "make_stats"
+    )
+    cfg.battery.members = members
+    assert make_stats(cfg)["features"] == 400
+    held_out = make_source(cfg).held_out()
+    np.savez(tmp_path / "held_out.npz", arr_0=held_out.batch(range(360))[0].permute(0, 2, 3, 1).numpy())
+    cfg = compose(
+        [
+            "data=digits",
+            "battery=digits",
+            f"cache_dir={tmp_path}",
+            f"out={tmp_path}/out",
+            f"images={tmp_path}/held_out.npz",
+        ],
+        "evaluate",
+    )
+    for reference in ("data", f"{tmp_path}/stats"):
+        cfg.battery.members, cfg.battery.reference = members, reference
+        report = evaluate(cfg)
+        assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(report))
+        assert report["metric"] == "fdr2_360_float_fp32"
+        for one in report["encoders"].values():
+            assert one["fdr"] == pytest.approx(1, rel=1e-6)
+            assert one["swr"] == pytest.approx(1, rel=1e-4)
+            assert 0 < one["spread"] < 1
+        assert report["sliced_n"] == 360
+        assert (tmp_path / "out" / "ratios.png").is_file()
+    with pytest.raises(
+        UserError, match="data=digits: its images have 1 channels and 16 pixels, those to judge 1 and 32"
+    ):
+        evaluate(
+            compose(
+                [
+                    "data=digits",
+                    "data.resolution=16",
+                    "battery=digits",
+                    f"images={tmp_path}/held_out.npz",
+                    f"out={tmp_path}/out",
+                ],
+                "evaluate",
+            )
+        )
+    with pytest.raises(UserError, match="nystrom=4: these are of the encoders of a battery; set battery="):
+        make_stats(compose(["data=digits", "nystrom=4", "out=stats.npz"], "make_stats"))

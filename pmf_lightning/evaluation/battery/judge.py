@@ -59,7 +59,7 @@ class Judge:
         classify: Classify | None = None,
         spread_draws: int = 0,
     ) -> None:
-        self.held_out, self.protocol, self.trained = held_out, protocol, frozenset(trained)
+        self.battery, self.held_out, self.protocol, self.trained = battery, held_out, protocol, frozenset(trained)
         self.batch_size, self.classify, device = batch_size, classify, torch.device(device)
         self.floors, self.spread_draws = dict(floors or {}), spread_draws
         self.names = tuple(train)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
-from pmf_lightning.encoders.battery.battery import Battery
+from pmf_lightning.encoders.battery.battery import FEATURES, Battery
 from pmf_lightning.encoders.battery.reference_files import FORMAT, INDEX, KINDS
 from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.moments import FeatureStatistics
@@ -33,12 +33,12 @@ class ReferenceSettings:
 
     Args:
         nystrom: number of landmarks of RDM's reference of each encoder; 0: none. All features are on disk meanwhile.
-        scale: of the kernel's bandwidth, a factor of the median distance.
+        bandwidth_scale: factor of the median distance that gives the bandwidth of its kernel.
         bank: number of random images whose features are stored as rows, with labels; 0: none.
     """
 
     nystrom: int = 0
-    scale: float | int = 1.0
+    bandwidth_scale: float | int = 1.0
     bank: int = 0
 
     def check(self, n: int) -> None:
@@ -52,7 +52,6 @@ class ReferenceSettings:
 
 def write_references(
     battery: Battery,
-    widths: Mapping[str, int],
     images: Images,
     n: int,
     settings: ReferenceSettings,
@@ -64,10 +63,12 @@ def write_references(
 ) -> dict[str, Any]:
     """Measure images number 0 to n - 1 and write a folder that ``read_references`` reads; return its index.
 
-    All ranks must call it, with one disk. ``about`` describes the images: data, data_fingerprint, resolution, classes.
+    All ranks must call it, with one disk. ``about`` describes the images: data, resolution, channels, classes.
     Raises UserError for settings that do not fit.
     """
     settings.check(n)
+    shape = about["channels"], about["resolution"]
+    widths = {name: member.shapes(*shape)[FEATURES][0] for name, member in battery.members.items()}
     encode = BatteryEncoder(battery, widths, "uint8", precision, device)
     kept = _kept_rows(n, settings)
     with _row_files(out / ".rows", widths, kept) as store:
@@ -172,7 +173,7 @@ def _write(
         files = {"moments": {"mu": one.mu.numpy(), "sigma": one.sigma.numpy()}}
         if settings.nystrom:
             pool = store.rows(name).to(device)
-            fitted = MMDReference.fit(pool, settings.nystrom, scale=settings.scale)
+            fitted = MMDReference.fit(pool, settings.nystrom, scale=settings.bandwidth_scale)
             files["nystrom"] = {key: value.cpu().numpy() for key, value in fitted.state_dict().items()}
         if settings.bank:
             places = torch.searchsorted(store.kept, bank)

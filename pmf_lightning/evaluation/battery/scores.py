@@ -130,6 +130,15 @@ class BatteryScores:
         accuracies = {"class_accuracy": self.class_accuracy, "real_accuracy": self.real_accuracy}
         return found | {name: value for name, value in accuracies.items() if value is not None}
 
+    def by_encoder(self) -> dict[str, float]:
+        """Return the ratios of every encoder, by names with its mark: "fdr_held_out_mae", "swr_trained_classifier0"."""
+        found = {}
+        for ratio in ("fdr", "swr"):
+            for name, one in self.encoders.items():
+                if (value := getattr(one, ratio)) is not None:
+                    found[f"{ratio}_{one.mark.replace(' ', '_')}_{name}"] = value
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         encoders = {
@@ -139,7 +148,7 @@ class BatteryScores:
         return {
             "n": self.n,
             "sliced_n": self.sliced_n,
-            "judged": self.judged,
+            "judged_ratio": self.judged,
             "class_accuracy": self.class_accuracy,
             "real_accuracy": self.real_accuracy,
             "encoders": encoders,

@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning import Callback
 
+from pmf_lightning.evaluation.battery.build import JudgeSetup
 from pmf_lightning.evaluation.build import EvaluatorSetup
 from pmf_lightning.evaluation.small_data import metric_name
+from pmf_lightning.training.callbacks.battery import BatteryEvaluation
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.training.callbacks.early_stopping import EarlyStopping, early_stop
 from pmf_lightning.training.callbacks.ema import EMA
@@ -87,6 +89,8 @@ def make_evaluation(parts: Parts, **others: Any) -> SampleEvaluation | None:
     if metrics is None or evaluator is None:
         return None
     others |= {"every_steps": parts.settings.every(metrics.every_images), "extra_steps": list(metrics.extra_steps)}
+    if isinstance(evaluator, JudgeSetup):
+        return BatteryEvaluation(evaluator, metrics.n, **others)
     if isinstance(evaluator, EvaluatorSetup):
         return FIDEvaluation(metrics.n, evaluator, **others)
     return SmallDataEvaluation(evaluator, metric_name(parts.source), **others)

@@ -25,15 +25,15 @@ class FidSettings:
 
     enabled: bool
     every_images: int
-    n: int
+    n: int | None
     batch_size: int
     extra_steps: Sequence[int]
     reference: str | None
 
     def __post_init__(self) -> None:
         for name, least in {"every_images": 1, "n": 2, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"metrics.{name}={getattr(self, name)}: set it to {least} or more")
+            if (value := getattr(self, name)) is None or value < least:
+                raise UserError(f"metrics.{name}={'null' if value is None else value}: set it to {least} or more")
         if any(steps < 1 for steps in self.extra_steps):
             raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
 
