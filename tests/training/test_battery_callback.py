@@ -1,10 +1,8 @@
 """metrics=battery: what it logs and sums up, marks, the warning of a fooled loss, and bad input."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from pmf_lightning import UserError, compose
+from pmf_lightning import UserError, build, compose
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
 from pmf_lightning.evaluation.battery.report import save_bars, score_table
@@ -19,9 +17,6 @@ from pmf_lightning.training.prepare import make_evaluator
 
 DIGITS = Digits("digits", 32, 1, 10, 360)
 MEMBERS = {"seen": {"size": 1}, "unseen": {"size": 2}, "twin": {"size": 1}}
-GENERATOR = SimpleNamespace(
-    objective=SimpleNamespace(samplers=("average",), reconstructs=False), image_shape=(1, 32, 32)
-)
 
 
 class AllTrained(Digits):
@@ -111,7 +106,7 @@ def test_trained_members_are_those_of_the_loss_by_name_or_settings():
 
 def test_metrics_battery_is_composed_and_checked():
     cfg = compose(["metrics=battery", "posttrain=fd_loss", "metrics.n=200"])
-    settings, setup = make_evaluator(cfg, make_source(cfg), GENERATOR)
+    settings, setup = make_evaluator(cfg, make_source(cfg), build(cfg, empty=True))
     assert set(setup.trained) == set(cfg.posttrain.encoders)
     assert set(setup.judged) == set(cfg.battery.members) - set(setup.trained)
     assert (settings.n, settings.protocol) == (200, JudgeProtocol())
@@ -119,7 +114,7 @@ def test_metrics_battery_is_composed_and_checked():
     with pytest.raises(
         UserError, match="metrics=battery: no encoders are chosen; set battery=, such as battery=digits"
     ):
-        make_evaluator(cfg, make_source(cfg), GENERATOR)
+        make_evaluator(cfg, make_source(cfg), build(cfg, empty=True))
     none = AllTrained("digits", 32, 1, 10, 0)
     for group, message in (
         ({"members": MEMBERS, "floors": {"nobody": 1.0}}, "battery.floors.nobody: the battery has no such encoder"),

@@ -129,10 +129,11 @@ class BatteryEvaluation(SampleEvaluation):
         return {"fdr": f"{self.name} (lower is better; real images: 1)"}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the watch."""
-        return {"watch": self.watch.state_dict(), "warnings": self.warnings}
+        """Return the numbers from before the first step, and the state of the watch."""
+        return super().state_dict() | {"watch": self.watch.state_dict(), "warnings": self.warnings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of the watch."""
+        """Restore the numbers from before the first step, and the state of the watch."""
+        super().load_state_dict(state)
         self.watch.load_state_dict(state["watch"])
         self.warnings = state["warnings"]

@@ -78,7 +78,7 @@ class SampleEvaluation(OncePerStep):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the numbers from before the first step."""
-        self.before = state_dict["before"]
+        self.before = state_dict.get("before", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the weights of ``init_from=`` as this run samples them."""
