@@ -25,7 +25,7 @@ for call in sys.argv[1:]:
             code = end.code
     expected = (0, None) if "--help" in arguments else (2,)
     assert code in expected, (call, code, printed.getvalue())
-    assert (name in printed.getvalue()) == ("--help" in arguments), (call, printed.getvalue())
+    assert (("pmf_lightning." + name) in printed.getvalue()) == ("--help" in arguments), (call, printed.getvalue())
     assert not {set(HEAVY)!r} & set(sys.modules), (call, {set(HEAVY)!r} & set(sys.modules))
 """
 
