@@ -84,7 +84,7 @@ def prepare(cfg: DictConfig, source: DataSource, resumed: bool = False) -> Parts
     data = make_data(cfg, trained, module.objective)
     data.accumulation(validate.world_size(cfg.trainer))
     data.check_room()
-    module.set_encoders(make_encoders(cfg, source, module))
+    module.set_encoders(make_encoders(cfg, source, module.objective, module.decoder))
     return Parts(training_settings(cfg), source, data, module, metrics, evaluator, callbacks, loggers, init_lines)
 
 
@@ -195,15 +195,15 @@ def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> Step
     return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.num_workers)
 
 
-def make_encoders(cfg: DictConfig, source: DataSource, module: GenerativeModule) -> Any:
+def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective, decoder: Any = None) -> Any:
     """Build the frozen networks of the loss, as the objective's ``encoder_request`` describes them; None without.
 
-    Raises UserError if their weights are missing or they do not fit the data.
+    ``decoder`` is that of a latent model. Raises UserError if their weights are missing or they do not fit the data.
     """
-    request = module.objective.encoder_request
+    request = objective.encoder_request
     if request is None:
         return None
-    return build_encoders(request, cfg[request.group], source, cfg.cache_dir, module.decoder)
+    return build_encoders(request, cfg[request.group], source, cfg.cache_dir, decoder)
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:

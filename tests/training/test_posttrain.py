@@ -68,7 +68,7 @@ REFUSED = {
 def test_refusals(message):
     cfg = settings(*REFUSED[message])
     with pytest.raises(UserError, match=message):
-        make_encoders(cfg, open_source(cfg), build(cfg))
+        make_encoders(cfg, open_source(cfg), build(cfg).objective)
 
 
 def test_a_batch_of_one_needs_a_population():
