@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import compose
 from pmf_lightning.data.images.decoder import check_background, describe_conversions
+from pmf_lightning.data.images.files import zip_of
+from pmf_lightning.data.images.labels import check_rule
 from pmf_lightning.data.shards.manifest import KINDS, Manifest, read_manifest
 from pmf_lightning.data.shards.payloads import PAYLOADS
 from pmf_lightning.data.shards.writing.input_tars import find_inputs
@@ -43,7 +45,7 @@ def run(cfg: DictConfig) -> ShardingResult:
 
 def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> ShardingResult:
     num_workers = cfg.num_workers or all_cores()
-    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, num_workers, unpacked)
+    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, num_workers, unpacked, cfg.label)
     side = None if vae is None else cfg.size // vae.scale
     shape = None if vae is None else (2, len(vae.mean), side, side)
     job = ShardingJob(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
@@ -89,6 +91,7 @@ def _check(cfg: DictConfig) -> None:
         if cfg[key] not in known:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {suggestions(str(cfg[key]), known)}")
     check_background(cfg.background, "background")
+    check_rule(cfg.label, "label")
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
     if cfg.kind == "latents" and (cfg.payload != "npy" or cfg.channels != 3):
@@ -100,8 +103,8 @@ def _check(cfg: DictConfig) -> None:
 def _out(cfg: DictConfig) -> Path:
     """Return the output folder; raises UserError if it is inside the input or no folder, or if the input is missing."""
     source, out = (Path(cfg[key]) for key in ("in", "out"))
-    if not source.exists() and not set("{*?[") & set(str(source)):
-        raise UserError(f"in={source}: no such file or folder; give class folders, or WebDataset tars")
+    if not source.exists() and zip_of(source) is None and not set("{*?[") & set(str(source)):
+        raise UserError(f"in={source}: no such file or folder; give class folders, a zip, or WebDataset tars")
     if source.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"out={out}: that is inside in={source}; set another out")
     if out.exists() and not out.is_dir():

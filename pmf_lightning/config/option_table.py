@@ -229,6 +229,7 @@ SHARD: Table = {
     "max_unreadable": SHARE,
     "classes": COUNT.or_null(),
     "class_names": PATH.or_null(),
+    "label": TEXT,
     "verify": YES_NO,
     "decoder": WEIGHTS,
     "decoder.weights": PATH.or_null(),

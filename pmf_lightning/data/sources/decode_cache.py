@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 from rich.progress import track
 from torch import Tensor
 
+from pmf_lightning.data.images.files import Files
 from pmf_lightning.data.transforms import Square, read_square
 from pmf_lightning.utils.bounded_files import open_npz, read_json
 from pmf_lightning.utils.cache import atomic_write, sole_writer
@@ -27,9 +28,9 @@ WINDOW = 256  # files decoded ahead of the writer; bounds the memory
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """Files to decode, in the order of the cache: paths below ``root``, labels [n], split quantiles [n]."""
+    """Images to decode, in the order of the cache: names in ``files``, labels [n], split quantiles [n]."""
 
-    root: Path
+    files: Files
     names: list[str]
     labels: Int64[Tensor, " n"]
     quantiles: Float64[Tensor, " n"]
@@ -127,13 +128,15 @@ def _decode(partial: Path, folder: Path, job: DecodeJob, fail: bool) -> None:
                 if isinstance(image, Exception):
                     unreadable.append(f"{job.names[row]}\t{type(image).__name__}: {image}".replace("\n", " "))
                     if fail:
-                        raise cannot_read(job.root, unreadable[0])
+                        raise cannot_read(job.files.root, unreadable[0])
                 else:
                     file.write(image.levels.tobytes())
                     readable.append(row)
                     done.update(image.done)
         if not readable:
-            raise UserError(f"none of the {len(unreadable)} images in {job.root} can be read, first {unreadable[0]!r}")
+            raise UserError(
+                f"none of the {len(unreadable)} images in {job.files.root} can be read, first {unreadable[0]!r}"
+            )
         file.seek(0)
         _write_header(file, (len(readable), *shape))  # numpy pads headers, so the first dimension may change
     np.savez(partial / "index.npz", labels=job.labels[readable].numpy(), quantiles=job.quantiles[readable].numpy())
@@ -146,9 +149,9 @@ def _read_all(job: DecodeJob) -> Iterator[Square | Exception]:
 
     def read(name: str) -> Square | Exception:
         try:
-            return read_square(job.root / name, job.resolution, job.channels, job.background)
+            return read_square(job.files.read(name), job.resolution, job.channels, job.background)
         except MemoryError as error:  # the file is intact and must not be permanently missing from the cache
-            raise UserError(f"no memory to decode {job.root / name}: free some, or remove the file") from error
+            raise UserError(f"no memory to decode {job.files.root / name}: free some, or remove the file") from error
         except Exception as reason:  # Pillow raises many exceptions for damaged files
             return reason
 

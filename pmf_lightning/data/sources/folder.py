@@ -1,9 +1,8 @@
-"""Data source of image files in one folder per class."""
+"""Data source of the images in a folder or a zip."""
 
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
 from pmf_lightning.data.images.decoder import check_background, describe_conversions
+from pmf_lightning.data.images.labels import check_rule
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_read, open_decoded
 from pmf_lightning.data.split import class_quantiles
@@ -25,11 +25,12 @@ POLICIES = ("skip", "fail")
 class Folder(DataSourceBase):
     """Images ``root/<class>/**`` of any size, cropped to squares and decoded once into the cache.
 
-    Labels follow the names of the class folders (see ``class_folders.find_classes``). Images directly in ``root``,
-    without class folders, are one class. Supported formats are Pillow's (see data/images/kinds.py), at any depth;
-    hidden files are ignored. ``unreadable`` determines whether a broken file is skipped or fatal. A fraction
-    ``held_out_fraction`` of every class, rounded, is held out. ``cache_dir`` None means the user's cache folder.
-    Transparent pixels show ``background``. See ``transforms.read_square`` for decoding and cropping.
+    ``root`` is a folder, a zip, or a folder in a zip. ``label`` determines the labels (``class_folders.image_tree``):
+    by default they follow the names of the class folders, and images without class folders are one class. Supported
+    formats are Pillow's (see data/images/kinds.py), at any depth; hidden files are ignored. ``unreadable`` determines
+    whether a broken file is skipped or fatal. A fraction ``held_out_fraction`` of every class, rounded, is held out.
+    ``cache_dir`` None means the user's cache folder. Transparent pixels show ``background``. See
+    ``transforms.read_square`` for decoding and cropping.
     """
 
     crop: ClassVar[str] = CROP_RULE
@@ -43,6 +44,7 @@ class Folder(DataSourceBase):
     held_out_fraction: float | int
     cache_dir: str | None
     background: str = "white"
+    label: str = "auto"
 
     def check(self) -> None:
         """Raise UserError for invalid settings or an invalid folder, reading names only."""
@@ -55,9 +57,11 @@ class Folder(DataSourceBase):
         if not 0 <= self.held_out_fraction < 1:
             raise UserError(f"data.held_out_fraction={self.held_out_fraction}: set it from 0 to below 1")
         check_background(self.background, "data.background")
+        check_rule(self.label, "data.label")
         found = len(self._tree.class_names)
         if found != self.classes:
-            raise UserError(f"data.classes={self.classes}, but {self.root} holds {found} class folders: leave it out")
+            what = "class folders" if self.label == "auto" else "classes"
+            raise UserError(f"data.classes={self.classes}, but {self.root} holds {found} {what}: leave it out")
         cache_root(self.cache_dir)
 
     @property
@@ -104,14 +108,14 @@ class Folder(DataSourceBase):
 
     @cached_property
     def _tree(self) -> ImageTree:
-        return image_tree(self.root)
+        return image_tree(self.root, label=self.label)
 
     @cached_property
     def _decoded_key(self) -> str:
         """Cache key of the decoded images, without the split, since every split is a prefix of the same order."""
         tree, lines = self._tree, []
         for label, name in zip(tree.labels, tree.names, strict=True):
-            lines.append(f"{label} {name} {_state(tree.root / name)}")
+            lines.append(f"{label} {name} {tree.files.state(name)}")
         rules = (CROP_RULE, ORDER, self.background)
         return digest("folder", *rules, self.resolution, self.channels, "\n".join(lines))
 
@@ -124,7 +128,7 @@ class Folder(DataSourceBase):
         quantiles = class_quantiles(labels, "folder")
         order = quantiles.argsort(stable=True)
         job = DecodeJob(
-            root=tree.root,
+            files=tree.files,
             names=[tree.names[row] for row in order.tolist()],
             labels=labels[order],
             quantiles=quantiles[order],
@@ -146,8 +150,9 @@ class Folder(DataSourceBase):
             raise cannot_read(tree.root, bad[0])
         for label, count in enumerate(torch.bincount(decoded.labels, minlength=len(tree.class_names)).tolist()):
             if not count:
-                folder = tree.root / tree.class_names[label]
-                raise UserError(f"class folder {folder} holds no readable image: repair or remove it")
+                name = tree.class_names[label]
+                folder = f"class folder {tree.root / name}" if self.label == "auto" else f"class {name} of {tree.root}"
+                raise UserError(f"{folder} holds no readable image: repair or remove it")
         if bad:
             few = ", ".join(line.split("\t")[0] for line in bad[:3]) + (", ..." if len(bad) > 3 else "")
             warnings.warn(
@@ -155,12 +160,3 @@ class Folder(DataSourceBase):
                 f"(all listed in {decoded.unreadable_file})",
                 stacklevel=2,
             )
-
-
-def _state(path: Path) -> str:
-    """Return size and time of a file, or "gone" if it has been deleted; it is then reported when it is read."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "gone"
-    return f"{status.st_size} {status.st_mtime_ns}"

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pmf_lightning.data.images.class_folders import describe_classes, in_order
+from pmf_lightning.data.images.files import zip_of
 from pmf_lightning.data.images.kinds import is_hidden
 from pmf_lightning.data.images.listing import LeftOut, describe_skipped
 from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
@@ -96,8 +97,10 @@ def _names(tars: list[Path]) -> list[str]:
     return [tar.name if one else str(tar.absolute().relative_to("/")) for tar in tars]
 
 
-def find_inputs(given: str, classes: int | None, class_names: str | None, num_workers: int, unpacked: Path) -> Inputs:
-    """List the images in ``given``, a folder of class folders or a pattern for ``find_tars``, and print a summary.
+def find_inputs(
+    given: str, classes: int | None, class_names: str | None, num_workers: int, unpacked: Path, label: str = "auto"
+) -> Inputs:
+    """List the images in ``given``: class folders, a zip, or a pattern for ``find_tars``; print a summary.
 
     ``classes`` and ``class_names`` are for tars (see ``tar_inputs``), whose headers are read by ``num_workers``
     processes. ``unpacked`` is a folder for uncompressed copies of compressed tars. Raises UserError.
@@ -106,7 +109,7 @@ def find_inputs(given: str, classes: int | None, class_names: str | None, num_wo
     if _holds_class_folders(source):
         if classes is not None or class_names is not None:
             raise UserError("classes and class_names are for tars; class folders have their names: leave both out")
-        inputs = folder_inputs(source)
+        inputs = folder_inputs(source, label)
     else:
         tars, others = find_tars(given)
         with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
@@ -120,7 +123,9 @@ def find_inputs(given: str, classes: int | None, class_names: str | None, num_wo
 
 
 def _holds_class_folders(source: Path) -> bool:
-    """Return whether ``source`` is read as class folders instead of tars; UserError if it has both."""
+    """Return whether ``source`` is read as class folders, or a zip, instead of tars; UserError if it has both."""
+    if zip_of(source) is not None:
+        return True
     entries = [entry for entry in source.iterdir() if not is_hidden(entry.name)] if source.is_dir() else []
     tars = any(is_tar(entry.name) and entry.is_file() for entry in entries)
     if tars and any(entry.is_dir() for entry in entries):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pmf_lightning.data.images.class_folders import image_tree
+from pmf_lightning.data.images.files import MOST_BYTES, ZipFiles, ZipMember
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.utils.cache import digest
 
@@ -45,9 +46,6 @@ def _cleaned(name: str) -> str:
     return f"{key.encode()[:50].decode(errors='ignore')}-{digest}"
 
 
-MOST_BYTES = 2**30  # largest image file
-
-
 @dataclass(frozen=True)
 class Unreadable:
     """An input without a record: its key, the reason, its file, and the shard that it is missing from."""
@@ -59,16 +57,19 @@ class Unreadable:
 
 
 class SourceImage(NamedTuple):  # a NamedTuple, because a million of them are created and sent to other processes
-    """Location of one image: a file, or ``size`` bytes at ``start`` of a file."""
+    """Location of one image: a file, ``size`` bytes at ``start`` of a file, or a member of a zip."""
 
     key: str
     label: int
     file: str
     start: int = 0
     size: int | None = None
+    member: ZipMember | None = None
 
     def read(self) -> bytes:
         """Return the bytes of the image file; OSError if they cannot be read completely."""
+        if self.member is not None:
+            return self.member.read(self.file)
         with open(self.file, "rb") as file:
             length = os.fstat(file.fileno()).st_size
             if self.size is None and length > MOST_BYTES:
@@ -89,7 +90,8 @@ class Inputs:
     Image i is in file ``names[files[i]]`` below ``root``, at byte ``starts[i]``, with ``sizes[i]`` bytes (-1: the full
     file). It has key ``keys[i]`` and label ``labels[i]``, whose name is ``class_names[label]``. ``broken`` has inputs
     that the listing could not read, ``left_out`` files that are not images, ``summary`` the lines of the summary.
-    ``unpacked`` maps the names of compressed tars to their uncompressed copies.
+    ``unpacked`` maps the names of compressed tars to their uncompressed copies. ``members`` are the images in a zip, at
+    ``starts``.
     """
 
     root: Path
@@ -104,6 +106,7 @@ class Inputs:
     left_out: list[LeftOut] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
     unpacked: dict[str, str] = field(default_factory=dict)
+    members: list[ZipMember] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -117,6 +120,7 @@ class Inputs:
             file=self.unpacked.get(name := self.names[self.files[index]]) or os.path.join(self.root, name),
             start=int(self.starts[index]),
             size=None if size < 0 else size,
+            member=self.members[index] if self.members else None,
         )
 
     def original(self, file: str) -> str:
@@ -129,23 +133,26 @@ class Inputs:
         return digest(*numbers, "\n".join(self.names), "\n".join(self.keys), "\n".join(self.class_names))
 
 
-def folder_inputs(root: Path) -> Inputs:
-    """List a folder of class folders, by the rules of ``data=folder`` (see ``image_tree``).
+def folder_inputs(root: Path, label: str = "auto") -> Inputs:
+    """List a folder of class folders, or a zip, by the rules of ``data=folder`` (see ``image_tree``).
 
     Raises UserError if there are no class folders, or one without images.
     """
-    tree = image_tree(str(root), "in")
-    count = len(tree.names)
+    tree = image_tree(str(root), "in", label, "label")
+    count, files = len(tree.names), tree.files
+    zipped = isinstance(files, ZipFiles)
+    members = [files.members[name] for name in tree.names] if zipped else []
     return Inputs(
-        root=root,
-        names=tree.names,
-        files=np.arange(count),
-        starts=np.zeros(count, np.int64),
-        sizes=np.full(count, -1),
+        root=files.path.parent if zipped else root,
+        names=[files.path.name] if zipped else tree.names,
+        files=np.zeros(count, np.int64) if zipped else np.arange(count),
+        starts=np.array([one.start for one in members], np.int64) if zipped else np.zeros(count, np.int64),
+        sizes=np.array([one.packed for one in members], np.int64) if zipped else np.full(count, -1),
         keys=record_keys(os.path.splitext(name)[0] for name in tree.names),
         labels=np.array(tree.labels, np.int64),
         class_names=tree.class_names,
         broken=[],
         left_out=tree.left_out,
         summary=tree.summary(),
+        members=members,
     )
