@@ -3,9 +3,11 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import shutil
 import tarfile
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -313,3 +315,62 @@ def test_plain_copies_keep_the_fingerprint():
         == Inputs(Path("/b"), ["0.tgz"], places, places, places, ["k"], places, ["c"], []).fingerprint()
     )
     assert here.original("/tmp/x") == "/a/0.tgz"
+
+
+# --- other labels than .cls ---
+
+
+def img2dataset(count=6, **more):
+    """The members of a tar of img2dataset: an image, its caption and a JSON object for each record."""
+    for number in range(count):
+        about = {"key": f"{number:09d}", "caption": f"picture {number}", "meta": {"kind": "ab"[number % 2]}, **more}
+        yield f"{number:09d}.jpg", number
+        yield f"{number:09d}.json", json.dumps(about).encode()
+        yield f"{number:09d}.txt", f"picture {number}".encode()
+
+
+def test_tars_of_img2dataset(tmp_path):
+    """Their classes are none, or a key of the JSON object; what has no class is listed, and captions are refused."""
+    root = tmp_path / "tars"
+    root.mkdir()
+    members = list(img2dataset())
+    (root / "00000.tar").write_bytes(tar_of(members[:9]))
+    (root / "00001.tar.gz").write_bytes(
+        tar_of([*members[9:], ("bad.png", 9), ("v1.2.jpg", 8), ("v1.2.json", b"{")], "w:gz")
+    )
+    made = run(root, tmp_path / "kind", "label=json:meta.kind", "max_unreadable=0.5")
+    assert (made.manifest.class_names, made.manifest.per_class) == (["a", "b"], [3, 3])
+    assert sorted(one.key for one in made.unreadable) == ["bad", "v1.2"]
+    assert {one.reason for one in made.unreadable} == {"no class by json:meta.kind"}
+    assert reasons(made_left_out(root, tmp_path, "json:meta.kind")) == {"another part of a record (.txt)": 6}
+    made = run(root, tmp_path / "none", "label=none")
+    assert (made.manifest.class_names, made.manifest.per_class) == (["tars"], [8])
+    for options, words in (
+        (["label=json:kind"], r"^label=json:kind: no image has a class by the key kind; .*keys key, caption, meta$"),
+        (["label=nested"], "^label=nested: it is for folders and zips; tars take auto, none or json:<key>$"),
+        (["label=leaf"], "^label=leaf: set it to auto, none"),
+        (["label=none", "classes=3"], r"^classes and class_names are for labels in .cls, not for label=none"),
+        ([], r"no image with a label .*; label=none and label=json:<key> read others$"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(root, tmp_path / "out", *options)
+
+
+def made_left_out(root, tmp_path, label):
+    tasks = [TarTask(tar, tmp_path / "unpacked", label) for tar in sorted(root.iterdir())]
+    return [one for task in tasks for one in list_tar(task, lambda: None).left_out]
+
+
+def test_captions_of_tars_are_no_classes(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of(img2dataset(101)))
+    with pytest.raises(UserError, match=r"^label=json:caption: 101 different values for 101 images are captions"):
+        run(tmp_path / "a.tar", tmp_path / "out", "label=json:caption")
+
+
+def test_a_zip_becomes_shards(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number in range(6):
+            archive.writestr(f"set/{'cat' if number % 2 else 'dog'}/{number}.png", picture(number))
+    made = run(tmp_path / "set.zip", tmp_path / "out")
+    assert (made.manifest.class_names, made.manifest.per_class, made.unreadable) == (["cat", "dog"], [3, 3], [])
+    assert contents(tmp_path / "out") == {"cat": [1, 3, 5], "dog": [0, 2, 4]}

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from pmf_lightning.data.images.class_folders import describe_classes, in_order
 from pmf_lightning.data.images.files import zip_of
 from pmf_lightning.data.images.kinds import is_hidden
+from pmf_lightning.data.images.labels import no_such_key, refuse_captions
 from pmf_lightning.data.images.listing import LeftOut, describe_skipped
 from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, folder_inputs, record_keys
@@ -25,13 +26,17 @@ def tar_inputs(
     num_workers: int,
     progress: Callable[[int], None],
     unpacked: Path,
+    rule: str = "auto",
 ) -> Inputs:
     """List the images of ``tars``, whose records hold an image and its label as ``<key>.jpg`` and ``<key>.cls``.
 
-    Without any label the classes are those of ``class_numbers.by_name``. ``num_workers`` processes read the headers,
-    and unpack compressed tars into the folder ``unpacked``. Raises UserError if no image is found.
+    Without any label the classes are those of ``class_numbers.by_name``. By the ``rule`` "none" all images are of one
+    class, by "json:<key>" their classes are in ``<key>.json``, as img2dataset writes it. ``num_workers`` processes read
+    the headers, and unpack compressed tars into the folder ``unpacked``. Raises UserError if no image is found.
     """
-    tasks = [TarTask(tar, unpacked) for tar in tars]
+    if rule not in ("auto", "none") and not rule.startswith("json:"):
+        raise UserError(f"label={rule}: it is for folders and zips; tars take auto, none or json:<key>")
+    tasks = [TarTask(tar, unpacked, rule) for tar in tars]
     listings = sorted(in_processes(list_tar, tasks, num_workers, progress), key=lambda listing: listing.file)
     labelled = any(listing.keys for listing in listings)
     if labelled:
@@ -43,11 +48,21 @@ def tar_inputs(
     with_companions = any(listing.companions for listing in listings)
     if not labelled and (with_companions or not any(listing.bare for listing in listings)):
         why = f", first {broken[0].file}: {broken[0].reason}" if broken else ""
-        raise UserError(f"in={tars[0]}: no image with a label (an image, and .{LABEL} of the same name){why}")
+        if rule.startswith("json:") and broken:
+            raise no_such_key(f"label={rule}", rule[5:], next((one.example for one in listings if one.example), None))
+        hint = "; label=none and label=json:<key> read others" if with_companions else ""
+        raise UserError(f"in={tars[0]}: no image with a label (an image, and .{LABEL} of the same name){why}{hint}")
     if labelled:
         keys = [key for listing in listings for key in listing.keys]
         places = np.array([place for listing in listings for place in listing.places], np.int64)
-        labels, names, summary = by_number(places[:, 0].copy(), keys, classes, names_file)
+        if rule == "auto":
+            labels, names, summary = by_number(places[:, 0].copy(), keys, classes, names_file)
+        else:
+            if classes is not None or names_file is not None:
+                raise UserError(
+                    f"classes and class_names are for labels in .{LABEL}, not for label={rule}: leave both out"
+                )
+            labels, names, summary = _by_rule(listings, tars, rule)
         counts = [len(listing.keys) for listing in listings]
     else:
         if classes is not None or names_file is not None:
@@ -71,6 +86,18 @@ def tar_inputs(
         summary=_summary(tars, keys, names, summary, left_out),
         unpacked={name: one.plain for name, one in zip(files, listings, strict=True) if one.plain is not None},
     )
+
+
+def _by_rule(listings: list[TarListing], tars: list[Path], rule: str) -> tuple[np.ndarray, list[str], str | None]:
+    """Return labels, class names and a message by label=none or label=json:<key>."""
+    found = [name for listing in listings for name in listing.classes]
+    if rule == "none":
+        folder = tars[0].name.partition(".")[0] if len(tars) == 1 else tars[0].absolute().parent.name
+        return np.zeros(len(found), np.int64), [folder or "images"], "all of them are one class: label=none"
+    refuse_captions(found, f"label={rule}")
+    names = in_order(list(set(found)))
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[name] for name in found], np.int64), names, None
 
 
 def _named(listings: list[TarListing]) -> tuple[np.ndarray, list[str], list[str]]:
@@ -114,7 +141,7 @@ def find_inputs(
         tars, others = find_tars(given)
         with tqdm(desc="listing", unit="record", mininterval=0.5) as bar:
             update = lambda done: bar.update(done - bar.n)  # noqa: E731
-            inputs = tar_inputs(tars, classes, class_names, num_workers, update, unpacked)
+            inputs = tar_inputs(tars, classes, class_names, num_workers, update, unpacked, label)
         if others:
             inputs.left_out.extend(others)
             inputs.summary.append(describe_skipped(others))

@@ -3,20 +3,23 @@
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
 from pmf_lightning.data.images.kinds import HIDDEN, endings, is_hidden, no_image
+from pmf_lightning.data.images.labels import class_name, value_of
 from pmf_lightning.data.images.listing import NO_FILE, LeftOut
 from pmf_lightning.data.shards.writing.inputs import Unreadable
 from pmf_lightning.data.shards.writing.processes import Tick
 from pmf_lightning.data.shards.writing.tar_files import compression, is_tar, unpack
-from pmf_lightning.utils.bounded_files import open_tar
+from pmf_lightning.utils.bounded_files import open_tar, parse_json
 
 LABEL = "cls"
+MOST_JSON = 2**24  # bytes of a JSON object beside an image
 MOST_DIGITS = 18  # largest number of digits of a label
 META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset reserves
 RESERVED = "a name that WebDataset reserves (__name__)"
@@ -38,7 +41,8 @@ class TarListing:
     """Contents of one tar: ``keys``, and ``places`` (label, offset, size), of images; ``broken`` and skipped entries.
 
     ``bare`` has the images without labels. ``companions`` is True if records have members other than image and label.
-    ``plain`` is the path of the uncompressed copy if the tar is compressed.
+    ``plain`` is the path of the uncompressed copy if the tar is compressed. By another rule than "auto" the labels in
+    ``places`` are 0 and ``classes`` has the names of the classes; ``example`` is the first JSON object.
     """
 
     file: str
@@ -49,13 +53,16 @@ class TarListing:
     left_out: list[LeftOut] = field(default_factory=list)
     companions: bool = False
     plain: str | None = None
+    classes: list[str] = field(default_factory=list)
+    example: Mapping[str, Any] | None = None
 
 
 class TarTask(NamedTuple):
-    """A tar to list, and the folder to unpack it in if it is compressed."""
+    """A tar to list, the folder to unpack it in if it is compressed, and the rule of labels: auto, none, json:<key>."""
 
     path: Path
     unpacked: Path
+    rule: str = "auto"
 
 
 def list_tar(task: TarTask, tick: Tick) -> TarListing:
@@ -66,7 +73,7 @@ def list_tar(task: TarTask, tick: Tick) -> TarListing:
             path, damage = unpack(path, task.unpacked)
             listing.plain = str(path)
         with open_tar(path) as tar:
-            walk = _Walk(listing, tick)
+            walk = _Walk(listing, tick, task.rule)
             try:
                 walk.over(tar, "", 0)
             finally:
@@ -91,8 +98,9 @@ class _Walk:
     all labels. A name that occurs twice gives two records.
     """
 
-    def __init__(self, listing: TarListing, tick: Tick) -> None:
-        self.listing, self.tick = listing, tick
+    def __init__(self, listing: TarListing, tick: Tick, rule: str = "auto") -> None:
+        self.listing, self.tick, self.rule = listing, tick, rule
+        self.label = "json" if rule.startswith("json:") else LABEL  # extension of the labels
         self.group: dict[str, tarfile.TarInfo] = {}
         self.key = ""
         self.images: dict[str, list[tuple[Bare, str]]] = {}  # images without label so far, with extension
@@ -144,8 +152,11 @@ class _Walk:
         self.tick()
         plain = [ending for ending in group if f".{ending}" in endings()]
         dotted = [ending for ending in group if f".{ending.rpartition('.')[2]}" in endings() and "." in ending]
-        if not plain and dotted and (len(dotted) == 1 or f"{dotted[0].rpartition('.')[0]}.{LABEL}" in group):
+        if not plain and dotted and (len(dotted) == 1 or f"{dotted[0].rpartition('.')[0]}.{self.label}" in group):
             self._split(tar, group, dotted, inner, base)  # names with dots, such as photo.v1.jpg
+            return
+        if self.rule != "auto":
+            self._by_rule(tar, group, plain, inner, base)
             return
         if len(plain) > 1 and LABEL in group:
             self._broken(self.key, needed(", ".join(group)))
@@ -169,14 +180,32 @@ class _Walk:
         for ending in dotted:
             stem, _, last = ending.rpartition(".")
             own = {last: group.pop(ending)}
-            for name in (f"{stem}.{LABEL}", LABEL):
+            for name in (f"{stem}.{self.label}", self.label):
                 if name in group:
-                    own[LABEL] = group.pop(name)
+                    own[self.label] = group.pop(name)
                     break
             self.key, self.group = f"{key}.{stem}", own
             self._close(tar, inner, base)
         for ending in group:
             self.others[f"another part of a record (.{ending})"] += 1
+
+    def _by_rule(self, tar: tarfile.TarFile, group: dict, plain: list[str], inner: str, base: int) -> None:
+        """Make records of the images of a group, with the class that the JSON object beside them states."""
+        found: str | None = ""
+        if self.rule != "none" and plain:
+            content = _json(tar, group.pop("json")) if "json" in group else None
+            self.listing.example = self.listing.example or content
+            found = class_name(value_of(content, self.rule.removeprefix("json:")))
+        for ending in plain:
+            member, where = group.pop(ending), f"{inner}/{self.key}" if inner else self.key
+            if found is None:
+                self._broken(where, f"no class by {self.rule}")
+                continue
+            self.listing.keys.append(where)
+            self.listing.places.append((0, base + member.offset_data, member.size))
+            self.listing.classes.append(found)
+        for ending in group:
+            self.others[f"another part of a record (.{ending})" if plain else no_image(f"x.{ending}")] += 1
 
     def _pair(self, where: str) -> None:
         """Make a record of an image and a label of the same name."""
@@ -217,6 +246,18 @@ def _unusable(member: tarfile.TarInfo, name: str) -> str | None:
     if member.issym() or member.islnk():
         return LINK
     return None if member.isfile() and not member.issparse() else NO_FILE
+
+
+def _json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Mapping[str, Any] | None:
+    """Return the JSON object of a member, None if it is none."""
+    if member.size > MOST_JSON:
+        return None
+    tar.fileobj.seek(member.offset_data)
+    try:
+        content = parse_json(tar.fileobj.read(member.size).decode())
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | bytes:
