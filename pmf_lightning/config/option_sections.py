@@ -95,7 +95,6 @@ DATA: Table = {
     "max_bad": SHARE,
     "draw": TEXT,
     "unreadable": choice("skip", "fail"),
-    "label": TEXT,
     "background": TEXT,
     "cache_dir": PATH.or_null(),
     "dataset": TEXT,
