@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 import warnings
 
 import numpy as np
@@ -20,7 +21,7 @@ from pmf_lightning.data.images.class_folders import (
     in_order,
 )
 from pmf_lightning.data.images.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
-from pmf_lightning.data.images.kinds import endings
+from pmf_lightning.data.images.kinds import endings, formats
 from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, describe_skipped, list_images, reasons
 from pmf_lightning.data.transforms import centre_crop, read_image, read_square
 from pmf_lightning.evaluation.image_files import open_images
@@ -52,6 +53,24 @@ def test_kinds_of_files_are_used(tmp_path, ending):
 def test_what_needs_another_program_is_no_image():
     assert not endings() & {".eps", ".ps", ".pdf", ".mpg", ".h5", ".wmf"}
     assert {".png", ".jpeg", ".pgm", ".pbm", ".ico"} <= endings()
+
+
+def test_jpeg_xl_is_an_image_where_its_plugin_is_installed(tmp_path, monkeypatch):
+    plugin = "from PIL import Image\nImage.register_open('JXL', None)\nImage.register_extension('JXL', '.jxl')\n"
+    (tmp_path / "pillow_jxl.py").write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("OPEN", "EXTENSION"):
+        monkeypatch.setattr(Image, name, dict(getattr(Image, name)))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    for function in (formats, endings):
+        function.cache_clear()
+    try:
+        assert "JXL" in formats()
+        assert ".jxl" in endings()
+    finally:
+        sys.modules.pop("pillow_jxl", None)
+        for function in (formats, endings):
+            function.cache_clear()
 
 
 def test_postscript_under_another_name_is_not_run(tmp_path):

@@ -16,7 +16,7 @@ from test_data import entry
 
 from pmf_lightning import compose
 from pmf_lightning.data.images.class_folders import count_class_folders
-from pmf_lightning.data.shards.source import shards_say
+from pmf_lightning.data.shards.manifest import shards_say
 from pmf_lightning.sample import sample
 from pmf_lightning.shard import shard
 from pmf_lightning.train import train

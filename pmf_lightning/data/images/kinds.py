@@ -1,13 +1,16 @@
 """Classification of file names: image extensions registered by Pillow, and hidden names."""
 
 import os
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 
 from PIL import Image
 
 # Formats registered by Pillow but not used: data containers without a decoder, videos, and vector graphics, which need
 # another program (for PostScript, Pillow would run Ghostscript on the file).
 NOT_USED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
+PLUGINS = ("pillow_jxl",)  # packages that add formats to Pillow when they are imported: JPEG XL (pillow-jxl-plugin)
 FIRST = ("JPEG", "PNG", "WEBP")  # the most frequent formats, tried first
 # Extensions of unsupported image formats, reported with a different reason than files that are not images.
 OTHER_PICTURES = frozenset(
@@ -31,6 +34,9 @@ HIDDEN = "hidden"
 def formats() -> tuple[str, ...]:
     """Return Pillow's names of the supported formats; a file is identified by its content, not by its extension."""
     Image.init()
+    for name in PLUGINS:
+        with suppress(ImportError):
+            import_module(name)
     return (*FIRST, *sorted(set(Image.OPEN) - NOT_USED - set(FIRST)))
 
 
