@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
+from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.sources.decode_cache import DecodeJob, open_decoded
 from pmf_lightning.data.sources.named import finding, fitting, known, photos
 from pmf_lightning.data.sources.named.known import ArraySet, KnownSet
@@ -150,7 +151,7 @@ class NamedSet(DataSourceBase):
         lists = [chosen.listed(self._folder, split, self.label) for split in splits]
         labels = self._labels(np.array([label for one in lists for label in one.labels], np.int64))
         job = DecodeJob(
-            root=lists[0].root,
+            files=FolderFiles(lists[0].root),
             names=[name for one in lists for name in one.names],
             labels=labels,
             quantiles=torch.zeros(len(labels), dtype=torch.float64),  # the official splits are used instead
