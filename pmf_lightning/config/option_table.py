@@ -97,7 +97,7 @@ RUN: Table = {
     "schedule.start": number(),
     "schedule.warmup_fraction": number(),
     "schedule.decay_fraction": number(),
-    "schedule.decay": choice("linear", "cosine"),
+    "schedule.decay_shape": choice("linear", "cosine"),
     "ema.halflife_kimg": list_of(number(above=0)),
     "ema.rampup_ratio": number(0).or_null(),
     "sampling.steps": integer(0),

@@ -46,7 +46,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints
     first = start / cfg.optimizer.lr if start else 0.0
-    decay = cfg.schedule.get("decay", DECAYS[0])  # missing in older checkpoints
+    decay = cfg.schedule.get("decay_shape", DECAYS[0])  # missing in older checkpoints
     schedule = partial(rate_factor, steps=cfg.steps, first=first, decay=decay, **shares)
     module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, row_tables.stored(cfg), decoder)
     try:

@@ -47,7 +47,7 @@ WITHOUT_EFFECT = (
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
-WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay": "linear"}
+WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")

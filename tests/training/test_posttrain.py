@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose, load_checkpoint, sample_images
+from pmf_lightning.config.renamed import rename_options
 from pmf_lightning.objectives.discrepancies.choices import MMDNystrom
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.train import train
@@ -103,3 +104,14 @@ def test_it_trains_resumes_and_samples(tmp_path):
     module = load_checkpoint(tmp_path / "whole")
     assert sample_images(module, [1, 2]).isfinite().all()
     assert torch.equal(sample_images(module, [1, 2]), sample_images(load_checkpoint(tmp_path / "part"), [1, 2]))
+
+
+def test_a_stored_run_has_the_options_that_it_was_made_with():
+    """No option of post-training has the name of an older one, which would be converted when the run is read."""
+    stored = plain_copy(settings())
+    assert rename_options(plain_copy(settings())) == stored
+    assert stored["schedule"]["decay_shape"] == "cosine"
+
+
+def plain_copy(cfg):
+    return OmegaConf.to_container(cfg, resolve=True)
