@@ -22,6 +22,7 @@ from spoiling import ODD, fuzz, mutated, only_user_errors, spoilt
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning import compose, load_checkpoint
+from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.shards.manifest import read_manifest
 from pmf_lightning.data.shards.payloads import decode, encode
 from pmf_lightning.data.shards.source import Shards
@@ -365,7 +366,7 @@ def decoded_files():
 
 def wanted(root):
     one = torch.zeros(1, dtype=torch.int64)
-    return DecodeJob(Path(root), ["a.png"], one, torch.zeros(1, dtype=torch.float64), 4, 3, "white")
+    return DecodeJob(FolderFiles(Path(root)), ["a.png"], one, torch.zeros(1, dtype=torch.float64), 4, 3, "white")
 
 
 def read_decoded(folder, value):
