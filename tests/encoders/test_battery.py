@@ -17,15 +17,19 @@ from pmf_lightning.encoders.build import make_battery
 from pmf_lightning.encoders.inception import Inception
 
 DIGITS = Digits("digits", 8, 1, 10, 360)
-SHORT = [f"battery.members.{name}.settings.steps=2" for name in ("classifier0", "classifier1", "mlp", "mae")]
+SHORT = [f"battery.members.{name}.settings.steps=1" for name in ("classifier0", "classifier1", "mlp", "mae")]
 SHORT += ["battery.members.mae.settings.patch=1", "battery.members.mae.settings.batch=4"]
-WIDTHS = {"classifier0": 64, "classifier1": 64, "mlp": 64, "mae": 256, "pixels8": 64, "pixels16": 64}
+WIDTHS = {"classifier0": 64, "classifier1": 64, "mlp": 64, "pixels8": 64, "pixels16": 64}
 
 
 @pytest.fixture(scope="module")
-def battery(tmp_path_factory):
-    cfg = compose(["battery=digits", *SHORT, f"cache_dir={tmp_path_factory.mktemp('cache')}"])
-    return make_battery(cfg.battery, None, DIGITS, cfg.cache_dir)
+def config(tmp_path_factory):
+    return compose(["battery=digits", *SHORT, f"cache_dir={tmp_path_factory.mktemp('cache')}"])
+
+
+@pytest.fixture(scope="module")
+def battery(config):
+    return make_battery(config.battery, list(WIDTHS), DIGITS, config.cache_dir)
 
 
 def test_one_vector_per_image_and_member_with_a_gradient(battery):
@@ -44,6 +48,17 @@ def test_one_vector_per_image_and_member_with_a_gradient(battery):
     assert {name: rows.shape[1] for name, rows in larger.items()} == WIDTHS, "they resize images themselves"
 
 
+@pytest.mark.slow
+def test_the_small_autoencoder_is_pooled_to_one_vector(config):
+    battery = make_battery(config.battery, ["mae"], DIGITS, config.cache_dir)
+    images = normal("mae", shape=(3, 1, 8, 8), dtype=torch.float32).requires_grad_()
+    found = battery.encode(images)["mae"]
+    assert found.shape == (3, 256) == (3, battery.widths(1, 8)["mae"])
+    assert battery.encode(normal("large", shape=(2, 1, 24, 24), dtype=torch.float32))["mae"].shape == (2, 256)
+    (slope,) = torch.autograd.grad(found[:, ::2].sum(), images)
+    assert (slope.flatten(1).norm(dim=1) > 0).all()
+
+
 def test_members_are_the_networks_that_evaluation_uses(battery):
     levels, _ = DIGITS.train().batch(range(4))
     found = battery.encode(to_float(levels))
@@ -58,33 +73,32 @@ def test_members_are_the_networks_that_evaluation_uses(battery):
 def test_fingerprints_tell_members_apart(battery):
     texts = battery.fingerprints()
     assert texts["pixels8"] == texts["pixels16"] == "Pixels 8", "both are the image itself"
-    assert len(set(texts.values())) == 5
-    two = Battery({name: battery.members[name] for name in ("mlp", "mae")})
-    swapped = Battery({"mlp": battery.members["mae"], "mae": battery.members["mlp"]})
+    assert len(set(texts.values())) == 4
+    two = Battery({name: battery.members[name] for name in ("mlp", "classifier0")})
+    swapped = Battery({"mlp": battery.members["classifier0"], "classifier0": battery.members["mlp"]})
     assert two.fingerprint() != swapped.fingerprint() != battery.fingerprint()
 
 
-def test_what_is_refused(battery, tmp_path):
-    group = compose(["battery=digits"]).battery
+def test_an_unknown_member_and_missing_weights_are_named(config, tmp_path):
     with pytest.raises(
         UserError, match=r"clasifier0: there is no such encoder; did you mean classifier0 or classifier1"
     ):
-        make_battery(group, ["clasifier0"], DIGITS, None)
-    with pytest.raises(UserError, match="there is no such battery; did you mean colour"):
-        compose(["battery=color"])
-    with pytest.raises(UserError, match=r"battery\.members\.pixels8\.side=0: .*1 or more"):
-        compose(["battery=digits", "battery.members.pixels8.side=0"])
-    assert list(compose(["battery=digits", "~battery.members.mae"]).battery.members) == [
-        n for n in WIDTHS if n != "mae"
-    ]
-    added = compose(
-        ["battery=digits", "+encoder@battery.members.timm=timm", "battery.members.timm.model=resnet50.a1_in1k"]
-    )
-    assert added.battery.members.timm.pool == "head"
+        make_battery(config.battery, ["clasifier0"], DIGITS, None)
     with pytest.raises(
         UserError, match=r"battery\.members\.inception\.weights: the weights of Inception are not at .*none"
     ):
         InceptionMember(str(tmp_path / "none.pth"))
+
+
+@pytest.mark.slow
+def test_what_is_refused_on_the_command_line():
+    with pytest.raises(UserError, match="there is no such battery; did you mean colour"):
+        compose(["battery=color"])
+    with pytest.raises(UserError, match=r"battery\.members\.pixels8\.side=0: .*1 or more"):
+        compose(["battery=digits", "battery.members.pixels8.side=0"])
+    assert list(compose(["battery=digits", "~battery.members.mae"]).battery.members) == list(WIDTHS)
+    added = ["battery=digits", "+encoder@battery.members.timm=timm", "battery.members.timm.model=resnet50.a1_in1k"]
+    assert compose(added).battery.members.timm.pool == "head"
     cfg = compose(["battery=rdm14"]).battery
     with pytest.raises(
         UserError, match=r"battery\.members\.cradio\.remote_code is not set: nvidia.* set it to true if"
@@ -121,6 +135,7 @@ def test_inception_has_a_gradient_and_the_features_of_fid(tmp_path):
         torch.testing.assert_close(member(images), found)
 
 
+@pytest.mark.slow
 def test_a_vae_of_diffusers_gives_the_means_of_cells(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     from pmf_lightning.encoders.battery.hub_members import VAEMember
