@@ -132,6 +132,7 @@ def test_each_recipe_trains_and_samples(files, number):
         "steps": 20,
         "batch": 8,
         "data.held_out_fraction": 0.3,
+        "metrics": "small",
         "metrics.classifier.steps": 5,
         "run_dir": files / "run",
     }

@@ -162,7 +162,7 @@ def step(cfg: DictConfig) -> None:
         encoders = {name: Squares(8) for name in names}
     optimizer = module.configure_optimizers()["optimizer"]
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"]  # a warm-up begins at 0
+        group["lr"] = group["initial_lr"] or 1e-6  # a warm-up begins at 0, and the base of a study stays there
     before = {key: value.clone() for key, value in network.state_dict().items()}
     losses = objective(network, batch, objective.draw(batch, 0, 0), encoders)
     losses.total.backward()
