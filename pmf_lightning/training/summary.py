@@ -101,7 +101,7 @@ def pictures(folder: Path) -> tuple[Path, Path | None]:
     return save_curves(log, folder / "curves.png"), save_time_bins(log, folder / "time_bins.png")
 
 
-def _listed(numbers: Mapping[str, float | None]) -> str:
+def _listed(numbers: Mapping[str, float | int | None]) -> str:
     known = {name: value for name, value in numbers.items() if name != "nfe" and value is not None}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in known.items())
 
