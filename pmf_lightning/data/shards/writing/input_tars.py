@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -38,54 +39,83 @@ def tar_inputs(
         raise UserError(f"label={rule}: it is for folders and zips; tars take auto, none or json:<key>")
     tasks = [TarTask(tar, unpacked, rule) for tar in tars]
     listings = sorted(in_processes(list_tar, tasks, num_workers, progress), key=lambda listing: listing.file)
-    labelled = any(listing.keys for listing in listings)
-    if labelled:
-        for listing in listings:
-            listing.broken += [
-                Unreadable(bare.name, needed("an image without a label"), listing.file) for bare in listing.bare
-            ]
-    broken = [unreadable for listing in listings for unreadable in listing.broken]
-    with_companions = any(listing.companions for listing in listings)
-    if not labelled and (with_companions or not any(listing.bare for listing in listings)):
-        why = f", first {broken[0].file}: {broken[0].reason}" if broken else ""
-        if rule.startswith("json:") and broken:
-            raise no_such_key(f"label={rule}", rule[5:], next((one.example for one in listings if one.example), None))
-        hint = "; label=none and label=json:<key> read others" if with_companions else ""
-        raise UserError(f"in={tars[0]}: no image with a label (an image, and .{LABEL} of the same name){why}{hint}")
-    if labelled:
-        keys = [key for listing in listings for key in listing.keys]
-        places = np.array([place for listing in listings for place in listing.places], np.int64)
-        if rule == "auto":
-            labels, names, summary = by_number(places[:, 0].copy(), keys, classes, names_file)
-        else:
-            if classes is not None or names_file is not None:
-                raise UserError(
-                    f"classes and class_names are for labels in .{LABEL}, not for label={rule}: leave both out"
-                )
-            labels, names, summary = _by_rule(listings, tars, rule)
-        counts = [len(listing.keys) for listing in listings]
+    _check_records(listings, tars, rule)
+    if any(listing.keys for listing in listings):
+        found = _labelled(listings, tars, rule, classes, names_file)
     else:
-        if classes is not None or names_file is not None:
-            raise UserError("classes and class_names are for tars with labels; these have names: leave both out")
-        labels, names, keys = _named(listings)
-        places = np.array([(0, bare.start, bare.size) for listing in listings for bare in listing.bare], np.int64)
-        counts, summary = [len(listing.bare) for listing in listings], "the classes are names of tars or folders"
+        found = _named(listings, classes, names_file)
     files = _names(tars)
     left_out = [one for listing in listings for one in listing.left_out]
     return Inputs(
         root=tars[0].parent if len({tar.parent for tar in tars}) == 1 else Path("/"),
         names=files,
-        files=np.repeat(np.arange(len(listings)), counts),
-        starts=places[:, 1].copy(),
-        sizes=places[:, 2].copy(),
-        keys=record_keys(keys),
-        labels=labels,
-        class_names=names,
-        broken=broken,
+        files=np.repeat(np.arange(len(listings)), found.counts),
+        starts=found.places[:, 1].copy(),
+        sizes=found.places[:, 2].copy(),
+        keys=record_keys(found.keys),
+        labels=found.labels,
+        class_names=found.names,
+        broken=[unreadable for listing in listings for unreadable in listing.broken],
         left_out=left_out,
-        summary=_summary(tars, keys, names, summary, left_out),
+        summary=_summary(tars, found, left_out),
         unpacked={name: one.plain for name, one in zip(files, listings, strict=True) if one.plain is not None},
     )
+
+
+class _Found(NamedTuple):
+    """The images of all tars."""
+
+    keys: list[str]
+    places: np.ndarray  # [n, 3]: label or 0, first byte, bytes
+    counts: list[int]  # images of each tar
+    labels: np.ndarray  # [n]
+    names: list[str]  # of the classes
+    summary: str | None
+
+
+def _check_records(listings: list[TarListing], tars: list[Path], rule: str) -> None:
+    """Raise UserError if no record can be used; where some have labels, list those without one as broken."""
+    if any(listing.keys for listing in listings):
+        for listing in listings:
+            listing.broken += [
+                Unreadable(bare.name, needed("an image without a label"), listing.file) for bare in listing.bare
+            ]
+        return
+    with_companions = any(listing.companions for listing in listings)
+    if not with_companions and any(listing.bare for listing in listings):
+        return
+    broken = [unreadable for listing in listings for unreadable in listing.broken]
+    if rule.startswith("json:") and broken:
+        raise no_such_key(f"label={rule}", rule[5:], next((one.example for one in listings if one.example), None))
+    why = f", first {broken[0].file}: {broken[0].reason}" if broken else ""
+    hint = "; label=none and label=json:<key> read others" if with_companions else ""
+    raise UserError(f"in={tars[0]}: no image with a label (an image, and .{LABEL} of the same name){why}{hint}")
+
+
+def _labelled(
+    listings: list[TarListing], tars: list[Path], rule: str, classes: int | None, names_file: str | None
+) -> _Found:
+    """Return the images that have labels, by ``rule``."""
+    keys = [key for listing in listings for key in listing.keys]
+    places = np.array([place for listing in listings for place in listing.places], np.int64)
+    if rule == "auto":
+        labels, names, summary = by_number(places[:, 0].copy(), keys, classes, names_file)
+    elif classes is not None or names_file is not None:
+        raise UserError(f"classes and class_names are for labels in .{LABEL}, not for label={rule}: leave both out")
+    else:
+        labels, names, summary = _by_rule(listings, tars, rule)
+    return _Found(keys, places, [len(listing.keys) for listing in listings], labels, names, summary)
+
+
+def _named(listings: list[TarListing], classes: int | None, names_file: str | None) -> _Found:
+    """Return images without labels, whose classes are names of tars or folders."""
+    if classes is not None or names_file is not None:
+        raise UserError("classes and class_names are for tars with labels; these have names: leave both out")
+    rows = [(listing.file, *bare[:2]) for listing in listings for bare in listing.bare]
+    chosen, keys = by_name([row[0] for row in rows], [row[2] for row in rows], [row[1] for row in rows])
+    places = np.array([(0, bare.start, bare.size) for listing in listings for bare in listing.bare], np.int64)
+    counts = [len(listing.bare) for listing in listings]
+    return _Found(keys, places, counts, *_numbered(chosen), "the classes are names of tars or folders")
 
 
 def _by_rule(listings: list[TarListing], tars: list[Path], rule: str) -> tuple[np.ndarray, list[str], str | None]:
@@ -95,26 +125,20 @@ def _by_rule(listings: list[TarListing], tars: list[Path], rule: str) -> tuple[n
         folder = tars[0].name.partition(".")[0] if len(tars) == 1 else tars[0].absolute().parent.name
         return np.zeros(len(found), np.int64), [folder or "images"], "all of them are one class: label=none"
     refuse_captions(found, f"label={rule}")
-    names = in_order(list(set(found)))
-    number = {name: label for label, name in enumerate(names)}
-    return np.array([number[name] for name in found], np.int64), names, None
+    return *_numbered(found), None
 
 
-def _named(listings: list[TarListing]) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return labels, class names and keys of images without labels."""
-    rows = [(listing.file, *bare[:2]) for listing in listings for bare in listing.bare]
-    chosen, keys = by_name([row[0] for row in rows], [row[2] for row in rows], [row[1] for row in rows])
+def _numbered(chosen: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the labels of classes that are given by name, and the names in their order."""
     names = in_order(list(set(chosen)))
     number = {name: label for label, name in enumerate(names)}
-    return np.array([number[name] for name in chosen], np.int64), names, keys
+    return np.array([number[name] for name in chosen], np.int64), names
 
 
-def _summary(
-    tars: list[Path], keys: list[str], names: list[str], summary: str | None, left_out: list[LeftOut]
-) -> list[str]:
+def _summary(tars: list[Path], found: _Found, left_out: list[LeftOut]) -> list[str]:
     where = tars[0] if len(tars) == 1 else f"{len(tars):,} tars"
-    lines = [f"{len(keys):,} images of {describe_classes(names)} in {where}"]
-    return lines + [summary] * bool(summary) + ([describe_skipped(left_out)] if left_out else [])
+    lines = [f"{len(found.keys):,} images of {describe_classes(found.names)} in {where}"]
+    return lines + [found.summary] * bool(found.summary) + ([describe_skipped(left_out)] if left_out else [])
 
 
 def _names(tars: list[Path]) -> list[str]:
