@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pmf_lightning import compose
+from pmf_lightning.config.option_table import COMMANDS
 from pmf_lightning.config.renamed import RENAMED, new_name, rename_options
 from pmf_lightning.utils.errors import UserError
 
@@ -63,6 +64,14 @@ def test_names_of_names_are_todays():
     assert new_name("objective.P_mean") == "objective.P_mean"
     for old in RENAMED:
         assert new_name(new_name(old)) == new_name(old) != old
+
+
+def test_no_option_has_the_old_name_of_another():
+    """Such an option would be converted to the other one when a stored run is read."""
+    options = {option for table in COMMANDS.values() for option in table}
+    assert "schedule.decay_shape" in options
+    assert new_name("schedule.decay") == "schedule.decay_fraction"
+    assert {option: new_name(option) for option in options if new_name(option) != option} == {}
 
 
 ROOT = Path(__file__).resolve().parents[2]
