@@ -179,11 +179,11 @@ class DistributionMatching(OneStepObjective):
     @torch.no_grad()
     def _fill(self, network: Network, encoders: Any, seed: int) -> dict[str, Tensor]:
         device = next(network.parameters()).device
-        count, parts = self.discrepancy.fill, []
+        count, size, parts = self.discrepancy.fill, self.micro_batch or FILL_BATCH, []
         labels = (rng.uniform(seed, "fill labels", count=count) * network.classes).long()
         shape = (network.channels, network.resolution, network.resolution)
-        for first in range(0, count, self.micro_batch or FILL_BATCH):
-            rows = torch.arange(first, min(first + (self.micro_batch or FILL_BATCH), count))
+        for first in range(0, count, size):
+            rows = torch.arange(first, min(first + size, count))
             noise = rng.normal_images(seed, "fill", rows=rows, shape=shape, device=device)
             conditions = self.generator.sampling_conditions(rng.key(seed, "fill"), first, len(rows))
             y = labels[rows].to(device)

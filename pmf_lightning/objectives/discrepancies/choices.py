@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.objectives.discrepancies.balance import self_normalised
 from pmf_lightning.objectives.discrepancies.base import Discrepancy, State, chosen_rows, picks
 from pmf_lightning.objectives.discrepancies.fourier import FourierReference, fourier_loss
-from pmf_lightning.objectives.discrepancies.frechet import FrechetReference, frechet_distance, frechet_loss
+from pmf_lightning.objectives.discrepancies.frechet import FrechetReference, frechet_loss
 from pmf_lightning.objectives.discrepancies.kernels import median_bandwidth
 from pmf_lightning.objectives.discrepancies.mmd import MMDReference, mmd_loss
-from pmf_lightning.objectives.discrepancies.populations import FeatureEMA, FeatureQueue, Population, batch_statistics
+from pmf_lightning.objectives.discrepancies.populations import FeatureEMA, FeatureQueue, Population
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_loss
 from pmf_lightning.objectives.drifting_loss import drift_loss
@@ -82,10 +81,8 @@ class Frechet(Discrepancy):
         self, features: Tensor, reference: FrechetReference, state: State, draws: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return FD / (stopgrad FD + eps), and "fd"."""
-        if self.population != "batch":
-            return frechet_loss(features, self._population(state), reference, self.eps)
-        fd = frechet_distance(*batch_statistics(features, self.ridge), reference)
-        return self_normalised(fd, self.eps).to(features.dtype), {"fd": fd.detach()}
+        population = None if self.population == "batch" else self._population(state)
+        return frechet_loss(features, population, reference, self.eps, self.ridge)
 
     def advance(self, state: State, features: Tensor) -> State:
         """Return the population that the features have entered."""
@@ -139,10 +136,24 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class MMDExact(Discrepancy):
-    """The squared MMD to as many real rows as the batch has, drawn anew in each step (RDM's ``mmd_exact``)."""
+class ToRealRows(Discrepancy):
+    """Base class of discrepancies to as many real rows as the batch has, drawn anew in each step."""
 
     needs: ClassVar = ("rows",)
+
+    def reference(self, real: RealFeatures) -> Bank:
+        """Return the rows."""
+        return Bank(real.pool())
+
+    def draw(self, rows: int, seed: int, step: int) -> dict[str, Tensor]:
+        """Return the draws of the real rows."""
+        return {"picks": picks(rows, seed, step)}
+
+
+@dataclass(frozen=True)
+class MMDExact(ToRealRows):
+    """The squared MMD to real rows (RDM's ``mmd_exact``)."""
+
     metric: ClassVar = "mmd2"
 
     scale: Number
@@ -151,10 +162,6 @@ class MMDExact(Discrepancy):
         """Return the rows, with the median bandwidth."""
         bandwidth = median_bandwidth(real.pool(), scale=self.scale)
         return Bank(real.pool(), bandwidth, MMDReference.exact(real.pool(), bandwidth).k_rr)
-
-    def draw(self, rows: int, seed: int, step: int) -> dict[str, Tensor]:
-        """Return the draws of the real rows."""
-        return {"picks": picks(rows, seed, step)}
 
     def loss(
         self, features: Tensor, reference: Bank, state: State, draws: Mapping[str, Tensor]
@@ -188,21 +195,16 @@ class MMDFourier(Discrepancy):
 
 
 @dataclass(frozen=True)
-class SlicedWasserstein(Discrepancy):
-    """The squared sliced Wasserstein distance over fresh ``directions`` to fresh real rows (RDM's ``sw``)."""
+class SlicedWasserstein(ToRealRows):
+    """The squared sliced Wasserstein distance over fresh ``directions`` to real rows (RDM's ``sw``)."""
 
-    needs: ClassVar = ("rows",)
     metric: ClassVar = "sw2"
 
     directions: int
 
-    def reference(self, real: RealFeatures) -> Bank:
-        """Return the rows."""
-        return Bank(real.pool())
-
     def draw(self, rows: int, seed: int, step: int) -> dict[str, Tensor]:
         """Return the draws of the real rows, and the key of the directions."""
-        return {"picks": picks(rows, seed, step), "key": torch.tensor(rng.key(seed, "directions", step))}
+        return super().draw(rows, seed, step) | {"key": torch.tensor(rng.key(seed, "directions", step))}
 
     def loss(
         self, features: Tensor, reference: Bank, state: State, draws: Mapping[str, Tensor]
@@ -213,25 +215,16 @@ class SlicedWasserstein(Discrepancy):
 
 
 @dataclass(frozen=True)
-class Drift(Discrepancy):
-    """The drifting loss (arXiv 2602.04770) between all rows, without classes and negatives (RDM's ``drifting``).
+class Drift(ToRealRows):
+    """The drifting loss (arXiv 2602.04770) to real rows, without classes and negatives (RDM's ``drifting``).
 
     It is not normalised, and its value says nothing: ``force_norm``, the field before its normalisation, does.
     """
 
-    needs: ClassVar = ("rows",)
     metric: ClassVar = "force_norm"
     least_rows: ClassVar = 2
 
     temperatures: Sequence[Number]
-
-    def reference(self, real: RealFeatures) -> Bank:
-        """Return the rows."""
-        return Bank(real.pool())
-
-    def draw(self, rows: int, seed: int, step: int) -> dict[str, Tensor]:
-        """Return the draws of the real rows."""
-        return {"picks": picks(rows, seed, step)}
 
     def loss(
         self, features: Tensor, reference: Bank, state: State, draws: Mapping[str, Tensor]

@@ -69,7 +69,11 @@ def frechet_distance(
 
 
 def frechet_loss(
-    new: Float[Tensor, "..."], population: Population | None, reference: FrechetReference, eps: Number = EPS
+    new: Float[Tensor, "..."],
+    population: Population | None,
+    reference: FrechetReference,
+    eps: Number = EPS,
+    ridge: Number = 0.0,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the loss FD / (stopgrad FD + eps) of one encoder (losses.py), and metrics to log.
 
@@ -80,13 +84,14 @@ def frechet_loss(
             pass. None means the moments of the batch alone.
         reference: moments of real features.
         eps: c of the paper, above 0.
+        ridge: added to the diagonal of the covariance of a batch; it has no effect on a population.
 
     The loss has the dtype of ``new``, at least float32. Its value is about 1 - eps / FD; ``info["fd"]``, detached and
     float64, is the distance. Raises ValueError for shapes that do not fit, a population smaller than the batch, and one
     row without a population.
     """
     check_features(new, reference.width)
-    mu, sigma = batch_statistics(new) if population is None else population.statistics(new)
+    mu, sigma = batch_statistics(new, ridge) if population is None else population.statistics(new)
     fd = frechet_distance(mu, sigma, reference)
     loss = self_normalised(fd, eps).to(at_least_float32(new[:0]))
     return loss, {"fd": fd.detach()}
