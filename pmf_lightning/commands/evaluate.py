@@ -43,11 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("battery") is not None:
         return evaluate_battery(cfg)
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
-        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
-        subject = on_all_ranks(
-            lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
-        )
-        print_on_main(subject.summary())
+        out, subject = _opened(cfg, device)
         n = images_asked(cfg, subject, lambda: cfg.protocol.n)
         evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
         saver = ImageSaver(cfg.save, out, n, SHOWN)
@@ -56,6 +52,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         scores = evaluator(subject.generate, n, subject.classes or 1, saver)  # classes of existing images are unknown
         report = {"metric": evaluator.name(scores.n), **subject.about, **described(cfg, evaluator, scores)}
         return _finished(report, subject, saver, out, n, started)
+
+
+def _opened(cfg: DictConfig, device: torch.device) -> tuple[Path, SampleSource]:
+    """Return the output folder and the source of the images, with a line about it printed; raises UserError."""
+    out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
+    subject = on_all_ranks(lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg))
+    print_on_main(subject.summary())
+    return out, subject
 
 
 def _finished(
@@ -80,11 +84,7 @@ def _finished(
 def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
     """Score the images in all encoders of ``battery=``, in one pass; return evaluation.json on all ranks."""
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
-        out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
-        subject = on_all_ranks(
-            lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg)
-        )
-        print_on_main(subject.summary())
+        out, subject = _opened(cfg, device)
         setup = on_all_ranks(lambda: judge_of(cfg, subject))
         n = images_asked(cfg, subject, lambda: len(setup.source.held_out()) if setup.source.has_held_out else 50_000)
         judge = on_all_ranks(lambda: setup.open(device))
@@ -99,7 +99,7 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
             **scores.as_dict(),
             "protocol": asdict(scores.protocol),
             "reference": str(cfg.battery.reference),
-            "fingerprints": {name: judge.battery.members[name].fingerprint() for name in scores.encoders},
+            "fingerprints": judge.battery.fingerprints(),
             "data": setup.source.name,
             **_surroundings(cfg, device),
             "bars": str(out / "ratios.png"),

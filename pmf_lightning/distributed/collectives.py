@@ -32,6 +32,16 @@ def chunks_of_this_rank(n: int, batch_size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + batch_size, n)
 
 
+def gather_objects(mine: Result) -> list[Result]:
+    """Return the objects of all ranks, by rank. A collective: all ranks must call it."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [mine]
+    everyone: list[Result | None] = [None] * world
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def on_all_ranks(work: Callable[[], Result]) -> Result:
     """Run ``work`` on every rank and return its result; if it fails on one rank, all ranks fail.
 
@@ -43,17 +53,14 @@ def on_all_ranks(work: Callable[[], Result]) -> Result:
         result = work()
     except Exception as reason:
         error = reason
-    world = rank_and_world()[1]
-    if world > 1:
-        gathered: list[tuple[type, str] | None] = [None] * world
-        bad_input = isinstance(error, UserError)
-        message = str(error) if bad_input else f"{type(error).__name__}: {error}"
-        dist.all_gather_object(gathered, error and (type(error) if bad_input else UserError, message))
-        for other, failure in enumerate(gathered):
-            if failure and error is None:
-                raise failure[0](f"rank {other}: {failure[1]}")
+    bad_input = isinstance(error, UserError)
+    message = str(error) if bad_input else f"{type(error).__name__}: {error}"
+    failures = gather_objects(error and (type(error) if bad_input else UserError, message))
     if error is not None:
         raise error
+    for other, failure in enumerate(failures):
+        if failure:
+            raise failure[0](f"rank {other}: {failure[1]}")
     return result
 
 
@@ -70,13 +77,8 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
 
 def total(counts: dict[str, int]) -> dict[str, int]:
     """Sum counts by name over all ranks. A collective: all ranks must call it."""
-    everyone = [dict(counts)]
-    world = rank_and_world()[1]
-    if world > 1:
-        everyone = [{}] * world
-        dist.all_gather_object(everyone, dict(counts))
     summed: Counter[str] = Counter()
-    for one in everyone:
+    for one in gather_objects(dict(counts)):
         summed.update(one)
     return dict(summed)
 

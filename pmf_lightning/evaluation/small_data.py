@@ -12,13 +12,15 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.transforms import to_uint8
-from pmf_lightning.encoders.classifier.network import Classifier
+from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.evaluation.frechet import FrechetDistance, Pictures, check_finite, in_batches
 from pmf_lightning.utils.errors import UserError
 
 # (labels [B], number of the first image) -> float images [B, C, H, W] in about [-1, 1], unclipped
 Generate = Callable[[Tensor, int], Tensor]
+# uint8 images [B, C, H, W] -> logits [B, K], on the CPU
+Classify = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b k"]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class RealImageScorer:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: ImageClassifier,
         train_images: Pictures,
         held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
         held_out_labels: Int64[Tensor, " m"],
@@ -93,8 +95,8 @@ class RealImageScorer:
         """Accuracy of the classifier on the held-out images; None without labels."""
         if not self.labelled:
             return None
-        parts = in_batches(self.held_out_images, self.batch)
-        hits = [self._hits(*pair) for pair in zip(parts, self.held_out_labels.split(self.batch), strict=True)]
+        parts, labels = in_batches(self.held_out_images, self.batch), self.held_out_labels.split(self.batch)
+        hits = [hits_of(self.classifier, *pair) for pair in zip(parts, labels, strict=True)]
         return torch.cat(hits).double().mean().item()
 
     def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SmallDataScores:
@@ -112,7 +114,8 @@ class RealImageScorer:
         def seen() -> Iterator[Tensor]:
             for images, requested in parts:
                 self._check((self.shape[0], *images.shape[1:]))
-                hits.append(self._hits(images, requested) if self.labelled else torch.zeros(len(images)) > 0)
+                known = hits_of(self.classifier, images, requested) if self.labelled else torch.zeros(len(images)) > 0
+                hits.append(known)
                 labels.append(requested.cpu())
                 yield images.cpu()
 
@@ -133,11 +136,6 @@ class RealImageScorer:
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             raise ValueError(f"generated images are {shape}, not {self.shape}")
-
-    @torch.no_grad()
-    def _hits(self, images: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
-        with torch.autocast("cpu", enabled=False):
-            return self.classifier(images.cpu()).argmax(1) == labels.cpu()
 
 
 class SmallDataEvaluator:
@@ -176,13 +174,20 @@ class SmallDataEvaluator:
         return scorer.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
 
 
+@torch.no_grad()
+def hits_of(classify: Classify, images: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+    """Return for each image whether its largest logit is that of its label, on the CPU."""
+    with torch.autocast("cpu", enabled=False):
+        return classify(images.cpu()).argmax(1) == labels.cpu()
+
+
 def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     check_finite(images, "generated images")
     return to_uint8(images.detach()).cpu()
 
 
 def measure_quality(
-    classifier: Classifier,
+    classifier: ImageClassifier,
     train_images: Pictures,
     held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
     held_out_labels: Int64[Tensor, " m"],

@@ -10,8 +10,9 @@ from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.encoders.build import make_battery
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.evaluation.battery.judge import Classify, Judge
+from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import HELD_OUT, JudgeProtocol
+from pmf_lightning.evaluation.small_data import Classify
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 

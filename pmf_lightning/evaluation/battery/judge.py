@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from pmf_lightning.data.dataset import ImageDataset
@@ -17,13 +17,10 @@ from pmf_lightning.evaluation.battery.scores import FULL_SW, BatteryScores, Enco
 from pmf_lightning.evaluation.evaluator import Generate, SaveImages
 from pmf_lightning.evaluation.frechet import check_finite, in_batches
 from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
-from pmf_lightning.evaluation.small_data import balanced_labels
+from pmf_lightning.evaluation.small_data import Classify, balanced_labels, hits_of
 from pmf_lightning.objectives.discrepancies.kernels import random_rows
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.utils.errors import UserError
-
-# From uint8 images [b, C, H, W] to logits [b, K], on the CPU
-Classify = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b k"]]
 
 
 class Judge:
@@ -133,10 +130,8 @@ class Judge:
         pairs = zip(in_batches(self.held_out, self.batch_size), labels, strict=True)
         return sum(self._right(*pair) for pair in pairs) / len(self.held_out)
 
-    @torch.no_grad()
     def _right(self, levels: UInt8[Tensor, "b c h w"], labels: Int64[Tensor, " b"]) -> int:
-        with torch.autocast("cpu", enabled=False):
-            return int((self.classify(levels.cpu()).argmax(1) == labels.cpu()).sum())
+        return int(hits_of(self.classify, levels, labels).sum())
 
     def _sliced_size(self, n: int) -> int:
         return min(one.size(n, len(self.held_out)) for one in self.sliced.values())

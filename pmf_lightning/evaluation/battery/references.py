@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
-from pmf_lightning.encoders.battery.battery import FEATURES, Battery
+from pmf_lightning.distributed.collectives import gather_objects, on_all_ranks, on_rank_zero
+from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.encoders.battery.reference_files import FORMAT, INDEX, KINDS
 from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.moments import FeatureStatistics
@@ -67,8 +67,7 @@ def write_references(
     Raises UserError for settings that do not fit.
     """
     settings.check(n)
-    shape = about["channels"], about["resolution"]
-    widths = {name: member.shapes(*shape)[FEATURES][0] for name, member in battery.members.items()}
+    widths = battery.widths(about["channels"], about["resolution"])
     encode = BatteryEncoder(battery, widths, "uint8", precision, device)
     kept = _kept_rows(n, settings)
     with _row_files(out / ".rows", widths, kept) as store:
@@ -83,8 +82,7 @@ def write_references(
         if store is not None:
             on_all_ranks(store.flush)
         all_labels = _gathered(labels, n)
-        prints = {name: battery.members[name].fingerprint() for name in widths}
-        about = {**about, "n": n}
+        about, prints = {**about, "n": n}, battery.fingerprints()
         return on_rank_zero(lambda: _write(measured, prints, store, all_labels, settings, device, about, out))
 
 
@@ -101,11 +99,7 @@ def _bank_rows(n: int, bank: int) -> Int64[Tensor, " m"]:
 
 def _gathered(labels: dict[int, int], n: int) -> Int64[Tensor, " n"]:
     """Return the labels of all ranks in the order of the images."""
-    parts = [labels]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, labels)
-    together = {number: label for part in parts for number, label in part.items()}
+    together = {number: label for part in gather_objects(labels) for number, label in part.items()}
     return torch.tensor([together[number] for number in range(n)], dtype=torch.int64)
 
 
