@@ -9,7 +9,7 @@ from copy import deepcopy
 from torch.nn import functional
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.encoders.battery.member import Images, Member, Vectors
+from pmf_lightning.encoders.battery.member import Images, Member, Vectors, resized
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.utils.errors import UserError
@@ -72,7 +72,5 @@ class MAEMember(Member):
 
     def vectors(self, images: Images) -> Vectors:
         """Return the mean of the last stage's output, [n, 8 base_channels]."""
-        if images.shape[-1] != self.net.resolution:
-            size = (self.net.resolution, self.net.resolution)
-            images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        images = resized(images, self.net.resolution, "bilinear")
         return self.net(images.to(self.net.stem[0].weight.dtype))["layer4"].mean((2, 3))
