@@ -5,12 +5,15 @@ tenths of the time and depends on the groups alone, so its results are kept. The
 tests/config/test_configs.py compares both ways. Commands that tests start as a user does compose without this.
 """
 
+import copy
 import pickle
 from functools import cache
 from importlib import import_module
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from pmf_lightning.config import search_path
 
@@ -37,6 +40,19 @@ def composed(overrides, command, with_hydra=False):
         return by_hydra(overrides, command, with_hydra)  # folders of a test change; a sweep is refused
     cfg = pickle.loads(_chosen(tuple(one.input_line for one in parsed if _chooses(one)), command))
     ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if not _chooses(one)], cfg)
+    return cfg
+
+
+@cache
+def _whole(base):
+    return COMPOSING.compose(list(base))
+
+
+def settings_of(base, *overrides):
+    """The configuration of ``base`` with values set in it, without Hydra: ``base`` is composed once."""
+    cfg = copy.deepcopy(_whole(tuple(base)))
+    for option, _, value in (text.partition("=") for text in overrides):
+        OmegaConf.update(cfg, option, yaml.safe_load(value))
     return cfg
 
 

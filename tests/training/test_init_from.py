@@ -1,17 +1,14 @@
 """``init_from=``: a new run starts from stored weights, exactly, or is refused in one line before work starts."""
 
-import copy
 import hashlib
 import json
 import shutil
-from functools import cache
 
 import pytest
 import torch
-import yaml
+from composed_once import settings_of
 from flax_files import nested, write
 from lightning import Trainer
-from omegaconf import OmegaConf
 from shrunk import BACKBONE, RUN
 
 from pmf_lightning import UserError, build, compose, load_checkpoint, sample_images
@@ -33,17 +30,8 @@ DRIFTING = ("model=drifting_b16", "drift_features=raw", "backbone.patch=8", "bac
 DRIFTING += ("data=digits", *BACKBONE[:4], "objective.style_codes=3", "batch=128")
 
 
-@cache
-def composed(overrides):
-    return compose(list(overrides))
-
-
 def settings(*overrides, of=SHORT):
-    """The configuration of ``of`` with options set: a composition takes longer than all the rest."""
-    cfg = copy.deepcopy(composed(of))
-    for option, _, value in (text.partition("=") for text in overrides):
-        OmegaConf.update(cfg, option, yaml.safe_load(value))
-    return cfg
+    return settings_of(of, *overrides)
 
 
 def started(*overrides, of=SHORT):

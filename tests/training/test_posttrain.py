@@ -1,12 +1,10 @@
 """``posttrain=``: it composes around every kind of model, is refused in one line, and trains, resumes and samples."""
 
-import copy
 import json
-from functools import cache
 
 import pytest
 import torch
-import yaml
+from composed_once import settings_of
 from kept import assert_same, state
 from omegaconf import OmegaConf
 from shrunk import BACKBONE
@@ -22,22 +20,14 @@ PIXELS = ["posttrain.encoders=[pixels8]", "metrics=none", "sample_grid.enabled=f
 SHORT = (*BACKBONE, "model=pmf_digits", "posttrain=fd_loss", *PIXELS, "batch=8", "images=32", "log_every_steps=1")
 
 
-@cache
-def composed(overrides):
-    return compose(list(overrides))
-
-
 def settings(*overrides, of=SHORT):
-    cfg = copy.deepcopy(composed(of))
-    for option, _, value in (text.partition("=") for text in overrides):
-        OmegaConf.update(cfg, option, yaml.safe_load(value))
-    return cfg
+    return settings_of(of, *overrides)
 
 
 @pytest.mark.parametrize("model", ["jit_tiny", "drifting_tiny"])
 def test_it_wraps_other_models(model):
     shrunk = [one for one in BACKBONE if model != "drifting_tiny" or "heads" not in one]
-    cfg = composed((*shrunk, f"model={model}", "posttrain=mmd", *PIXELS))
+    cfg = settings_of((*shrunk, f"model={model}", "posttrain=mmd", *PIXELS))
     objective = build(cfg).objective
     assert isinstance(objective.discrepancy, MMDNystrom)
     assert objective.samplers == objective.generator.samplers
@@ -79,7 +69,7 @@ def test_a_batch_of_one_needs_a_population():
 
 
 def test_a_model_that_makes_no_images_is_refused():
-    cfg = composed(("model=mae_tiny", "posttrain=fd_loss", *PIXELS, "sampling.ema=raw"))
+    cfg = settings_of(("model=mae_tiny", "posttrain=fd_loss", *PIXELS, "sampling.ema=raw"))
     with pytest.raises(UserError, match="MaskedAutoencoder makes no images"):
         build(cfg)
 
