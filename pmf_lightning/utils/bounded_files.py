@@ -22,7 +22,7 @@ import numpy as np
 Kind = TypeVar("Kind")
 MOST_TEXT = 256 * 2**20  # bytes of a JSON or YAML file; a manifest has about 200 per shard, an index 100 per run
 _MOST_VALUES, _MOST_DEPTH = 200_000, 100  # of a YAML file; a configuration has 500 values
-_MOST_RATIO = 1100  # compression ratio of a zip member; deflate reaches 1032
+MOST_RATIO = 1100  # compression ratio of a zip member; deflate reaches 1032
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> Any:
@@ -169,7 +169,7 @@ class Npz:
         if name not in self._members:
             raise ValueError(f"it holds no {name}")
         member = self._members[name]
-        if member.file_size > _MOST_RATIO * member.compress_size + 1000:
+        if member.file_size > MOST_RATIO * member.compress_size + 1000:
             raise ValueError(f"{name} claims to have {member.file_size:,} bytes in {member.compress_size:,}")
         return self._archive.open(member)
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from pmf_lightning.data.images.kinds import HIDDEN, is_hidden, is_image, no_image
 from pmf_lightning.data.images.listing import LeftOut, Listing, list_images
+from pmf_lightning.utils.bounded_files import MOST_RATIO, MOST_TEXT, read_text
 from pmf_lightning.utils.errors import UserError
 
 MOST_BYTES = 2**30  # largest image file
-MOST_TEXT = 256 * 2**20  # largest text file, in bytes
-MOST_RATIO = 1100  # compression ratio of a zip member; deflate reaches 1032
+BOM = "\ufeff"  # at the start of texts that some programs on Windows write
 LOCAL_HEADER = 30  # bytes before the name of a zip member
 ENCRYPTED = "encrypted"
 OTHER_METHOD = "compressed by a method other than deflate"
@@ -37,8 +37,7 @@ class FolderFiles:
         path = self.root / name
         if not path.is_file():
             return None
-        with path.open("rb") as file:
-            return _decoded(file.read(MOST_TEXT + 1))
+        return read_text(path).removeprefix(BOM)
 
     def read(self, name: str) -> Path | bytes:
         """Return what the decoder reads: the path of an image."""
@@ -120,7 +119,7 @@ class ZipFiles:
             return None
         if member.size > MOST_TEXT:
             raise ValueError(f"it is longer than {MOST_TEXT:,} bytes")
-        return _decoded(member.read(self.path))
+        return member.read(self.path).decode().removeprefix(BOM)
 
     def read(self, name: str) -> Path | bytes:
         """Return what the decoder reads: the bytes of an image; OSError if they are damaged."""
@@ -201,9 +200,3 @@ def _around(members: dict[str, ZipMember | str]) -> str:
             break
         prefix, images = below, [parts[1:] for parts in images]
     return prefix
-
-
-def _decoded(content: bytes) -> str:
-    if len(content) > MOST_TEXT:
-        raise ValueError(f"it is longer than {MOST_TEXT:,} bytes")
-    return content.decode("utf-8-sig")
