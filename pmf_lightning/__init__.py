@@ -36,6 +36,7 @@ _HOMES = {
     "frechet_loss": "objectives.discrepancies.frechet",
     "generate": "sampling.generate",
     "image_noise": "sampling.generate",
+    "load": "pipeline.loading",
     "load_checkpoint": "pipeline.checkpoints",
     "load_official": "weights",
     "mmd_loss": "objectives.discrepancies.mmd",

@@ -1,5 +1,6 @@
 """Read weights in one format and write them in another (command convert)."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -8,12 +9,13 @@ from safetensors import SafetensorError
 
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint
-from pmf_lightning.pipeline.conversion import from_checkpoint, from_official, from_release, heads_of, official_dict
+from pmf_lightning.pipeline.conversion import from_checkpoint, heads_of, official_dict
+from pmf_lightning.pipeline.loading import holds_release, stored_release
+from pmf_lightning.pipeline.sources import is_hub_id, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
 from pmf_lightning.utils.cache import atomic_write, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.pasted import path_argument
-from pmf_lightning.weights import flax, read_tensors
 
 _FILES = (".pt", ".pth")  # official weights
 _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
@@ -23,12 +25,13 @@ def run(cfg: DictConfig) -> StoredWeights:
     """Convert weights as ``pmf_lightning.convert.convert`` describes it."""
     source, out = _path(cfg, "in"), _path(cfg, "out")
     _check_out(out, source, cfg.force)
-    if not source.exists():
+    if not source.exists() and not is_hub_id(source):
         raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
     try:
+        source = located(source)
         stored = _read(source, out, cfg)
     except UserError as error:  # raised by code that names the source ckpt
-        raise UserError(str(error).replace(f"ckpt={source}", f"in={source}")) from error
+        raise UserError(re.sub(r"\bckpt=", "in=", str(error))) from error
     _write(out, stored, cfg)
     return stored
 
@@ -54,16 +57,11 @@ def _check_out(out: Path, source: Path, force: bool) -> None:
 
 
 def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
-    to_file, folder = out.suffix in _FILES, source.is_dir()
-    if flax.is_release(source):
-        if to_file:
-            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
-        return from_release(source, cfg)
-    contents = None if folder else read_tensors(source)
-    if not folder and not _is_checkpoint(contents):
-        if to_file:
-            raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
-        return from_official(contents, source, cfg)
+    to_file = out.suffix in _FILES
+    if to_file and holds_release(source):
+        raise UserError(f"in={source} out={out}: both are official files; give out the name of a folder")
+    if (released := stored_release(source, source, cfg)) is not None:
+        return released
     given = [key for key, sign in (("model", "name"), ("data", "data")) if cfg.get(sign) is not None]
     if given:
         raise UserError(f"{given[0]}=...: {source} has its own configuration; leave {' and '.join(given)} out")
@@ -85,10 +83,6 @@ def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
                 torch.save(weights, draft)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
         raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
-
-
-def _is_checkpoint(contents: object) -> bool:
-    return isinstance(contents, dict) and {"state_dict", "config"} <= contents.keys()
 
 
 def run_and_show(cfg: DictConfig) -> None:

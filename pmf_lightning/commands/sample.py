@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
 from pmf_lightning.data.transforms import to_float
-from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.pipeline.class_names import class_numbers, column_titles
-from pmf_lightning.pipeline.images import draw, prepare_decoder, sampling_options
+from pmf_lightning.pipeline.images import check_generates, draw, prepare_decoder, sampling_options
+from pmf_lightning.pipeline.loading import load_configured
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import no_empty_folder, writable
@@ -30,7 +30,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
+    module = load_configured(cfg.ckpt, cfg.ema, cfg.trust, cfg)
+    check_generates(f"ckpt={cfg.ckpt}", module)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
     known, names = module.network.classes, module.class_names

@@ -20,11 +20,13 @@ from pmf_lightning.evaluation.guidance_search.records import Record, Records
 from pmf_lightning.evaluation.guidance_search.search import STRATEGIES, measure_last, try_all
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, make_axes
 from pmf_lightning.evaluation.guidance_search.wandb import send
-from pmf_lightning.evaluation.sample_sources import check_generates, evaluator_of
+from pmf_lightning.evaluation.sample_sources import evaluator_of
 from pmf_lightning.evaluation.scores import FLAGS
-from pmf_lightning.pipeline.checkpoints import load_with_averages, weights_file
-from pmf_lightning.pipeline.images import prepare_decoder
+from pmf_lightning.pipeline.checkpoints import weights_file
+from pmf_lightning.pipeline.images import check_generates, prepare_decoder
+from pmf_lightning.pipeline.loading import load_every_average
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.sources import located
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
@@ -46,7 +48,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check(cfg)
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
-        module, averages = on_all_ranks(lambda: load_with_averages(cfg.ckpt, cfg.trust))
+        module, averages = on_all_ranks(lambda: load_every_average(cfg.ckpt, cfg.trust))
         axes = on_all_ranks(lambda: _axes(cfg, module, averages))
         evaluator = on_all_ranks(lambda: _evaluator(cfg, module, device))
         module.to(device)
@@ -89,7 +91,7 @@ def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
     """Return everything that a score depends on besides the sampling setting, n and seed."""
     reference = evaluator.reference
     return {
-        "checkpoint": file_sha256(weights_file(cfg.ckpt)),
+        "checkpoint": file_sha256(weights_file(located(cfg.ckpt))),
         "decoder": str(cfg.decoder.weights),
         "protocol": evaluator.protocol.name,
         "rules": digest(repr(evaluator.protocol)),
@@ -100,7 +102,7 @@ def conditions(cfg: DictConfig, evaluator: Evaluator) -> dict[str, str]:
 
 
 def _axes(cfg: DictConfig, module: GenerativeModule, averages: Mapping[str, Any]) -> SearchSpace:
-    check_generates(cfg.ckpt, module)
+    check_generates(f"ckpt={cfg.ckpt}", module)
     return make_axes(cfg, module, list(averages))
 
 

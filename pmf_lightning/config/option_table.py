@@ -140,6 +140,7 @@ RUN: Table = {
     **below("optimizer", OPTIMIZER),
 }
 SAMPLE: Table = {
+    **RUN,  # of model= and data=, which describe a released file
     "ckpt": PATH,
     "out": PATH,
     "n": IMAGES,
@@ -154,6 +155,7 @@ SAMPLE: Table = {
     "decoder.weights": PATH.or_null(),
 }
 EVALUATE: Table = {
+    **RUN,  # of model= and data=, which describe a released file
     **EVALUATION,
     **BATTERY_CHOICE,
     **below("judge", JUDGE),

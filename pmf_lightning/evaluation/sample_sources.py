@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,11 @@ from pmf_lightning.evaluation.build import DATA, open_evaluator
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.pipeline.build import make_part
-from pmf_lightning.pipeline.checkpoints import load_checkpoint, weights_file
-from pmf_lightning.pipeline.images import finite_images, prepare_decoder, sampling_options
+from pmf_lightning.pipeline.checkpoints import weights_file
+from pmf_lightning.pipeline.images import check_generates, finite_images, prepare_decoder, sampling_options
+from pmf_lightning.pipeline.loading import load_configured
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.sources import located
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError
@@ -61,8 +62,8 @@ def existing_images(cfg: DictConfig) -> SampleSource:
 
 def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
     """Return the checkpoint ``ckpt=`` as a source, on ``device``, with its sampling options; raises UserError."""
-    module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
-    check_generates(cfg.ckpt, module)
+    module = load_configured(cfg.ckpt, cfg.ema, cfg.trust, cfg)
+    check_generates(f"ckpt={cfg.ckpt}", module)
     prepare_decoder(module, cfg.decoder.weights)
     options = sampling_options(cfg, module)
     module = module.to(device)
@@ -76,19 +77,13 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
     )
 
 
-def check_generates(ckpt: str, module: GenerativeModule) -> None:
-    """Raise UserError for a model that is not a generator."""
-    if not module.objective.samplers:
-        raise UserError(f"ckpt={ckpt}: {module.config['name']} generates no images to evaluate; give a generator")
-
-
 def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
     """Return the description of the evaluated weights and their sampling options."""
     options = options | {"sampler": options["sampler"] or module.objective.samplers[0]}
     return {
         "judged": str(cfg.ckpt),
         "model": module.config["name"],
-        "checkpoint_sha256": file_sha256(weights_file(Path(cfg.ckpt))),
+        "checkpoint_sha256": file_sha256(weights_file(located(cfg.ckpt))),
         "ema": module.average,
         **options,
         "nfe": network_evaluations(module.objective, **options),

@@ -170,11 +170,20 @@ def _load_one_set(folder: Path, ema: str | Number | None, trust: Sequence[str]) 
     about = stored.about
     if ema is not None and not _is_average(ema, about):
         raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
-    module = build_stored(about.config, f"ckpt={folder}", len(stored.network), trust)
-    _place(module.network, stored.network, folder)
+    return module_of(stored, folder, trust), about.weights
+
+
+def module_of(stored: StoredWeights, source: str | Path, trust: Sequence[str] = ()) -> GenerativeModule:
+    """Build the module of one set of weights, in eval mode; raises UserError, which names ``source`` as ckpt.
+
+    ``trust`` is that of ``check_stored``.
+    """
+    about = stored.about
+    module = build_stored(about.config, f"ckpt={source}", len(stored.network), trust)
+    _place(module.network, stored.network, source)
     module.average = about.weights
     module.class_names = stored_names(about.class_names, getattr(module.network, "classes", None))
-    return module.eval(), about.weights
+    return module.eval()
 
 
 def _is_average(ema: str | Number, about: weights_folder.WeightsInfo) -> bool:

@@ -16,6 +16,12 @@ from pmf_lightning.sampling.generate import OPTIONS, numbered_images
 from pmf_lightning.utils.errors import UserError
 
 
+def check_generates(source: str, module: GenerativeModule) -> None:
+    """Raise UserError, naming the option ``source``, for a model that is not a generator."""
+    if not module.objective.samplers:
+        raise UserError(f"{source}: {module.config['name']} generates no images; give a generator")
+
+
 def prepare_decoder(module: GenerativeModule, weights: str | None) -> None:
     """Load the decoder of a latent model, from ``weights`` if given; raises UserError."""
     if module.decoder is None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pmf_lightning.config import validate
 from pmf_lightning.objectives.fields import Image, image_from_velocity
-from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.loading import load
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling import ode
 from pmf_lightning.sampling.generate import image_noise
@@ -70,7 +70,7 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
     check(cfg)
     with no_empty_folder(Path(cfg.out)):
         out = writable(Path(cfg.out), "out")
-        module = load_checkpoint(cfg.ckpt, cfg.ema, cfg.trust)
+        module = load(cfg.ckpt, cfg.ema, cfg.trust)
         options = guidance_options(cfg, module)
     times = sorted(map(float, cfg.path_times), reverse=True)
     path, pairs = follow(module.to(cfg.device), times, cfg, options)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.pipeline.checkpoints import RELEASED, load_checkpoint, read_release, weights_file
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.sources import located
 from pmf_lightning.training.run_dir import first_process
 from pmf_lightning.training.same_run import compare, listed
 from pmf_lightning.utils.cache import file_sha256
@@ -96,7 +97,7 @@ def load(request: InitRequest, module: GenerativeModule) -> list[str]:
     wanted = {name: value for name, value in ours.items() if not _below(name, skip)}
     _check_fits(request, weights, wanted, module.config["name"])
     module.network.load_state_dict(weights, strict=False)
-    file = weights_file(request.path)
+    file = weights_file(located(request.path))
     digest = file_sha256(file) if first_process() else ""
     dropped = sorted({*dropped, *found.other_heads})
     origin = InitialWeights(request.path, file.name, digest, found.name, dropped, skip)
@@ -105,7 +106,7 @@ def load(request: InitRequest, module: GenerativeModule) -> list[str]:
 
 
 def _read(request: InitRequest, skip: Sequence[str], module: GenerativeModule) -> _Found:
-    path = Path(request.path)
+    path = located(request.path)
     if flax.is_release(path) and not skip:  # with other sizes it is read as the preset of its own sizes
         if request.ema is not None:
             raise UserError(f"ema={request.ema}: {path} holds one set of weights; leave ema out")

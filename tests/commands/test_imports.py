@@ -228,7 +228,8 @@ BUILDERS = {
         "pipeline.build",
         "training.prepare",
     ),
-    *("pipeline.checkpoints", "pipeline.conversion", "pipeline.images"),  # weights in other formats; sampling options
+    *("pipeline.checkpoints", "pipeline.conversion", "pipeline.loading"),  # weights in other formats
+    "pipeline.images",  # sampling options
     *("evaluation.sample_sources", "evaluation.guidance_search.space"),  # of the commands evaluate and search_guidance
     *("profiling.communication", "profiling.model_facts", "profiling.step_memory"),  # of the command info
     *("sweeps.cost", "sweeps.jobs", "sweeps.preflight"),  # runs before they start are configurations

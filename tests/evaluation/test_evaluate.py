@@ -222,7 +222,7 @@ def test_an_autoencoder_is_no_generator(judge, tmp_path):
     module = build(compose([*RUN[6:], "model=mae_tiny", *small]))
     averages = {name: dict(module.network.named_parameters()) for name in [module.config["sampling"]["ema"]]}
     torch.save({"config": module.config, "state_dict": module.state_dict(), "ema": averages}, tmp_path / "mae.ckpt")
-    with pytest.raises(UserError, match="mae_tiny generates no images to evaluate; give a generator"):
+    with pytest.raises(UserError, match="mae_tiny generates no images; give a generator"):
         judge(f"ckpt={tmp_path}/mae.ckpt", "reference=data")
 
 

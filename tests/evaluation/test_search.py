@@ -365,7 +365,7 @@ def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
         return module, averages
 
     monkeypatch.setattr(work, "load_with_averages", encoder)
-    with pytest.raises(UserError, match="pmf_tiny generates no images to evaluate"):
+    with pytest.raises(UserError, match="pmf_tiny generates no images; give a generator"):
         search(trained, cache, tmp_path)
 
 

@@ -1,0 +1,75 @@
+"""Where a model lies: a local path, a folder of diffusers, or the id of a repository on the Hugging Face hub."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pmf_lightning.pipeline import weights_folder
+from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.errors import UserError
+
+DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
+PIPELINE = "PMFLightningPipeline"  # class in that index
+RELEASED_SUFFIXES = (".pt", ".pth", ".safetensors")
+INSTALL_HUB = "pip install 'pmf_lightning[hub]'"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_OUR_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.md")  # what is fetched: no code, no pickles
+
+
+def located(source: str | Path) -> Path:
+    """Return the local path of a model; ``source`` is a path, or owner/name or owner/name@revision on the hub.
+
+    Of a folder of diffusers that pmf_lightning.convert wrote, it is the folder of the network. A path is returned as
+    it is if it exists, or if nothing on the hub can have its name. Raises UserError for a folder of another pipeline,
+    or if the hub cannot be asked.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and is_hub_id(source):
+        path = _fetched(str(source))
+    return _network_of_pipeline(path, source) if (path / DIFFUSERS_INDEX).is_file() else path
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether ``source`` may name a repository on the hub: two parts, and no folder here is called like the first."""
+    text = str(source)
+    if _HUB_ID.fullmatch(text) is None or Path(text).suffix in (*RELEASED_SUFFIXES, ".ckpt", ".msgpack"):
+        return False
+    return not Path(text.partition("/")[0]).exists()
+
+
+def is_released_file(path: Path) -> bool:
+    """Whether the suffix of a file is that of released PyTorch weights (checkpoints may have any)."""
+    return path.is_file() and path.suffix in RELEASED_SUFFIXES
+
+
+def _network_of_pipeline(path: Path, source: str | Path) -> Path:
+    try:
+        index: Any = read_json(path / DIFFUSERS_INDEX)
+    except (OSError, ValueError) as error:
+        raise UserError(f"ckpt={source}: its {DIFFUSERS_INDEX} cannot be read ({type(error).__name__})") from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    name = name[-1] if isinstance(name, list) and name else name
+    if name != PIPELINE or not weights_folder.is_weights_folder(path / NETWORK):
+        raise UserError(
+            f"ckpt={source}: recognised as a diffusers pipeline ({name!s:.60}), but not one that "
+            "pmf_lightning.convert wrote; give one of format=diffusers"
+        )
+    return path / NETWORK
+
+
+def _fetched(hub_id: str) -> Path:
+    """Return the local snapshot of a repository on the hub; only files without code are fetched."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"ckpt={hub_id}: no such file or folder here; as an id of the hub: {INSTALL_HUB}") from error
+    repository, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_OUR_FILES)))
+    except Exception as error:  # of the network, of the hub, or of its cache
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+        raise UserError(
+            f"ckpt={hub_id}: no such file or folder here, and the Hugging Face hub gave nothing of this name ({why}); "
+            f"where there is a network: hf download {repository} --local-dir FOLDER, then give that folder"
+        ) from error
