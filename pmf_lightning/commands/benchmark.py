@@ -14,6 +14,7 @@ from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
 from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
 from pmf_lightning.sampling.generate import OPTIONS
+from pmf_lightning.training.prepare import given_micro_batch
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.rng import BatchRows
@@ -37,7 +38,7 @@ def _reader(cfg: DictConfig) -> dict:
 
 
 def _step(cfg: DictConfig) -> dict:
-    images, device = cfg.images_at_once or cfg.micro_batch or cfg.batch, _device(cfg)
+    images, device = cfg.images_at_once or given_micro_batch(cfg) or cfg.batch, _device(cfg)
     if cfg.against not in (None, "textbook"):
         raise UserError(f"against={cfg.against}: give textbook, or null to measure the step by itself")
     averages = len(cfg.ema.halflife_kimg)

@@ -20,7 +20,7 @@ from pmf_lightning.data.shards.writing.inputs import Inputs
 from pmf_lightning.data.shards.writing.latents import LatentMaker, weights_digest
 from pmf_lightning.data.shards.writing.make import ShardingJob, ShardingResult, amount, make_shards
 from pmf_lightning.data.shards.writing.pixels import make_pixels
-from pmf_lightning.data.shards.writing.processes import all_cores, in_processes
+from pmf_lightning.data.shards.writing.processes import in_processes
 from pmf_lightning.data.shards.writing.progress import LIST, Finished
 from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask
 from pmf_lightning.data.shards.writing.tar_files import room_to_unpack
@@ -29,6 +29,7 @@ from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.free_space import all_cores
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.pasted import path_argument
 

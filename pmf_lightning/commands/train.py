@@ -16,10 +16,13 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.distributed import slurm
+from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling import model_cost
+from pmf_lightning.profiling.model_facts import count_memory
 from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
+from pmf_lightning.training.callbacks.micro_batch import CountedMemory
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
 from pmf_lightning.training.loggers.build import make_loggers
 from pmf_lightning.training.loggers.wandb import WandbLogger, WandbResume
@@ -31,8 +34,11 @@ from pmf_lightning.training.summary import evaluations, finish, pictures
 from pmf_lightning.training.trainer import make_trainer, show_profile
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
+from pmf_lightning.utils.free_space import free_memory
 from pmf_lightning.utils.pasted import path_argument
 from pmf_lightning.utils.provenance import provenance
+
+LARGE = 50_000_000  # weights of a network whose memory is always printed before it trains
 
 
 def run(cfg: DictConfig) -> dict:
@@ -70,19 +76,49 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
         log.open(folder)
         save_hydra_files(cfg, folder)
         announce(parts, folder, start)
-        trainer, callbacks = fit(parts, folder, start)
+        trainer, callbacks = fit(parts, folder, start, memory_of_a_step(cfg, parts))
         if callbacks.checkpoint.signals.requeue:
             slurm.requeue(resumes=request.run_dir is not None and request.ckpt in ("auto", "last"))  # time is short
         with _room(folder):
             return finish(parts, trainer, callbacks, folder, started)
 
 
-def fit(parts: Parts, folder: Path, start: Start) -> tuple[Trainer, TrainingCallbacks]:
+def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
+    """Return the memory of a step if it decides the micro-batch, otherwise None; print that of a large network."""
+    chooses = cfg.micro_batch == "auto" and not parts.module.objective.needs_global_batch
+    if not chooses and sum(weight.numel() for weight in parts.module.network.parameters()) < LARGE:
+        return None
+    try:
+        memory = count_memory(cfg, build(cfg, empty=True), parts.data)
+    except Exception as error:  # of a network of someone else's that cannot be counted: it can be trained
+        rank_zero_only(print)(f"  memory: not counted ({one_line(error)})", flush=True)
+        return None
+    free = room(cfg.trainer.accelerator)
+    lacking = not chooses and memory.peak > free
+    remedy = f"; {free / 1e9:.3g} GB are free: try micro_batch=auto or activation_checkpointing=true" * lacking
+    rank_zero_only(print)(f"  {memory.line()}{remedy}", flush=True)
+    if not chooses:
+        return None
+    return CountedMemory(memory.gradients, memory.optimizer, memory.update, memory.per_image)
+
+
+def room(accelerator: str) -> int:
+    """Return the free bytes of the machine, or all bytes of its first GPU."""
+    if accelerator in ("gpu", "cuda"):
+        return torch.cuda.get_device_properties(0).total_memory
+    return free_memory()
+
+
+def fit(
+    parts: Parts, folder: Path, start: Start, memory: CountedMemory | None = None
+) -> tuple[Trainer, TrainingCallbacks]:
     """Train ``parts`` in ``folder`` from ``start``; return the trainer and our callbacks.
+
+    With ``memory``, the micro-batch is chosen by it.
 
     Raises Diverged, ProcessLost if another process of the run ended, and NotSaved.
     """
-    callbacks = make_callbacks(parts, folder)
+    callbacks = make_callbacks(parts, folder, memory)
     run = LoggedRun(folder, parts.settings.batch, parts.module.config, start.step, start.wandb_run)
     loggers = make_loggers(parts.loggers, run)
     resuming = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]

@@ -55,6 +55,8 @@ def _steps_of(images: int, batch: int) -> int:
 _RESOLVERS = {
     "in_proportion": _in_proportion,
     "divided": _divided,
+    "on_gpu": lambda accelerator, there, otherwise: there if accelerator in ("gpu", "cuda") else otherwise,
+    "number_or_null": lambda value: None if value == "auto" else value,
     "product": lambda *factors: math.prod(factors),
     "named": _named,
     "by_sampler": _by_sampler,

@@ -129,6 +129,12 @@ def training(cfg: DictConfig) -> None:
     """Check devices and precision of a run; raises UserError."""
     device(cfg.trainer.accelerator, cfg.trainer.devices)
     precision(cfg)
+    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda")
+    if on_gpu and cfg.trainer.precision == "bf16-mixed" and not torch.cuda.is_bf16_supported(False):
+        raise UserError(
+            "trainer.precision=bf16-mixed: this GPU has no arithmetic in bfloat16 (Ampere and newer have); set "
+            "trainer.precision=32-true"
+        )
 
 
 def precision(cfg: DictConfig) -> None:

@@ -156,6 +156,7 @@ class DataSourceBase:
         left_out: the files that are not used, as named tuples that are written to classes.json.
         crop: the rule by which images were cropped to squares, a part of statistics' metadata; "none": not cropped.
         has_held_out: whether ``held_out`` has images, known from the settings, without opening a split.
+        costly_to_read: whether reading a batch takes so long that worker processes help; arrays need none.
     """
 
     latents: ClassVar[bool] = False
@@ -164,6 +165,7 @@ class DataSourceBase:
     left_out: ClassVar[Sequence[Any]] = ()
     crop: ClassVar[str] = "none"
     has_held_out: ClassVar[bool] = True
+    costly_to_read: ClassVar[bool] = False
 
     def check(self) -> None:
         """Raise UserError for invalid settings, without expensive work."""

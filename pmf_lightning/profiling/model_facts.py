@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.presets import Published, published
+from pmf_lightning.data.datamodule import StepData
+from pmf_lightning.data.queues.datamodule import QueueData
 from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling import block_forwards, model_cost
@@ -111,16 +113,16 @@ def find_facts(cfg: DictConfig) -> Facts:
         perceptual=dict(description.weights),
         block_forwards=block_forwards.count(network, objective, cfg.seed),
         official=description.official and block_forwards.of_passes(network, description.official),
-        memory=_memory(cfg, module),
+        memory=count_memory(cfg, module, make_data(cfg, make_source(cfg), objective)),
         gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
     )
 
 
-def _memory(cfg: DictConfig, module: GenerativeModule) -> StepMemory:
-    """Count the memory of a training step on each device."""
+def count_memory(cfg: DictConfig, module: GenerativeModule, data: StepData | QueueData) -> StepMemory:
+    """Count the memory of a training step on each device; ``module`` must be empty (``build``)."""
     devices = validate.world_size(cfg.trainer)
-    shares = make_data(cfg, make_source(cfg), module.objective).accumulation(devices) * devices
+    shares = data.accumulation(devices) * devices
     return step_memory(
         module.network,
         module.objective,

@@ -97,6 +97,14 @@ class StepMemory:
         """Peak bytes of a step."""
         return self.fixed + max(self.activations, self.update)
 
+    def line(self) -> str:
+        """Return the peak of a step and its parts in one line."""
+        images = f"{self.micro_batch} image{'s' * (self.micro_batch > 1)} at once x {self.per_image / 1e9:.3g} GB"
+        return (
+            f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of weights, gradients, moments "
+            f"and averages + {images} (counted in float32, without the encoders of the loss)"
+        )
+
     def largest_micro_batch(self, available: Number) -> int:
         """Return the largest micro-batch that fits into ``available`` bytes, 0 if the weights do not fit."""
         if self.fixed + self.update > available:

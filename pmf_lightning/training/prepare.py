@@ -36,6 +36,9 @@ from pmf_lightning.training.settings import (
     TrainingSettings,
 )
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.free_space import all_cores
+
+MOST_WORKERS = 8  # loading processes of a device with num_workers=auto; more only take memory
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,10 @@ def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> N
 
 def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> StepData | QueueData:
     """Build the datamodule for the objective's kind of data; raises UserError."""
-    if objective.needs_global_batch and not objective.splits_batch and cfg.micro_batch is not None:
+    micro_batch = given_micro_batch(cfg)
+    if objective.needs_global_batch and not objective.splits_batch and micro_batch is not None:
         raise UserError(
-            f"micro_batch={cfg.micro_batch}: the loss of {cfg.name} has means over the complete batch; leave it out, "
+            f"micro_batch={micro_batch}: the loss of {cfg.name} has means over the complete batch; leave it out, "
             "or set a smaller batch"
         )
     rows, rest = divmod(cfg.batch, objective.images_per_label)
@@ -188,11 +192,30 @@ def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> Step
             f"{objective.images_per_label}"
         )
     if objective.data == "class_queues":
-        return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), cfg.num_workers)
+        return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), loading_processes(cfg, source))
     if objective.data == "labels":
-        micro_batch = None if objective.splits_batch else cfg.micro_batch
+        micro_batch = None if objective.splits_batch else micro_batch
         return LabelData(source.classes, cfg.seed, rows, micro_batch, objective.class_weights)
-    return ImageData(source, cfg.seed, rows, cfg.micro_batch, cfg.num_workers)
+    return ImageData(source, cfg.seed, rows, micro_batch, loading_processes(cfg, source))
+
+
+def given_micro_batch(cfg: DictConfig) -> int | None:
+    """Return the number of ``micro_batch=``; None for null, and for auto, which is chosen when the run starts."""
+    return None if cfg.micro_batch == "auto" else cfg.micro_batch
+
+
+def loading_processes(cfg: DictConfig, source: DataSource) -> int:
+    """Return the loading processes of a device.
+
+    For auto the cores of the machine are divided over its devices, and each device keeps one for training. There are
+    none where reading takes no time, or where the cores also train.
+    """
+    if cfg.num_workers != "auto":
+        return cfg.num_workers
+    if cfg.trainer.accelerator not in ("gpu", "cuda") or not source.costly_to_read:
+        return 0
+    devices = validate.world_size(cfg.trainer) // cfg.trainer.num_nodes
+    return max(1, min(MOST_WORKERS, all_cores() // devices - 1))
 
 
 def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective, decoder: Any = None) -> Any:

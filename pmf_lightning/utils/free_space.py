@@ -1,4 +1,4 @@
-"""Free memory and disk space, checked before a large allocation."""
+"""Free memory, disk space and cores, checked before much of them is used."""
 
 import os
 import shutil
@@ -35,6 +35,11 @@ def _of_the_machine() -> int:
         if not hasattr(os, "sysconf"):  # Windows: not even the total
             return sys.maxsize
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def all_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_disk(folder: Path) -> int:

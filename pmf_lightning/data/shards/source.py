@@ -45,6 +45,7 @@ class Shards(DataSourceBase):
     max_bad: Number
 
     crop: ClassVar[str] = CROP_RULE
+    costly_to_read: ClassVar[bool] = True
 
     def check(self) -> None:
         """Raise UserError for settings that do not match the shards; warn of truncated shards. Reads no record.

@@ -18,6 +18,7 @@ from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
 from pmf_lightning.training.callbacks.fid import FIDEvaluation
 from pmf_lightning.training.callbacks.image_grids import ImageGrids
 from pmf_lightning.training.callbacks.loss_by_time import LossByTime
+from pmf_lightning.training.callbacks.micro_batch import CountedMemory, MicroBatch
 from pmf_lightning.training.callbacks.rank_consistency import RankConsistencyCheck
 from pmf_lightning.training.callbacks.reconstructions import Reconstructions
 from pmf_lightning.training.callbacks.sample_grids import SampleGrids
@@ -41,10 +42,11 @@ class TrainingCallbacks:
     evaluation: SampleEvaluation | None
     sync: RankConsistencyCheck | None
     added: Sequence[Callback]
+    micro_batch: MicroBatch | None = None
 
     def listed(self) -> list[Callback]:
         """Return the callbacks in hook order: EMA before evaluation; added ones, checkpoint, and throughput last."""
-        acting = [self.averages, self.by_time, self.finite, self.grids, self.evaluation]
+        acting = [self.averages, self.micro_batch, self.by_time, self.finite, self.grids, self.evaluation]
         acting += [*self.added, self.checkpoint, self.progress]
         return [callback for callback in [self.sync, *acting] if callback is not None]
 
@@ -54,8 +56,8 @@ class TrainingCallbacks:
         return early_stop(self.added)
 
 
-def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
-    """Build the callbacks of a run that writes to ``folder``."""
+def make_callbacks(parts: Parts, folder: Path, memory: CountedMemory | None = None) -> TrainingCallbacks:
+    """Build the callbacks of a run that writes to ``folder``; with ``memory``, the micro-batch is chosen by it."""
     settings = parts.settings
     averages = EMA(settings.ema.halflife_kimg, settings.ema.rampup_ratio, settings.batch)
     signals = StopSignals()
@@ -77,6 +79,7 @@ def make_callbacks(parts: Parts, folder: Path) -> TrainingCallbacks:
         evaluation=evaluation,
         sync=None if settings.sync_tolerance is None else RankConsistencyCheck(settings.sync_tolerance),
         added=parts.callbacks,
+        micro_batch=None if memory is None else MicroBatch(parts.data, memory),
     )
 
 

@@ -27,11 +27,6 @@ class Stopped(Exception):
     """Raised in a worker to stop its task."""
 
 
-def all_cores() -> int:
-    """Return the number of cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_processes(
     work: Callable[[Task, Tick], Result], tasks: Iterable[Task], num_workers: int, progress: Callable[[int], None]
 ) -> Iterator[Result]:

@@ -7,6 +7,7 @@ every resolution, and the dimension of the set of images is known (scenes.intrin
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -38,6 +39,8 @@ class Shapes(DataSourceBase):
     classes: int
     images: int
     held_out_images: int
+
+    costly_to_read: ClassVar[bool] = True
 
     @property
     def class_names(self) -> list[str]:
