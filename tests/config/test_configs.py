@@ -14,6 +14,7 @@ from shrunk import BACKBONE, backbone
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
+from pmf_lightning.commands.info import info
 from pmf_lightning.config.compose import CONF, choices
 from pmf_lightning.config.groups import groups
 from pmf_lightning.config.presets import published
@@ -218,6 +219,25 @@ def test_row_of_the_recipe(model, row):
         [500, 1000, 2000],
     )
     assert cfg.steps == 400_364
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", [f"{kind}_{size}" for kind in ("pmf", "imf", "jit", "drifting") for size in ("s4", "s8")]
+)
+def test_presets_for_one_gpu(model):
+    """8 to 40 million parameters, a batch that fits 24 GB; the numbers of docs/recipes.md are those of info."""
+    facts = info([f"model={model}", "gpu_gb=24"])[0]
+    assert 8e6 < facts.parameters <= facts.training_parameters < 40e6
+    assert facts.patch_tokens == 64
+    assert facts.memory.micro_batch <= facts.largest_micro_batch
+    recipes = (CONF.parent / "docs" / "recipes.md").read_text()
+    for row in re.findall(rf"\| `{model}`, `{facts.data}` \|(.*)", recipes):
+        sizes, peak, at_once = row.split("|")[:3]
+        assert f"{facts.parameters / 1e6:.1f} M" in sizes
+        assert f"{facts.training_parameters / 1e6:.1f} M" in sizes
+        assert peak.split(",")[0].strip() == f"{facts.memory.peak / 1e9:.1f}"
+        assert int(at_once) == facts.largest_micro_batch
 
 
 def test_unknown_names_are_refused_with_the_near_ones():
