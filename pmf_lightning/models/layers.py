@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pmf_lightning.models.operations import rms_norm
 from pmf_lightning.utils.precision import Number, at_least_float32
 
 AttentionKind = Literal["plain", "fused"]
@@ -118,7 +119,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; shape and dtype are unchanged."""
         wide = at_least_float32(x)
-        return F.rms_norm(wide, self.weight.shape, at_least_float32(self.weight), self.eps).to(x.dtype)
+        return rms_norm(wide, self.weight.shape, at_least_float32(self.weight), self.eps).to(x.dtype)
 
 
 class LayerScale(nn.Module):

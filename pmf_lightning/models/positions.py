@@ -1,14 +1,13 @@
 """Position embeddings of patches: RoPE (two-dimensional for pMF, one-dimensional for iMF), and fixed sine-cosine.
 
-RoPE rotates each pair (a, b) of channels, by default adjacent ones, with real cosines and sines. Complex tensors would
-not work with torch.compile and forward-mode derivatives.
+RoPE rotates each pair (a, b) of channels, by default adjacent ones.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.models.layers import cat_with_tangents
+from pmf_lightning.models.operations import rotate_pairs
 from pmf_lightning.utils.precision import Number
 
 
@@ -20,9 +19,7 @@ class Rotation:
 
     def __call__(self, x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b heads n d"]:
         """Rotate the pairs (2i, 2i+1)."""
-        a, b = x[..., 0::2], x[..., 1::2]
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return cat_with_tangents(torch.stack, (a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+        return rotate_pairs(x, self.cos, self.sin)
 
 
 class HalvesRotation(Rotation):

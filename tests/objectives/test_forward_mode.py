@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from common import normal
 
+from pmf_lightning.models import operations
 from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.jvp.forward_rules import RULES
 
@@ -17,6 +18,8 @@ FUNCTIONS = {
     "linear": lambda x: F.linear(x, W, BIAS),
     "conv2d": lambda x: F.conv2d(x.unflatten(2, (3, 2)).permute(0, 2, 1, 3), KERNEL, normal("c", shape=(4,)), 2),
     "rms_norm": lambda x: F.rms_norm(x, (6,), SCALE, 1e-6),
+    "rms_norm of models": lambda x: operations.rms_norm(x, (6,), SCALE, 1e-6),
+    "rotation": lambda x: operations.rotate_pairs(x, OTHER[0, :, :3].cos(), OTHER[0, :, :3].sin()),
     "rms_norm without weight": lambda x: F.rms_norm(x, (6,), eps=1e-6),
     "softmax": lambda x: x.softmax(-1),
     "softmax by name": lambda x: torch.softmax(x, dim=1),

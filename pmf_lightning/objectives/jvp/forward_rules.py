@@ -125,7 +125,7 @@ RULES = {
         ["unflatten", "flatten", "transpose", "permute", "view", "reshape", "expand", "__getitem__", "unbind", "to"],
         _linear_in_first,
     ),
-    **dict.fromkeys(["neg", "sum", "mean", "unsqueeze", "squeeze"], _linear_in_first),
+    **dict.fromkeys(["neg", "sum", "mean", "unsqueeze", "squeeze", "rotate_pairs"], _linear_in_first),
     **dict.fromkeys(["linear", "conv2d"], _affine),
     **dict.fromkeys(["cat", "stack"], _joined),
     **dict.fromkeys(["add", "__add__", "__radd__"], _add),
