@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from features_of_tests import noise_levels, numpy_frechet
+from omegaconf import OmegaConf
 from ranks import together
 from tiny_battery import real_of, tiny_battery
 
@@ -15,6 +16,7 @@ from pmf_lightning import compose
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.evaluate import evaluate
+from pmf_lightning.evaluation.battery.build import JudgeSetup
 from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, moments_of, spread
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
@@ -121,11 +123,25 @@ def test_published_floors_need_no_validation_images():
     floors = {"pixels": 0.5, "mixed": 2.0, "other": 1.0}
     scores = judge_of(held_out=None, floors=floors)(of(OTHER), 60, 4)
     assert {name: one.fd_floor for name, one in scores.encoders.items()} == floors
+    assert scores.encoders["pixels"].fdr == scores.encoders["pixels"].fd / 0.5
+    assert scores.named() == {"fdr3_published_60_float_fp32": scores.judged}
     assert scores.flags == ("published-floor",)
     assert scores.mean("swr") is None
     assert set(judge_of()(of(OTHER), 110, 4).flags) == {"missing-encoders", "unbalanced-labels"}
     assert "other-count" in judge_of(held_out=ArrayDataset(VALID[:50], torch.zeros(50).long()))(of(OTHER), 60, 4).flags
     assert "few-samples" in judge_of()(of(OTHER), 5, None).flags
+
+
+def test_the_floors_of_fd_loss_are_a_battery_and_part_of_the_name():
+    groups = (compose([f"battery={name}"]).battery for name in ("fdr6_paper", "fdr6"))
+    paper, measured = (OmegaConf.to_container(group, resolve=True) for group in groups)
+    assert paper["floors"].keys() == paper["members"].keys()
+    rounded = {"inception": 1.68, "convnext": 56.87, "dinov2": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60}
+    assert paper["floors"] == pytest.approx(rounded, abs=0.006)
+    assert measured == paper | {"floors": None}
+    rules = JudgeProtocol(precision="bfloat16")
+    names = [JudgeSetup(one, make_source(compose([])), rules, 50, None).name(50_000) for one in (paper, measured)]
+    assert names == ["fdr6_published_50k_float_bf16", "fdr6_50k_float_bf16"]
 
 
 def test_bad_input_is_one_line():

@@ -61,8 +61,8 @@ class JudgeSetup:
 
     def name(self, n: int) -> str:
         """Return the name of the mean ratio that is compared: "fdr3_held_out_50k_float_fp32"."""
-        mark = f"_{HELD_OUT.replace(' ', '_')}" if 0 < len(self.judged) < len(self.members) else ""
-        return self.protocol.name(f"fdr{len(self.judged)}{mark}", n)
+        rules = replace(self.protocol, published_floors=bool(self.group.get("floors")))
+        return rules.name("fdr", len(self.judged), n, HELD_OUT if len(self.judged) < len(self.members) else None)
 
     def open(self, device: torch.device) -> Judge:
         """Build the judge on a device; networks of the data are trained, and real features measured, if not cached.

@@ -1,6 +1,7 @@
 """Judge: score one set of samples in all encoders of a battery, in one pass; the same for any number of ranks."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -56,9 +57,10 @@ class Judge:
         classify: Classify | None = None,
         spread_draws: int = 0,
     ) -> None:
-        self.battery, self.held_out, self.protocol, self.trained = battery, held_out, protocol, frozenset(trained)
+        self.battery, self.held_out, self.trained = battery, held_out, frozenset(trained)
         self.batch_size, self.classify, device = batch_size, classify, torch.device(device)
         self.floors, self.spread_draws = dict(floors or {}), spread_draws
+        self.protocol = replace(protocol, published_floors=bool(self.floors))
         self.names = tuple(train)
         if held_out is None and (missing := [name for name in train if name not in self.floors]):
             raise UserError(

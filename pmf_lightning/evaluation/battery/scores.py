@@ -10,6 +10,8 @@ from pmf_lightning.evaluation.protocol import count_name
 from pmf_lightning.utils.errors import UserError
 
 HELD_OUT, TRAINED = "held out", "trained"
+Ratio = Literal["fdr", "swr"]
+SHORT = {"fdr": "fdr", "swr": "sw_r"}  # in names of means
 FULL_SW = 14  # encoders of RDM's SW_r14
 FLAGS = {
     "few-samples": "fewer samples than features + 1 in an encoder: covariances are singular, distances biased upwards",
@@ -29,12 +31,14 @@ class JudgeProtocol:
         precision: of the encoders, "float32" or "bfloat16" (autocast; FD-loss and RDM evaluate so).
         directions: of the sliced Wasserstein distance; 0: it is not computed.
         sliced_images: largest size of its sets.
+        published_floors: whether FD is divided by given distances of validation images, in place of measured ones.
     """
 
     pixels: str = "float"
     precision: str = "float32"
     directions: int = 1024
     sliced_images: int = 16_384
+    published_floors: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("pixels", PIXELS), ("precision", PRECISIONS)):
@@ -46,9 +50,17 @@ class JudgeProtocol:
                 "directions, and 2 or more images"
             )
 
-    def name(self, score: str, n: int) -> str:
-        """Return the name of a score of ``n`` images: "fdr6_50k_float_bf16"."""
-        return f"{score}_{count_name(n)}_{self.pixels}_{PRECISIONS[self.precision]}"
+    def name(self, ratio: Ratio, encoders: int, n: int, mark: str | None = None) -> str:
+        """Return the name of a mean ratio over ``encoders`` that are all marked ``mark`` (None: all there are).
+
+        Examples are "fdr6_50k_float_bf16", "fdr3_held_out_50k_float_bf16" and "fdr6_published_50k_float_bf16".
+        """
+        parts = [f"{SHORT[ratio]}{encoders}"]
+        if mark is not None:
+            parts.append(mark.replace(" ", "_"))
+        if self.published_floors and ratio == "fdr":
+            parts.append("published")
+        return "_".join([*parts, count_name(n), self.pixels, PRECISIONS[self.precision]])
 
 
 @dataclass(frozen=True)
@@ -98,13 +110,13 @@ class BatteryScores:
     real_accuracy: float | None = None
     flags: Collection[str] = field(default=())
 
-    def mean(self, ratio: Literal["fdr", "swr"], mark: str | None = None) -> float | None:
+    def mean(self, ratio: Ratio, mark: str | None = None) -> float | None:
         """Return the mean ratio over all encoders, or over those marked "trained" or "held out"; None without any."""
         found = [getattr(one, ratio) for one in self.encoders.values() if mark in (None, one.mark)]
         found = [value for value in found if value is not None]
         return fmean(found) if found else None
 
-    def count(self, ratio: Literal["fdr", "swr"], mark: str | None = None) -> int:
+    def count(self, ratio: Ratio, mark: str | None = None) -> int:
         """Return the number of encoders in such a mean."""
         marked = [one for one in self.encoders.values() if mark in (None, one.mark)]
         return sum(getattr(one, ratio) is not None for one in marked)
@@ -119,14 +131,13 @@ class BatteryScores:
 
         Where the loss uses some of the encoders, there are also the means of each mark: "fdr3_held_out_50k_...".
         """
-        sizes = {"fdr": ("fdr", self.n), "swr": ("sw_r", self.sliced_n)}
+        sizes = {"fdr": self.n, "swr": self.sliced_n}
         marks = [None, TRAINED, HELD_OUT] if len({one.trained for one in self.encoders.values()}) == 2 else [None]
         found = {}
-        for ratio, (short, size) in sizes.items():
+        for ratio, size in sizes.items():
             for mark in marks:
                 if (value := self.mean(ratio, mark)) is not None:
-                    middle = "" if mark is None else f"_{mark.replace(' ', '_')}"
-                    found[self.protocol.name(f"{short}{self.count(ratio, mark)}{middle}", size)] = value
+                    found[self.protocol.name(ratio, self.count(ratio, mark), size, mark)] = value
         accuracies = {"class_accuracy": self.class_accuracy, "real_accuracy": self.real_accuracy}
         return found | {name: value for name, value in accuracies.items() if value is not None}
 
