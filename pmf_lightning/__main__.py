@@ -13,7 +13,7 @@ from pmf_lightning.utils.terminal import be_brief, plain_ending
 
 # In the order of --help.
 COMMANDS = (
-    *("train", "sample", "evaluate", "search_guidance", "make_stats", "shard", "convert"),
+    *("train", "sample", "play", "evaluate", "search_guidance", "make_stats", "shard", "convert"),
     *("info", "report", "toy", "benchmark", "dashboard"),
 )
 _COMPLETION = "completion"

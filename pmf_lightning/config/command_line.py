@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from pmf_lightning.config.groups import is_group
-from pmf_lightning.config.option_kinds import Kind
+from pmf_lightning.config.option_kinds import PATH, Kind
 from pmf_lightning.config.option_table import kind_of
 from pmf_lightning.utils.errors import UserError
 
@@ -169,6 +169,9 @@ def _verbatim(option: str, value: str, kind: Kind, several: bool) -> str:
     """Return the value of a path or a name, quoted so that Hydra reads it literally; in a multirun, each value."""
     if value == "null" or _is_quoted(value):
         return value
+    if kind.verbatim == "paths" and value.startswith("[") and value.endswith("]"):
+        each = [part.strip() for part in _at_commas(value[1:-1])]
+        return "[" + ",".join(_one_of(option, part, PATH) for part in each) + "]"
     parts = _at_commas(value)
     if several or kind.verbatim == "text":
         if _SWEEP.match(value):
@@ -177,7 +180,7 @@ def _verbatim(option: str, value: str, kind: Kind, several: bool) -> str:
             if not several:
                 return value  # rejected later, with a hint at -m
             return ",".join(_one_of(option, part.strip(), kind) for part in parts)
-    if kind.verbatim == "path" and (value == "~" or value.startswith("~/")):
+    if kind.verbatim in ("path", "paths") and (value == "~" or value.startswith("~/")):
         value = os.path.expanduser(value)
     return value if _means(f"{option}={value}", value) else quoted(value)
 

@@ -20,12 +20,13 @@ class Kind:
     """Kind of an option: ``takes(value)`` checks a value, ``words`` are the remedy in the error message.
 
     ``verbatim`` defines how text on the command line is read: "path", literally; "text", literally unless it contains
-    commas, which mean several values; "", by Hydra's grammar. ``null`` is True if null is also valid.
+    commas, which mean several values; "paths", one path or a list of paths in square brackets, each literally; "", by
+    Hydra's grammar. ``null`` is True if null is also valid.
     """
 
     words: str
     takes: Callable[[Any], bool]
-    verbatim: Literal["path", "text", ""] = ""
+    verbatim: Literal["path", "paths", "text", ""] = ""
     null: bool = False
 
     def or_null(self) -> "Kind":
@@ -140,6 +141,11 @@ def _is_device(value: Any) -> bool:
 
 
 PATH = Kind("give the path of a file or folder", _is_text, "path")
+PATHS = Kind(
+    "give the path of a file or folder, or several in square brackets, such as [a,b]",
+    lambda value: _is_text(value) or (NAMES.takes(value) and len(value) > 0),
+    "paths",
+)
 TEXT = Kind("give a word or a text", _is_text, "text")
 NAMES = Kind(
     "give a list of names in square brackets",
@@ -147,6 +153,11 @@ NAMES = Kind(
 )
 YES_NO = Kind("give true or false", lambda value: isinstance(value, bool))
 DEVICE = Kind("torch has no such device; use cpu, cuda or cuda:1", _is_device, "text")
+DEVICE_OR_AUTO = Kind(
+    "torch has no such device; use auto, cpu, cuda or cuda:1",
+    lambda value: value == "auto" or _is_device(value),
+    "text",
+)
 DURATION = Kind(
     "give days:hours:minutes:seconds, such as 00:12:00:00 for 12 hours",
     lambda value: isinstance(value, str) and re.fullmatch(r"\d+:\d{1,2}:\d{1,2}:\d{1,2}", value) is not None,

@@ -25,6 +25,7 @@ FLOORS = (
     "toys",
     "encoders",
     "evaluation",
+    "playground",
     "training",
     "profiling",
     "sweeps",
