@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pmf_lightning.pipeline.averages import find_average
-from pmf_lightning.pipeline.checkpoints import holds_one_set, load_checkpoint, load_with_averages
 from pmf_lightning.pipeline.images import prepare_decoder
+from pmf_lightning.pipeline.loading import load, load_every_average
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
@@ -74,11 +74,12 @@ def load_models(
 
 
 def _load(path: str, ema: str | Number | None, trust: Sequence[str], decoder: str | None) -> PlayModel:
-    if holds_one_set(path):
-        module = load_checkpoint(path, ema, trust)
-        sets, average = {module.average: {}}, module.average
-    else:
-        module, sets = load_with_averages(path, trust)
+    module, sets = load_every_average(path, trust)
+    if len(sets) == 1 and ema is not None:  # of a released file with several sets, another may be meant
+        module = load(path, ema, trust)
+        sets = {module.average: {}}
+    average = next(iter(sets))
+    if len(sets) > 1:
         average = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
     if not module.objective.samplers:
         raise UserError(
