@@ -102,6 +102,11 @@ DATA: Table = {
     "held_out_splits": list_of(TEXT),
     "download": YES_NO,
     "label": TEXT.or_null(),
+    "subset": TEXT.or_null(),
+    "split": TEXT,
+    "held_out_split": TEXT.or_null(),
+    "image_column": TEXT.or_null(),
+    "label_column": TEXT.or_null(),
 }
 DECODER: Table = {
     "weights": PATH.or_null(),

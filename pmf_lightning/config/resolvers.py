@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from pmf_lightning.config import groups, row_tables
 from pmf_lightning.data.images.class_folders import count_class_folders
 from pmf_lightning.data.shards.manifest import shards_say
+from pmf_lightning.data.sources.hf.columns import count_table_classes
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import register_resolver
 
@@ -66,6 +67,7 @@ _RESOLVERS = {
     "class_folders": count_class_folders,
     "classes_with": lambda label: 1 if label is None else 2,  # of a set whose only label is one attribute
     "shards_say": shards_say,
+    "table_classes": count_table_classes,
     "groups": groups.listing,
     "picked": row_tables.picked,
 }

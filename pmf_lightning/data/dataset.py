@@ -100,6 +100,20 @@ class Head(BatchDataset):
         return self.images.batch(indices)
 
 
+class Rows(BatchDataset):
+    """Some rows of ``images``, in the order of ``rows``."""
+
+    def __init__(self, images: ImageDataset, rows: Int64[Tensor, " n"]) -> None:
+        self.images, self.rows, self.labels = images, rows, images.labels[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return images and labels (see ``ImageDataset``)."""
+        return self.images.batch(self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist())
+
+
 @runtime_checkable
 class DataSource(Protocol):
     """A named set of labelled square images with a fixed split, built from ``conf/data``.

@@ -11,6 +11,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from shrunk import BACKBONE, backbone
+from table_files import write_parquet
 from tiny_shards import numbered, write_shards
 
 from pmf_lightning import UserError, build, compose
@@ -65,7 +66,10 @@ def test_model_on_data_composes_or_is_refused(names, tmp_path):
             (tmp_path / name).mkdir()
     if data == "shards":
         write_shards(tmp_path, numbered(4, (3, 32, 32)), [0, 1, 2, 1], per_shard=2)
-    if data in ("folder", "shards"):
+    if data == "hf":
+        pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "pmf_lightning[hf]"')
+        write_parquet(tmp_path)
+    if data in ("folder", "shards", "hf"):
         overrides.append(f"data.root={tmp_path}")
     cfg = compose(overrides)
     if cfg.data.resolution % cfg.backbone.patch:
@@ -129,7 +133,7 @@ def test_jit_on_any_backbone(backbone, prediction, loss):
 GROUPS = groups() - {"toys", "recipe", "classifier"}
 
 # These need a root.
-LEFT_OUT = {("data", "folder"), ("data", "shards")}
+LEFT_OUT = {("data", "folder"), ("data", "shards"), ("data", "hf")}
 
 # What a group needs beside it, and how its option is written where it is not the group's name.
 BESIDE = {

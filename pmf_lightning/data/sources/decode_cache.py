@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from jaxtyping import Float64, Int64, UInt8
 from rich.progress import track
 from torch import Tensor
 
-from pmf_lightning.data.images.files import Files
 from pmf_lightning.data.transforms import Square, read_square
 from pmf_lightning.utils.bounded_files import open_npz, read_json
 from pmf_lightning.utils.cache import atomic_write, sole_writer
@@ -26,11 +25,22 @@ from pmf_lightning.utils.errors import UserError
 WINDOW = 256  # files decoded ahead of the writer; bounds the memory
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """Images by name: files of a folder or a zip, or cells of a table. ``root`` is where messages say they are."""
+
+    root: Path
+
+    def read(self, name: str) -> Path | bytes:
+        """Return the path or the bytes of an encoded image."""
+        ...
+
+
 @dataclass(frozen=True)
 class DecodeJob:
     """Images to decode, in the order of the cache: names in ``files``, labels [n], split quantiles [n]."""
 
-    files: Files
+    files: Readable
     names: list[str]
     labels: Int64[Tensor, " n"]
     quantiles: Float64[Tensor, " n"]

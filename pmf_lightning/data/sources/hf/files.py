@@ -1,0 +1,155 @@
+"""Find and open the tables of a data set: parquet files, folders of save_to_disk, or sets of the Hugging Face hub."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pmf_lightning.data.sources.hf.parts import ArrowPart, ParquetPart, Part
+from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.errors import UserError, some_of, suggestions
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}")  # train-00000-of-00012.parquet
+SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of files and folders that are splits
+INSTALL = 'pip install "pmf_lightning[hf]"'
+
+
+@dataclass(frozen=True)
+class OpenTables:
+    """The tables of one split, in their order.
+
+    Args:
+        where: the folder, or the name on the hub.
+        parts: the open tables.
+        features: the description of each column by the library datasets; {} if the files have none.
+        states: texts that change with the files.
+    """
+
+    where: Path
+    parts: Sequence[Part]
+    features: Mapping[str, Any]
+    states: Sequence[str]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return self.parts[0].schema.names
+
+    def column_type(self, name: str) -> Any:
+        """Return the pyarrow type of a column."""
+        return self.parts[0].schema.field(name).type
+
+
+def package(name: str) -> Any:
+    """Import a package of the extra hf; UserError without it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"data=hf: the package {name.split('.')[0]} is not installed; {INSTALL}") from error
+
+
+@lru_cache(maxsize=8)
+def open_tables(root: str | None, subset: str | None, split: str) -> OpenTables:
+    """Open the split ``split`` of a folder or a set of the hub; raises UserError if it cannot be found or read."""
+    if root is None:
+        raise UserError("data.root=null: give the name of a set on the hub (owner/set), or a folder of parquet files")
+    package("pyarrow")
+    path = Path(root).expanduser()
+    if path.exists():
+        return _local(path, root, subset, split)
+    if HUB_NAME.fullmatch(root):
+        return _of_the_hub(root, subset, split)
+    raise UserError(f"data.root={root}: there is no such folder, and it is no name of the hub (owner/set)")
+
+
+def _local(path: Path, root: str, subset: str | None, split: str) -> OpenTables:
+    if subset is not None:
+        path = path / subset
+        if not path.is_dir():
+            raise UserError(f"data.subset={subset}: there is no such folder in {root}")
+    known = local_splits(path)
+    if not known:
+        raise UserError(
+            f"data.root={root}: it holds no parquet files, and save_to_disk did not write it; a folder of images is "
+            "data=folder"
+        )
+    if split not in known:
+        raise UserError(f"data.split={split}: {root} has no such split; {suggestions(split, known)}")
+    files = known[split]
+    kind = ParquetPart if files[0].suffix == ".parquet" else ArrowPart
+    parts = [_opened(file, kind) for file in files]
+    if other := [file.name for file, part in zip(files, parts, strict=True) if part.schema != parts[0].schema]:
+        raise UserError(f"data.root={root}: {some_of(other)} has other columns than {files[0].name}")
+    states = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return OpenTables(path, parts, _features(parts[0], files[0].parent), states)
+
+
+def _opened(file: Path, kind: type[Part]) -> Part:
+    try:
+        return kind.open(file)
+    except Exception as error:  # pyarrow raises many exceptions for damaged files
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{file} is damaged, or of another format ({reason}): get or make it again") from error
+
+
+def local_splits(path: Path) -> dict[str, list[Path]]:
+    """Return the files of each split below a folder, or of one parquet file."""
+    if path.is_file():
+        return {_split_of(Path(path.name)): [path]}
+    if (path / "dataset_dict.json").is_file():
+        folders = {name: path / name for name in _listed(path / "dataset_dict.json", "splits")}
+    elif (path / "state.json").is_file():
+        folders = {_listed(path / "state.json", "_split") or "train": path}
+    else:
+        found = defaultdict(list)
+        for file in sorted(path.rglob("*.parquet")):
+            found[_split_of(file.relative_to(path))].append(file)
+        return dict(found)
+    files = {name: _listed(folder / "state.json", "_data_files") for name, folder in folders.items()}
+    return {name: [folders[name] / Path(one["filename"]).name for one in files[name]] for name in folders}
+
+
+def _listed(path: Path, key: str) -> Any:
+    try:
+        return read_json(path)[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: save the data set again") from error
+
+
+def _split_of(file: Path) -> str:
+    if numbered := NUMBERED.fullmatch(file.stem):
+        return numbered[1]
+    parts = [file.stem, *reversed(file.parent.parts)]
+    return next((part for part in parts if part in SPLITS), "train")
+
+
+def _features(part: Part, folder: Path) -> Mapping[str, Any]:
+    """Return the descriptions of columns, from the metadata of the file or the description next to it."""
+    stored = (part.schema.metadata or {}).get(b"huggingface")
+    try:
+        if stored is not None:
+            return json.loads(stored)["info"]["features"]
+        return read_json(folder / "dataset_info.json")["features"] or {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _of_the_hub(root: str, subset: str | None, split: str) -> OpenTables:
+    """Load a set of the hub, in full, by the library datasets; it stays in that library's cache."""
+    datasets = package("datasets")
+    try:
+        found = datasets.load_dataset(root, subset, split=split, streaming=False)
+    except Exception as error:  # of the library and of the network
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"data.root={root} data.split={split}: it cannot be loaded ({reason}); check the names and the network, "
+            "and for sets that need permission sign in with hf auth login"
+        ) from error
+    part = ArrowPart(found.data.table)
+    return OpenTables(Path(root), [part], found.features.to_dict(), [root, str(found._fingerprint)])

@@ -1,0 +1,163 @@
+"""data=hf: parquet files, folders of save_to_disk and sets of the hub, and what is refused in one line."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
+
+from pmf_lightning import UserError, compose
+from pmf_lightning.data.sources.hf import files
+from pmf_lightning.data.transforms import read_image
+from pmf_lightning.pipeline.build import make_source
+
+INSTALLED = importlib.util.find_spec("pyarrow") is not None
+pytestmark = pytest.mark.skipif(not INSTALLED, reason='needs pyarrow: pip install "pmf_lightning[hf]"')
+SIDE = 16
+
+
+def source(root, cache, *overrides):
+    options = [f"data.root={root}", f"data.resolution={SIDE}", f"data.cache_dir={cache}", *overrides]
+    made = make_source(compose(["data=hf", *options]))
+    made.check()
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_parquet(tmp_path / "pets")
+
+
+def pixels(numbers):
+    return torch.from_numpy(np.stack([read_image(encoded(number), SIDE, 3) for number in numbers]))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_saved])
+def test_images_labels_and_names(write, tmp_path):
+    found = source(write(tmp_path / "set"), tmp_path / "cache", "data.held_out_split=test")
+    assert found.class_names == CLASSES
+    images, labels = found.train().batch(list(range(24)))
+    assert torch.equal(images, pixels(range(24)))
+    assert torch.equal(labels, torch.arange(24) % 2)
+    assert torch.equal(found.held_out().batch([5, 0])[0], pixels([29, 24]))
+
+
+def test_a_fraction_of_every_class_is_held_out(folder, tmp_path):
+    found = source(folder, tmp_path / "cache", "data.held_out_fraction=0.25")
+    train, held = found.train(), found.held_out()
+    assert (len(train), held.labels.bincount().tolist()) == (18, [3, 3])
+    both = torch.cat([part.batch(list(range(len(part))))[0] for part in (train, held)])
+    assert {tuple(image.flatten().tolist()) for image in both} == {
+        tuple(image.flatten().tolist()) for image in pixels(range(24))
+    }
+
+
+def test_classes_without_names_and_none(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = pa.array(["b", "a", "c"] * 4)
+    parquet.write_table(table_of(range(12), features=None, label=texts), tmp_path / "some.parquet")
+    found = source(tmp_path / "some.parquet", tmp_path / "cache", "data.held_out_fraction=0")
+    assert (found.class_names, found.train().labels[:3].tolist()) == (["a", "b", "c"], [1, 0, 2])
+    one = source(tmp_path, tmp_path / "cache", "data.label_column=none")
+    assert (one.classes, one.class_names) == (1, [tmp_path.name])
+
+
+def test_cells_without_an_image_are_counted_or_refused(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    cells = [{"bytes": encoded(n) if n != 3 else None, "path": "3.png"} for n in range(12)]
+    parquet.write_table(table_of(range(12), image=pa.array(cells)), tmp_path / "train.parquet")
+    with pytest.warns(UserWarning, match="1 of 12 images cannot be read and are skipped, first row 3: ValueError"):
+        assert len(source(tmp_path, tmp_path / "c", "data.held_out_fraction=0").train()) == 11
+    with pytest.raises(UserError, match=r"cannot read .*row 3 .*the cell holds no image"):
+        source(tmp_path, tmp_path / "d", "data.unreadable=fail").train()
+
+
+WRONG = {
+    "data.split=validation": "has no such split; known: test, train",
+    "data.subset=large": "there is no such folder",
+    "data.image_column=picture": "has no such column; known: image, label",
+    "data.image_column=label": "it holds no encoded images .int64.; columns of images are image",
+    "data.label_column=lable": "has no such column; did you mean label",
+    "data.label_column=image": "is no class",
+    "data.held_out_split=train": "it is trained on",
+    "data.classes=1000": "there are 2 classes; leave it out",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_bad_input_is_one_line(override, folder, tmp_path):
+    with pytest.raises(UserError, match=f"^{override}: .*{WRONG[override]}") as error:
+        source(folder, tmp_path / "cache", *([override] if "classes" in override else ["data.classes=2", override]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"label": [0, 1, 2, -1]}, "2 labels are out of range, such as 2 of 2 classes"),
+        ({"label": [0, 1, None, 1]}, "1 of 4 rows have no label"),
+        ({"image": ["a.png"] * 4}, "no column holds encoded images"),
+        ({"mask": [b"1"] * 4}, "several columns hold images .image, mask."),
+    ],
+)
+def test_bad_columns_are_one_line(columns, words, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    made = {name: pa.array(values) for name, values in columns.items()}
+    parquet.write_table(table_of(range(4), **made), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=words):
+        source(tmp_path, tmp_path / "cache", "data.classes=2")
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [("null", "give the name of a set on the hub"), ("nowhere", "no such folder"), ("empty", "holds no parquet files")],
+)
+def test_a_wrong_root_is_one_line(root, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=words):
+        source(root, tmp_path / "cache", "data.classes=2")
+
+
+def test_a_damaged_file_is_one_line(folder, tmp_path):
+    file = folder / "data" / "train-00001-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet is damaged"):
+        source(folder, tmp_path / "cache", "data.classes=2")
+
+
+def test_without_the_extra_it_says_what_to_install(folder, tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(files, "import_module", missing)
+    with pytest.raises(UserError, match=r'pyarrow is not installed; pip install "pmf_lightning\[hf\]"'):
+        source(folder, tmp_path / "cache", "data.classes=2")
+
+
+def test_a_set_of_the_hub_is_loaded_in_full(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason='needs datasets: pip install "pmf_lightning[hf]"')
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        if options["split"] == "dev":
+            raise ValueError('Unknown split "dev". Should be one of\n["train"].')
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+        rows = {"image": [{"bytes": encoded(n), "path": None} for n in range(12)], "label": [0, 1] * 6}
+        return datasets.Dataset.from_dict(rows, kinds)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = source("some/pets", tmp_path / "cache", "data.subset=small", "data.held_out_fraction=0")
+    assert found.class_names == CLASSES
+    assert torch.equal(found.train().batch([7])[0], pixels([7]))
+    assert asked == [(("some/pets", "small"), {"split": "train", "streaming": False})]
+    with pytest.raises(UserError, match=r"data.root=some/pets data.split=dev: it cannot be loaded \(Unknown split"):
+        source("some/pets", tmp_path / "cache", "data.split=dev", "data.classes=2")
