@@ -19,6 +19,7 @@ _HOMES = {
     "FeatureEMA": "objectives.discrepancies.populations",
     "FeatureQueue": "objectives.discrepancies.populations",
     "FrechetReference": "objectives.discrepancies.frechet",
+    "HubGenerator": "exporting.hub",
     "JiT": "objectives.jit",
     "JiTDraws": "objectives.jit",
     "Losses": "objectives.base",

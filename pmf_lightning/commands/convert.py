@@ -1,14 +1,17 @@
 """Read weights in one format and write them in another (command convert)."""
 
 import re
+import shlex
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
+from pmf_lightning.exporting.card import CARD, USAGE, card, facts_of, write_card
+from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format, export, is_export
 from pmf_lightning.pipeline import weights_folder
-from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint
+from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
 from pmf_lightning.pipeline.conversion import from_checkpoint, heads_of, official_dict
 from pmf_lightning.pipeline.loading import holds_release, stored_release
 from pmf_lightning.pipeline.sources import is_hub_id, located
@@ -24,15 +27,19 @@ _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
 def run(cfg: DictConfig) -> StoredWeights:
     """Convert weights as ``pmf_lightning.convert.convert`` describes it."""
     source, out = _path(cfg, "in"), _path(cfg, "out")
-    _check_out(out, source, cfg.force)
+    check_format(cfg.format)
+    _check_out(out, source, cfg.force, cfg.format)
     if not source.exists() and not is_hub_id(source):
         raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
     try:
         source = located(source)
         stored = _read(source, out, cfg)
+        if cfg.format in FORMATS[1:]:
+            _export(out, stored, source, cfg)
+            return stored
     except UserError as error:  # raised by code that names the source ckpt
         raise UserError(re.sub(r"\bckpt=", "in=", str(error))) from error
-    _write(out, stored, cfg)
+    _write(out, stored, source, cfg)
     return stored
 
 
@@ -42,11 +49,13 @@ def _path(cfg: DictConfig, key: str) -> Path:
     return Path(str(cfg[key])).expanduser()
 
 
-def _check_out(out: Path, source: Path, force: bool) -> None:
+def _check_out(out: Path, source: Path, force: bool, kind: str | None) -> None:
     if out.suffix in _NO_FOLDERS:
         raise UserError(f"out={out}: give the name of a folder, or of a .pt or .pth file")
+    if kind is not None and out.suffix in _FILES:
+        raise UserError(f"out={out}: format={kind} is a folder; give the name of one, or leave format out")
     if out.exists() or out.is_symlink():
-        replaceable = out.is_file() if out.suffix in _FILES else is_weights_folder(out)
+        replaceable = out.is_file() if out.suffix in _FILES else is_weights_folder(out) or is_export(out)
         if not replaceable:
             raise UserError(f"out={out}: something else is there; set another out")
         if not force:
@@ -67,17 +76,41 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
         raise UserError(f"{given[0]}=...: {source} has its own configuration; leave {' and '.join(given)} out")
     if not is_weights_folder(source):
         return from_checkpoint(find_checkpoint(source), cfg.ema, cfg.trust)
-    if not to_file:
+    if not to_file and cfg.format not in FORMATS[1:]:
         raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
     load_checkpoint(source, cfg.ema, cfg.trust)  # raises UserError if weights and configuration do not match
     return weights_folder.read(source)
 
 
-def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
+def _export(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:
+    """Write one of the formats of other programs."""
+    facts = facts_of(source)
+    request = ExportRequest(cfg.format, f"in={cfg['in']}", facts, cfg.licence, _command(cfg), cfg.vae)
+    try:
+        export(out, module_of(stored, source, cfg.trust), request)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
+        raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
+
+
+def _write_card(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:
+    """Write the model card of a folder for the hub, and what it states."""
+    facts, module = facts_of(source), module_of(stored, source, cfg.trust)
+    write_card(out, card(module, facts, USAGE.replace("FOLDER", out.name), cfg.licence, _command(cfg)), facts)
+
+
+def _command(cfg: DictConfig) -> str:
+    """Return the command of a conversion, without the options of a released file."""
+    given = {name: cfg[name] for name in ("in", "out", "format", "ema") if cfg[name] is not None}
+    return shlex.join(["python", "-m", "pmf_lightning.convert", *(f"{name}={value}" for name, value in given.items())])
+
+
+def _write(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:
     weights = official_dict(stored, cfg.inference, cfg.trust) if out.suffix in _FILES else None
     try:
         if weights is None:
             weights_folder.write(out, stored, cfg.force)
+            if cfg.format is not None:
+                _write_card(out, stored, source, cfg)
         else:
             with atomic_write(out) as draft:
                 torch.save(weights, draft)
@@ -88,6 +121,10 @@ def _write(out: Path, stored: StoredWeights, cfg: DictConfig) -> None:
 def run_and_show(cfg: DictConfig) -> None:
     """Convert weights and print a summary."""
     stored = run(cfg)
+    if cfg.format in FORMATS[1:]:
+        print(f"{cfg.out}: weights {stored.about.weights} of {stored.about.config['name']}, format {cfg.format}")
+        print(f"{Path(str(cfg.out)) / CARD} says how to open it")
+        return
     about, heads = stored.about, heads_of(stored.network)
     count = sum(value.numel() for value in stored.network.values())
     print(f"{cfg.out}: weights {about.weights} of {about.config['name']}, {count:,} values, heads {', '.join(heads)}")

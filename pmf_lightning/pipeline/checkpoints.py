@@ -50,7 +50,7 @@ def weights_file(path: str | Path) -> Path:
     """Return the file of a checkpoint, a weights folder or a release; UserError if none."""
     if flax.is_release(path):
         return flax.find(path)[0]
-    return Path(path) / weights_folder.WEIGHTS if weights_folder.is_weights_folder(path) else find_checkpoint(path)
+    return weights_folder.weights_in(path) if weights_folder.is_weights_folder(path) else find_checkpoint(path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

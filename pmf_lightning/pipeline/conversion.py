@@ -72,11 +72,15 @@ def heads_of(weights: Iterable[str]) -> list[str]:
 
 def from_checkpoint(path: Path, ema: str | Number | None, trust: Sequence[str] = ()) -> StoredWeights:
     """Return one average of a checkpoint; None: that of evaluation. Raises the UserErrors of ``load_checkpoint``."""
-    module = load_checkpoint(path, ema, trust)
-    config = copy.deepcopy(module.config)
-    config["sampling"]["ema"] = module.average
+    return stored_of(load_checkpoint(path, ema, trust), _source(path))
+
+
+def stored_of(module: GenerativeModule, source: Mapping[str, str] | None = None) -> StoredWeights:
+    """Return the weights of a loaded module; ``source`` is that of ``WeightsInfo``."""
+    config, average = copy.deepcopy(module.config), module.average or "raw"
+    config["sampling"]["ema"] = average
     names = None if module.class_names is None else list(module.class_names)
-    about = WeightsInfo(_family_name(module.network), module.average, _source(path), config, names)
+    about = WeightsInfo(_family_name(module.network), average, source or {}, config, names)
     return StoredWeights(module.network.state_dict(), {}, about)
 
 

@@ -1,6 +1,7 @@
 """Load a generator from anything that holds one: a run, a checkpoint, weights in any format, or an id of the hub."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, load_with_averages, module_of
 from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.sources import is_released_file, located
+from pmf_lightning.pipeline.sources import is_pipeline, is_released_file, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
@@ -60,7 +61,10 @@ def load_configured(
         return module_of(stored, source, trust)
     if cfg is not None and cfg.get("name"):
         raise UserError(f"model={cfg.name}: {source} has its own configuration; leave model out")
-    return load_checkpoint(path, ema, trust)
+    module, vae = load_checkpoint(path, ema, trust), path.parent / "vae"
+    if module.decoder is not None and is_pipeline(path.parent) and vae.is_dir():
+        module.decoder = replace(module.decoder, weights=str(vae))
+    return module
 
 
 def load_every_average(source: str | Path, trust: Sequence[str]) -> tuple[GenerativeModule, dict[str, Mapping]]:
@@ -108,7 +112,7 @@ def _official_contents(path: Path) -> Any:
     if not is_released_file(path):
         return None
     if path.suffix == ".safetensors":
-        if weights_folder.is_weights_folder(path.parent) and path.name == weights_folder.WEIGHTS:
+        if weights_folder.is_weights_folder(path.parent) and path == weights_folder.weights_in(path.parent):
             raise UserError(f"ckpt={path}: it is part of the folder {path.parent}; give that folder")
         try:
             return load_file(path)

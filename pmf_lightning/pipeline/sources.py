@@ -26,8 +26,13 @@ def located(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     if not path.exists() and is_hub_id(source):
-        path = _fetched(str(source))
-    return _network_of_pipeline(path, source) if (path / DIFFUSERS_INDEX).is_file() else path
+        path = fetched(str(source))
+    return _network_of_pipeline(path, source) if is_pipeline(path) else path
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether ``folder`` is a pipeline of diffusers."""
+    return (folder / DIFFUSERS_INDEX).is_file()
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -58,15 +63,20 @@ def _network_of_pipeline(path: Path, source: str | Path) -> Path:
     return path / NETWORK
 
 
-def _fetched(hub_id: str) -> Path:
-    """Return the local snapshot of a repository on the hub; only files without code are fetched."""
+def fetched(hub_id: str, **options: Any) -> Path:
+    """Return the local snapshot of a repository on the hub; only files without code are fetched.
+
+    ``options`` are those of huggingface_hub.snapshot_download, such as ``token``. Raises UserError.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(f"ckpt={hub_id}: no such file or folder here; as an id of the hub: {INSTALL_HUB}") from error
     repository, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_OUR_FILES)))
+        return Path(
+            snapshot_download(repository, **{"revision": revision or None, **options}, allow_patterns=[*_OUR_FILES])
+        )
     except Exception as error:  # of the network, of the hub, or of its cache
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
         raise UserError(

@@ -18,6 +18,7 @@ from pmf_lightning.utils.state_names import unwrapped
 
 FORMAT, VERSION = "pmf_lightning weights", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the same, as a component of a diffusers pipeline
 _ASIDE = "official."  # name prefix of tensors that exist only in the official format
 
 
@@ -61,38 +62,51 @@ def is_weights_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def write(folder: Path, stored: StoredWeights, force: bool = False) -> None:
-    """Write ``folder`` atomically; with ``force`` an older weights folder is replaced.
+def weights_in(folder: str | Path) -> Path:
+    """Return the file of the weights in ``folder``; that of diffusers if there is only this one."""
+    diffusers = Path(folder) / DIFFUSERS_WEIGHTS
+    ours = Path(folder) / WEIGHTS
+    return diffusers if diffusers.is_file() and not ours.is_file() else ours
+
+
+def write(folder: Path, stored: StoredWeights, force: bool = False, weights: str = WEIGHTS) -> None:
+    """Write ``folder`` atomically, with the file name ``weights``; with ``force`` an older weights folder is replaced.
 
     Raises OSError for a disk error, FileExistsError if ``folder`` exists and may not be replaced.
     """
     if folder.exists() and not (force and is_weights_folder(folder)):
         raise FileExistsError(f"{folder} exists")
-    about = {"format": FORMAT, "version": VERSION, **asdict(stored.about)}
-    tensors = stored.network | {f"{_ASIDE}{name}": value for name, value in stored.aside.items()}
     older = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.older")
     with atomic_write(folder) as draft:
         draft.mkdir()
-        (draft / CONFIG).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, draft / WEIGHTS, {"format": "pt"})
-        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)  # safetensors gives the owner access only
+        write_into(draft, stored, weights)
         if folder.exists():
             folder.replace(older)
     shutil.rmtree(older, ignore_errors=True)
+
+
+def write_into(folder: Path, stored: StoredWeights, weights: str = WEIGHTS) -> None:
+    """Write the two files into an existing folder; raises OSError for a disk error."""
+    about = {"format": FORMAT, "version": VERSION, **asdict(stored.about)}
+    tensors = stored.network | {f"{_ASIDE}{name}": value for name, value in stored.aside.items()}
+    (folder / CONFIG).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / weights, {"format": "pt"})
+    (folder / weights).chmod((folder / CONFIG).stat().st_mode)  # safetensors gives the owner access only
 
 
 def read(folder: str | Path) -> StoredWeights:
     """Read a folder without executing code from it; UserError if it is damaged or of another format."""
     folder = Path(folder)
     about = _read_about(folder / CONFIG)
+    weights = weights_in(folder)
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no {WEIGHTS}; convert again") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read ({type(error).__name__}); convert again") from error
-    tensors = unwrapped(tensors, str(folder / WEIGHTS))
+        raise UserError(f"{weights} cannot be read ({type(error).__name__}); convert again") from error
+    tensors = unwrapped(tensors, str(weights))
     network = {name: value for name, value in tensors.items() if not name.startswith(_ASIDE)}
     aside = {name.removeprefix(_ASIDE): value for name, value in tensors.items() if name.startswith(_ASIDE)}
     return StoredWeights(network, aside, about)

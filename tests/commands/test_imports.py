@@ -22,7 +22,7 @@ FLOORS = (
     "config sampling distributed weights",
     "optim",
     "pipeline",
-    "toys",
+    "toys exporting",
     "encoders",
     "evaluation",
     "playground",

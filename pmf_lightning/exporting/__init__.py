@@ -1,0 +1,1 @@
+"""Models in forms that other programs open: folders of diffusers and of the hub, ONNX, and a page for a browser."""
