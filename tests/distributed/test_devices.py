@@ -104,6 +104,21 @@ def test_all_objectives_train_alike_for_twenty_steps(kind, tmp_path):
             assert first.losses == pytest.approx(single.losses, rel=1e-4), model
 
 
+def post_trained(folder, kind):
+    """On this process: two steps of FD-loss in pixels, from a generator that has learnt nothing."""
+    short = ["steps=2", f"trainer={kind}", "posttrain=fd_loss", "posttrain.encoders=[pixels8]"]
+    return fit("pmf_tiny", f"{folder}/{kind}", *short, "posttrain.discrepancy.rows=64", "data=digits", at=(2,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=NEEDS_FSDP)])
+def test_post_training_on_two_processes_is_that_on_one(kind, tmp_path):
+    single = together(1, post_trained, str(tmp_path), "cpu")[0]
+    first, second = together(2, post_trained, str(tmp_path), kind)
+    check_alike(single, first, second, steps=2)
+    assert apart(single.weights[2], first.weights[2]) < 1e-5
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_two_micro_batches_to_the_last_bit(tmp_path):
     """The autoencoder, which shows any difference: the sums over two halves of the batch are the same sums."""
