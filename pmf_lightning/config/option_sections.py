@@ -279,7 +279,7 @@ BATTERY: Table = {
 POSTTRAIN: Table = {
     "name": TEXT,
     "encoders": list_of(TEXT, words="give a list of members of battery=, such as posttrain.encoders=[classifier0]"),
-    "weights": mapping(words="give the weight of each encoder, such as {classifier0: 2}, or {} for 1"),
+    "weights": mapping(words="give the weights of encoders, such as {classifier0: 2}, or null for 1").or_null(),
     "weights.*": number(0),
     "controller": mapping(words="give its settings, such as {temperature: 2}, or null").or_null(),
     "controller.**": ANYTHING,  # the objective checks them

@@ -75,7 +75,7 @@ class DistributionMatching(OneStepObjective):
         name: of the recipe, which is appended to the name of the run.
         discrepancy: compares the features of generated images with those of real ones.
         encoders: names of the encoders of ``battery`` that the loss uses.
-        weights: of the encoders' losses, by name; 1 for the others.
+        weights: of the encoders' losses, by name; 1 for the others, None: 1 for all.
         controller: sets the weights by how far each encoder is above its floor (RDM), in place of ``weights``: the
             arguments of ``GatedController`` without ``floors``; None: no controller.
         joint: compare the joint law of image and label: the scale of the label's code, 1 for RDM's; None: images alone.
@@ -98,7 +98,7 @@ class DistributionMatching(OneStepObjective):
     name: str
     discrepancy: Discrepancy
     encoders: Sequence[str]
-    weights: Mapping[str, Number]
+    weights: Mapping[str, Number] | None
     controller: Mapping[str, Any] | None
     joint: Number | None
     clamp: bool
@@ -109,10 +109,10 @@ class DistributionMatching(OneStepObjective):
         super().__post_init__()
         if not self.encoders:
             raise ValueError("encoders=[]: name at least one encoder of battery=")
-        if unknown := [name for name in self.weights if name not in self.encoders]:
+        if unknown := [name for name in self.weights or () if name not in self.encoders]:
             raise ValueError(f"weights.{unknown[0]}: it is not one of encoders=[{','.join(self.encoders)}]")
         if self.controller is not None and self.weights:
-            raise ValueError("weights and controller: the controller sets the weights; set weights={} or no controller")
+            raise ValueError("weights and controller: the controller sets the weights; leave one of the two out")
         if self.controller is not None:
             GatedController((0.0,), **{**self.controller, "relative": False})  # reports values out of range
         if self.batch < self.discrepancy.least_rows:
@@ -252,7 +252,7 @@ class DistributionMatching(OneStepObjective):
     def _weights(self, state: State) -> dict[str, Number | Tensor]:
         if self.controller is not None and state:
             return dict(zip(self.encoders, state["controller.weights"].float(), strict=True))
-        return {name: self.weights.get(name, 1) for name in self.encoders}
+        return {name: (self.weights or {}).get(name, 1) for name in self.encoders}
 
     def _observed_controller(self, state: State, encoders: Any, scores: Tensor, rows: int) -> dict[str, Tensor]:
         """Return the next state of the controller, repeated for each row (``Losses.observed`` holds rows)."""
@@ -290,12 +290,12 @@ class DistributionMatching(OneStepObjective):
             target="features of real images",
             compared=f"both as sets, by {type(self.discrepancy).__name__} in {', '.join(self.encoders)}",
             velocity="none; images are made as the generator is sampled, in one step",
-            weights=dict(self.weights),
+            weights=dict(self.weights or {}),
         )
 
     def counted(self) -> tuple["DistributionMatching", Any]:
         """Return the objective with a mean over pixels in place of encoders and discrepancy."""
-        small = replace(self, discrepancy=_PixelMean(), encoders=("pixels",), weights={}, controller=None, joint=None)
+        small = replace(self, discrepancy=_PixelMean(), encoders=("pixels",), weights=None, controller=None, joint=None)
         return small, _Pixels()
 
     def encoder_note(self, encoders: Any) -> str:

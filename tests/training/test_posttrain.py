@@ -62,6 +62,11 @@ def test_refusals(message):
         make_encoders(cfg, open_source(cfg), build(cfg).objective)
 
 
+def test_weights_of_encoders_are_an_option():
+    cfg = compose(["model=pmf_digits", "posttrain=fd_loss", "posttrain.weights={classifier1: 2}"])
+    assert build(cfg, empty=True).objective.weights == {"classifier1": 2}
+
+
 def test_a_batch_of_one_needs_a_population():
     cfg = settings("batch=1", "posttrain.discrepancy.population=batch")
     with pytest.raises(UserError, match=r"posttrain.*batch=1: so few images have no covariance"):

