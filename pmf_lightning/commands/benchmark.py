@@ -2,12 +2,14 @@
 
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
+from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.profiling.benchmarks import reader, step
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
@@ -85,6 +87,9 @@ def run(cfg: DictConfig) -> dict:
     if cfg.out is not None:
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]
+    cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "sampling") else (cfg, None)
+    if unguided:
+        print(unguided, file=sys.stderr)
     numbers = measure(cfg)
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     result = {"what": cfg.what, "repeats": cfg.repeats, **machine, **numbers}

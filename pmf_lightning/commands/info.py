@@ -10,6 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from pmf_lightning.config.compose import choices, compose
+from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.config.presets import published
 from pmf_lightning.profiling import communication
 from pmf_lightning.profiling.communication import Estimate
@@ -30,6 +31,9 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
     if not cfg.every_model:
+        cfg, unguided = for_its_classes(cfg)
+        if unguided:
+            print(unguided, file=sys.stderr)
         return [find_facts(cfg)]
     if chosen := [override for override in overrides if override.startswith("model=")]:
         raise UserError(f"every_model=true {chosen[0]}: choose one of the two")
@@ -44,13 +48,13 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
         return []
     if cfg.every_model:
         raise UserError(f"every_model=true gpus={list(cfg.gpus)}: an estimate is of one model; set model=")
-    return communication.estimate(cfg)
+    return communication.estimate(for_its_classes(cfg)[0])
 
 
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
     """Return the facts of a preset; None, with a line on stderr, if its costs are not counted."""
     try:
-        return find_facts(compose(_on_its_data([f"model={name}", *overrides]), "info"))
+        return find_facts(for_its_classes(compose(_on_its_data([f"model={name}", *overrides]), "info"))[0])
     except NotCountedError as error:
         print(f"left out: model={name} ({error})", file=sys.stderr)
         return None

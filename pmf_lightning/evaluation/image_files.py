@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from pmf_lightning.data.images.decoder import check_background, describe_conversions, levels_of, open_picture
-from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, list_images, printable
+from pmf_lightning.data.images.files import Files, open_files, zip_of
+from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, printable
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write
@@ -111,19 +112,19 @@ MOST_BYTES = 2**28  # per image
 
 
 class FolderImages:
-    """Images below a folder, sorted by path, all of one size; ``channels`` is 3 (colour) or 1 (grey).
+    """Images below a folder or in a zip, sorted by path, all of one size; ``channels`` is 3 (colour) or 1 (grey).
 
     ``background`` is the colour behind transparent pixels. ``done`` counts the decoder's conversions of the images read
     so far.
     """
 
-    def __init__(self, folder: Path, channels: int, background: str) -> None:
-        self.folder, self.channels, self.background = folder, channels, background
-        found = list_images(folder)
+    def __init__(self, files: Files, channels: int, background: str) -> None:
+        self.files, self.folder, self.channels, self.background = files, files.root, channels, background
+        found = files.listing()
         self.names, self.left_out, self.done = found.images, found.left_out, Counter()
         if not self.names:
             why = f" ({describe_skipped(self.left_out)})" if self.left_out else ""
-            raise UserError(f"images={folder}: holds no image{why}; give another folder, or an .npz")
+            raise UserError(f"images={self.folder}: holds no image{why}; give another folder, a zip, or an .npz")
         self.shape = (channels, *self._read(self.names[0])[0].shape[:2])
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class FolderImages:
     def _read(self, name: str) -> tuple[UInt8[np.ndarray, "h w c"], tuple[str, ...]]:
         path = self.folder / name
         try:
-            picture = open_picture(path, self.channels, self.background)
+            picture = open_picture(self.files.read(name), self.channels, self.background)
         except Exception as error:  # Pillow may raise any error for a damaged file
             raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}); remove it") from error
         return levels_of(picture.image), picture.done
@@ -213,11 +214,13 @@ class NpzImages:
 
 
 def open_images(path: str | Path, channels: int, background: str = "white") -> FolderImages | NpzImages:
-    """Open a folder of images or an .npz with arr_0; UserError for anything else."""
+    """Open a folder of images, a zip of them, or an .npz with arr_0; UserError for anything else."""
     check_background(background, "background")
     path = Path(path).expanduser()
-    if path.is_dir():
-        return FolderImages(path, channels, background)
+    if path.is_dir() or zip_of(path) is not None:
+        return FolderImages(open_files(str(path), "images"), channels, background)
     if not path.is_file():
-        raise UserError(f"images={path}: no such file or folder; give a folder of images, or an .npz with arr_0")
+        raise UserError(
+            f"images={path}: no such file or folder; give a folder or a zip of images, or an .npz with arr_0"
+        )
     return NpzImages(path, channels)

@@ -43,6 +43,7 @@ _PARTS = {
     "data": (
         *("data.sources.digits.Digits", "data.sources.folder.Folder", "data.sources.shapes.source.Shapes"),
         *("data.shards.source.Shards", "data.shards.source.LatentShards", "data.sources.named.source.NamedSet"),
+        "data.sources.hf.source.Tables",
     ),
     # The rest is stored with a run but never built from a stored configuration.
     "trainer": ("distributed.strategies.ddp", "distributed.strategies.fsdp"),

@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from pmf_lightning.data.images.class_folders import (
     image_tree,
     in_order,
 )
-from pmf_lightning.data.images.decoder import CMYK, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
+from pmf_lightning.data.images.decoder import CMYK, COLOURED, DEEP, FIRST_FRAME, TRANSPARENT, TURNED, open_picture
+from pmf_lightning.data.images.decoder import GREY as IN_GREY
+from pmf_lightning.data.images.files import open_files
 from pmf_lightning.data.images.kinds import endings, formats
 from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, describe_skipped, list_images, reasons
 from pmf_lightning.data.transforms import centre_crop, read_image, read_square
@@ -310,7 +313,8 @@ TRANSPARENT_KINDS = {
 def test_transparent_pixels_show_the_background(tmp_path, name, background, level, channels):
     TRANSPARENT_KINDS[name]().save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
     levels, done = read_square(tmp_path / name, 8, channels, background)
-    assert done == (TRANSPARENT,)
+    grey = name == "grey.png"
+    assert done == (*([] if grey == (channels == 1) else [IN_GREY if grey else COLOURED]), TRANSPARENT)
     assert levels.shape == (channels, 8, 8)
     assert (levels[:, 0] == level).all()
     assert np.abs(levels[:, 2:6, 2:6].astype(int) - GREY).max() <= 3
@@ -364,7 +368,7 @@ def test_pictures_are_upright(tmp_path, orientation, ending):
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a.{ending}", exif=exif)
     levels, done = read_square(tmp_path / f"a.{ending}", 16, 1, "white")
     assert np.abs(levels[0].astype(int) - upright).max() < 40
-    assert done == ((TURNED,) if orientation > 1 else ())
+    assert (TURNED in done) == (orientation > 1)
 
 
 def test_a_damaged_orientation_is_none(tmp_path):
@@ -507,4 +511,27 @@ def test_judged_folders_follow_the_same_rules(tmp_path):
     assert images.names == ["1.png", "2.tif", "deep/0.gif"]
     assert torch.equal(levels[:, 0, 0, 0], torch.tensor([0, 40_000 >> 8, GREY], dtype=torch.uint8))
     assert images.summary()[1].startswith("left out: 1 hidden")
-    assert images.conversions() == [f"converted images: 1 {DEEP}; 1 {TRANSPARENT}"]
+    assert images.conversions() == [f"converted images: 2 {COLOURED}; 1 {DEEP}; 1 {TRANSPARENT}"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in images.names:
+            archive.write(tmp_path / name, name)
+    zipped = open_images(tmp_path / "all.zip", 1, "black")
+    assert (zipped.names, zipped.conversions()) == (images.names, [])
+    assert torch.equal(zipped(0, 3), levels)
+
+
+def test_grey_among_colours_is_counted(tmp_path, capsys):
+    save(tmp_path / "set" / "a.png")
+    Image.new("RGB", (8, 8), (9, 8, 7)).save(tmp_path / "set" / "a.png")
+    Image.new("L", (8, 8), 90).save(tmp_path / "set" / "b.png")
+    source = entry("folder", root=str(tmp_path / "set"), cache_dir=str(tmp_path), resolution=8, held_out_fraction=0)
+    images, _ = source.train().batch([0, 1])
+    assert f"converted images: 1 {IN_GREY}" in capsys.readouterr().out
+    assert sorted(images[:, :, 4, 4].tolist()) == [[9, 8, 7], [90, 90, 90]]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "b.tar.gz", "c.tgz"])
+def test_a_tar_names_the_command_that_reads_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"is a tar: make shards of it, python -m pmf_lightning.shard in=.*data=shards"):
+        open_files(str(tmp_path / name), "data.root")

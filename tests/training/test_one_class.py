@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from shrunk import BACKBONE
 
-from pmf_lightning import compose
+from pmf_lightning import build, compose
+from pmf_lightning.commands import benchmark
+from pmf_lightning.commands.info import info
 from pmf_lightning.config.one_class import for_its_classes
+from pmf_lightning.evaluation.guidance_search.space import make_axes
 from pmf_lightning.objectives.jit import JiT
 from pmf_lightning.pipeline.images import sampling_options
 from pmf_lightning.pipeline.module import GenerativeModule
@@ -53,6 +57,35 @@ def test_what_serves_guidance_alone_is_switched_off_and_said(kind):
     assert said == f"one class: no label is dropped and guidance has no meaning, so {listed}"
     cfg.data.classes = 2
     assert for_its_classes(cfg) == (cfg, None)
+
+
+@pytest.mark.slow
+def test_info_benchmark_and_search_switch_guidance_off_as_training_does(faces, capsys, monkeypatch):
+    small = ["model=pmf_tiny", *BACKBONE, "data.resolution=16", "batch=4"]
+    options = [*small, *faces]
+    (facts,) = info(options)
+    assert "one class: no label is dropped" in capsys.readouterr().err
+    assert facts.block_forwards.guidance < info(small)[0].block_forwards.guidance
+    seen = {}
+    monkeypatch.setitem(benchmark.BENCHMARKS, "step", (lambda cfg: seen.setdefault("cfg", cfg) and {}, str))
+    benchmark.run(compose(["what=step", *options], "benchmark"))
+    assert (seen["cfg"].objective.omega_max, seen["cfg"].sampling.omega) == (1, 1)
+    module = Mock(spec=GenerativeModule, network=Mock(classes=1), objective=build(compose(options)).objective)
+    module.config = OmegaConf.to_container(compose([*options, "data.classes=1"]), resolve=True)
+    asked = compose(["ckpt=x"], "search_guidance")
+    axes = make_axes(asked, module, ["2k"])
+    assert (axes.omega, axes.interval) == ((1.0,), ((0.0, 1.0),))
+    asked.omega = [1, 2]
+    with pytest.raises(UserError, match="the model has one class, so guidance has no meaning"):
+        make_axes(asked, module, ["2k"])
+
+
+def test_one_image_is_refused_or_trained_on(tmp_path):
+    Image.new("RGB", (16, 16), (9, 8, 7)).save(tmp_path / "a.png")
+    options = ["model=pmf_tiny", *BACKBONE, "data=folder", f"data.root={tmp_path}", "data.resolution=16", "batch=4"]
+    options += [f"data.cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}", "steps=1"]
+    with pytest.raises(UserError, match=r"data.held_out_fraction=0.1 of .* selects no image: raise it"):
+        train(compose([*options, "sample_grid.enabled=false"]))
 
 
 def test_samples_take_no_guidance():

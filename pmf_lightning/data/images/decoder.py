@@ -23,8 +23,11 @@ TRANSPARENT = "with transparency, put on the background"
 TURNED = "turned upright by the EXIF orientation"
 DEEP = "of more than 8 bits, scaled to 8"
 CMYK = "in CMYK, converted without a colour profile"
+GREY = "in grey, repeated in each colour"
+COLOURED = "in colour, made grey"
 FIRST_FRAME = "of several frames, the first is used"
 
+GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,6 +68,8 @@ def open_picture(source: Path | bytes, channels: int, background: str) -> Pictur
         turn = _orientation(image)
         if turned or turn in TURNS:
             done.append(TURNED)
+        if (grey := image.mode in GREY_MODES) == (channels == 3):  # said, since a set rarely mixes them on purpose
+            done.append(GREY if grey else COLOURED)
         picture = _levels(image, "RGB" if channels == 3 else "L", background, done)
         if _is_animated(image):  # last, because the check may seek away from the first frame
             done.append(FIRST_FRAME)

@@ -1,6 +1,7 @@
 """The files below a folder, or in a zip: their names, texts next to images, and the images themselves."""
 
 import os
+import re
 import zipfile
 import zlib
 from functools import lru_cache
@@ -19,6 +20,7 @@ ENCRYPTED = "encrypted"
 OTHER_METHOD = "compressed by a method other than deflate"
 TOO_LARGE = "larger than any image"
 TWICE = "a name that the zip holds twice"
+TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -139,6 +141,11 @@ def open_files(root: str, option: str) -> Files:
     if path.is_dir():
         return FolderFiles(path)
     archive = zip_of(path)
+    if archive is None and path.is_file() and TAR.search(path.name.lower()):
+        raise UserError(
+            f"{option}={root} is a tar: make shards of it, python -m pmf_lightning.shard in={root} out=..., and "
+            "train with data=shards"
+        )
     if archive is None:
         raise UserError(f"{option}={root} is not a folder: set it to a folder of images, or to a zip of them")
     files = ZipFiles(archive, path.relative_to(archive).as_posix().removeprefix("."), option)

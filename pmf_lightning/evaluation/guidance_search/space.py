@@ -110,6 +110,10 @@ def make_axes(cfg: DictConfig, module: GenerativeModule, averages: Sequence[str]
             f"{missing[0]}=null: the checkpoint and its recipe have no values to try; give lists, such as "
             "omega=[1,2,3] intervals=[[0,1],[0.1,0.7]]"
         )
+    if module.network.classes == 1:  # as in training: there is nothing to guide towards
+        if cfg["omega"] is not None and set(_each("omega", _plain(cfg["omega"]), float)) != {1.0}:
+            raise UserError(f"omega={cfg.omega}: the model has one class, so guidance has no meaning; leave omega= out")
+        given |= {"omega": [1], "intervals": [[0, 1]]}
     sampling = module.config["sampling"]
     named = given["ema"] or [name for name in averages if name != "raw"] or list(averages)
     default_sampler = sampling.get("sampler") or module.objective.samplers[0]
