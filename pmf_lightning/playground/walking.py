@@ -51,9 +51,11 @@ def mixed_class(network: nn.Module, first: int, second: int, share: Shares) -> I
     """
 
     def mix(table: nn.Module, labels: tuple[Int64[Tensor, " b"]], rows: Tensor) -> Tensor:
-        shares = share.to(rows.device).repeat(len(rows) // len(share))
-        ends = [table.weight[label].expand_as(rows) for label in (first, second)]
-        return torch.where((labels[0] == first)[:, None], slerp(*ends, shares), rows)
+        shares = share.repeat(len(rows) // len(share))
+        ends = [
+            table.weight[label].cpu().expand_as(rows) for label in (first, second)
+        ]  # float64 is not on every device
+        return torch.where((labels[0] == first)[:, None], slerp(*ends, shares).to(rows.device), rows)
 
     handle = network.conditions["label"].table.register_forward_hook(mix)
     try:

@@ -1,6 +1,7 @@
 """The page in Chromium: every tab, by mouse and by keyboard, at phone and desktop width, and nothing from elsewhere.
 
-With PLAY_PICTURES=docs/assets PLAY_RUN=runs/... the last test writes the pictures of docs/playground.md.
+The pictures of docs/playground.md come from a page of trained models, which runs without the checks of types:
+PLAY_ADDRESS=http://127.0.0.1:7860/ PLAY_PICTURES=pictures python -m pytest tests/playground/test_page.py -k every_width
 """
 
 import os
@@ -26,14 +27,15 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page of three small models, or of the run that the pictures are made of."""
+    """The page of three small models, or the one that the pictures are made of."""
     chromium()
+    if "PLAY_ADDRESS" in os.environ:
+        yield os.environ["PLAY_ADDRESS"]
+        return
     from pmf_lightning.commands.play import served
 
     folder = tmp_path_factory.mktemp("runs")
-    runs = os.environ.get("PLAY_RUN", "").split(",")
-    if runs == [""]:
-        runs = [str(write_run(folder / kind, kind)) for kind in ("pmf_tiny", "jit_tiny", "drifting_tiny")]
+    runs = [str(write_run(folder / kind, kind)) for kind in ("pmf_tiny", "jit_tiny", "drifting_tiny")]
     options = [f"ckpt=[{','.join(runs)}]", "open=false", f"port={free_port()}", f"cache_dir={folder}"]
     with served(compose(options, "play")) as (address, _):
         yield address

@@ -44,8 +44,10 @@ def classes_of(model: PlayModel, all_classes: bool) -> list[tuple[str, int]]:
 
 
 def class_choice(model: PlayModel, label: str = "class", value: int = 0, all_classes: bool = False) -> gr.Dropdown:
-    """Return the choice of a class."""
-    return gr.Dropdown(classes_of(model, all_classes), value=value, label=label, visible=len(model.class_names) > 1)
+    """Return the choice of a class, of which there may be fewer than ``value``."""
+    named = model.class_names
+    value = min(value, len(named) - 1)
+    return gr.Dropdown(classes_of(model, all_classes), value=value, label=label, visible=len(named) > 1)
 
 
 def class_update(model: PlayModel, value: int = 0, all_classes: bool = False) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def inside_tab(models: Sequence[PlayModel], opened: Opener, chosen: gr.Dropdown,
     first = models[0]
     with gr.Row(elem_classes="tab"):
         with gr.Column(scale=2, min_width=260, elem_classes="controls"):
-            label = class_choice(first, value=3)
+            label = class_choice(first, value=8)
             seed = seed_slider()
             sampling = sampling_sliders(first)
         with gr.Column(scale=4, min_width=300, elem_classes="picture"):
@@ -55,7 +55,7 @@ def inside_tab(models: Sequence[PlayModel], opened: Opener, chosen: gr.Dropdown,
         return markup.neighbours(image[0], found, model.class_names, len(there.train))
 
     def adapt(number: int) -> list[Any]:
-        return [class_update(models[number], 3), *sampling_updates(models[number])]
+        return [class_update(models[number], 8), *sampling_updates(models[number])]
 
     changing = [label, seed, *sampling.all]
     draws = [(nearest, [chosen, *changing], near), (fields, [chosen, *changing], path)]
