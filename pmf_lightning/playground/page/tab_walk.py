@@ -3,12 +3,14 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
 
+from pmf_lightning.playground.drawing import Drawn
 from pmf_lightning.playground.films import formats, save_film
 from pmf_lightning.playground.models import PlayModel
 from pmf_lightning.playground.page import markup
@@ -113,11 +115,15 @@ def _follow(models, chosen, tab, route, position, pad, outputs) -> list[Any]:
     """Wire the controls: a move changes the place alone, anything else the map too; return what draws both."""
     cost, here, whole = outputs
 
+    @lru_cache(maxsize=8)  # the corners stay while the place between them moves
+    def ends(number: int, to_class: Number, *route: Any) -> Drawn:
+        return _walk_of(models, number, route)(_corners(route[0], to_class))
+
     @markup.in_one_line(2)
     def at_place(number: int, across: Number, down: Number, to_class: Number, *route: Any) -> tuple[str, str]:
-        images = _walk_of(models, number, route)
-        found, ends = images(place(across, down, to_class)), images(_corners(route[0], to_class))
-        return markup.meter(found, about(models[number])), markup.walk_place(found, ends, f"{across:.2f} from A to B")
+        found = _walk_of(models, number, route)(place(across, down, to_class))
+        shown = markup.walk_place(found, ends(number, to_class, *route), f"{across:.2f} from A to B")
+        return markup.meter(found, about(models[number])), shown
 
     @markup.in_one_line()
     def everywhere(number: int, to_class: Number, *route: Any) -> str:
