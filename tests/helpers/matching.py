@@ -70,7 +70,7 @@ def real(name: str, rows: int = REAL, **changes) -> RealFeatures:
 def battery(law: DistributionMatching, dtype: torch.dtype = torch.float64) -> Battery:
     """The encoders of an objective with their targets."""
     made = Battery({name: Linear(name, dtype) for name in law.encoders})
-    made.targets = {name: law.target(real(name), CLASSES) for name in law.encoders}
+    made.targets = {name: law.target(real(name), CLASSES).to("cpu") for name in law.encoders}
     return made
 
 

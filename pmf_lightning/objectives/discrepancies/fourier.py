@@ -39,6 +39,10 @@ class FourierReference:
         total = sum(_phi(to_float64(rows), drawn, phases).sum(0) for rows in pool.split(CHUNK))
         return cls(drawn, phases, total / len(pool))
 
+    def to(self, device: torch.device | str) -> "FourierReference":
+        """Return the reference on ``device``."""
+        return FourierReference(self.frequencies.to(device), self.phases.to(device), self.mean.to(device))
+
 
 def fourier_loss(
     features: Float[Tensor, "..."], reference: FourierReference, eps: Number = EPS
