@@ -39,20 +39,21 @@ def _shown(value: float | None) -> str:
 def save_bars(scores: BatteryScores, path: Path) -> Path:
     """Draw the ratios of every encoder as bars, with a line at 1, where real images are; return the path."""
     ratios = [ratio for ratio in TITLES if scores.mean(ratio) is not None]
-    width = max(4, 1 + 0.7 * len(scores.encoders))
-    figure, axes = subplots(1, len(ratios), (width * len(ratios), 4), layout="constrained", squeeze=False)
+    size = 1.5 + 4 * len(ratios), 1.4 + 0.3 * len(scores.encoders)
+    figure, axes = subplots(1, len(ratios), size, layout="constrained", squeeze=False, sharey=True)
     for axis, ratio in zip(axes[0], ratios, strict=True):
         for mark, colour in COLOURS.items():
             found = {name: getattr(one, ratio) for name, one in scores.encoders.items() if one.mark == mark}
             found = {name: value for name, value in found.items() if value is not None}
             if found:
-                bars = axis.bar(list(found), list(found.values()), color=colour, label=mark)
-                axis.bar_label(bars, fmt="%.3g")
-        axis.axhline(1, color="black", linewidth=1, label="real images")
+                bars = axis.barh(list(found), list(found.values()), color=colour, label=mark)
+                axis.bar_label(bars, fmt="%.3g", padding=3, bbox={"color": "white", "pad": 1}, zorder=4)
+        axis.axvline(1, color="black", linewidth=1, label="real images", zorder=3)
         largest = max(getattr(one, ratio) or 0 for one in scores.encoders.values())
-        axis.set(title=TITLES[ratio], yscale="log" if largest > WIDE else "linear", ylabel="ratio to validation images")
-        axis.tick_params(axis="x", rotation=45)
-        axis.margins(y=0.1)
+        axis.set(title=TITLES[ratio], xscale="log" if largest > WIDE else "linear", xlabel="ratio to validation images")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.margins(x=0.15)
+    axes[0][0].invert_yaxis()  # the first encoder at the top
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     with atomic_write(path) as draft:
         figure.savefig(draft, dpi=120, format="png")
