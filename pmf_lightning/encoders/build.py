@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.battery.battery import Battery
@@ -14,16 +16,22 @@ from pmf_lightning.utils.errors import UserError, suggestions
 
 
 def build_encoders(
-    request: EncoderRequest, group: Mapping[str, Any], source: DataSource, cache_dir: str | None, decoder: Any = None
+    request: EncoderRequest,
+    group: Mapping[str, Any],
+    source: DataSource,
+    cache_dir: str | None,
+    decoder: Any = None,
+    device: torch.device | str = "cpu",
 ) -> Encoder | dict[str, Encoder]:
     """Return the encoders that an objective requests: a dict by name, the single one of the group, or a battery.
 
     ``group`` is the section ``request.group`` of the configuration. Encoders that depend on the data are completed
-    last, after the weights of all others are loaded. A battery decodes latents by ``decoder``. Raises UserError for
-    weights that are missing or do not fit, a name without a configuration, or data that an encoder does not take.
+    last, after the weights of all others are loaded. A battery decodes latents by ``decoder``, and measures real images
+    on ``device``; encoders are returned on the CPU. Raises UserError for weights that are missing or do not fit, a name
+    without a configuration, or data that an encoder does not take.
     """
     if request.target is not None:
-        return battery_with_targets(request, group, source, cache_dir, decoder)
+        return battery_with_targets(request, group, source, cache_dir, decoder, device)
     if request.names is None:
         return _checked(complete(build_part(request.group, group), source, cache_dir), request.group, source)
     return _named(group, request.group, request.names, source, cache_dir)
@@ -46,19 +54,24 @@ def make_battery(
 
 
 def battery_with_targets(
-    request: EncoderRequest, group: Mapping[str, Any], source: DataSource, cache_dir: str | None, decoder: Any = None
+    request: EncoderRequest,
+    group: Mapping[str, Any],
+    source: DataSource,
+    cache_dir: str | None,
+    decoder: Any = None,
+    device: torch.device | str = "cpu",
 ) -> Battery:
     """Return the members that an objective requests, with what it compares their features with as ``targets``.
 
     Raises UserError as ``build_encoders`` does, and for real features that are missing or do not fit.
     """
-    battery = make_battery(group, request.names, source, cache_dir, decoder)
+    battery = make_battery(group, request.names, source, cache_dir, decoder).to(device)
     real = real_features(battery, group["reference"], source, request.needs, cache_dir, request.held_out)
     try:
         battery.targets = {name: request.target(features, source.classes) for name, features in real.items()}
     except ValueError as error:
         raise UserError(f"battery: {error}") from error
-    return battery
+    return battery.to("cpu")
 
 
 def _named(

@@ -1,11 +1,13 @@
 """Build the parts of a run from its configuration, once, after all checks that need no long work."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -226,7 +228,15 @@ def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective, dec
     request = objective.encoder_request
     if request is None:
         return None
-    return build_encoders(request, cfg[request.group], source, cfg.cache_dir, decoder)
+    return build_encoders(request, cfg[request.group], source, cfg.cache_dir, decoder, measuring_device(cfg.trainer))
+
+
+def measuring_device(trainer: DictConfig) -> torch.device:
+    """Return the device of this process, on which real images are measured before Lightning moves the module there."""
+    if trainer.accelerator not in ("gpu", "cuda"):
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local if isinstance(trainer.devices, (int, str)) else trainer.devices[local])
 
 
 def prepare_decoder(cfg: DictConfig, module: GenerativeModule) -> None:

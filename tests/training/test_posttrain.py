@@ -11,6 +11,7 @@ from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose, load_checkpoint, sample_images
 from pmf_lightning.config.renamed import rename_options
+from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.objectives.discrepancies.choices import MMDNystrom
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.train import train
@@ -60,6 +61,14 @@ def test_refusals(message):
     cfg = settings(*REFUSED[message])
     with pytest.raises(UserError, match=message):
         make_encoders(cfg, open_source(cfg), build(cfg).objective)
+
+
+def test_real_images_are_measured_on_the_device_of_the_run(monkeypatch):
+    cfg, places = settings("trainer.accelerator=gpu", "trainer.devices=[1, 3]"), []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(Battery, "to", lambda battery, device: places.append(str(device)) or battery)
+    make_encoders(cfg, open_source(cfg), build(settings()).objective)
+    assert places == ["cuda:3", "cpu"]
 
 
 def test_weights_of_encoders_are_an_option():
