@@ -85,7 +85,8 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
 def _export(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:
     """Write one of the formats of other programs."""
     facts = facts_of(source)
-    request = ExportRequest(cfg.format, f"in={cfg['in']}", facts, cfg.licence, _command(cfg), cfg.vae)
+    options = {"part": cfg.onnx.part, "opset": cfg.onnx.opset, **cfg.web}
+    request = ExportRequest(cfg.format, f"in={cfg['in']}", facts, cfg.licence, _command(cfg), cfg.vae, **options)
     try:
         export(out, module_of(stored, source, cfg.trust), request)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them

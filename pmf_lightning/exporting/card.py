@@ -14,10 +14,12 @@ from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
 from pmf_lightning.utils.bounded_files import read_json
 
 CARD, GRID, SUMMARY = "README.md", "grid.png", "summary.json"
-USAGE = """from pmf_lightning import HubGenerator  # pip install pmf_lightning
+USAGE = """```python
+from pmf_lightning import HubGenerator  # pip install pmf_lightning
 
 generator = HubGenerator.from_pretrained("FOLDER")
-images = generator([3, 7], seed=0)  # [2, c, h, w] in [-1, 1]; omega=, steps= for other settings"""
+images = generator([3, 7], seed=0)  # [2, c, h, w] in [-1, 1]; omega=, steps= for other settings
+```"""
 UNKNOWN = "unknown"  # licence, unless the user states one
 _RULES = ("metric", "protocol", "extractor")
 # Entries of summary.json that are no scores.
@@ -53,7 +55,7 @@ def card(
     Args:
         module: the exported model.
         facts: of its run; the card states only what is there.
-        usage: Python that opens the folder.
+        usage: a block of code that opens the folder.
         licence: an identifier of the hub, such as "mit".
         command: the command that exported the model.
     """
@@ -67,7 +69,7 @@ def card(
         "An image generator of pmf_lightning; no code runs when its package loads this folder.",
         *([f"![Samples, one class a column]({GRID})"] if facts.grid else []),
         f"| | |\n|---|---|\n{rows}",
-        f"## Use\n\n```python\n{usage}\n```",
+        f"## Use\n\n{usage}",
         "## Made by",
         *(f"```bash\n{line}\n```" for line in (facts.command, command) if line),
     ]

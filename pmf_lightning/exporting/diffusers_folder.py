@@ -9,10 +9,12 @@ from pmf_lightning.exporting.sampler import Sampler
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import DIFFUSERS_INDEX, NETWORK, PIPELINE
 
-USAGE = """from diffusers import DiffusionPipeline  # pip install pmf_lightning diffusers
+USAGE = """```python
+from diffusers import DiffusionPipeline  # pip install pmf_lightning diffusers
 
 pipeline = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-images = pipeline(class_labels=[3, 7], guidance_scale=OMEGA, num_inference_steps=STEPS, seed=0).images"""
+images = pipeline(class_labels=[3, 7], guidance_scale=OMEGA, num_inference_steps=STEPS, seed=0).images
+```"""
 _FILES = {"pipeline.py": "diffusers_pipeline.py", f"{NETWORK}/pmf_network.py": "diffusers_network.py"}
 
 
@@ -37,7 +39,7 @@ def write(folder: Path, module: GenerativeModule, with_vae: bool) -> None:
 
 
 def usage(module: GenerativeModule, folder: str) -> str:
-    """Return Python that opens the folder."""
+    """Return a block of Python that opens the folder."""
     sampling = module.config["sampling"]
     return (
         USAGE.replace("FOLDER", folder)

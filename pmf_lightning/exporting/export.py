@@ -1,19 +1,21 @@
 """Export a loaded model in one of the formats of ``convert format=``, with its card."""
 
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pmf_lightning.exporting import diffusers_folder
+from pmf_lightning.exporting import diffusers_folder, onnx_file, web_page
 from pmf_lightning.exporting.card import CARD, UNKNOWN, RunFacts, card, write_card
 from pmf_lightning.pipeline.images import check_generates
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.precision import Number
 
-FORMATS = ("safetensors", "diffusers")
+FORMATS = ("safetensors", "diffusers", "onnx", "web")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ExportRequest:
         licence: of the weights, for the card.
         command: the command that exports it, for the card.
         vae: folder or file of the decoder to include (diffusers); None: none.
+        part, opset: of ONNX files (exporting/onnx_file.py).
+        runtime, most_mb: of a page (exporting/web_page.py).
     """
 
     format: str
@@ -35,6 +39,10 @@ class ExportRequest:
     licence: str = UNKNOWN
     command: str | None = None
     vae: str | None = None
+    part: str = onnx_file.PARTS[0]
+    opset: int = onnx_file.OPSET
+    runtime: str | None = None
+    most_mb: Number = 20
 
 
 def check_format(name: str | None) -> None:
@@ -77,4 +85,20 @@ def _diffusers(draft: Path, out: Path, module: GenerativeModule, request: Export
     return diffusers_folder.usage(module, out.name)
 
 
-_WRITERS: Mapping[str, Callable[[Path, Path, GenerativeModule, ExportRequest], str]] = {"diffusers": _diffusers}
+def _onnx(draft: Path, out: Path, module: GenerativeModule, request: ExportRequest) -> str:
+    draft.mkdir()
+    onnx_file.write(draft, module, request.part, request.opset)
+    return onnx_file.USAGE.replace("FOLDER", out.name)
+
+
+def _web(draft: Path, out: Path, module: GenerativeModule, request: ExportRequest) -> str:
+    draft.mkdir()
+    web_page.write(draft, module, request.runtime, request.most_mb, request.opset)
+    return f"```bash\npython -m http.server --directory {shlex.quote(out.name)}   # or any host of static files\n```"
+
+
+_WRITERS: Mapping[str, Callable[[Path, Path, GenerativeModule, ExportRequest], str]] = {
+    "diffusers": _diffusers,
+    "onnx": _onnx,
+    "web": _web,
+}

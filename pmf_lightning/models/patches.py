@@ -17,7 +17,8 @@ def check_grid(resolution: int, patch: int) -> None:
 
 def tokens_to_image(x: Float[Tensor, "b n d"], grid: int, patch: int, channels: int) -> Float[Tensor, "b c h w"]:
     """Unpatchify grid x grid tokens in raster order; the values of a token are in the order (row, column, channel)."""
-    x = x.reshape(len(x), grid, grid, patch, patch, channels)
+    # Not len(x), which would fix the size of the batch in an export.
+    x = x.reshape(x.shape[0], grid, grid, patch, patch, channels)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 

@@ -184,15 +184,18 @@ class Drifting(ObjectiveBase):
         """Return the generator's output for noise, [b,C,H,W]: images in about [-1, 1], not clipped."""
         return network(noise, {"label": y, "alpha": alpha, "style": style}, heads=self.heads)["u"]
 
-    def one_step(self, network: Network, noise: Image, y: Tensor, alpha: Number, style: Tensor | None = None) -> Image:
-        """Return images at one guidance strength; ``style`` [b,codes] is required if there are styles."""
+    def one_step(
+        self, network: Network, noise: Image, y: Tensor, alpha: Number | Tensor, style: Tensor | None = None
+    ) -> Image:
+        """Return images at guidance strength ``alpha``, one or [b]; styles need ``style`` [b,codes]."""
         if style is None:
             if self.style_codes:
                 raise ValueError(
                     f"style_codes={self.style_codes}: give conditions={{'style': ...}}, see sampling_conditions"
                 )
-            style = y.new_zeros(len(y), 0)
-        return self.images(network, noise, y, noise.new_full((len(y),), alpha), style.to(y.device))
+            style = y.new_zeros(y.shape[0], 0)
+        strength = alpha if isinstance(alpha, Tensor) else noise.new_full((y.shape[0],), alpha)
+        return self.images(network, noise, y, strength, style.to(y.device))
 
     def sampling_conditions(self, seed: int, first: int, count: int) -> dict[str, Int64[Tensor, "count codes"]]:
         """Return the styles of images first ... first + count - 1; those of image i depend only on (seed, i)."""

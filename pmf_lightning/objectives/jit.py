@@ -130,17 +130,20 @@ class JiT(ObjectiveBase):
         self,
         network: Network,
         z: Image,
-        t: float,
+        t: float | Tensor,
         y: Int64[Tensor, " b"],
         omega: Number = 1.0,
         t_min: Number = 0.0,
         t_max: Number = 1.0,
     ) -> Image:
-        """Return the velocity for sampling at time t: v_u + omega (v_c - v_u) with guidance, else v_c."""
+        """Return the velocity for sampling at time t: v_u + omega (v_c - v_u) with guidance, else v_c.
+
+        Without guidance (omega = 1) t may be one time per image, [b].
+        """
         guided = self._guided(t, omega, t_min, t_max)
         if guided:
             z, y = torch.cat((z, z)), torch.cat((y, torch.full_like(y, network.classes)))
-        times = z.new_full((len(z),), t)
+        times = t if isinstance(t, Tensor) else z.new_full((z.shape[0],), t)
         v = convert(self._answer(network, z, times, y), z, times, self.prediction, "v", self.t_clip)
         if not guided:
             return v
