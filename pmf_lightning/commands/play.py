@@ -1,5 +1,6 @@
 """Load the models and serve the page of the playground (command play)."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from pmf_lightning.playground.nearest import TrainingImages, training_images
 
 
 def run(cfg: DictConfig) -> None:
-    """Serve the page as ``pmf_lightning.play.play`` describes it."""
+    """Serve the page as ``pmf_lightning.play.play`` describes it; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with served(cfg) as (address, models):
         names = ", ".join(model.name for model in models)
         print(f"{names} at {address} (Ctrl-C ends it)", flush=True)
