@@ -1,6 +1,9 @@
 """data=hf: parquet files, folders of save_to_disk and sets of the hub, and what is refused in one line."""
 
 import importlib
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +44,24 @@ def test_images_labels_and_names(write, tmp_path):
     assert torch.equal(images, pixels(range(24)))
     assert torch.equal(labels, torch.arange(24) % 2)
     assert torch.equal(found.held_out().batch([5, 0])[0], pixels([29, 24]))
+
+
+def test_the_recipes_of_the_docs_read_local_folders(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    section = re.search(r"## Hugging Face.*?```bash\n(.*?)```", page, re.S)[1]
+    recipes = [shlex.split(line, comments=True)[2:] for line in section.splitlines() if "data.root=/data/" in line]
+    write_parquet(tmp_path / "flowers-parquet")
+    write_saved(tmp_path / "saved", names=("photo", "species"))
+    found = {}
+    for recipe in recipes:
+        root = next(Path(option).name for option in recipe if option.startswith("data.root="))
+        more = [option for option in recipe if option.startswith("data.") and not option.startswith("data.root=")]
+        found[root] = source(tmp_path / root, tmp_path / "cache", *more)
+        assert len(found[root].train()) + len(found[root].held_out()) == 24
+    assert {root: one.class_names for root, one in found.items()} == {
+        "flowers-parquet": ["flowers-parquet"],
+        "saved": CLASSES,
+    }
 
 
 def test_a_fraction_of_every_class_is_held_out(folder, tmp_path):

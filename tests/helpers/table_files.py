@@ -42,18 +42,19 @@ def write_parquet(folder, images=24, held_out=6, **options):
     return folder
 
 
-def write_saved(folder, images=24):
+def write_saved(folder, images=24, names=("image", "label")):
     """What save_to_disk writes: a dictionary of splits, with files in Arrow's format of streams."""
     import pyarrow as pa
 
     for split, numbers in {"train": range(images), "test": range(images, images + 6)}.items():
         (folder / split).mkdir(parents=True)
-        table = table_of(numbers, features=None)
+        table = table_of(numbers, features=None).rename_columns(names)
         path = str(folder / split / "data-00000-of-00001.arrow")
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
         state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split}
         (folder / split / "state.json").write_text(json.dumps(state))
-        (folder / split / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
+        features = dict(zip(names, FEATURES.values(), strict=True))
+        (folder / split / "dataset_info.json").write_text(json.dumps({"features": features}))
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     return folder
