@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Encoder
@@ -51,6 +52,20 @@ def make_battery(
     members = group["members"]
     chosen = list(members) if names is None else names
     return Battery(_named(members, "battery.members", chosen, source, cache_dir), decoder)
+
+
+def count_weights(names: Sequence[str], members: Mapping[str, Any], source: DataSource) -> dict[str, int | None]:
+    """Return the numbers of weights of encoders of a battery, counted without them; None if that is not possible.
+
+    Raises UserError for a name without a configuration.
+    """
+    counted = {}
+    for name in names:
+        if name not in members:
+            raise UserError(f"battery.members.{name}: there is no such encoder; {suggestions(name, list(members))}")
+        count = getattr(get_class(members[name]["_target_"]), "count", None)
+        counted[name] = None if count is None else count(members[name], source)
+    return counted
 
 
 def battery_with_targets(

@@ -1,6 +1,6 @@
 """Facts and costs of a configured model, with the numbers of its paper."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -9,6 +9,8 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.presets import Published, published
 from pmf_lightning.data.datamodule import StepData
 from pmf_lightning.data.queues.datamodule import QueueData
+from pmf_lightning.encoders.build import count_weights
+from pmf_lightning.objectives.base import Objective
 from pmf_lightning.pipeline.build import build, make_source
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling import block_forwards, model_cost
@@ -27,7 +29,7 @@ class Facts:
     ``blocks`` are the numbers of blocks of the trunk and of each head. ``prediction``, ``target``, ``compared`` and
     ``velocity`` are formulas (objectives/base.py, ``Description``). ``perceptual`` are the weights of further loss
     terms; no number includes their networks. ``official`` are the block-forwards of the official code, None if there is
-    none.
+    none. ``encoders`` are the numbers of weights of a battery's members in the loss, None where they are not known.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Facts:
     block_forwards: BlockForwards
     official: BlockForwards | None
     memory: StepMemory
+    encoders: dict[str, int | None]
     gpu_gb: Number | None
     paper: Published | None
 
@@ -114,6 +117,7 @@ def find_facts(cfg: DictConfig) -> Facts:
         block_forwards=block_forwards.count(network, objective, cfg.seed),
         official=description.official and block_forwards.of_passes(network, description.official),
         memory=count_memory(cfg, module, make_data(cfg, make_source(cfg), objective)),
+        encoders=frozen_weights(cfg, objective),
         gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
     )
@@ -123,7 +127,7 @@ def count_memory(cfg: DictConfig, module: GenerativeModule, data: StepData | Que
     """Count the memory of a training step on each device; ``module`` must be empty (``build``)."""
     devices = validate.world_size(cfg.trainer)
     shares = data.accumulation(devices) * devices
-    return step_memory(
+    counted = step_memory(
         module.network,
         module.objective,
         lambda: module.configure_optimizers()["optimizer"],
@@ -132,3 +136,13 @@ def count_memory(cfg: DictConfig, module: GenerativeModule, data: StepData | Que
         shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
         real_counts=real_counts_of(cfg, module.objective),
     )
+    known = (count for count in frozen_weights(cfg, module.objective).values() if count is not None)
+    return replace(counted, encoders=4 * sum(known))
+
+
+def frozen_weights(cfg: DictConfig, objective: Objective) -> dict[str, int | None]:
+    """Return the numbers of weights of the members of a battery in the loss; None for those that are not known."""
+    request = objective.encoder_request
+    if request is None or request.target is None:
+        return {}
+    return count_weights(request.names, cfg[request.group].members, make_source(cfg))

@@ -71,7 +71,8 @@ def meta_batch(
 class StepMemory:
     """Bytes on one device: persistent tensors, and the peaks of temporary ones.
 
-    ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step.
+    ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step,
+    ``encoders`` the weights of a battery, as far as they are known.
     """
 
     micro_batch: int
@@ -81,11 +82,12 @@ class StepMemory:
     averages: int
     activations: int
     update: int
+    encoders: int = 0
 
     @property
     def fixed(self) -> int:
         """Bytes that do not depend on the micro-batch, without ``update``."""
-        return self.weights + self.gradients + self.optimizer + self.averages
+        return self.weights + self.gradients + self.optimizer + self.averages + self.encoders
 
     @property
     def per_image(self) -> float:
@@ -102,7 +104,7 @@ class StepMemory:
         images = f"{self.micro_batch} image{'s' * (self.micro_batch > 1)} at once x {self.per_image / 1e9:.3g} GB"
         return (
             f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of weights, gradients, moments "
-            f"and averages + {images} (counted in float32, without the encoders of the loss)"
+            f"and averages + {images} (counted in float32, without what the encoders of the loss compute)"
         )
 
     def largest_micro_batch(self, available: Number) -> int:

@@ -18,7 +18,8 @@ PARTS = {"guidance": "guided target", "values": "values", "tangent": "du/dt", "b
 BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one more, a backward pass two."
 MEMORY_NOTE = (
     "Memory: tensors of one device, in float32, gradients always allocated. Not included are the memory of the "
-    "allocator and the kernels, perceptual networks, and drifting's encoders and their features. FSDP stores a part of "
+    "allocator and the kernels, perceptual networks, drifting's encoders and their features, and what frozen encoders "
+    "compute. FSDP stores a part of "
     "weights, gradients, moments and averages on each device."
 )
 
@@ -102,6 +103,9 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
         ("  averages of the weights", gigabytes(memory.averages)),
         (f"  activations, {memory.micro_batch} x {gigabytes(memory.per_image)}", gigabytes(memory.activations)),
     ]
+    for name, count in facts.encoders.items():
+        known = "unknown" if count is None else gigabytes(4 * count)
+        rows.append((f"  frozen encoder {name}" + ("" if count is None else f", {count:,} weights"), known))
     if facts.gpu_gb is not None:
         rows.append((f"images at once in {facts.gpu_gb:g} GB", f"{facts.largest_micro_batch:,}"))
     return rows

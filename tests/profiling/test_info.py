@@ -16,19 +16,22 @@ from torch.profiler import ProfilerActivity, profile
 from pmf_lightning import Batch, DriftingBatch, JiT, UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.config.presets import Published, published
+from pmf_lightning.encoders.battery.timm_member import TimmMember
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.info import info
 from pmf_lightning.info import main as info_main
 from pmf_lightning.models.layers import Block
 from pmf_lightning.objectives.jvp.forward_mode import Dual
 from pmf_lightning.objectives.jvp.forward_rules import RULES
+from pmf_lightning.pipeline.build import make_source
 from pmf_lightning.profiling import block_forwards
 from pmf_lightning.profiling.block_forwards import BlockForwards
 from pmf_lightning.profiling.live_bytes import MemoryTracker, peak_bytes
 from pmf_lightning.profiling.model_cost import NotCountedError
 from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.profiling.step_memory import step_memory
-from pmf_lightning.profiling.tables import all_models, number, percent
+from pmf_lightning.profiling.tables import all_models, number, one_model, percent
+from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.rng import BatchRows
 
 # Fact by fact: data, parameters to sample and to train, millions as printed, 10^9 multiply-adds, FID, inception score
@@ -85,6 +88,21 @@ def presets():
 
 
 # Published numbers
+
+
+def test_frozen_encoders_of_post_training_are_counted():
+    cfg = compose(["posttrain=fd_loss", "posttrain.encoders=[classifier0,mae,pixels8]"])
+    facts = find_facts(cfg)
+    network = instantiate(cfg.battery.members.classifier0.settings).network(1, 10)
+    assert facts.encoders["classifier0"] == sum(weight.numel() for weight in network.parameters())
+    assert facts.encoders["pixels8"] == 0
+    memory = facts.memory
+    assert memory.encoders == 4 * sum(facts.encoders.values())
+    assert memory.fixed == memory.weights + memory.gradients + memory.optimizer + memory.averages + memory.encoders
+    shown = Console(width=120, record=True, file=io.StringIO())
+    shown.print(one_model(facts))
+    assert f"frozen encoder mae, {facts.encoders['mae']:,} weights" in shown.export_text()
+    assert TimmMember.count({"model": "resnet18.a1_in1k"}, make_source(cfg)) == 11_176_512
 
 
 def test_published_numbers_are_the_papers():

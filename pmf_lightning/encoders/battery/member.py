@@ -1,12 +1,14 @@
 """Base class of the encoders of a battery: one vector per image, from images of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import Encoder, checksum
 from pmf_lightning.utils.precision import Number, at_least_float32
 
@@ -29,6 +31,11 @@ class Member(Encoder):
     width: int
     facts: tuple[object, ...] = ()
 
+    @classmethod
+    def count(cls, settings: Mapping[str, Any], source: DataSource) -> int | None:
+        """Return the number of weights, known from ``settings`` and the data without reading any; None if it is not."""
+        return None
+
     def vectors(self, images: Images) -> Vectors:
         """Return one vector per image."""
         raise NotImplementedError
@@ -50,6 +57,11 @@ class Member(Encoder):
         parts = [type(self).__name__, *map(str, self.facts)]
         state = self.state_dict()
         return " ".join([*parts, checksum(self)[:16]] if state else parts)
+
+
+def number_of_weights(network: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def resized(images: Images, side: int, interpolation: str = "bicubic") -> Float[Tensor, "n c {side} {side}"]:

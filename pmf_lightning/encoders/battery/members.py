@@ -4,15 +4,18 @@ Those trained on the data are ``_partial_`` in conf/encoder and get ``source`` a
 encoders.build.complete.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 from torch.nn import functional
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.encoders.battery.member import Images, Member, Vectors, resized
-from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.encoders.battery.member import Images, Member, Vectors, number_of_weights, resized
+from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier, classes_of
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
 
 
 class Pixels(Member):
@@ -30,6 +33,11 @@ class Pixels(Member):
         self.reduced_to = min(side, source.resolution)
         self.width, self.facts = source.channels * self.reduced_to**2, (self.reduced_to,)
         self.freeze()
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any], source: DataSource) -> int:
+        """Return 0: pixels have no weights."""
+        return 0
 
     def vectors(self, images: Images) -> Vectors:
         """Return the pixels in [-1, 1], [n, C side side]."""
@@ -51,6 +59,11 @@ class ClassifierMember(Member):
         self.width, self.facts = settings.features, (settings.architecture, self.net.side)
         self.freeze()
 
+    @classmethod
+    def count(cls, settings: Mapping[str, Any], source: DataSource) -> int:
+        """Return the number of weights of the classifier."""
+        return number_of_weights(instantiate(settings["settings"]).network(source.channels, classes_of(source)))
+
     def vectors(self, images: Images) -> Vectors:
         """Return the last hidden layer, [n, features]."""
         return self.net.body(self.net.reduced(images.to(self.net.head.weight.dtype)))
@@ -69,6 +82,11 @@ class MAEMember(Member):
         self.net = deepcopy(cached_mae(source, settings, cache_dir).encoder)
         self.width = len(self.net.stages[-1].norm.weight)
         self.freeze()
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any], source: DataSource) -> int:
+        """Return the number of weights of the encoder."""
+        return number_of_weights(instantiate(settings["settings"]).network(source).encoder)
 
     def vectors(self, images: Images) -> Vectors:
         """Return the mean of the last stage's output, [n, 8 base_channels]."""

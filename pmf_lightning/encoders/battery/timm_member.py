@@ -5,6 +5,7 @@ The batteries of FD-loss and RDM are such encoders, with the settings of the pap
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.base import three_channels
-from pmf_lightning.encoders.battery.member import Images, Member, Vectors, normalised, resized
+from pmf_lightning.encoders.battery.member import Images, Member, Vectors, normalised, number_of_weights, resized
 from pmf_lightning.encoders.pretrained import PretrainedWeights
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import Number
@@ -76,6 +78,13 @@ class TimmMember(Member):
             raise UserError(f"{self.option}.width={width}: {model} gives {self.width} numbers with pool={pool}")
         self.facts = (model, self.input_side, self.interpolation, *self.mean, *self.std, pool)
         self.freeze()
+
+    @classmethod
+    def count(cls, settings: Mapping[str, Any], source: DataSource) -> int:
+        """Return the number of weights of timm's network; UserError for an unknown name."""
+        side = settings.get("side") or preprocessing(settings["model"])["side"]
+        with torch.device("meta"):
+            return number_of_weights(skeleton(settings["model"], side))
 
     def published(self, name: str) -> PretrainedWeights:
         """Return what is known of the published weights, for reading and for error messages."""

@@ -57,6 +57,11 @@ class ClassifierSettings:
         return ARCHITECTURES[self.architecture](channels, classes, self.features, self.seed, self.side)
 
 
+def classes_of(source: DataSource) -> int:
+    """Return the number of classes that a classifier of the data tells apart: with one class, its quarter turns."""
+    return len(QuarterTurns.names) if source.classes == 1 else source.classes
+
+
 def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_dir: str | None) -> ImageClassifier:
     """Return the classifier of ``source``'s training split, read from the cache folder or trained and cached.
 
@@ -69,8 +74,7 @@ def cached_classifier(source: DataSource, settings: ClassifierSettings, cache_di
     folder.mkdir(exist_ok=True)
     path = folder / f"{digest(VERSION, source.fingerprint(), source.classes, *settings.key)}.pt"
 
-    one_class = source.classes == 1
-    classes = len(QuarterTurns.names) if one_class else source.classes
+    one_class, classes = source.classes == 1, classes_of(source)
 
     def empty() -> ImageClassifier:
         return settings.network(source.channels, classes)
