@@ -364,7 +364,7 @@ def test_an_encoder_is_refused(trained, cache, tmp_path, monkeypatch):
         monkeypatch.setattr(type(module.objective), "samplers", ())
         return module, averages
 
-    monkeypatch.setattr(work, "load_with_averages", encoder)
+    monkeypatch.setattr(work, "load_every_average", encoder)
     with pytest.raises(UserError, match="pmf_tiny generates no images; give a generator"):
         search(trained, cache, tmp_path)
 
