@@ -140,7 +140,7 @@ class JiT(ObjectiveBase):
 
         Without guidance (omega = 1) t may be one time per image, [b].
         """
-        guided = self._guided(t, omega, t_min, t_max)
+        guided = not isinstance(t, Tensor) and self._guided(t, omega, t_min, t_max)
         if guided:
             z, y = torch.cat((z, z)), torch.cat((y, torch.full_like(y, network.classes)))
         times = t if isinstance(t, Tensor) else z.new_full((z.shape[0],), t)
