@@ -25,8 +25,13 @@ def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def fingerprint(run: Run) -> str:
-    """Return a text that is equal for two runs whose configurations differ in seeds, paths and the like alone."""
-    return _frozen({key: value for key, value in run.config.items() if _is_setting(key)})
+    """Return a text that is equal for two runs whose configurations differ in seeds, paths and the like alone.
+
+    ``init_from`` of an experiment may name the weights of the run's own seed; it counts if the command line sets it.
+    """
+    given = {_key_and_value(override)[0] for override in run.overrides}
+    counted = {key for key in run.config if _is_setting(key) and (key != "init_from" or key in given)}
+    return _frozen({key: value for key, value in run.config.items() if key in counted})
 
 
 def _is_setting(key: str) -> bool:

@@ -222,6 +222,15 @@ def test_runs_of_other_configurations_are_other_arms(tmp_path):
     assert [(arm.name, len(arm.runs)) for arm in only(tmp_path).arms] == [("a", 2), ("c", 1)]
 
 
+@pytest.mark.parametrize(("typed", "arms"), [(False, [2]), (True, [1, 1])])
+def test_weights_that_an_experiment_names_by_the_seed_make_no_arms(tmp_path, typed, arms):
+    for seed in (0, 1):
+        options = f" init_from=base{seed}" if typed else ""
+        record = {"command": f"python -m pmf_lightning.train experiment=mine{options}"}
+        write_run(tmp_path / str(seed), seed, 1.0, init_from=f"base{seed}", record=record)
+    assert [len(arm.runs) for arm in only(tmp_path).arms] == arms
+
+
 def test_the_runs_that_sweep_json_lists_are_read(tmp_path, capsys):
     folder, elsewhere = tmp_path / "runs" / "multirun" / "now", tmp_path / "runs" / "pmf_digits-digits"
     runs = [
