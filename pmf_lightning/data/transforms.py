@@ -119,7 +119,7 @@ def preprocess_pixels(
     if flip:
         places = pixels.shape[1:-3]
         turned = _coins(rows, places.numel(), seed, "flip", *role, step).view(len(rows), *places, 1, 1, 1)
-        pixels = torch.where(turned.to(pixels.device), pixels.flip(-1), pixels)
+        pixels = torch.where(turned.to(pixels.device, non_blocking=True), pixels.flip(-1), pixels)
     return to_float(pixels)
 
 

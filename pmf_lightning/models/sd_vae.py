@@ -223,5 +223,6 @@ class SDVAE:
         return torch.cat([part.mean for part in found]), torch.cat([part.std for part in found])
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (like.new_tensor(list(values))[:, None, None] for values in (self.mean, self.std))
+        moments = torch.tensor([list(self.mean), list(self.std)], dtype=like.dtype)
+        mean, std = moments[..., None, None].to(like.device, non_blocking=True)
         return mean, std

@@ -212,7 +212,7 @@ class DistributionMatching(OneStepObjective):
         device = batch.y.device
         noise = rng.normal_images(seed, "noise", step, rows=rows, shape=batch.shape, device=device)
         conditions = self.generator.sampling_conditions(rng.key(seed, "conditions"), step * total, total)
-        chosen = {name: value[rows].to(device) for name, value in conditions.items()}
+        chosen = {name: value[rows].to(device, non_blocking=True) for name, value in conditions.items()}
         return MatchingDraws(self.noise_scale * noise, chosen, self.discrepancy.draw(total, seed, step))
 
     def __call__(

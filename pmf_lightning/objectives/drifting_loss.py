@@ -113,7 +113,8 @@ def _weights(name: str, points: Tensor, weight: Tensor | None, dtype: torch.dtyp
 def _scale(distance: Float[Tensor, "b g t"], weights: Float[Tensor, "b t"], mean: Mean) -> Float[Tensor, ""]:
     """Return the weighted mean distance over all pairs, a single scalar for all problems."""
     sums = torch.stack(((distance * weights[:, None]).sum(), weights.sum()))
-    above, below = mean(sums, sums.new_tensor([distance.numel(), weights.numel()]))
+    counts = torch.stack([sums.new_full((), points.numel()) for points in (distance, weights)])  # no copy from the CPU
+    above, below = mean(sums, counts)
     return above / below
 
 

@@ -328,8 +328,10 @@ class PixelMeanFlow(ObjectiveBase):
         answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
         directed = moving if self.jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
         ask_c, ask_u = directed | (guided & ~answered), guided
+        # Copied once, without waiting: a blocking copy waits for all the work that the device has still to do.
+        on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in (omega, guided, ask_c))
         with record_function("guidance"):  # label in profiler traces
-            v_c, v_u = self._guidance(network, batch.y, z, on.t, omega, ask_c, ask_u)
+            v_c, v_u = self._guidance(network, batch.y, z, on.t, on_omega, ask_c, ask_u)
 
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
@@ -338,13 +340,13 @@ class PixelMeanFlow(ObjectiveBase):
             return answer["u"], answer.get("v")
 
         def target(v_c):
-            v_g = guided_velocity(v_t, v_c, v_u, omega.to(z.device))
-            return torch.where(expand_like(guided.to(z.device), z), v_g, v_t)
+            v_g = guided_velocity(v_t, v_c, v_u, on_omega)
+            return torch.where(expand_like(on_guided, z), v_g, v_t)
 
         tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[_rows(moving, z)]
         derive = network.derivative if isinstance(network, CompiledNetwork) else derivative
         u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp, derive)
-        v_c = torch.where(expand_like(ask_c.to(z.device), z), v_c, v.detach())
+        v_c = torch.where(expand_like(on_ask_c, z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
@@ -357,14 +359,15 @@ class PixelMeanFlow(ObjectiveBase):
     def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.
 
-        One pass through trunk and v-head, at h = 0 and the full interval, without a graph.
+        One pass through trunk and v-head, at h = 0 and the full interval, without a graph. ``omega`` is on the device
+        of ``z``; the masks may be on the CPU.
         """
         rows_c, rows_u = _rows(ask_c, z), _rows(ask_u, z)
         rows = torch.cat((rows_c, rows_u))
         v_c = v_u = torch.zeros_like(z)
         if len(rows):
             labels = torch.cat((y[rows_c], torch.full_like(rows_u, network.classes)))
-            scales = torch.cat((omega.to(z.device)[rows_c], torch.ones_like(t[rows_u])))
+            scales = torch.cat((omega[rows_c], torch.ones_like(t[rows_u])))
             t = t[rows]
             with torch.no_grad():
                 v = self._velocities(

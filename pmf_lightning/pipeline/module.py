@@ -220,8 +220,13 @@ def _by_time(losses: Losses, pixels: int) -> dict[str, tuple[Tensor, Tensor]]:
     if losses.t is None:
         return {}
     found = {name: (losses.t, sums / pixels) for name, sums in losses.per_sample.items()}
-    rows = slice(None) if losses.diagnostic_rows is None else losses.diagnostic_rows
-    return found | {name: (losses.t[rows], sums[rows] / pixels) for name, sums in losses.diagnostics.items()}
+    if losses.diagnostic_rows is None:
+        return found | {name: (losses.t, sums / pixels) for name, sums in losses.diagnostics.items()}
+    rows = losses.diagnostic_rows.nonzero().squeeze(1)  # on the CPU, with ``t``: a mask would be copied with a wait
+    t = losses.t[rows]
+    for name, sums in losses.diagnostics.items():
+        found[name] = t, sums[rows.to(sums.device, non_blocking=True)] / pixels
+    return found
 
 
 def unwrap_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:

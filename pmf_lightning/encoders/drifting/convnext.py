@@ -67,8 +67,8 @@ def _seen(images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 side 
 
     The resize is bilinear with antialiasing when downsampling, like jax.image.resize.
     """
-    mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (MEAN, STD))
-    images = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
+    mean, std = torch.tensor((MEAN, STD), dtype=images.dtype)[..., None, None].to(images.device, non_blocking=True)
+    images = ((images + 1) / 2 - mean) / std
     if images.shape[-2:] == (SIDE, SIDE):
         return images
     return F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)

@@ -5,6 +5,7 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
+import torch
 from lightning import Trainer
 from torch import Tensor
 
@@ -53,7 +54,8 @@ class StopSignals:
 
     def requests(self, like: Tensor) -> Tensor:
         """Return [2] numbers on the device of ``like``: whether this process received a stop, and a requeue request."""
-        return like.new_tensor([self._received is not None, self._received in REQUEUE])
+        asked = torch.tensor([self._received is not None, self._received in REQUEUE])
+        return asked.to(like, non_blocking=True)
 
     def decide(self, trainer: Trainer, stop: float, requeue: float) -> None:
         """Stop the run after the current step if any process requests it; the arguments are sums over all processes."""
