@@ -139,9 +139,8 @@ def _run_config(name: str, cfg: DictConfig) -> DictConfig:
             raise UserError(f"model={name}: it has no data of its own; add data=")
         choices.append(f"data={published()[name].data}")
     run = compose(choices)
-    changed = [
-        key for key in cfg if key in run and key not in ("ema", "hydra")
-    ]  # ``ema`` has another meaning in this command
+    # ``ema`` has another meaning in this command, and its trainer has only what a recipe sets
+    changed = [key for key in cfg if key in run and key not in ("ema", "hydra", "trainer")]
     with open_dict(run):
         for key in changed:
             run[key] = cfg._get_node(key)
