@@ -1,0 +1,101 @@
+"""A training step on a GPU waits for nothing and mixes no devices, seen without a GPU on tensors without values.
+
+The backward pass is not seen: torch asks for the real device there.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from common import Squares
+from fake_device import CUDA, FakeDevice
+from lightning import Trainer
+from shrunk import backbone
+
+from pmf_lightning import build, compose
+from pmf_lightning.objectives.crops import CropLaw
+from pmf_lightning.objectives.drifting import pixel_features
+from pmf_lightning.training.callbacks.loss_by_time import BinnedMeans
+from pmf_lightning.utils import rng
+
+# Overrides, and the copies of a few numbers that a step makes without waiting.
+CASES = {
+    "pMF, one pass": (["model=pmf_digits", "flip=true", "objective.jvp=one_pass"], 19),
+    "pMF, two passes, perceptual": (["model=pmf_digits", "objective.jvp=two_pass"], 20),
+    "iMF": (["model=imf_digits"], 18),
+    "JiT": (["model=jit_tiny"], 4),
+    "Drifting": (["model=drifting_tiny", "flip=true"], 5),
+    "MAE": (["model=mae_tiny"], 1),
+}
+IMAGES, POSITIVES, NEGATIVES = (8, 1, 32, 32), (2, 4, 1, 32, 32), (2, 3, 1, 32, 32)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    def no_numbers(*_, rows, shape, device):
+        return torch.empty(len(rows), *shape, device=device)  # a generator of the device would need the device
+
+    monkeypatch.setattr(rng, "normal_images", no_numbers)
+    return FakeDevice(monkeypatch)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_step_waits_for_nothing(case, device, monkeypatch):
+    overrides, most = CASES[case]
+    module = build(compose([*overrides, *backbone(overrides[0].removeprefix("model="))]))
+    if "perceptual" in case:
+        crop = CropLaw((0.5, 1.0), (0.8, 1.25))
+        module.objective = replace(module.objective, perceptual={"near": 1.0}, crop=crop)
+        module.set_encoders({"near": Squares(8)})
+    elif case == "Drifting":
+        module.set_encoders(pixel_features)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    monkeypatch.setattr(type(module), "log", lambda *_, **__: None)
+    images, *more = (POSITIVES, NEGATIVES) if case == "Drifting" else (IMAGES,)
+    levels = [device.tensor(torch.empty(shape, dtype=torch.uint8)) for shape in (images, *more)]
+    labels = device.tensor(torch.empty(images[0], dtype=torch.long))
+    device.move(module)
+    with device:
+        answer = module.training_step([levels[0], labels, *levels[1:]], 0)
+        for name, (t, values) in answer["by_time"].items():
+            BinnedMeans(4).add(name, t, values)
+    assert (answer["loss"].device, answer["loss"].dtype) == (CUDA, torch.float32)
+    assert not device.waits
+    assert device.copies <= most
+    assert device.operations > 300
+
+
+WAITS = {
+    "a blocking copy": lambda there, here: here.to(CUDA),
+    "a number from the host": lambda there, here: there.new_tensor([1.0, 2.0]),
+    "a copy to the CPU": lambda there, here: there.to("cpu", non_blocking=True),
+    "an index on the CPU": lambda there, here: there[torch.arange(2)],
+    "an assignment": lambda there, here: there.copy_(here),
+}
+ERRORS = {
+    "item": lambda there, here: there[0].item(),
+    "a condition": lambda there, here: bool(there.sum() > 0),
+    "nonzero": lambda there, here: there.nonzero(),
+    "a boolean index": lambda there, here: there[there > 0],
+    "a boolean index on the CPU": lambda there, here: there[here > 0],
+    "two devices": lambda there, here: there + here,
+}
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_what_waits_is_noted(how, device):
+    with device:
+        WAITS[how](device.tensor(torch.empty(3)), torch.ones(3))
+    assert device.waits.total() == 1
+
+
+@pytest.mark.parametrize("how", ERRORS)
+def test_what_needs_a_value_or_two_devices_is_an_error(how, device):
+    with device, pytest.raises((RuntimeError, torch._subclasses.fake_tensor.DataDependentOutputException)):
+        ERRORS[how](device.tensor(torch.empty(3)), torch.ones(3))
+
+
+def test_copies_that_do_not_wait_are_only_counted(device):
+    with device:
+        moved = torch.ones(3).to(CUDA, non_blocking=True)[torch.arange(2).to(CUDA, non_blocking=True)]
+    assert (moved.device, moved.shape, device.copies, device.waits) == (CUDA, (2,), 2, {})
