@@ -9,15 +9,17 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pmf_lightning.config.compose import one_line
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling.generate import image_noise
 from pmf_lightning.utils.errors import UserError
@@ -28,6 +30,8 @@ MODEL, ABOUT, EXAMPLE = "model.onnx", "model.json", "example.npz"
 OPSET = 18
 SAME = 1e-5  # largest difference of ONNX Runtime from torch, relative to the largest value
 PARTS = ("sampler", "network")
+GUIDANCE = ("omega", "t_min", "t_max")
+MOST_BYTES = 2 * 10**9  # of the weights: an ONNX file is one message of protobuf, which ends at 2 GiB
 _BATCH = torch.export.Dim("batch")
 _SHOWN = 3  # images of the example; another batch than that of the export
 
@@ -62,31 +66,32 @@ class OneStep(nn.Module):
         super().__init__()
         self.network, self.objective = module.network, module.objective
         judged, self.kind = module.config["sampling"], module.objective.samplers[0]
-        self.interval = judged["t_min"], judged["t_max"]
+        self.omega, self.interval = judged["omega"], (judged["t_min"], judged["t_max"])
         classes, scale = module.network.classes, module.objective.noise_scale
         self.inputs = {
             "noise": Input(f"unit noise [batch, channels, height, width]; the graph scales it by {scale:g}"),
             "label": Input(f"class [batch], 0 to {classes - 1}", 0, (0, classes - 1)),
         }
-        twice = self.kind not in ("average", "one_step") and self._evaluations() == 2
-        self.guided = classes > 1 and (twice or self.kind in ("average", "one_step"))
-        if self.guided:
-            self.inputs["omega"] = Input("guidance scale [batch], 1 or more", judged["omega"], (1.0, 10.0))
-        if self.guided and self.kind == "average":
-            for name, value in zip(("t_min", "t_max"), self.interval, strict=True):
-                self.inputs[name] = Input("end of the guidance interval [batch]; t=1 is noise", value, (0.0, 1.0))
+        self.inputs |= _guidance(module, self._names(module))
+        self.guided = "omega" in self.inputs
         self.styles = {name: value[0] for name, value in self.objective.sampling_conditions(0, 0, 1).items()}
         for name, value in self.styles.items():
             self.inputs[name] = Input(f"random condition [batch, {len(value)}] of integers", value.tolist())
 
-    def _evaluations(self) -> int:
-        return self.objective.nfe_per_velocity(1.0, 2.0, *self.interval)
+    def _names(self, module: GenerativeModule) -> tuple[str, ...]:
+        """Return the names of the inputs of guidance."""
+        if module.network.classes <= 1:
+            return ()
+        if self.kind == "average":
+            return tuple(name for name in GUIDANCE if name in module.config["conditions"])
+        twice = self.kind != "one_step" and self.objective.nfe_per_velocity(1.0, 2.0, *self.interval) == 2
+        return GUIDANCE[:1] if twice or self.kind == "one_step" else ()
 
     def forward(self, noise: Tensor, label: Tensor, *rest: Tensor) -> Tensor:
         """Return images in about [-1, 1], or normalised latents."""
         given = dict(zip(list(self.inputs)[2:], rest, strict=True))
         z, ones = self.objective.noise_scale * noise, torch.ones_like(noise[:, 0, 0, 0])
-        omega = given.get("omega", ones)
+        omega = given.get("omega", ones * self.omega)
         if self.kind == "one_step":
             more = {name: given[name] for name in self.styles}
             return self.objective.one_step(self.network, z, label, omega, **more)
@@ -112,6 +117,7 @@ class Velocity(nn.Module):
         self.network, self.objective = module.network, module.objective
         self.average = module.objective.samplers[0] == "average"
         judged, classes = module.config["sampling"], module.network.classes
+        self.fixed = {name: judged[name] for name in GUIDANCE}
         scale = module.objective.noise_scale
         self.inputs = {
             "z": Input(f"noisy images [batch, channels, height, width]; at t=1 noise of standard deviation {scale:g}"),
@@ -120,16 +126,27 @@ class Velocity(nn.Module):
         }
         if self.average:
             self.inputs["r"] = Input("end of the step [batch], at most t", 0.0, (0.0, 1.0))
-            self.inputs["omega"] = Input("guidance scale [batch], 1 or more", judged["omega"], (1.0, 10.0))
-            self.inputs["t_min"] = Input("end of the guidance interval [batch]", judged["t_min"], (0.0, 1.0))
-            self.inputs["t_max"] = Input("end of the guidance interval [batch]", judged["t_max"], (0.0, 1.0))
+            self.inputs |= _guidance(module, [name for name in GUIDANCE if name in module.config["conditions"]])
 
     def forward(self, z: Tensor, t: Tensor, label: Tensor, *rest: Tensor) -> Tensor:
         """Return u(z, r, t), or v(z, t) without guidance."""
         if self.average:
-            r, omega, t_min, t_max = rest
-            return self.objective.average_velocity(self.network, z, t, r, omega, t_min, t_max, label)
+            given = dict(zip(list(self.inputs)[3:], rest, strict=True))
+            guidance = (given.get(name, torch.ones_like(t) * value) for name, value in self.fixed.items())
+            return self.objective.average_velocity(self.network, z, t, given["r"], *guidance, label)
         return self.objective.ode_velocity(self.network, z, t, label)
+
+
+def _guidance(module: GenerativeModule, names: Sequence[str]) -> dict[str, Input]:
+    """Return the inputs of guidance that are called ``names``."""
+    judged = module.config["sampling"]
+    end = "end of the guidance interval [batch]; t=1 is noise"
+    known = {
+        "omega": Input("guidance scale [batch], 1 or more", judged["omega"], (1.0, 10.0)),
+        "t_min": Input(end, judged["t_min"], (0.0, 1.0)),
+        "t_max": Input(end, judged["t_max"], (0.0, 1.0)),
+    }
+    return {name: known[name] for name in names}
 
 
 def write(
@@ -137,17 +154,20 @@ def write(
 ) -> dict[str, Any]:
     """Write model.onnx, model.json and example.npz into ``folder``; return the contents of model.json.
 
-    The graph is exported with a batch of 1, and compared with torch in ONNX Runtime at a batch of 3, which the example
-    holds. Raises UserError without the packages, for a part that the model does not have, or for a difference above
-    ``tolerance``.
+    The graph is exported with a batch of 2, and compared with torch in ONNX Runtime at a batch of 3, which the example
+    holds. Raises UserError without the packages, for a part that the model does not have, for a model that is too large
+    or cannot be exported, or for a difference above ``tolerance``.
     """
     check_packages()
     graph = graph_of(module, part)
-    export_graph(graph, arguments(graph, module, 1), folder / MODEL, opset)
+    if (size := sampled_bytes(module)) > MOST_BYTES:
+        raise UserError(f"format=onnx: the model has {size / 1e9:.1f} GB, and an ONNX file holds 2 GB at most")
     example = arguments(graph, module, _SHOWN)
     with torch.no_grad():
         images = graph(*example.values())
-    found = run(folder / MODEL, example)
+    with _as_one_line(opset):
+        export_graph(graph, arguments(graph, module, 1), folder / MODEL, opset)
+        found = run(folder / MODEL, example)
     difference = float((found - images).abs().max() / max(1.0, float(images.abs().max())))
     if not difference <= tolerance:
         raise UserError(f"format=onnx: ONNX Runtime differs from torch by {difference:.2g}; set another onnx.opset")
@@ -155,6 +175,29 @@ def write(
     about = describe(graph, module, part, opset, difference)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     return about
+
+
+@contextlib.contextmanager
+def _as_one_line(opset: int) -> Iterator[None]:
+    """Turn the many errors of the exporter and of ONNX Runtime into a UserError; those of the disk stay."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        why = shorten(one_line(error), 200, placeholder=" ...")
+        raise UserError(
+            f"onnx.opset={opset}: this model cannot be exported so ({type(error).__name__}: {why}); "
+            f"set {f'onnx.opset={OPSET}' if opset != OPSET else 'another onnx.opset'}"
+        ) from error
+
+
+def sampled_bytes(module: GenerativeModule) -> int:
+    """Return the bytes of the weights in float32, without the heads after the first, which only training uses."""
+    first = next(iter(module.network.heads), "") if hasattr(module.network, "heads") else ""
+    state = module.network.state_dict()
+    kept = (value for name, value in state.items() if not name.startswith("heads.") or f"heads.{first}." in name)
+    return sum(4 * value.numel() for value in kept)
 
 
 def graph_of(module: GenerativeModule, part: str) -> OneStep | Velocity:

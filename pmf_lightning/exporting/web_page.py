@@ -23,7 +23,7 @@ def write(folder: Path, module: GenerativeModule, runtime: str | None, most_mb: 
     source = find_runtime(runtime)
     if module.decoder is not None:
         raise UserError("format=web: this model makes latents, and a page has no decoder; give a model of pixels")
-    check_size(_sampled_bytes(module), most_mb)
+    check_size(onnx_file.sampled_bytes(module), most_mb)
     onnx_file.write(folder, module, opset=opset)
     (folder / onnx_file.EXAMPLE).unlink()
     check_size((folder / onnx_file.MODEL).stat().st_size, most_mb)
@@ -56,11 +56,3 @@ def check_size(size: int, most_mb: Number) -> None:
             f"web.most_mb={most_mb:g}: the model has {size / 1e6:,.1f} MB, too large for a page; export a smaller one, "
             "or raise web.most_mb"
         )
-
-
-def _sampled_bytes(module: GenerativeModule) -> int:
-    """Return the bytes of the weights in float32, without the heads after the first, which only training uses."""
-    first = next(iter(module.network.heads), "") if hasattr(module.network, "heads") else ""
-    state = module.network.state_dict()
-    kept = (value for name, value in state.items() if not name.startswith("heads.") or f"heads.{first}." in name)
-    return sum(4 * value.numel() for value in kept)

@@ -106,6 +106,37 @@ def test_guidance_at_the_first_time_becomes_an_input(monkeypatch):
     assert (images - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("part", ["sampler", "network"])
+@pytest.mark.parametrize("known", [[], ["omega"]])
+def test_guidance_that_is_no_condition_is_no_input(known, part, monkeypatch):
+    module = families.module("pmf")
+    kept = {name: rows for name, rows in module.config["conditions"].items() if name in ("t", "r", "label", *known)}
+    monkeypatch.setitem(module.config, "conditions", kept)
+    graph = onnx_file.graph_of(module, part)
+    assert [name for name in graph.inputs if name in onnx_file.GUIDANCE] == known
+    inputs = onnx_file.arguments(graph, module, 2)
+    with torch.no_grad():
+        found = graph(*inputs.values())
+    noise = onnx_file.arguments(onnx_file.OneStep(module), module, 2)["noise"] * module.objective.noise_scale
+    options = {name: module.config["sampling"][name] for name in onnx_file.GUIDANCE}
+    expected = generate(module, noise, inputs["label"], **options)
+    image = found if part == "sampler" else inputs["z"] - found  # with r = 0 and t = 1
+    assert (image - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_errors_of_the_exporter_and_large_models_are_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no rule\nfor this operation")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    words = r"onnx.opset=20: .* cannot be exported so \(RuntimeError: no rule for this operation\); set onnx.opset=18$"
+    with pytest.raises(UserError, match=words):
+        export("pmf", tmp_path, "onnx.opset=20")
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"format=onnx: the model has 0.0 GB, and an ONNX file holds 2 GB at most"):
+        export("pmf", tmp_path, "force=true")
+
+
 @pytest.mark.parametrize(
     ("family", "change", "words"),
     [
