@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.sources import is_pipeline
 from pmf_lightning.sampling.generate import OPTIONS, network_evaluations
 from pmf_lightning.utils.bounded_files import read_json
 
@@ -39,8 +40,14 @@ class RunFacts:
 
 
 def facts_of(source: Path) -> RunFacts:
-    """Return the facts of the run that ``source`` is, or whose checkpoint it is; empty facts for anything else."""
-    folder = source if source.is_dir() else source.absolute().parent.parent
+    """Return the facts of a run, of a checkpoint's run, or of an exported folder; empty facts for anything else."""
+    folder = source.absolute()
+    if not source.is_dir():
+        if folder.parent.name != "checkpoints":  # a released file: what lies around it is of something else
+            return RunFacts()
+        folder = folder.parent.parent
+    elif is_pipeline(folder.parent):  # ``located`` gives the network of a pipeline
+        folder = folder.parent
     summary, run = _mapping(folder / SUMMARY), _mapping(folder / "run.json")
     command = run.get("command", summary.get("command"))
     grids = (file for file in (folder / "grids" / "final.png", folder / GRID) if file.is_file())
@@ -87,14 +94,13 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
     if facts.grid is not None and facts.grid != folder / GRID:
         shutil.copyfile(facts.grid, folder / GRID)
     kept = {name: value for name, value in facts.summary.items() if type(value) in (int, float)}
-    kept |= {name: facts.summary[name] for name in _RULES if isinstance(facts.summary.get(name), str)}
+    kept |= {name: facts.summary[name] for name in (*_RULES, "ema") if isinstance(facts.summary.get(name), str)}
     if kept:
         (folder / SUMMARY).write_text(json.dumps(kept | {"command": facts.command}, indent=2) + "\n")
 
 
 def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
-    config, sampling = module.config, module.config["sampling"]
-    data, options = config["data"], {name: module.config["sampling"].get(name) for name in OPTIONS}
+    data, options = module.config["data"], {name: module.config["sampling"].get(name) for name in OPTIONS}
     weights = sum(weight.numel() for weight in module.network.parameters())
     rows = {
         "objective": type(module.objective).__name__,
@@ -105,8 +111,9 @@ def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
         "sampling": ", ".join(f"{name}={value}" for name, value in options.items() if value is not None),
         "network evaluations per image (NFE)": network_evaluations(module.objective, **options),
     }
-    if sampling["ema"] != module.average and "ema" in sampling:
-        rows["average of the evaluation"] = sampling["ema"]
+    scored = facts.summary.get("ema")
+    if isinstance(scored, str) and scored != module.average:
+        rows["weights of the scores"] = f"{scored} (other weights than these)"
     return rows | _scores(facts.summary)
 
 

@@ -1,6 +1,7 @@
 """Folders of the hub: saved, loaded and pushed with its conventions; the model card fills itself."""
 
 import json
+import shlex
 
 import families
 import huggingface_hub
@@ -10,7 +11,8 @@ import yaml
 
 from pmf_lightning import HubGenerator, UserError, compose, load, sample_images
 from pmf_lightning.convert import convert
-from pmf_lightning.exporting.card import facts_of
+from pmf_lightning.exporting.card import RunFacts, facts_of
+from pmf_lightning.pipeline.sources import located
 
 SUMMARY = {"fd": 5.979436, "fd_floor": 2.54, "n": 360, "class_accuracy": 0.975, "ema": "raw", "steps": 680}
 SUMMARY |= {"metric": "fd_digits", "checkpoint": "/home/me/last.ckpt", "by_steps": {}, "best": {"value": 5.9}}
@@ -69,6 +71,7 @@ def test_the_card_states_the_facts(run, tmp_path):
         "| sampling | steps=1, sampler=average, omega=3.0, t_min=0.1, t_max=0.7 |",
         "| network evaluations per image (NFE) | 1 |",
         "| metric | fd_digits |",
+        "| weights of the scores | raw (other weights than these) |",
         "| fd (360 images) | 5.979 |",
         "| class accuracy (360 images) | 0.975 |",
         "| steps of training | 680 |",
@@ -94,6 +97,28 @@ def test_without_a_run_the_card_claims_no_scores(tmp_path):
     assert "images)" not in text
     (tmp_path / "summary.json").write_text("[1]")
     assert facts_of(tmp_path).summary == {}
+
+
+def test_facts_are_those_of_the_model(run, tmp_path):
+    """They travel with a folder of diffusers, and a file is not described by what lies around it."""
+    convert(compose([f"in={run}", f"out={tmp_path / 'out'}", "format=diffusers"], "convert"))
+    for source in (run, run / "checkpoints" / "last.ckpt", located(tmp_path / "out"), tmp_path / "out"):
+        assert facts_of(source).summary["fd"] == SUMMARY["fd"], source
+        assert facts_of(source).summary["ema"] == "raw", source
+    (run / "downloads").mkdir()
+    (run / "downloads" / "release.pth").touch()
+    assert facts_of(run / "downloads" / "release.pth") == RunFacts()
+
+
+def test_the_card_s_command_can_be_pasted(tmp_path):
+    source = families.write(tmp_path / "a [b] 'c'", "pmf")
+    options = ["format=diffusers", "licence=cc by"]
+    cfg = compose([], "convert")
+    cfg["in"], cfg.out, cfg.format, cfg.licence = str(source), str(tmp_path / "out"), "diffusers", "cc by"
+    convert(cfg)
+    text = (tmp_path / "out" / "README.md").read_text()
+    (line,) = (line for line in text.splitlines() if "pmf_lightning.convert" in line)
+    assert shlex.split(line)[3:] == [f"in={source}", f"out={tmp_path / 'out'}", *options]
 
 
 def test_push_to_hub_sends_the_folder(run, monkeypatch):
