@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from pmf_lightning.exporting.card import CARD, USAGE, card, facts_of, write_card
+from pmf_lightning.exporting.card import CARD, UNKNOWN, USAGE, card, facts_of, write_card
 from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format, export, is_export
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
@@ -76,8 +76,10 @@ def _read(source: Path, out: Path, cfg: DictConfig) -> StoredWeights:
         raise UserError(f"{given[0]}=...: {source} has its own configuration; leave {' and '.join(given)} out")
     if not is_weights_folder(source):
         return from_checkpoint(find_checkpoint(source), cfg.ema, cfg.trust)
-    if not to_file and cfg.format not in FORMATS[1:]:
-        raise UserError(f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt")
+    if not to_file and cfg.format is None:
+        raise UserError(
+            f"in={source} out={out}: both are folders of weights; give out a name that ends in .pt, or set format="
+        )
     load_checkpoint(source, cfg.ema, cfg.trust)  # raises UserError if weights and configuration do not match
     return weights_folder.read(source)
 
@@ -89,7 +91,7 @@ def _export(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> 
     request = ExportRequest(cfg.format, f"in={cfg['in']}", facts, cfg.licence, _command(cfg), cfg.vae, **options)
     try:
         export(out, module_of(stored, source, cfg.trust), request)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
+    except (OSError, SafetensorError) as error:  # a full disk raises either
         raise UserError(f"out={out}: cannot be written ({error}); set another out") from error
 
 
@@ -100,9 +102,15 @@ def _write_card(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig)
 
 
 def _command(cfg: DictConfig) -> str:
-    """Return the command of a conversion, without the options of a released file."""
-    given = {name: cfg[name] for name in ("in", "out", "format", "ema") if cfg[name] is not None}
-    return shlex.join(["python", "-m", "pmf_lightning.convert", *(f"{name}={value}" for name, value in given.items())])
+    """Return the command of a conversion, without the options that describe a released file or its runtime."""
+    paths = {name: cfg[name] for name in ("in", "out", "vae")}
+    others = {name: cfg[name] for name in ("format", "ema")}
+    others |= {"licence": None if cfg.licence == UNKNOWN else cfg.licence}
+    if cfg.format == "onnx":
+        others |= {f"onnx.{name}": cfg.onnx[name] for name in ("part", "opset")}
+    words = [path_argument(name, value) for name, value in paths.items() if value is not None]
+    words += [shlex.quote(f"{name}={value}") for name, value in others.items() if value is not None]
+    return " ".join(["python", "-m", "pmf_lightning.convert", *words])
 
 
 def _write(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:

@@ -108,7 +108,11 @@ class PMFLightningPipeline(DiffusionPipeline):
         shape = (count, *sampler.noise_shape)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents: their shape is {list(latents.shape)}, these labels need {list(shape)}")
-        one = generator[0] if isinstance(generator, list | tuple) else generator
+        if isinstance(generator, list | tuple):
+            generator = list(generator)  # diffusers takes no tuple
+            if len(generator) != count:
+                raise ValueError(f"generator: {len(generator)} generators, but {count} labels; give one for each image")
+        one = generator[0] if isinstance(generator, list) else generator
         noise = randn_tensor(shape, generator=generator) if latents is None else latents
         place = "cpu" if one is None else one.device
         return noise, 0 if latents is not None else int(torch.randint(2**31, (), generator=one, device=place))

@@ -75,4 +75,5 @@ class Sampler:
     def save(self, folder: Path) -> None:
         """Write the weights as a weights folder, under the name that diffusers gives to weights."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        weights_folder.write(folder, stored_of(self.module), True, weights_folder.DIFFUSERS_WEIGHTS)
+        older = weights_folder.is_weights_folder(folder)
+        weights_folder.write(folder, stored_of(self.module), older, weights_folder.DIFFUSERS_WEIGHTS)

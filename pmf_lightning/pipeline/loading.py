@@ -61,10 +61,7 @@ def load_configured(
         return module_of(stored, source, trust)
     if cfg is not None and cfg.get("name"):
         raise UserError(f"model={cfg.name}: {source} has its own configuration; leave model out")
-    module, vae = load_checkpoint(path, ema, trust), path.parent / "vae"
-    if module.decoder is not None and is_pipeline(path.parent) and vae.is_dir():
-        module.decoder = replace(module.decoder, weights=str(vae))
-    return module
+    return _with_its_decoder(load_checkpoint(path, ema, trust), path)
 
 
 def load_every_average(source: str | Path, trust: Sequence[str]) -> tuple[GenerativeModule, dict[str, Mapping]]:
@@ -72,8 +69,17 @@ def load_every_average(source: str | Path, trust: Sequence[str]) -> tuple[Genera
     path = located(source)
     stored = stored_release(path, source, _released_options(None, path, None))
     if stored is None:
-        return load_with_averages(path, trust)
+        module, sets = load_with_averages(path, trust)
+        return _with_its_decoder(module, path), sets
     return module_of(stored, source, trust), {stored.about.weights: {}}
+
+
+def _with_its_decoder(module: GenerativeModule, path: Path) -> GenerativeModule:
+    """Return the module, whose decoder is that of the diffusers folder around ``path`` if there is one."""
+    vae = path.parent / "vae"
+    if module.decoder is not None and is_pipeline(path.parent) and vae.is_dir():
+        module.decoder = replace(module.decoder, weights=str(vae))
+    return module
 
 
 def stored_release(path: Path, source: str | Path, cfg: DictConfig) -> StoredWeights | None:

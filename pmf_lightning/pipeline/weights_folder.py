@@ -70,11 +70,11 @@ def weights_in(folder: str | Path) -> Path:
 
 
 def write(folder: Path, stored: StoredWeights, force: bool = False, weights: str = WEIGHTS) -> None:
-    """Write ``folder`` atomically, with the file name ``weights``; with ``force`` an older weights folder is replaced.
+    """Write ``folder`` atomically, with the file name ``weights``; with ``force`` what is there is replaced.
 
-    Raises OSError for a disk error, FileExistsError if ``folder`` exists and may not be replaced.
+    Raises OSError for a disk error, FileExistsError if ``folder`` exists without ``force``.
     """
-    if folder.exists() and not (force and is_weights_folder(folder)):
+    if folder.exists() and not force:
         raise FileExistsError(f"{folder} exists")
     older = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.older")
     with atomic_write(folder) as draft:

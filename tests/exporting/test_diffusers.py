@@ -12,6 +12,7 @@ import torch
 
 from pmf_lightning import UserError, compose, generate, image_noise, load, sample_images
 from pmf_lightning.convert import convert
+from pmf_lightning.pipeline.loading import load_every_average
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.utils import rng
 
@@ -81,6 +82,8 @@ def test_a_generator_decides_the_images(pipeline_of):
 
         assert torch.equal(drawn(1, 2), drawn(1, 2))
         assert not torch.equal(drawn(1, 2), drawn(3, 2))
+    pair = tuple(torch.Generator().manual_seed(seed) for seed in (3, 2))
+    assert torch.equal(pipeline([3, 3], generator=pair, output_type="pt").images, drawn(3, 2))
     single = torch.Generator().manual_seed(4)
     first, second = (pipeline(3, generator=single, output_type="pt").images for _ in range(2))
     assert not torch.equal(first, second)
@@ -104,6 +107,7 @@ def test_latents_are_decoded_by_the_vae_of_the_folder(tmp_path, pipeline_of, tin
     export(families.write(tmp_path / "weights", "imf"), tmp_path / "exported", f"vae={tmp_path / 'vae'}")
     assert json.loads((tmp_path / "exported" / "model_index.json").read_text())["vae"][0] == "diffusers"
     module = load(tmp_path / "exported")  # decodes with the folder's own
+    assert load_every_average(tmp_path / "exported", ())[0].decoder.weights == str(tmp_path / "exported" / "vae")
     expected = sample_images(module, [3, 7], seed=2)
     pipeline.vae = tiny_vae
     images = pipeline([3, 7], seed=2, output_type="pt").images
@@ -143,6 +147,7 @@ def tiny_vae():
         ({"class_labels": 3, "num_inference_steps": 0}, "steps=0: at least one step"),
         ({"class_labels": 3, "output_type": "jpg"}, "output_type=jpg: give one of pil, np, pt, latent"),
         ({"class_labels": 3, "seed": 1, "latents": torch.zeros(1, 1, 32, 32)}, "give one of generator, latents"),
+        ({"class_labels": [3, 3], "generator": (torch.Generator(),)}, "1 generators, but 2 labels; give one for each"),
         ({"class_labels": [3, 3], "latents": torch.zeros(1, 1, 32, 32)}, r"latents: their shape is \[1, 1, 32, 32\]"),
     ],
 )
@@ -209,7 +214,12 @@ def test_bad_exports_are_refused_in_one_line(source, changes, words, tmp_path, m
 
 def test_force_replaces_an_older_export(tmp_path):
     families.write(tmp_path / "weights", "pmf")
-    for force in ("false", "true"):
-        export(tmp_path / "weights", tmp_path / "out", f"force={force}", f"licence=mit-{force}")
+    for force, kind in (("false", "diffusers"), ("true", "diffusers"), ("true", "safetensors")):
+        export(tmp_path / "weights", tmp_path / "out", f"force={force}", f"licence=mit-{force}", f"format={kind}")
     assert "license: mit-true" in (tmp_path / "out" / "README.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
