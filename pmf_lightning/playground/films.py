@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def ffmpeg() -> str | None:
     if find_spec("imageio_ffmpeg") is not None:
         import imageio_ffmpeg
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        with suppress(RuntimeError):  # on platforms for which the package has no program
+            return imageio_ffmpeg.get_ffmpeg_exe()
     return shutil.which("ffmpeg")
 
 

@@ -114,6 +114,12 @@ def tour(corners: int, frames: int) -> Places:
     return Places(across, down, there_and_back)
 
 
+def in_parts(places: Places, count: int) -> Iterator[Places]:
+    """Yield the places, at most ``count`` at a time."""
+    split = (values.split(count) for values in (places.across, places.down, places.to_class))
+    return (Places(*part) for part in zip(*split, strict=True))
+
+
 def walk(module: GenerativeModule, route: Walk, places: Places, settings: Settings) -> Drawn:
     """Sample the image at each of ``places``. Random conditions, such as styles, are those of the first corner."""
     corners = torch.cat([unit_noise(module, seed, 1) for seed in route.seeds])

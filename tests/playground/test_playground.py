@@ -26,8 +26,9 @@ from pmf_lightning.playground.drawing import (
 )
 from pmf_lightning.playground.films import ffmpeg, formats, save_film
 from pmf_lightning.playground.inside import look_inside
-from pmf_lightning.playground.models import load_models
-from pmf_lightning.playground.nearest import TrainingImages, training_images
+from pmf_lightning.playground.models import PlayModel, load_models
+from pmf_lightning.playground.nearest import Neighbours, TrainingImages, training_images
+from pmf_lightning.playground.page import markup
 
 KINDS = ("pmf_tiny", "jit_tiny", "drifting_tiny")
 
@@ -132,6 +133,31 @@ def test_rows_of_a_map():
     square = walking.plane(2, 2, 0.25)
     assert square.down.tolist() == [0, 0, 1, 1]
     assert square.to_class.tolist() == [0.25] * 4
+
+
+def test_a_film_is_sampled_in_parts():
+    whole = walking.tour(4, 50)
+    parts = list(walking.in_parts(whole, 24))
+    assert [len(part.across) for part in parts] == [24, 24, 2]
+    for name in ("across", "down", "to_class"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_names_are_text_on_the_page():
+    """Names of classes and of models come from files of others."""
+    name = '"><img src=x onerror=alert(1)>'
+    drawn = draw_seed(module("pmf_tiny"), labels_of(None, 2, 10), 0, Settings(1))
+    model = PlayModel(name, module("pmf_tiny"), {}, name)
+    near = Neighbours(drawn.images, torch.arange(2), torch.ones(2), 0.5)
+    for text in (
+        markup.images(drawn, [name, "other"]),
+        markup.meter(drawn, name),
+        markup.problem(name),
+        markup.comparison([Column(model, name, 1)], [drawn], [name, name]),
+        markup.neighbours(drawn.images[0], near, [name, name], 2),
+    ):
+        assert name not in text
+        assert "&quot;&gt;&lt;img" in text
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -65,7 +65,7 @@ function show(image) {
   const pixels = context.createImageData(side, side);
   for (let i = 0; i < plane; i++) {
     for (let c = 0; c < 3; c++) {
-      pixels.data[4 * i + c] = Math.round((image[(about.channels === 1 ? 0 : c) * plane + i] + 1) * 127.5);
+      pixels.data[4 * i + c] = Math.round((image[(about.channels < 3 ? 0 : c) * plane + i] + 1) * 127.5);
     }
     pixels.data[4 * i + 3] = 255;
   }

@@ -25,11 +25,12 @@ from pmf_lightning.playground.page.parts import (
     seed_slider,
     settings_from,
 )
-from pmf_lightning.playground.walking import Places, Walk, place, plane, tour, walk
+from pmf_lightning.playground.walking import Places, Walk, in_parts, place, plane, tour, walk
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
 LINE, SIDE = 9, 5  # images of the map in a row: between two corners, and between four
+FILM_BATCH = 24  # frames that are sampled at once: all 144 would take the memory of a large model
 PAD = '<div class="area"><span class="dot" style="left:${100 * value[0]}%;top:${100 * value[1]}%"></span></div>'
 PAD_EVENTS = """
 const bounded = number => Math.round(100 * Math.min(1, Math.max(0, number))) / 100;
@@ -152,9 +153,10 @@ def _corners(corners: int, to_class: Number) -> Places:
 def _make_films(models, inputs, kind, frames, button, file, trouble) -> None:
     def film(kind: str, frames: Number, number: int, *route: Any) -> tuple[str, Any]:
         try:
-            drawn = _walk_of(models, number, route)(tour(route[0], int(frames)))
+            images = _walk_of(models, number, route)
+            drawn = torch.cat([images(part).images for part in in_parts(tour(route[0], int(frames)), FILM_BATCH)])
             folder = Path(tempfile.mkdtemp(prefix="walk-", dir=os.environ.get("GRADIO_TEMP_DIR")))
-            path = save_film(drawn.images, folder / f"walk.{kind}")
+            path = save_film(drawn, folder / f"walk.{kind}")
         except UserError as error:
             return markup.problem(str(error)), gr.update(visible=False)
         return "", gr.update(value=str(path), visible=True)
