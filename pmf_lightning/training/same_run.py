@@ -48,12 +48,14 @@ WITHOUT_EFFECT = (
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
 WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
+WHEN_ABSENT |= {"battery.floors": None}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
 }
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
+FREE += ("posttrain.weights", "battery.floors")
 PATHS = ("root", "path", "weights", "folder", "init_from")  # options that are compared as resolved paths
 _MOST = 6  # maximum differences in one message
 _ABSENT = object()
@@ -180,7 +182,14 @@ def _same(old: Any, new: Any, key: str) -> bool:
         return len(old) == len(new) and all(_same(a, b, "") for a, b in zip(old, new, strict=True))
     if key.rpartition(".")[2] in PATHS and isinstance(old, str | PurePath) and isinstance(new, str | PurePath):
         return os.path.realpath(old) == os.path.realpath(new)
+    if _is_nothing(old) and _is_nothing(new):
+        return True
     return old is new or (isinstance(old, bool) == isinstance(new, bool) and old == new)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Return whether a value is null or an empty mapping, which mean the same."""
+    return value is None or (isinstance(value, Mapping) and not value)
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -168,7 +168,15 @@ def test_kinds_of_values_that_are_not_the_same():
     assert refused([1, 2], [2, 1])
     assert not refused([1, 2], [1.0, 2.0])
     assert refused(None, {"_target_": "a.B"})
+    assert not refused(None, {})
+    assert not refused({}, None)
     assert refused({"_target_": "a.B", "n": 1}, {"_target_": "a.C", "n": 1})
+
+
+def test_weights_of_other_encoders_are_another_run():
+    one, none, two = ({"posttrain": {"weights": weights}} for weights in ({"mae": 2}, {}, {"mae": 2, "clip": 1}))
+    for old, new in ((none, one), (one, two), (two, one)):
+        assert [change.key.rpartition(".")[0] for change in compare(old, new).refused] == ["posttrain.weights"]
 
 
 def test_weights_alone_are_no_training_to_resume(tmp_path):
