@@ -98,6 +98,35 @@ def test_cells_without_an_image_are_counted_or_refused(tmp_path):
         source(tmp_path, tmp_path / "d", "data.unreadable=fail").train()
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/test-00000-of-00001-a09b74b3ef9c3b56.parquet", "test"),  # as the hub named files until 2023
+        ("flowers_test.parquet", "test"),
+        ("default/validation/0000.parquet", "validation"),
+        ("latest.parquet", "train"),
+    ],
+)
+def test_splits_are_words_in_the_names_of_files(name, split, tmp_path):
+    write_parquet(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / "test-00000-of-00001.parquet").rename(tmp_path / name)
+    assert [file.relative_to(tmp_path).as_posix() for file in files.local_splits(tmp_path)[split]][-1] == name
+
+
+def test_cells_that_name_a_file_are_read_from_it(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    cells = [{"bytes": None, "path": str(tmp_path / f"{number}.png")} for number in range(6)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    parquet.write_table(table_of(range(6), image=pa.array(cells, kind)), tmp_path / "train.parquet")
+    found = source(tmp_path, tmp_path / "cache", "data.held_out_fraction=0")
+    assert torch.equal(found.train().batch(list(range(6)))[0], pixels(range(6)))
+
+
 WRONG = {
     "data.split=validation": "has no such split; known: test, train",
     "data.subset=large": "there is no such folder",

@@ -15,7 +15,7 @@ from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError, some_of, suggestions
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}")  # train-00000-of-00012.parquet
+NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")  # train-00000-of-00012.parquet; older ones have a digest
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of files and folders that are splits
 INSTALL = 'pip install "pmf_lightning[hf]"'
 
@@ -125,8 +125,8 @@ def _listed(path: Path, key: str) -> Any:
 def _split_of(file: Path) -> str:
     if numbered := NUMBERED.fullmatch(file.stem):
         return numbered[1]
-    parts = [file.stem, *reversed(file.parent.parts)]
-    return next((part for part in parts if part in SPLITS), "train")
+    words = [word for part in (file.stem, *reversed(file.parent.parts)) for word in re.split(r"[^a-zA-Z]+", part)]
+    return next((word for word in words if word in SPLITS), "train")
 
 
 def _features(part: Part, folder: Path) -> Mapping[str, Any]:
