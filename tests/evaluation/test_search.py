@@ -266,6 +266,7 @@ def test_a_repeated_search_measures_what_is_missing_alone(found, trained, cache,
     assert len(measured) == 3  # another seed is another number
 
 
+@pytest.mark.slow
 def test_scores_beside_other_real_features_are_other_scores(found, trained, cache, tmp_path):
     (kept,) = (cache / "statistics").glob("*.npz")
     with np.load(kept) as arrays:
@@ -281,6 +282,7 @@ def test_scores_beside_other_real_features_are_other_scores(found, trained, cach
         assert full[name].scores["kid"] is not None
 
 
+@pytest.mark.slow
 def test_the_commands_of_best_json_compose(found):
     best = json.loads((found[0] / "best.json").read_text())
     for name in ("evaluate", "sample"):
@@ -293,6 +295,7 @@ def test_the_commands_of_best_json_compose(found):
     assert cfg.ckpt in best["evaluate"]
 
 
+@pytest.mark.slow
 def test_coordinate_finds_a_point_of_the_grid(found, trained, cache, monkeypatch):
     out, result = found
     monkeypatch.setattr(PointEvaluator, "generator", lambda self, point: pytest.fail("everything is known"))
@@ -303,6 +306,7 @@ def test_coordinate_finds_a_point_of_the_grid(found, trained, cache, monkeypatch
     assert set(map(str, (r.point for r in again["tried"]))) <= set(map(str, (r.point for r in result["tried"])))
 
 
+@pytest.mark.slow
 def test_a_collapsed_average_is_a_point_without_a_number(trained, cache, tmp_path):
     checkpoint = read_checkpoint(trained)
     for value in checkpoint["ema"]["1k"].values():

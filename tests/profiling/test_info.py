@@ -281,12 +281,11 @@ def test_drifting_is_counted_by_the_images_that_it_makes(backbone):
         assert counted == BlockForwards(0, blocks, 0, 2 * blocks)
 
 
-def test_only_flow_matching_rows_need_no_tangent(presets):
+def test_only_flow_matching_rows_need_no_tangent():
     chosen = objective(flow_matching_fraction=1.0)
     counted = block_forwards.count(tiny_network(), chosen, images=64)
     assert counted.tangent == 0
     assert counted.guidance < 2  # v_u alone, of rows with a label
-    assert presets["imf_xl2"].official.total == 3 * 2 + 3 + 2 + 2 * 3
 
 
 # Memory
@@ -421,6 +420,7 @@ def test_micro_batch_follows_the_run():
 # Facts
 
 
+@pytest.mark.slow
 def test_facts_beside_the_paper(presets):
     sizes = {"parameters": 118_234_240, "training_parameters": 175_474_304, "multiply_adds": 33_330_000_000}
     facts = replace(presets["pmf_h16"], paper=published()["pmf_b16"], **sizes)
@@ -433,6 +433,7 @@ def test_facts_beside_the_paper(presets):
     assert apart["block_forwards"] == pytest.approx(100 * (facts.block_forwards.total / facts.official.total - 1))
 
 
+@pytest.mark.slow
 def test_changes_show_as_differences(presets):
     facts = presets["pmf_h16"]
     assert facts.differences()["parameters"] == pytest.approx(100 * (facts.parameters / 955_508_992 - 1))
@@ -440,12 +441,14 @@ def test_changes_show_as_differences(presets):
     assert presets["pmf_tiny"].differences().keys() == {"block_forwards"}
 
 
+@pytest.mark.slow
 def test_presets_stand_on_their_own_data(presets):
     assert list(presets) == SOME
     for model, facts in presets.items():
         assert facts.data == published()[model].data
     assert presets["imf_xl2"].image == (4, 32, 32)
     assert presets["imf_xl2"].prediction == "u -> V"
+    assert presets["imf_xl2"].official.total == 3 * 2 + 3 + 2 + 2 * 3
     assert presets["pmf_h16"].patch_dimension == 768
 
 
@@ -521,6 +524,7 @@ def test_table_of_one_model(call):
     assert max(map(len, output.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_table_of_all_models(presets):
     wide = {"parameters": 955_508_992, "training_parameters": 1_113_904_640, "multiply_adds": 270_400_000_000}
     models = [replace(presets["pmf_h16"], model=name, data=published()[name].data, **wide) for name in choices("model")]
