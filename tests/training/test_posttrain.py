@@ -63,6 +63,12 @@ def test_refusals(message):
         make_encoders(cfg, open_source(cfg), build(cfg).objective)
 
 
+def test_more_landmarks_than_real_images_are_refused():
+    cfg = settings_of((*BACKBONE, "model=pmf_digits", "posttrain=mmd", *PIXELS), "posttrain.discrepancy.landmarks=5000")
+    with pytest.raises(UserError, match=r"^posttrain.discrepancy.landmarks=5000: .* 1,437 in pixels8; set it to 1437"):
+        make_encoders(cfg, open_source(cfg), build(cfg).objective)
+
+
 def test_real_images_are_measured_on_the_device_of_the_run(monkeypatch):
     cfg, places = settings("trainer.accelerator=gpu", "trainer.devices=[1, 3]"), []
     monkeypatch.setenv("LOCAL_RANK", "1")

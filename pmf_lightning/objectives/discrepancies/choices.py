@@ -13,11 +13,13 @@ from pmf_lightning.objectives.discrepancies.fourier import FourierReference, fou
 from pmf_lightning.objectives.discrepancies.frechet import FrechetReference, frechet_loss
 from pmf_lightning.objectives.discrepancies.kernels import median_bandwidth
 from pmf_lightning.objectives.discrepancies.mmd import MMDReference, mmd_loss
+from pmf_lightning.objectives.discrepancies.nystrom import KMEANS_ROWS
 from pmf_lightning.objectives.discrepancies.populations import FeatureEMA, FeatureQueue, Population
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_loss
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.utils import rng
+from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
 POPULATIONS = ("ema", "queue", "batch")
@@ -110,9 +112,14 @@ class MMDNystrom(Discrepancy):
     seed: int = 0
 
     def reference(self, real: RealFeatures) -> MMDReference:
-        """Return the stored reference, or the one that is fitted to the rows."""
+        """Return the stored reference, or one that is fitted to the rows; UserError for more landmarks than rows."""
         if real.nystrom is not None:
             return real.nystrom
+        if self.landmarks > (most := min(len(real.pool()), KMEANS_ROWS)):
+            raise UserError(
+                f"posttrain.discrepancy.landmarks={self.landmarks}: they are centroids of the real images, {most:,} in "
+                f"{real.encoder}; set it to {most} or less"
+            )
         return MMDReference.fit(real.pool(), self.landmarks, self.seed, scale=self.scale)
 
     def loss(
