@@ -85,13 +85,15 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
 
 def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
     """Return the memory of a step if it decides the micro-batch, otherwise None; print that of a large network."""
-    chooses = cfg.micro_batch == "auto" and not parts.module.objective.needs_global_batch
+    objective = parts.module.objective
+    chooses = cfg.micro_batch == "auto" and objective.data == "images" and not objective.needs_global_batch
     if not chooses and sum(weight.numel() for weight in parts.module.network.parameters()) < LARGE:
         return None
     try:
         memory = count_memory(cfg, build(cfg, empty=True), parts.data)
     except Exception as error:  # of a network of someone else's that cannot be counted: it can be trained
-        rank_zero_only(print)(f"  memory: not counted ({one_line(error)})", flush=True)
+        all_at_once = "; micro_batch=auto takes all images of a device at once" * chooses
+        rank_zero_only(print)(f"  memory: not counted ({one_line(error)}){all_at_once}", flush=True)
         return None
     free = room(cfg.trainer.accelerator)
     lacking = not chooses and memory.peak > free

@@ -53,6 +53,14 @@ def srun_tasks(environment: Environment | None = None) -> int:
     return int(count) if count.isdigit() and _by_srun(env) else 1
 
 
+def local_rank(environment: Environment | None = None) -> int:
+    """Return the number of this process on its machine, from 0, as torchrun, Lightning or srun gives it."""
+    env = os.environ if environment is None else environment
+    if "LOCAL_RANK" in env:
+        return int(env["LOCAL_RANK"])
+    return int(env.get("SLURM_LOCALID", 0)) if srun_tasks(env) > 1 else 0
+
+
 def _by_srun(env: Environment) -> bool:
     is_shell = env.get("SLURM_JOB_NAME") in _SHELLS
     return not is_shell and "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "SLURM_STEPID" in env)

@@ -16,6 +16,7 @@ from pmf_lightning.config.row_tables import stored
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource, FirstImages
 from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.distributed.launched import local_rank, srun_tasks
 from pmf_lightning.encoders.build import build_encoders
 from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
@@ -209,15 +210,17 @@ def given_micro_batch(cfg: DictConfig) -> int | None:
 def loading_processes(cfg: DictConfig, source: DataSource) -> int:
     """Return the loading processes of a device.
 
-    For auto the cores of the machine are divided over its devices, and each device keeps one for training. There are
-    none where reading takes no time, or where the cores also train.
+    For auto the cores of the machine are divided over its devices, if srun has not done so, and each device keeps one
+    for training. There are none where reading takes no time, or where the cores also train.
     """
     if cfg.num_workers != "auto":
         return cfg.num_workers
     if cfg.trainer.accelerator not in ("gpu", "cuda") or not source.costly_to_read:
         return 0
     devices = validate.world_size(cfg.trainer) // cfg.trainer.num_nodes
-    return max(1, min(MOST_WORKERS, all_cores() // devices - 1))
+    cores = all_cores()
+    divided = srun_tasks() > 1 and cores * devices <= (os.cpu_count() or 1)
+    return max(1, min(MOST_WORKERS, (cores if divided else cores // devices) - 1))
 
 
 def make_encoders(cfg: DictConfig, source: DataSource, objective: Objective, decoder: Any = None) -> Any:
@@ -235,7 +238,7 @@ def measuring_device(trainer: DictConfig) -> torch.device:
     """Return the device of this process, on which real images are measured before Lightning moves the module there."""
     if trainer.accelerator not in ("gpu", "cuda"):
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = local_rank()
     return torch.device("cuda", local if isinstance(trainer.devices, (int, str)) else trainer.devices[local])
 
 

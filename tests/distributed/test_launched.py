@@ -3,7 +3,7 @@
 import pytest
 
 from pmf_lightning import UserError
-from pmf_lightning.distributed.launched import settle, srun_tasks
+from pmf_lightning.distributed.launched import local_rank, settle, srun_tasks
 
 TASK = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -84,3 +84,16 @@ def test_words_that_do_not_fit_each_other_are_one_line(words, said):
 @pytest.mark.parametrize("count", ["", "many", "4"])
 def test_tasks_of_an_environment_that_nobody_settled(count):
     assert srun_tasks({"SLURM_NTASKS": count}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "rank"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "2"}, 2),
+        ({**TASK, "SLURM_NTASKS": "4", "SLURM_LOCALID": "3"}, 3),
+        ({"SLURM_NTASKS": "4", "SLURM_LOCALID": "3"}, 0),  # left over: srun did not start this process
+    ],
+)
+def test_the_number_of_a_process_on_its_machine(words, rank):
+    assert local_rank(words) == rank

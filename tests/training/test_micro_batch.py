@@ -100,6 +100,23 @@ def test_it_changes_the_memory_alone(tmp_path, monkeypatch, capsys):
         torch.testing.assert_close(found["auto"][name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_resumed_run_may_choose_another_number(tmp_path, monkeypatch):
+    """Steps, images and random numbers go on, also where a step would end in the middle of the stored micro-batches."""
+    options = [*RUN, "sample_grid.enabled=false", "batch=12", "micro_batch=auto", "schedule.decay_fraction=0"]
+    found = {}
+    for sizes in ((12, 12), (4, 3), (6, 12)):  # (4, 3): 9 micro-batches are stored, and a step has 4 now
+        folder = tmp_path / str(sizes)
+        for steps, size in zip((3, 5), sizes, strict=True):
+            monkeypatch.setattr(MicroBatch, "_by_count", lambda *_, size=size: size)
+            train.run(compose([*options, f"run_dir={folder}", f"steps={steps}", "ckpt=auto"]))
+        found[sizes] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert found[sizes]["global_step"] == 5
+    for sizes in ((4, 3), (6, 12)):
+        for name, value in found[12, 12]["state_dict"].items():
+            torch.testing.assert_close(found[sizes]["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_a_large_network_names_the_memory_that_it_needs(monkeypatch, capsys):
     cfg = compose(RUN)
     parts = Mock(spec=Parts, module=build(cfg), data=ImageData(SOURCE, 0, 16, None, 0))
@@ -111,6 +128,18 @@ def test_a_large_network_names_the_memory_that_it_needs(monkeypatch, capsys):
     line = capsys.readouterr().out
     assert "16 images at once x" in line
     assert "; 0.001 GB are free: try micro_batch=auto" in line
+
+
+def test_what_cannot_be_counted_or_has_other_batches_takes_all_images(monkeypatch, capsys):
+    cfg = compose([*RUN, "micro_batch=auto"])
+    parts = Mock(spec=Parts, module=build(cfg), data=ImageData(SOURCE, 0, 16, None, 0))
+    monkeypatch.setattr(train, "count_memory", Mock(side_effect=TypeError("no shape")))
+    assert memory_of_a_step(cfg, parts) is None
+    said = "memory: not counted (no shape); micro_batch=auto takes all images of a device at once"
+    assert said in capsys.readouterr().out
+    parts.module.objective = Mock(data="labels", needs_global_batch=False)
+    assert memory_of_a_step(cfg, parts) is None
+    assert capsys.readouterr().out == ""
 
 
 def test_defaults_follow_the_accelerator():
@@ -127,6 +156,11 @@ def test_defaults_follow_the_accelerator():
 def test_loading_processes_follow_cores_devices_and_data(monkeypatch):
     cfg = compose(["trainer=ddp", "trainer.devices=2"])
     for cores, count in ((32, 8), (8, 3), (2, 1), (1, 1)):
+        monkeypatch.setattr(prepare, "all_cores", lambda cores=cores: cores)
+        assert loading_processes(cfg, SOURCE) == count
+    monkeypatch.setattr(prepare, "srun_tasks", lambda: 2)  # each task may use its own cores alone
+    monkeypatch.setattr(prepare.os, "cpu_count", lambda: 16)
+    for cores, count in ((6, 5), (16, 7)):  # of 16, the cores of both
         monkeypatch.setattr(prepare, "all_cores", lambda cores=cores: cores)
         assert loading_processes(cfg, SOURCE) == count
     monkeypatch.setattr(prepare, "all_cores", lambda: 32)
