@@ -83,6 +83,17 @@ def total(counts: dict[str, int]) -> dict[str, int]:
     return dict(summed)
 
 
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sums over all ranks. A collective, without the barrier of Lightning's ``strategy.reduce``.
+
+    With NCCL a barrier makes the host wait until the device has done all queued work; an all-reduce is only queued.
+    """
+    if rank_and_world()[1] > 1:
+        values = values.contiguous().clone()
+        dist.all_reduce(values)
+    return values
+
+
 class Devices(OneDevice):
     """Exchange between the devices of a trainer; see ``OneDevice``."""
 
@@ -92,7 +103,7 @@ class Devices(OneDevice):
     def mean(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Return the means over all devices from this device's sums and counts."""
         if self.trainer.world_size > 1:
-            sums, counts = self.trainer.strategy.reduce(torch.stack((sums, counts)), reduce_op="sum")
+            sums, counts = sum_over_ranks(torch.stack((sums, counts)))
         return sums / counts
 
     def gather(self, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """LightningModule of every objective: sample keyed random numbers, call the objective, log. It has no formulas."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from pmf_lightning.data.transforms import preprocess_latents, preprocess_pixels
-from pmf_lightning.distributed.collectives import Devices, gather_rows, of_rank_zero
+from pmf_lightning.distributed.collectives import Devices, gather_rows, of_rank_zero, sum_over_ranks
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.optim.optimizers import parameter_groups
@@ -54,6 +54,8 @@ class GenerativeModule(LightningModule):
         self.init_from: dict[str, Any] | None = None  # description of the weights that the run started from
         self.state: State = {}  # of the objective
         self._observed: list[dict[str, Tensor]] = []  # of the micro-batches of the running step
+        self._means: dict[str, Tensor] = {}  # to log, of the running micro-batch on this device
+        self._shown: Collection[str] = ()  # those in the progress bar
         self._encoders: list[Any] = [None]  # in a list, so that they are not part of parameters and checkpoints
         self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
@@ -118,14 +120,20 @@ class GenerativeModule(LightningModule):
         if self.state:
             self._observed.append(losses.observed)
         pixels = math.prod(batch.shape if self.objective.data == "labels" else batch.x.shape[-3:])
-        for name, sums in losses.per_sample.items():
-            mean = sums.mean() / pixels
-            self.log(name, mean, prog_bar=True, batch_size=rows, sync_dist=self.trainer.world_size > 1)
-        for name, values in losses.distances.items():
-            self.log(name, values.mean(), batch_size=rows, sync_dist=self.trainer.world_size > 1)
+        self._means = {name: sums.mean() / pixels for name, sums in losses.per_sample.items()}
+        self._means |= {name: values.mean() for name, values in losses.distances.items()}
+        self._shown = losses.per_sample.keys()
         for name, value in losses.scalars.items():
             self.log(name, value, prog_bar=True, batch_size=rows)
         return {"loss": losses.total, "by_time": _by_time(losses, pixels)}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Log means of the step's last micro-batch over all devices. The host does not wait for their reduction."""
+        if not self._means:
+            return
+        sums = sum_over_ranks(torch.stack([*self._means.values()]))
+        for name, mean in zip(self._means, sums / self.trainer.world_size, strict=True):
+            self.log(name, mean, prog_bar=name in self._shown)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the optimiser step, then advance the objective's state once from all micro-batches and devices.

@@ -88,6 +88,7 @@ def test_two_processes_train_as_one(one, kind, tmp_path):
     assert apart(one.weights[4], first.weights[4]) < 1e-5
     assert apart(moved(one, 4), moved(first, 4)) < 1e-4
     assert first.losses == pytest.approx(one.losses, rel=1e-5)
+    assert 0 in first.barriers  # the others are of a checkpoint
 
 
 @pytest.mark.slow

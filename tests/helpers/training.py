@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning import Callback
 from shrunk import backbone
 
@@ -25,23 +26,28 @@ class Run:
     gradients: dict[int, dict] = field(default_factory=dict)
     weights: dict[int, dict] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    barriers: list[int] = field(default_factory=list)  # of each micro-batch
     world_size: int = 1
 
 
 class Notes(Callback):
     """Notes gradients of the first step, weights after the steps ``at``, and every loss."""
 
-    def __init__(self, run: Run, at: tuple[int, ...], keep: dict[int, Path]):
-        self.run, self.at, self.keep = run, at, keep
+    def __init__(self, run: Run, at: tuple[int, ...], keep: dict[int, Path], barriers: list[None]):
+        self.run, self.at, self.keep, self.barriers = run, at, keep, barriers
 
     def on_train_start(self, trainer, pl_module):
         self._note_weights(trainer.global_step, pl_module)
+
+    def on_train_batch_start(self, *_):
+        self.passed = len(self.barriers)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == 0:
             self.run.gradients[1] = {n: full_tensor(p.grad).clone() for n, p in pl_module.network.named_parameters()}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.run.barriers.append(len(self.barriers) - self.passed)
         step = trainer.global_step
         loss = trainer.strategy.reduce(outputs["loss"].detach().clone() * trainer.accumulate_grad_batches)
         self.run.losses.append(loss.item())
@@ -68,21 +74,25 @@ def fit(model: str, folder: str, *overrides: str, at=(), keep=None, more=(), fin
     size = int(os.environ.get("WORLD_SIZE", "1"))
     devices = ["trainer.accelerator=cpu", f"trainer.devices={size}", f"run_dir={folder}"]
     cfg = compose([f"model={model}", *backbone(model), *SHORT, *devices, *overrides])
-    run, originals = Run(), (train.Trainer.fit, train.finish)
+    run, barriers, originals = Run(), [], (train.Trainer.fit, train.finish, dist.barrier)
 
     def noting(trainer, module, **arguments):
         if arguments.get("ckpt_path") is None:
             _disturb(module.network)
-        trainer.callbacks += [Notes(run, at, keep or {}), *more]
+        trainer.callbacks += [Notes(run, at, keep or {}, barriers), *more]
         originals[0](trainer, module, **arguments)
 
-    train.Trainer.fit = noting
+    def barrier(*arguments, **options):
+        barriers.append(None)
+        return originals[2](*arguments, **options)
+
+    train.Trainer.fit, dist.barrier = noting, barrier
     if not finish:
         train.finish = lambda *_: {}  # no pictures in the end
     try:
         train.run(cfg)
     finally:
-        train.Trainer.fit, train.finish = originals
+        train.Trainer.fit, train.finish, dist.barrier = originals
     return run
 
 

@@ -4,13 +4,13 @@ The u-loss of MeanFlow spikes at large t, with du/dt, long before the run fails;
 """
 
 from collections.abc import Callable, Collection
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from pmf_lightning.distributed.collectives import sum_over_ranks
 from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.utils.errors import Diverged
 
@@ -92,7 +92,7 @@ class LossByTime(OncePerStep):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """Save the sums over all devices; from here on rank 0 has these totals."""
-        tables = checkpoint["time_bins"] = self._take(trainer)
+        tables = checkpoint["time_bins"] = self._take()
         self._keep(trainer, tables)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
@@ -102,13 +102,13 @@ class LossByTime(OncePerStep):
             self._keep(trainer, tables)
 
     def _log(self, trainer: Trainer) -> None:
-        numbers = self.bins.means(self._take(trainer))
+        numbers = self.bins.means(self._take())
         for logger in trainer.loggers if numbers else ():
             # pl_module.log would repeat the last value of a bin that now has no rows.
             logger.log_metrics(numbers, trainer.global_step - 1)
 
-    def _take(self, trainer: Trainer) -> dict:
-        return self.bins.take(partial(trainer.strategy.reduce, reduce_op="sum"))
+    def _take(self) -> dict:
+        return self.bins.take(sum_over_ranks)
 
     def _keep(self, trainer: Trainer, tables: dict) -> None:
         """Set the sums on rank 0 and zeros on the others: the reduction needs the same names on all ranks."""

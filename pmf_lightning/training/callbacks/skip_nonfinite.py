@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
+from pmf_lightning.distributed.collectives import sum_over_ranks
 from pmf_lightning.distributed.dtensor import total_norm
 from pmf_lightning.pipeline.checkpoint_io import tensors
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
@@ -44,7 +45,7 @@ class SkipNonFinite(Callback):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
         mine, self._loss = torch.cat((self._loss[None], self.signals.requests(self._loss))), None
-        loss, *votes = trainer.strategy.reduce(mine, reduce_op="sum")
+        loss, *votes = sum_over_ranks(mine)
         finite_loss, finite_norm, *votes = torch.stack((loss.isfinite(), norm.isfinite(), *votes)).tolist()
         self.signals.decide(trainer, *votes)
         if finite_loss and finite_norm:
