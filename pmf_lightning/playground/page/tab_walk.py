@@ -63,7 +63,9 @@ def walk_tab(models: Sequence[PlayModel], chosen: gr.Dropdown, tab: gr.Tab) -> N
             across = gr.Slider(0, 1, 0.5, step=0.01, label="from A to B")
             down = gr.Slider(0, 1, 0.5, step=0.01, label="from A, B to C, D", visible=False)
             pad = gr.HTML([0.5, 0.5], html_template=PAD, js_on_load=PAD_EVENTS, elem_id="pad", visible=False)
-            to_class = gr.Slider(0, 1, 0, step=0.01, label="from the first class to the second")
+            to_class = gr.Slider(
+                0, 1, 0, step=0.01, label="from the first class to the second", visible=len(first.class_names) > 1
+            )
             labels = [class_choice(first, "first class", 3), class_choice(first, "second class", 8)]
             with gr.Row():
                 seeds = [seed_slider(f"noise {name}", n, min_width=150) for n, name in enumerate("ABCD")]
@@ -79,14 +81,15 @@ def walk_tab(models: Sequence[PlayModel], chosen: gr.Dropdown, tab: gr.Tab) -> N
     draws = _follow(models, chosen, tab, route, [across, down, to_class], pad, [cost, here, whole])
     shown = [down, pad, *seeds[2:]]
     live([corners.input, tab.select], lambda n: [gr.update(visible=n == 4)] * len(shown), corners, shown)
-    for_another_model(chosen, _adapt(models), [*labels, *sampling.all], draws)
+    for_another_model(chosen, _adapt(models), [*labels, to_class, *sampling.all], draws)
     _make_films(models, [chosen, *route], *film)
 
 
 def _adapt(models: Sequence[PlayModel]) -> Any:
     def adapt(number: int) -> list[Any]:
         model = models[number]
-        return [class_update(model, 3), class_update(model, 8), *sampling_updates(model)]
+        several = gr.update(visible=len(model.class_names) > 1)
+        return [class_update(model, 3), class_update(model, 8), several, *sampling_updates(model)]
 
     return adapt
 
