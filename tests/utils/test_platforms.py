@@ -27,6 +27,8 @@ for name in (
 import pmf_lightning
 
 modules = [one.name for one in pkgutil.walk_packages(pmf_lightning.__path__, "pmf_lightning.")]
+page = "pmf_lightning.playground.page"  # of gradio, which chooses its own modules by sys.platform
+modules = [name for name in modules if not name.startswith(page)]
 for name in modules:
     importlib.import_module(name)
 print(len(modules), "modules")
