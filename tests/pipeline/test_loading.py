@@ -133,9 +133,11 @@ def test_bad_sources_are_named_in_one_line(name, places, tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_source_with_a_configuration_refuses_model(places):
+def test_a_source_with_a_configuration_refuses_model_and_data(places):
     with pytest.raises(UserError, match=r"model=pmf_tiny: .*weights has its own configuration; leave model out"):
         load(places / "weights", model="pmf_tiny")
+    with pytest.raises(UserError, match=r"data=digits: .*run has its own configuration; leave data out"):
+        load(places / "run", data="digits")
 
 
 def test_without_the_hub_s_package_one_line_says_what_to_install(monkeypatch, tmp_path):
