@@ -6,24 +6,29 @@
 #   DEVICE=cpu SMALL=1 bash experiments/gpu/run.sh     # test the script without a GPU
 #
 # check: losses, gradients and tangents, compared with float64 on the CPU. bench: the training step of four models (bf16,
-# float32, compiled), compared with the textbook's, and sampling. fit: the largest micro-batch. train: pMF-B/16 on shapes at
-# 256 pixels for the remaining time. Results go to OUT: at most eight files, none of them a checkpoint.
+# float32), compared with the textbook's, and sampling. fit: the largest micro-batch. compiled: steps under torch.compile,
+# which may take longer to compile than their limit. train: pMF-B/16 on shapes at 256 pixels for the remaining time. No
+# measurement takes more than ENTRY seconds. Results go to OUT: at most eight files, none of them a checkpoint.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-experiments/gpu/$(date +%F)}
 LIMIT=${LIMIT:-570}
+ENTRY=${ENTRY:-75}
 DEVICE=${DEVICE:-gpu}
 SMALL=${SMALL:-}
 PY=${PY:-python3}
 HALF=${SMALL:+32-true}  # half precision is slow on a CPU
 HALF=${HALF:-bf16-mixed}
 STAGES=("$@")
-[ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit train)
+[ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit compiled train)
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 PMF_CACHE=${PMF_CACHE:-/tmp/pmf_cache} HYDRA_FULL_ERROR=
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True  # the rows that need guidance change in every step
 BENCH="$OUT/bench.jsonl"
 
 left() { echo $((LIMIT - SECONDS)); }
+
+entry() { echo $(($(left) < ENTRY ? $(left) : ENTRY)); }
 
 shrink=()
 [ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.num_heads=2 backbone.mlp_dim=48 backbone.depth=1
@@ -35,31 +40,34 @@ step() {  # step <model> <images at once> <repeats> <more overrides>...
   [ "$(left)" -lt 60 ] && echo "skipped: $model $*" && return
   [ -n "$SMALL" ] && images=2 repeats=1
   one=$(mktemp)
-  timeout "$(left)" $PY -m pmf_lightning.benchmark what=step model="$model" data=imagenet256 perceptual=none \
+  timeout "$(entry)" $PY -m pmf_lightning.benchmark what=step model="$model" data=imagenet256 perceptual=none \
     trainer="$DEVICE" images_at_once="$images" repeats="$repeats" out="$one" "${shrink[@]}" "$@" 2>&1 | tail -n 3
   $PY -c "import json, sys; print(json.dumps(json.load(open(sys.argv[1]))))" "$one" >>"$BENCH" 2>/dev/null || echo "failed: $model $*"
   rm -f "$one"
 }
 
 check() {
-  timeout "$(left)" $PY scripts/gpu/check.py "$DEVICE" "$OUT/check.json"
+  timeout "$(entry)" $PY scripts/gpu/check.py "$DEVICE" "$OUT/check.json"
 }
 
 bench() {
   : >"$BENCH"
   step pmf_b16 64 10 trainer.precision="$HALF" against=textbook
-  step pmf_b16 64 10 trainer.precision="$HALF" compile=true
   step pmf_h16 32 5 trainer.precision="$HALF" against=textbook
   step pmf_l16 64 5 trainer.precision="$HALF" against=textbook
   step pmf_b32 64 5 trainer.precision="$HALF" against=textbook data.resolution=512
   step pmf_b16 64 5 against=textbook
-  step pmf_h16 32 3 trainer.precision="$HALF" compile=true
-  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
+  [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
     perceptual=none trainer="$DEVICE" trainer.precision="$HALF" repeats=10 out="$OUT/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
 }
 
+compiled() {
+  step pmf_b16 64 10 trainer.precision="$HALF" compile=true
+  step pmf_h16 32 3 trainer.precision="$HALF" compile=true
+}
+
 fit() {
-  [ "$(left)" -lt 60 ] || timeout "$(left)" $PY scripts/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
+  [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY scripts/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
 }
 
 train() {

@@ -3,6 +3,8 @@
 import copy
 import json
 import sys
+import warnings
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +33,8 @@ def main(device: str, out: str) -> None:
     batch = Batch(x, torch.arange(IMAGES))
     drawn = module.objective.draw(Batch(x.float(), batch.y), 0, 0)  # float32 times, so that all runs have the same
     exact = measure(module, copy.deepcopy(module.network).double(), batch, drawn, torch.device("cpu"), "64", False)
+    waits = syncs(module, copy.deepcopy(module.network), batch, drawn, where) if where.type == "cuda" else None
+    print("syncs in a step", waits)
     table = {}
     for precision, compiled in (("32-true", False), ("bf16-mixed", False), ("32-true", True), ("bf16-mixed", True)):
         found = measure(module, copy.deepcopy(module.network), batch, drawn, where, precision, compiled)
@@ -38,7 +42,8 @@ def main(device: str, out: str) -> None:
         table[name] = {part: relative(found[part], exact[part]) for part in exact}
         print(name, {part: f"{value:.1e}" for part, value in table[name].items()})
         with open(out, "w") as file:  # after each setting: the compiler may be missing
-            json.dump({"device": str(where), "relative_differences_to_float64": table}, file, indent=1)
+            found = {"device": str(where), "syncs_in_a_step": waits, "relative_differences_to_float64": table}
+            json.dump(found, file, indent=1)
 
 
 def measure(module, network, batch, drawn, device, precision, compiled):
@@ -56,6 +61,21 @@ def measure(module, network, batch, drawn, device, precision, compiled):
     gradients = torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
     means = {name: value.mean()[None] for name, value in losses.per_sample.items()}
     return {**means, "du_dt": losses.fields["du_dt"].detach(), "gradients": gradients}
+
+
+def syncs(module, network, batch, drawn, device):
+    """Return how often the host waits for the device in the loss and gradients of a step."""
+    network = network.to(device)
+    batch, drawn = Batch(batch.x.to(device).float(), batch.y.to(device)), replace(drawn, noise=drawn.noise.to(device))
+    module.objective(network, batch, drawn).total.backward()  # the first pass allocates memory
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            module.objective(network, batch, drawn).total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(one.message) for one in seen)
 
 
 def relative(value, reference):
