@@ -44,7 +44,7 @@ def load(
     Raises UserError, naming what the source was recognised as, if it is missing, damaged or foreign.
     """
     given = [f"{group}={name}" for group, name in (("model", model), ("data", data)) if name is not None]
-    if data is not None and not holds_release(located(source)):
+    if data is not None and (path := located(source)).exists() and not holds_release(path):
         raise UserError(f"data={data}: {source} has its own configuration; leave data out")
     wanted = compose(["in=.", "out=.", *given], "convert") if given else None
     return load_configured(source, ema, trust, wanted)

@@ -138,6 +138,8 @@ def test_a_source_with_a_configuration_refuses_model_and_data(places):
         load(places / "weights", model="pmf_tiny")
     with pytest.raises(UserError, match=r"data=digits: .*run has its own configuration; leave data out"):
         load(places / "run", data="digits")
+    with pytest.raises(UserError, match="no such file"):
+        load(places / "mistyped", data="digits")
 
 
 def test_without_the_hub_s_package_one_line_says_what_to_install(monkeypatch, tmp_path):
