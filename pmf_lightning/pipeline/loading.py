@@ -89,11 +89,12 @@ def stored_release(path: Path, source: str | Path, cfg: DictConfig) -> StoredWei
 
     ``cfg`` is that of ``from_official``. Raises UserError, naming ``source`` as ckpt and the kind of the file.
     """
-    if not holds_release(path):
+    drifting = path.exists() and flax.is_release(path)
+    contents = None if drifting else _official_contents(path)  # read once: it may have gigabytes
+    if not drifting and contents is None:
         return None
-    drifting = flax.is_release(path)
     try:
-        return from_release(path, cfg) if drifting else from_official(_official_contents(path), path, cfg)
+        return from_release(path, cfg) if drifting else from_official(contents, path, cfg)
     except UserError as error:
         text = str(error)
         kind = "a release of flax (.msgpack)" if drifting else "official weights"
