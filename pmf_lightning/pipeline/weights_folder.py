@@ -1,8 +1,6 @@
 """Weights folder for sampling: model.safetensors and config.json, which describes the weights."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pmf_lightning.utils.bounded_files import read_json
-from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.cache import atomic_folder
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.state_names import unwrapped
 
@@ -76,13 +74,9 @@ def write(folder: Path, stored: StoredWeights, force: bool = False, weights: str
     """
     if folder.exists() and not force:
         raise FileExistsError(f"{folder} exists")
-    older = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.older")
-    with atomic_write(folder) as draft:
+    with atomic_folder(folder) as draft:
         draft.mkdir()
         write_into(draft, stored, weights)
-        if folder.exists():
-            folder.replace(older)
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def write_into(folder: Path, stored: StoredWeights, weights: str = WEIGHTS) -> None:

@@ -67,6 +67,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to ``path``; the folder written there takes the place of ``path`` on success."""
+    older = path.with_name(f".{path.name}.{uuid.uuid4().hex}.older")
+    with atomic_write(path) as draft:
+        yield draft
+        if path.exists():
+            path.replace(older)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Let one process at a time write ``path``; the others wait. Partial files of killed writers are removed."""
     with held(path.with_name(f".{path.name}.lock"), str(path), "is making it", patience=FOR_EVER):
