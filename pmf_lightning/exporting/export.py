@@ -1,8 +1,6 @@
 """Export a loaded model in one of the formats of ``convert format=``, with its card."""
 
 import shlex
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from pmf_lightning.exporting import diffusers_folder, onnx_file, web_page
 from pmf_lightning.exporting.card import CARD, UNKNOWN, RunFacts, card, write_card
 from pmf_lightning.pipeline.images import check_generates
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.cache import atomic_folder
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.precision import Number
 
@@ -65,14 +63,10 @@ def export(out: Path, module: GenerativeModule, request: ExportRequest) -> None:
     Raises UserError for a model that makes no images, or without the packages of the format.
     """
     check_generates(request.source, module)
-    older = out.with_name(f".{out.name}.{uuid.uuid4().hex}.older")
-    with atomic_write(out) as draft:
+    with atomic_folder(out) as draft:
         usage = _WRITERS[request.format](draft, out, module, request)
         text = card(module, request.facts, usage, request.licence, request.command)
         write_card(draft, text, request.facts)
-        if out.exists():
-            out.replace(older)
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def _diffusers(draft: Path, out: Path, module: GenerativeModule, request: ExportRequest) -> str:
