@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.sampling.generate import image_noise
+from pmf_lightning.sampling.generate import image_noise, noise_shape
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
@@ -216,9 +216,8 @@ def arguments(graph: OneStep | Velocity, module: GenerativeModule, count: int) -
     styles = module.objective.sampling_conditions(0, 0, count)
     for name, about in graph.inputs.items():
         if name in ("noise", "z"):
-            shape = (network.channels, network.resolution, network.resolution)
             scale = 1.0 if name == "noise" else module.objective.noise_scale
-            found[name] = scale * image_noise(0, 0, count, shape)
+            found[name] = scale * image_noise(0, 0, count, noise_shape(network))
         elif name == "label":
             found[name] = torch.arange(count) % network.classes
         elif name in styles:

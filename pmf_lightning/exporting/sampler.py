@@ -12,7 +12,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.class_names import class_numbers
 from pmf_lightning.pipeline.conversion import stored_of
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.sampling.generate import OPTIONS, generate, image_noise
+from pmf_lightning.sampling.generate import OPTIONS, generate, image_noise, noise_shape
 
 
 class Sampler:
@@ -28,8 +28,7 @@ class Sampler:
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the noise."""
-        network = self.module.network
-        return (network.channels, network.resolution, network.resolution)
+        return noise_shape(self.module.network)
 
     @property
     def latent_moments(self) -> tuple[Sequence[float], Sequence[float]] | None:

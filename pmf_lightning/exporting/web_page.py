@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pmf_lightning.exporting import onnx_file
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.sampling.generate import image_noise
+from pmf_lightning.sampling.generate import image_noise, noise_shape
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
@@ -27,8 +27,7 @@ def write(folder: Path, module: GenerativeModule, runtime: str | None, most_mb: 
     onnx_file.write(folder, module, opset=opset)
     (folder / onnx_file.EXAMPLE).unlink()
     check_size((folder / onnx_file.MODEL).stat().st_size, most_mb)
-    shape = (module.network.channels, module.network.resolution, module.network.resolution)
-    (folder / CORNERS).write_bytes(image_noise(0, 0, 4, shape).numpy().astype("<f4").tobytes())
+    (folder / CORNERS).write_bytes(image_noise(0, 0, 4, noise_shape(module.network)).numpy().astype("<f4").tobytes())
     for name in PAGE:
         shutil.copyfile(Path(__file__).with_name("web") / name, folder / name)
     (folder / "ort").mkdir()

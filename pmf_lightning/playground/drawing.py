@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations
+from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations, noise_shape
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
@@ -84,8 +84,7 @@ def allowed(module: GenerativeModule, settings: Settings) -> Settings:
 
 def unit_noise(module: GenerativeModule, seed: int, count: int, first: int = 0) -> Noise:
     """Return the noise of images first ... first + count - 1 of a seed, as ``sample`` draws it, not yet scaled."""
-    network = module.network
-    return image_noise(seed, first, count, (network.channels, network.resolution, network.resolution))
+    return image_noise(seed, first, count, noise_shape(module.network))
 
 
 def labels_of(chosen: int | None, count: int, classes: int) -> Int64[Tensor, " count"]:

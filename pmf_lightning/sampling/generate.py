@@ -99,6 +99,11 @@ def _each(images: Tensor, value: Number) -> Tensor:
     return images.new_full((len(images),), value)
 
 
+def noise_shape(network: nn.Module) -> tuple[int, int, int]:
+    """Return channels, height and width of the noise of one image."""
+    return (network.channels, network.resolution, network.resolution)
+
+
 def image_noise(seed: int, first: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "count c h w"]:
     """Sample the unit noise of images first ... first + count - 1 on the CPU; image i depends only on (seed, i).
 
@@ -114,9 +119,7 @@ def numbered_images(
 
     Returns pixels in about [-1, 1], not clipped; latents are decoded.
     """
-    network = module.network
-    shape = (network.channels, network.resolution, network.resolution)
-    noise = module.objective.noise_scale * image_noise(seed, first, len(labels), shape)
+    noise = module.objective.noise_scale * image_noise(seed, first, len(labels), noise_shape(module.network))
     options["conditions"] = module.objective.sampling_conditions(seed, first, len(labels))
     return module.to_pixels(generate(module, noise.to(module.device), labels.to(module.device), **options))
 

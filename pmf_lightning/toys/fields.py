@@ -21,7 +21,7 @@ from pmf_lightning.objectives.fields import Image, image_from_velocity
 from pmf_lightning.pipeline.loading import load
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling import ode
-from pmf_lightning.sampling.generate import image_noise
+from pmf_lightning.sampling.generate import image_noise, noise_shape
 from pmf_lightning.toys.fields_figure import save_fields
 from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
@@ -123,7 +123,7 @@ def follow(
     """Return the simulated z at each of ``times`` (descending), and the fields of every pair r <= t with t > 0."""
     network, objective = module.network, module.objective
     labels = torch.arange(cfg.n, device=module.device) % network.classes
-    noise = image_noise(cfg.seed, 0, cfg.n, (network.channels, network.resolution, network.resolution))
+    noise = image_noise(cfg.seed, 0, cfg.n, noise_shape(network))
     start = objective.noise_scale * noise.to(module.device)
     condition = [start.new_full((cfg.n,), value) for value in options.values()]
 

@@ -10,7 +10,7 @@ from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.profiling import model_cost
 from pmf_lightning.profiling.benchmarks.step import HALF, casting
 from pmf_lightning.profiling.benchmarks.timing import matmul_flops, time_interleaved
-from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations
+from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations, noise_shape
 
 
 def benchmark_sampling(
@@ -22,7 +22,7 @@ def benchmark_sampling(
     precision. The multiply-adds of one network evaluation come from ``model_cost.count``.
     """
     network, device = module.network, module.device
-    shape = (network.channels, network.resolution, network.resolution)
+    shape = noise_shape(network)
     evaluations = network_evaluations(module.objective, **options)
     flops = 2 * model_cost.count(network).multiply_adds * evaluations
 
