@@ -316,12 +316,14 @@ FEATURES: Table = {
     "side": SIDE,
     "norm_eps": number(0),
     **below("settings", CLASSIFIER),
+    **below("encoder", ENCODER),
 }
 DRIFT_FEATURES: Table = {
     "path": PATH.or_null(),
     "sets": TEXT,
     "every_block": COUNT,
     **below("convnext", FEATURES),
+    **below("network.encoder", ENCODER),
     **below("settings", MAE),
 }
 TRAINER: Table = {

@@ -63,6 +63,7 @@ _PARTS = {
     "features": (
         *("encoders.perceptual.classifier.classifier_features*", "encoders.perceptual.convnext.ConvNeXtFeatures"),
         *("encoders.perceptual.lpips.LPIPS", "encoders.classifier.train.ClassifierSettings"),
+        *("encoders.perceptual.feature_maps.MapDistance", "encoders.battery.lite0.Lite0"),
     ),
     "battery": (
         *(f"encoders.battery.members.{name}*" for name in ("ClassifierMember", "MAEMember", "Pixels")),
@@ -75,9 +76,10 @@ _PARTS = {
     "drift_features": (
         *(
             f"encoders.drifting.build.{name}*"
-            for name in ("pixels_alone", "released", "trained_by_run", "trained_on_data")
+            for name in ("pixels_alone", "published_maps", "released", "trained_by_run", "trained_on_data")
         ),
         *("encoders.drifting.train_mae.MAESettings", "encoders.drifting.convnext.ConvNeXtMaps"),
+        *("encoders.drifting.feature_maps.TimmMaps", "encoders.battery.lite0.Lite0"),
     ),
 }
 _NEVER_BUILT = ("callbacks", "logger")  # may name any class, and are left out of what is built

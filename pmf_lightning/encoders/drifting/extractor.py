@@ -20,8 +20,8 @@ from pmf_lightning.utils.errors import UserError
 class DriftFeatures(Encoder):
     """Features of images [B,C,H,W] in [-1, 1] (or latents) by name, each [B, locations, channels].
 
-    ``encoder`` adds the features of an MAE, ``convnext`` (ConvNeXtMaps) those of a ConvNeXt; without an encoder the
-    pixels are used, as one vector. Calling it is ``encode``.
+    ``encoder`` adds the features of an MAE, ``convnext`` those of a published network (ConvNeXtMaps or TimmMaps);
+    without an encoder the pixels are used, as one vector. Calling it is ``encode``.
 
     Raises ValueError for unknown ``sets`` (see mae.py) or ``every_block`` below 1.
     """
@@ -44,8 +44,8 @@ class DriftFeatures(Encoder):
         """Raise UserError, before any long work, unless these networks support such images."""
         if self.convnext is not None and channels not in (1, 3):
             raise UserError(
-                f"data.channels={channels}: ConvNeXt takes images of 1 or 3 channels; "
-                "take drifting's features without it"
+                f"data.channels={channels}: {type(self.convnext).__name__} takes images of 1 or 3 channels; take "
+                "drifting's features without it"
             )
         if self.encoder is not None:
             try:
