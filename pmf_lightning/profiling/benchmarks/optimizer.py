@@ -8,7 +8,7 @@ from torch import nn
 
 from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.optimizers import parameter_groups
-from pmf_lightning.profiling.benchmarks.timing import milliseconds, ratios, time_interleaved
+from pmf_lightning.profiling.benchmarks.timing import compare, milliseconds, time_interleaved
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -56,5 +56,4 @@ def _copies(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 def _race(ours: Callable, theirs: Callable, repeats: int) -> dict[str, float]:
     times = time_interleaved({"ours": ours, "torch": theirs}, repeats)
-    medians = {f"{name}_ms": statistics.median(each) for name, each in times.items()}
-    return medians | ratios(times["ours"], times["torch"])
+    return compare(times["ours"], times["torch"], "torch")

@@ -36,6 +36,11 @@ def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(each), "ratio_min": min(each), "ratio_max": max(each)}
 
 
+def compare(ours: list[float], theirs: list[float], name: str) -> dict[str, float]:
+    """Return the medians "ours_ms" and "<name>_ms", and the ``ratios``, of the times of two sides that took turns."""
+    return {"ours_ms": statistics.median(ours), f"{name}_ms": statistics.median(theirs), **ratios(ours, theirs)}
+
+
 def _wait() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
