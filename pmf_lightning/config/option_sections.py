@@ -124,6 +124,22 @@ JUDGE: Table = {
     "sliced_images": integer(2),
     "spread_draws": integer(0),
 }
+EXTRACTOR: Table = {
+    "name": TEXT,
+    "model": TEXT,
+    "resize": TEXT,
+    "features": COUNT,
+    "repository": PATH.or_null(),
+    "weights": PATH.or_null(),
+    "download": YES_NO,
+    "batch": COUNT,
+    "channels": list_of(integer(), least=1),
+    "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
+    "module.**": ANYTHING,
+    **below("settings", CLASSIFIER),
+    **{key: ENCODER[key] for key in ("side", "mean", "std", "interpolation", "pool")},
+    **below("encoder", ENCODER),
+}
 METRICS: Table = {
     "enabled": YES_NO,
     "every_images": COUNT,
@@ -133,6 +149,9 @@ METRICS: Table = {
     "n": integer(2, 100_000_000).or_null(),  # metrics=fid needs it
     "reference": PATH.or_null(),
     **{name: JUDGE[name] for name in ("pixels", "precision", "directions", "sliced_images")},
+    "extractors": mapping(words="add one: +extractor@metrics.extractors.lite0=lite0, or choose metrics=small_lite0"),
+    "extractors.*": part(words="add one: +extractor@metrics.extractors.lite0=lite0, or choose metrics=small_lite0"),
+    **below("extractors.*", EXTRACTOR),
     **below("classifier", CLASSIFIER),
 }
 DECODES = part(
@@ -165,25 +184,7 @@ EVALUATION: Table = {
             "reference.where": TEXT,
         },
     ),
-    **below(
-        "extractor",
-        {
-            "name": TEXT,
-            "model": TEXT,
-            "resize": TEXT,
-            "features": COUNT,
-            "repository": PATH.or_null(),
-            "weights": PATH.or_null(),
-            "download": YES_NO,
-            "batch": COUNT,
-            "channels": list_of(integer(), least=1),
-            "module": part(words="give what Hydra builds, such as {_target_: package.Network}"),
-            "module.**": ANYTHING,
-            **below("settings", CLASSIFIER),
-            **{key: ENCODER[key] for key in ("side", "mean", "std", "interpolation", "pool")},
-            **below("encoder", ENCODER),
-        },
-    ),
+    **below("extractor", EXTRACTOR),
     **below("metrics", METRICS),
     **below("data", DATA),
     "decoder": WEIGHTS.or_null(),

@@ -31,7 +31,10 @@ class FrechetDistance:
 
     def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
         self._embed, self._batch = embed, batch
-        statistics = self._statistics(in_batches(reference, batch), "reference")
+        sums = FeatureSums(embed)
+        for part in in_batches(reference, batch):
+            sums.add(part)
+        statistics = sums.statistics("reference")
         self._reference = Gaussian(statistics.mu, statistics.sigma)
 
     def __call__(self, images: Pictures) -> float:
@@ -40,23 +43,44 @@ class FrechetDistance:
 
     def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
         """Return the distance of images given in parts, which are iterated once."""
-        statistics = self._statistics(parts, "measured")
+        sums = self.new_sums()
+        for part in parts:
+            sums.add(part)
+        return self.of_sums(sums)
+
+    def new_sums(self) -> "FeatureSums":
+        """Return empty sums, for images that are shared by several distances."""
+        return FeatureSums(self._embed)
+
+    def of_sums(self, sums: "FeatureSums") -> float:
+        """Return the distance of the images that were added to ``sums``."""
+        statistics = sums.statistics("measured")
         return self._reference.distance(statistics.mu, statistics.sigma)
+
+
+class FeatureSums:
+    """Sums of the features of uint8 images [B, C, H, W] that come in parts."""
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed, self._count = embed, 0
+        self._moments: Moments | None = None
 
     @torch.inference_mode(mode=False)  # Lightning may call it in inference mode, whose tensors cannot be updated later
     @torch.no_grad()
-    def _statistics(self, parts: Iterable[Tensor], what: str) -> FeatureStatistics:
-        count, moments = 0, None
-        for part in parts:
-            with torch.autocast(part.device.type, enabled=False):
-                features = self._embed(part)
-            if moments is None:
-                moments = Moments(features.shape[1], logits=0, stored_rows=None, sync=False).to(features.device)
-            moments.update(Features(features, None), count)
-            count += len(part)
-        if count < 2:
-            raise UserError(f"Frechet distance: {count} {what} image(s), give at least 2")
-        return moments.compute()
+    def add(self, part: UInt8[Tensor, "b c h w"]) -> None:
+        """Add images."""
+        with torch.autocast(part.device.type, enabled=False):
+            features = self._embed(part)
+        if self._moments is None:
+            self._moments = Moments(features.shape[1], logits=0, stored_rows=None, sync=False).to(features.device)
+        self._moments.update(Features(features, None), self._count)
+        self._count += len(part)
+
+    def statistics(self, what: str) -> FeatureStatistics:
+        """Return mean and covariance; UserError, which calls the images ``what``, for fewer than two."""
+        if self._moments is None or self._count < 2:
+            raise UserError(f"Frechet distance: {self._count} {what} image(s), give at least 2")
+        return self._moments.compute()
 
 
 def frechet_distance(

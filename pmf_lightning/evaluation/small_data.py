@@ -1,9 +1,10 @@
 """Evaluation during training on small data: Frechet distance and class accuracy by a classifier of real images."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.encoders.base import Extractor, extract
+from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.evaluation.frechet import FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.evaluation.frechet import Embed, FrechetDistance, Pictures, check_finite, in_batches
 from pmf_lightning.utils.errors import UserError
 
 # (labels [B], number of the first image) -> float images [B, C, H, W] in about [-1, 1], unclipped
@@ -28,7 +31,8 @@ class SmallDataSettings:
     """Settings of the evaluation: after every ``every_images`` training images, ``batch_size`` images at a time.
 
     ``extra_steps`` are additional numbers of sampling steps, evaluated once at the end. The reference is the first
-    ``reference_images`` images of the training split (None: all).
+    ``reference_images`` images of the training split (None: all). ``extractors`` are further feature networks by name,
+    from ``conf/extractor``; the distance in each is ``fd_<name>``.
     """
 
     enabled: bool
@@ -37,6 +41,7 @@ class SmallDataSettings:
     batch_size: int
     classifier: ClassifierSettings
     reference_images: int | None = None
+    extractors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("every_images", 1), ("batch_size", 1), ("reference_images", 2)):
@@ -54,7 +59,8 @@ class SmallDataScores:
     ``fd`` is their Frechet distance to the training split (or its first ``reference_images``), ``fd_floor`` that of the
     ``n`` held-out images. ``class_accuracy`` is the fraction of images that the classifier assigns to the requested
     label, ``real_accuracy`` its accuracy on the held-out images. ``per_class_accuracy`` has None for classes without
-    images. With one class there is no accuracy: both are None, and the list is empty.
+    images. With one class there is no accuracy: both are None, and the list is empty. ``others`` are the distances in
+    further features by name ("fd_lite0"), ``other_floors`` those of the held-out images.
     """
 
     fd: float
@@ -63,12 +69,15 @@ class SmallDataScores:
     class_accuracy: float | None
     real_accuracy: float | None
     per_class_accuracy: list[float | None]
+    others: dict[str, float] = field(default_factory=dict)
+    other_floors: dict[str, float] = field(default_factory=dict)
 
 
 class RealImageScorer:
     """Classifier with the real images of the comparison; scores of the real images are computed once.
 
-    ``labelled`` is False if the classifier does not know the labels: then only distances are measured.
+    ``labelled`` is False if the classifier does not know the labels: then only distances are measured. ``others`` are
+    further features of uint8 images by the name of their distance.
     """
 
     def __init__(
@@ -79,11 +88,18 @@ class RealImageScorer:
         held_out_labels: Int64[Tensor, " m"],
         batch: int,
         labelled: bool = True,
+        others: Mapping[str, Embed] | None = None,
     ) -> None:
         self.classifier, self.batch, self.labelled = classifier, batch, labelled
         self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
+        self.others = {name: FrechetDistance(embed, train_images, batch) for name, embed in (others or {}).items()}
+
+    @cached_property
+    def other_floors(self) -> dict[str, float]:
+        """Distance of the held-out images to the training split in each of the other features."""
+        return {name: distance(self.held_out_images) for name, distance in self.others.items()}
 
     @cached_property
     def floor(self) -> float:
@@ -109,17 +125,16 @@ class RealImageScorer:
 
         Raises ValueError unless their number and size equal those of the held-out images: the distance depends on both.
         """
-        hits, labels = [], []
-
-        def seen() -> Iterator[Tensor]:
-            for images, requested in parts:
-                self._check((self.shape[0], *images.shape[1:]))
-                known = hits_of(self.classifier, images, requested) if self.labelled else torch.zeros(len(images)) > 0
-                hits.append(known)
-                labels.append(requested.cpu())
-                yield images.cpu()
-
-        distance = self.distance.of_parts(seen())
+        hits, labels, sums = [], [], self.distance.new_sums()
+        others = {name: distance.new_sums() for name, distance in self.others.items()}
+        for images, requested in parts:
+            self._check((self.shape[0], *images.shape[1:]))
+            known = hits_of(self.classifier, images, requested) if self.labelled else torch.zeros(len(images)) > 0
+            hits.append(known)
+            labels.append(requested.cpu())
+            for each in (sums, *others.values()):
+                each.add(images.cpu())
+        distance = self.distance.of_sums(sums)
         hits, labels = torch.cat(hits), torch.cat(labels)
         self._check((len(labels), *self.shape[1:]))
         classes = self.classifier.head.out_features if self.labelled else 0
@@ -131,6 +146,8 @@ class RealImageScorer:
             class_accuracy=hits.double().mean().item() if self.labelled else None,
             real_accuracy=self.real_accuracy,
             per_class_accuracy=[rows.double().mean().item() if len(rows) else None for rows in by_class],
+            others={name: self.others[name].of_sums(sums) for name, sums in others.items()},
+            other_floors=self.other_floors,
         )
 
     def _check(self, shape: tuple[int, ...]) -> None:
@@ -141,11 +158,17 @@ class RealImageScorer:
 class SmallDataEvaluator:
     """Evaluator of a generator against ``source``'s images; the classifier and ``fd_floor`` are computed once.
 
-    It runs on the CPU without communication, so one process may evaluate while others do not.
+    It runs without communication, so one process may evaluate while others do not: the classifier on the CPU,
+    ``settings.extractors`` on ``device``. Raises UserError if the weights of an extractor are missing or it does not
+    take such images.
     """
 
     def __init__(self, source: DataSource, settings: SmallDataSettings, cache_dir: str | None):
         self.source, self.settings, self.cache_dir = source, settings, cache_dir
+        self.device = torch.device("cpu")
+        self.extractors = {
+            name: _complete(name, extractor, source, cache_dir) for name, extractor in settings.extractors.items()
+        }
 
     @cached_property
     def scorer(self) -> RealImageScorer:
@@ -159,8 +182,9 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
+        others = {f"fd_{name}": _embed(extractor, self.device) for name, extractor in self.extractors.items()}
         labelled = source.classes > 1
-        return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled)
+        return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled, others)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, with labels ``i % classes``, and return their scores.
@@ -172,6 +196,23 @@ class SmallDataEvaluator:
         firsts = range(0, len(labels), self.settings.batch_size)
         parts = zip(firsts, labels.split(self.settings.batch_size), strict=True)
         return scorer.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
+
+
+def _complete(name: str, extractor: Any, source: DataSource, cache_dir: str | None) -> Extractor:
+    extractor = complete(extractor, source, cache_dir)
+    extractor.check()
+    if source.channels not in extractor.channels:
+        known = " or ".join(map(str, extractor.channels))
+        raise UserError(
+            f"metrics.extractors.{name}: it sees images of {known} channels, data {source.name} has {source.channels}; "
+            "leave it out"
+        )
+    return extractor
+
+
+def _embed(extractor: Extractor, device: torch.device) -> Embed:
+    network = extractor.open(device)
+    return lambda images: extract(network, images, extractor.batch, device).features
 
 
 @torch.no_grad()

@@ -21,6 +21,13 @@ _OURS = "pmf_lightning"
 # Part of a configuration -> the objects that it may name: ours by their defining module, torch's by their public name.
 # A star marks those that conf/ builds with _partial_. Others may not be partials, because a partial is called later
 # with more arguments.
+_EXTRACTORS = (
+    *("encoders.dinov2.DinoV2", "encoders.inception.Inception"),
+    *("encoders.extractors.ClassifierFeatures*", "encoders.extractors.ModuleFeatures"),
+    *("encoders.battery.extractor.EncoderFeatures", "encoders.battery.extractor.timm_features"),
+    "encoders.battery.lite0.Lite0*",
+    "encoders.classifier.train.ClassifierSettings",
+)
 _PARTS = {
     "backbone": (
         *("models.vit.ViT", "models.jit_vit.JiTViT", "models.drifting_vit.DriftingViT", "models.mae.network.MAE"),
@@ -50,16 +57,10 @@ _PARTS = {
     "metrics": (
         *("training.callbacks.fid.FidSettings", "evaluation.small_data.SmallDataSettings"),
         "training.callbacks.battery.BatterySettings",
-        "encoders.classifier.train.ClassifierSettings",
+        *_EXTRACTORS,
     ),
     "protocol": ("evaluation.protocol.Protocol", "evaluation.protocol.PublishedReference"),
-    "extractor": (
-        *("encoders.dinov2.DinoV2", "encoders.inception.Inception"),
-        *("encoders.extractors.ClassifierFeatures*", "encoders.extractors.ModuleFeatures"),
-        *("encoders.battery.extractor.EncoderFeatures", "encoders.battery.extractor.timm_features"),
-        "encoders.battery.lite0.Lite0*",
-        "encoders.classifier.train.ClassifierSettings",
-    ),
+    "extractor": _EXTRACTORS,
     "features": (
         *("encoders.perceptual.classifier.classifier_features*", "encoders.perceptual.convnext.ConvNeXtFeatures"),
         *("encoders.perceptual.lpips.LPIPS", "encoders.classifier.train.ClassifierSettings"),

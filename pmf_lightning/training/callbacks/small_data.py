@@ -31,8 +31,9 @@ class SmallDataEvaluation(SampleEvaluation):
         return self._name
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train or load the classifier before the first step."""
+        """Train or load the classifier and measure the reference before the first step."""
         if trainer.is_global_zero:
+            self.evaluator.device = pl_module.device
             _ = self.evaluator.scorer
 
     def evaluate(self, module: LightningModule, generate: Callable[[Tensor, int], Tensor]) -> SmallDataScores:
@@ -40,19 +41,25 @@ class SmallDataEvaluation(SampleEvaluation):
         return self.evaluator(lambda labels, first: generate(labels, first).cpu())
 
     def metrics(self, result: SmallDataScores) -> dict[str, float]:
-        """Return the distance, and the accuracy if there are classes."""
-        found = {self.name: result.fd, "class_accuracy": result.class_accuracy}
+        """Return the distances, and the accuracy if there are classes."""
+        found = {self.name: result.fd, **result.others, "class_accuracy": result.class_accuracy}
         return {name: value for name, value in found.items() if value is not None}
 
     def summary(self, result: SmallDataScores | None) -> dict[str, Any]:
         """Return all numbers except those per class."""
         names = ("fd", "fd_floor", "n", "class_accuracy", "real_accuracy")
-        return {name: result and getattr(result, name) for name in names}
+        found = {name: result and getattr(result, name) for name in names}
+        if result is None:
+            return found
+        return found | result.others | {f"{name}_floor": floor for name, floor in result.other_floors.items()}
 
     def short_summary(self, result: SmallDataScores) -> dict[str, Any]:
-        """Return the distance and the accuracy."""
-        return {"fd": result.fd, "class_accuracy": result.class_accuracy}
+        """Return the distances and the accuracy."""
+        return {"fd": result.fd, **result.others, "class_accuracy": result.class_accuracy}
 
     def display_names(self) -> Mapping[str, str]:
-        """Return the titles of the two distances."""
-        return {"fd": f"{self.name} (lower is better)", "fd_floor": f"{self.name} of held-out images"}
+        """Return the titles of the distances."""
+        titles = {"fd": f"{self.name} (lower is better)", "fd_floor": f"{self.name} of held-out images"}
+        for name in map("fd_{}".format, self.evaluator.extractors):
+            titles |= {name: f"{name} (lower is better)", f"{name}_floor": f"{name} of held-out images"}
+        return titles
