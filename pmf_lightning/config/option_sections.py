@@ -264,6 +264,7 @@ BACKBONE: Table = {
     "attention_dropout": SHARE,
     "codes": integer(0),
     "rows": COUNT,
+    "augment": integer(0),
     **MASKED_AUTOENCODER,
 }
 MAE: Table = {**TRAINED, **MASKED_AUTOENCODER, **MASKING, "patch": SIDE, "clip": POSITIVE}

@@ -102,6 +102,20 @@ class LabelVector(nn.Module):
         return self.table(labels)
 
 
+class VectorCondition(Linear):
+    """Linear map of a vector, without bias and initialised with zeros: the vector 0 and a new network add nothing.
+
+    It is optimised by Adam, as a table is, because each of its columns stands for itself.
+    """
+
+    def __init__(self, size: int, width: int):
+        super().__init__(size, width, fan_in_normal(0), bias=False, kind="adam")
+
+    def forward(self, values: Float[Tensor, "b size"]) -> Vector:
+        """Map one vector per sample."""
+        return super().forward(values.to(self.weight.dtype))
+
+
 class ScalarCondition(nn.Module):
     """Tokens of a scalar: learned tokens, each plus the scalar's embedding."""
 

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.adaln import SITES, AdaLNZeroBlock, Keys, Modulation
-from pmf_lightning.models.embedders import LabelVector, LearnedTokens, ScalarVector, SinCosPositions, Vector
+from pmf_lightning.models.embedders import (
+    LabelVector,
+    LearnedTokens,
+    ScalarVector,
+    SinCosPositions,
+    Vector,
+    VectorCondition,
+)
 from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, normal
 from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer, tokens_to_image
 from pmf_lightning.models.positions import rotation_2d, sincos_2d
@@ -51,6 +58,8 @@ class JiTViT(PatchTransformer):
         dropout: after the projection of attention and inside the SwiGLU, in the middle half of the blocks;
             attention_dropout: of attention weights, in the same blocks.
         positions: "sincos", a fixed table | "learned", trained from there on (FD-loss's --learned_pe).
+        augment: numbers of the condition "augment", whose linear map is added to the vector of time and class; 0: there
+            is none. Where the condition is not given it is 0.
         sizes: see ``PatchTransformer``. RoPE is by row and column; class tokens are not rotated.
 
     Raises ValueError for incompatible sizes.
@@ -70,6 +79,7 @@ class JiTViT(PatchTransformer):
         dropout: Number,
         attention_dropout: Number,
         positions: str = "sincos",
+        augment: int = 0,
         **sizes: Any,
     ):
         super().__init__(width=width, num_heads=num_heads, classes=classes, prefix=context, **sizes)
@@ -85,6 +95,7 @@ class JiTViT(PatchTransformer):
             self.channels, self.patch, width, bottleneck, patch_bias=bottleneck is None
         )
         self.conditions = nn.ModuleDict({"label": LabelVector(classes + 1, width, STD), "t": ScalarVector(width, STD)})
+        self.augment = VectorCondition(augment, width) if augment else None
         self.context = LearnedTokens(context, width, STD) if context else None
         self.positions = SinCosPositions(self.grid, width) if positions == "learned" else None
         middle = range(depth // 4, 3 * (depth // 4))
@@ -105,12 +116,14 @@ class JiTViT(PatchTransformer):
     ) -> dict[str, Float[Tensor, "b c h w"]]:
         """Return the field of head "u", the only one.
 
-        ``conditions`` has "label" and "t". Dropout is active exactly if it has "dropout", an integer key per row; the
-        training mode has no effect. Other names are ignored.
+        ``conditions`` has "label" and "t", and may have "augment". Dropout is active exactly if it has "dropout", an
+        integer key per row; the training mode has no effect. Other names are ignored.
         """
         label = self.conditions["label"](conditions["label"])
         # Our t is the fraction of noise, that of the official network the fraction of data.
         c = self.conditions["t"](1 - conditions["t"]) + label
+        if self.augment is not None and "augment" in conditions:
+            c = c + self.augment(conditions["augment"])
         x = self.patch_embedding(image)
         like = self.patch_embedding.patches.weight
         if self.positions is None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.embedders import LearnedTokens, make_condition
+from pmf_lightning.models.embedders import LearnedTokens, VectorCondition, make_condition
 from pmf_lightning.models.layers import AttentionKind, Block, Linear, RMSNorm, Tokens, cat_with_tangents, fan_in_normal
 from pmf_lightning.models.patches import PatchEmbedding, PatchTransformer, tokens_to_image
 from pmf_lightning.models.positions import Rotation, rotation_1d, rotation_2d
@@ -54,6 +54,8 @@ class ViT(PatchTransformer):
         block_gain: standard deviation of block weights times sqrt(fan_in).
         rope: "patches" (two-dimensional, condition tokens unrotated) or "sequence" (one-dimensional, all tokens).
         positions: "learned" adds a learned vector to every token, "none" adds nothing.
+        augment: numbers of the condition "augment", whose linear map is added to every token; 0: there is none. Where
+            the condition is not given it is 0.
         sizes: see ``PatchTransformer``.
 
     Raises ValueError for incompatible sizes.
@@ -73,6 +75,7 @@ class ViT(PatchTransformer):
         block_gain: Number,
         rope: str = "patches",
         positions: str = "learned",
+        augment: int = 0,
         **sizes: Any,
     ):
         prefix = sum(spec["tokens"] for spec in conditions.values())
@@ -90,6 +93,7 @@ class ViT(PatchTransformer):
             {name: make_condition(spec, width, classes) for name, spec in conditions.items() if spec["tokens"]}
         )
         self.positions = LearnedTokens(self.tokens, width, std=0.02) if positions == "learned" else None
+        self.augment = VectorCondition(augment, width) if augment else None
         self.trunk = nn.ModuleList(block() for _ in range(depth))
         self.heads = nn.ModuleDict(
             {name: Head(depth, self.patch, self.channels, self.grid, block, width) for name, depth in heads.items()}
@@ -113,6 +117,8 @@ class ViT(PatchTransformer):
         x = cat_with_tangents(torch.cat, (*prefix, self.patch_embedding(image)), 1)
         if self.positions is not None:
             x = x + self.positions.weight
+        if self.augment is not None and "augment" in conditions:
+            x = x + self.augment(conditions["augment"])[:, None]
         rotation = self._rotation(like=self.patch_embedding.patches.weight)
         for block in self.trunk:
             x = block(x, rotation, kind)

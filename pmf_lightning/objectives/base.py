@@ -21,10 +21,14 @@ SAMPLERS = {"average": "average_velocity", "heun": "ode_velocity", "euler": "ode
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x [B,C,H,W] in [-1,1] and their labels y [B], before label dropout."""
+    """Images x [B,C,H,W] in [-1,1] and their labels y [B], before label dropout.
+
+    ``conditions`` are further conditions of the network by name, [B,...], such as how each image was augmented.
+    """
 
     x: Float[Tensor, "b c h w"]
     y: Int64[Tensor, " b"]
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class Objective(Protocol):
     encoder_request: EncoderRequest | None
     needs_global_batch: bool
     splits_batch: bool
+    passes_conditions: bool
     samplers: Sequence[str]
     sampling_heads: Sequence[str]
     reconstructs: bool
@@ -245,6 +250,7 @@ class ObjectiveBase:
             gets ``devices``.
         splits_batch: whether an objective that needs the global batch divides it itself into parts of
             ``micro_batch`` images, which is then its field.
+        passes_conditions: whether the network gets ``Batch.conditions`` in every pass of the loss.
         sampling_heads: the heads that samplers use; the others are only trained.
         samplers: names of the samplers, the default one first; empty: no generator, such as an autoencoder.
         reconstructs: whether an objective without samplers has ``reconstructions`` and ``held_out_metrics``, for image
@@ -266,6 +272,7 @@ class ObjectiveBase:
     encoder_request: ClassVar[EncoderRequest | None] = None
     needs_global_batch: ClassVar[bool] = False
     splits_batch: ClassVar[bool] = False
+    passes_conditions: ClassVar[bool] = False
     samplers: ClassVar[Sequence[str]] = ()
     reconstructs: ClassVar[bool] = False
     loss_note: ClassVar[str] = ""

@@ -67,6 +67,7 @@ class JiT(ObjectiveBase):
         "the loss is a plain mean squared error; loss_v is logged next to it, to compare across losses"
     )
     search_preset: ClassVar = "jit_b16"
+    passes_conditions: ClassVar = True
     without_classes: ClassVar = {"objective.label_dropout": 0.0}
 
     prediction: str
@@ -115,7 +116,7 @@ class JiT(ObjectiveBase):
         on = draws.to(batch.x.device)
         z = noisy_image(batch.x, on.noise, on.t)
         y = torch.where(on.drop, network.classes, batch.y)
-        answer = self._answer(network, z, on.t, y, dropout=on.dropout)
+        answer = self._answer(network, z, on.t, y, dropout=on.dropout, **batch.conditions)
         truth = {"x": batch.x, "eps": on.noise, "v": path_velocity(batch.x, on.noise)}[self.prediction]
         both = {
             name: [convert(field, z, on.t, self.prediction, name, self.t_clip) for field in (answer, truth)]

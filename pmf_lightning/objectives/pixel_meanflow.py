@@ -103,6 +103,7 @@ class PixelMeanFlow(ObjectiveBase):
 
     samplers: ClassVar = ("average", "heun", "euler")  # the first is the paper's
     sampling_heads: ClassVar = ("u",)
+    passes_conditions: ClassVar = True
     changeable_fields: ClassVar = ("jvp",)  # its forms compute the same numbers
     fields_without_effect: ClassVar = ("jvp",)
     mapping_fields: ClassVar = ("perceptual",)
@@ -276,11 +277,17 @@ class PixelMeanFlow(ObjectiveBase):
         """Return the loss of the algorithm as printed; see objectives/meanflow_reference.py."""
         return textbook_loss(self, network, batch, draws)
 
-    def _velocities(self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None) -> dict[str, Image]:
-        """Run the network and convert its outputs to velocities; with v_source="boundary", "v" is the output "u"."""
+    def _velocities(
+        self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None, more: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Image]:
+        """Run the network and convert its outputs to velocities; with v_source="boundary", "v" is the output "u".
+
+        ``more`` are conditions besides those of the objective.
+        """
         # The guidance scale enters as 1 - 1/omega, the weight of the correction. Networks ignore unused conditions:
         # those of pMF and iMF get the time only as h, since t can be inferred from a noisy image.
         conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
+        conditions |= more or {}
         known = heads if self.v_source == "head" else ("u",)
         raw = network(z, conditions, heads=known, attention=attention)
         fields = {head: self._as_velocity(z, answer, t) for head, answer in raw.items()}
@@ -331,12 +338,13 @@ class PixelMeanFlow(ObjectiveBase):
         # Copied once, without waiting: a blocking copy waits for all the work that the device has still to do.
         on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in (omega, guided, ask_c))
         with record_function("guidance"):  # label in profiler traces
-            v_c, v_u = self._guidance(network, batch.y, z, on.t, on_omega, ask_c, ask_u)
+            v_c, v_u = self._guidance(network, batch, z, on.t, on_omega, ask_c, ask_u)
 
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
             heads = ("u", "v") if with_v else ("u",)
-            answer = self._velocities(network, z, t, r, *conditions, heads, attention)
+            more = {name: values[rows] for name, values in batch.conditions.items()}
+            answer = self._velocities(network, z, t, r, *conditions, heads, attention, more)
             return answer["u"], answer.get("v")
 
         def target(v_c):
@@ -356,7 +364,7 @@ class PixelMeanFlow(ObjectiveBase):
         losses = self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
         return replace(losses, t=draws.t, diagnostic_rows=moving)
 
-    def _guidance(self, network, y, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
+    def _guidance(self, network, batch, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.
 
         One pass through trunk and v-head, at h = 0 and the full interval, without a graph. ``omega`` is on the device
@@ -366,13 +374,14 @@ class PixelMeanFlow(ObjectiveBase):
         rows = torch.cat((rows_c, rows_u))
         v_c = v_u = torch.zeros_like(z)
         if len(rows):
-            labels = torch.cat((y[rows_c], torch.full_like(rows_u, network.classes)))
+            labels = torch.cat((batch.y[rows_c], torch.full_like(rows_u, network.classes)))
             scales = torch.cat((omega[rows_c], torch.ones_like(t[rows_u])))
+            more = {name: values[rows] for name, values in batch.conditions.items()}
             t = t[rows]
+            interval = torch.zeros_like(t), torch.ones_like(t)
             with torch.no_grad():
-                v = self._velocities(
-                    network, z[rows], t, t, scales, torch.zeros_like(t), torch.ones_like(t), labels, ("v",)
-                )["v"].to(z.dtype)
+                v = self._velocities(network, z[rows], t, t, scales, *interval, labels, ("v",), more=more)["v"]
+            v = v.to(z.dtype)
             v_c, v_u = v_c.index_copy(0, rows_c, v[: len(rows_c)]), v_u.index_copy(0, rows_u, v[len(rows_c) :])
         return v_c, v_u
 

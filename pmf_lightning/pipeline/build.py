@@ -34,6 +34,7 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     validate.model(cfg)
     validate.objective(cfg)
     objective, optimizer = make_objective(cfg), make_part(cfg, "optimizer")
+    augment = make_augment(cfg, objective)
     validate.sampler(cfg.sampling.get("sampler"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():
         network = make_part(_with_heads(cfg, objective.heads), "backbone")
@@ -48,7 +49,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
     first = start / cfg.optimizer.lr if start else 0.0
     decay = cfg.schedule.get("decay_shape", DECAYS[0])  # missing in older checkpoints
     schedule = partial(rate_factor, steps=cfg.steps, first=first, decay=decay, **shares)
-    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, row_tables.stored(cfg), decoder)
+    stored = row_tables.stored(cfg)
+    module = GenerativeModule(network, objective, optimizer, schedule, cfg.seed, stored, decoder, augment)
     try:
         module.configure_optimizers()  # report bad numbers now, before training starts
     except (ValueError, TypeError) as error:  # TypeError: it is no optimizer
@@ -80,6 +82,21 @@ def _post_trained(cfg: DictConfig, objective: Objective) -> Objective:
     if missing := [group for group in wrapped.config_groups if cfg.get(group) is None]:
         raise UserError(f"{missing[0]}=null: posttrain={wrapped.name} needs it; choose one, or leave posttrain= out")
     return wrapped
+
+
+def make_augment(cfg: DictConfig, objective: Objective) -> Any:
+    """Instantiate ``augment=``; None without. Raises UserError if the objective does not pass on how images were moved.
+
+    Its generator would imitate the moved images.
+    """
+    if cfg.get("augment") is None:  # missing in older checkpoints
+        return None
+    if not objective.passes_conditions:
+        raise UserError(
+            f"augment=edm: the loss of {cfg.name} does not tell the network how an image was moved, so samples would "
+            "be moved too; leave augment= out"
+        )
+    return make_part(cfg, "augment")
 
 
 def make_source(cfg: DictConfig) -> DataSource:

@@ -52,7 +52,7 @@ MOVED_TARGETS = {
 # Old -> new class name of callbacks with state in checkpoints.
 RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
 # Options missing in earlier configurations, with the values that those runs used.
-ADDED_OPTIONS = {"flip": False, "decoder": None, "activation_checkpointing": False, "compile": False}
+ADDED_OPTIONS = {"flip": False, "decoder": None, "activation_checkpointing": False, "compile": False, "augment": None}
 ADDED_OBJECTIVE_OPTIONS = {
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {
         "omega_min": 1.0,

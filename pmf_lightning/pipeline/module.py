@@ -31,6 +31,8 @@ class GenerativeModule(LightningModule):
         config: the resolved configuration as plain data; it is stored in checkpoints.
         decoder: decodes the latents of a latent model to pixels (models/sd_vae.py); None if the network outputs
             pixels. It is not part of parameters, checkpoints and averages.
+        augment: transforms images and tells how: (images, rows, seed, step) -> (images, vectors), such as
+            data/augment.py; None: images are not augmented.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class GenerativeModule(LightningModule):
         seed: int,
         config: dict,
         decoder: Any = None,
+        augment: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -49,6 +52,7 @@ class GenerativeModule(LightningModule):
         self.seed = seed
         self.config = config
         self.decoder = decoder
+        self.augment = augment
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
         self.class_names: Sequence[str] | None = None  # in the order of the labels, of the data or a checkpoint
         self.init_from: dict[str, Any] | None = None  # description of the weights that the run started from
@@ -160,7 +164,11 @@ class GenerativeModule(LightningModule):
         images, labels, *negatives = batch
         rows = shard.rows(len(labels))
         if self.objective.data == "images":
-            return Batch(self.inputs(images, rows, step, flip=flip), labels)
+            x = self.inputs(images, rows, step, flip=flip)
+            if self.augment is None:
+                return Batch(x, labels)
+            x, vectors = self.augment(x, rows, self.seed, step)
+            return Batch(x, labels, {"augment": vectors})
         roles = {"positives": images, "negatives": negatives[0]}
         x = {role: self.inputs(part, rows, step, role, flip=flip) for role, part in roles.items()}
         return QueueBatch(x["positives"], labels, x["negatives"])

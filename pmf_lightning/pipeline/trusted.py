@@ -47,6 +47,7 @@ _PARTS = {
     ),
     "optimizer": ("torch.optim.Adam*", "torch.optim.AdamW*", "optim.muon_adam.MuonAdam*"),
     "decoder": ("models.sd_vae.SDVAE",),
+    "augment": ("data.augment.EDMAugment",),
     "data": (
         *("data.sources.digits.Digits", "data.sources.folder.Folder", "data.sources.shapes.source.Shapes"),
         *("data.shards.source.Shards", "data.shards.source.LatentShards", "data.sources.named.source.NamedSet"),

@@ -166,13 +166,18 @@ def open_source(cfg: DictConfig) -> DataSource:
 
 
 def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> None:
-    """Check that flips, the decoder and the objective fit the data (pixels or latents); raises UserError."""
+    """Check that flips, augmentation, decoder and objective fit the data (pixels or latents); raises UserError."""
     if source.latents and cfg.decoder is None:
         raise UserError(f"decoder=null: {source.name} provides latents, which the decoder normalises; leave it out")
     if source.latents and cfg.flip:
         raise UserError(
             f"flip=true: {source.name} provides latents, and a mirrored latent is not the latent of the mirrored "
             "image; set flip=false"
+        )
+    if source.latents and cfg.augment is not None:
+        raise UserError(
+            f"augment=edm: {source.name} provides latents, and a moved latent is not the latent of the moved image; "
+            "leave augment= out"
         )
     try:
         objective.check_data(latents=source.latents, flip=cfg.flip, name=source.name)

