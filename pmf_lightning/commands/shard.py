@@ -23,6 +23,7 @@ from pmf_lightning.data.shards.writing.pixels import make_pixels
 from pmf_lightning.data.shards.writing.processes import in_processes
 from pmf_lightning.data.shards.writing.progress import LIST, Finished
 from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask
+from pmf_lightning.data.shards.writing.table_inputs import PREFIX, table_inputs
 from pmf_lightning.data.shards.writing.tar_files import room_to_unpack
 from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.data.transforms import CROP_RULE
@@ -46,7 +47,7 @@ def run(cfg: DictConfig) -> ShardingResult:
 
 def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> ShardingResult:
     num_workers = cfg.num_workers or all_cores()
-    inputs = find_inputs(str(cfg["in"]), cfg.classes, cfg.class_names, num_workers, unpacked, cfg.label)
+    inputs = _inputs(cfg, num_workers, unpacked)
     side = None if vae is None else cfg.size // vae.scale
     shape = None if vae is None else (2, len(vae.mean), side, side)
     job = ShardingJob(inputs, _recipe(cfg, inputs, vae), out, str(cfg["in"]), float(cfg.max_unreadable), shape)
@@ -65,6 +66,13 @@ def _made(cfg: DictConfig, out: Path, vae: SDVAE | None, unpacked: Path) -> Shar
         ) from error
     except MemoryError as error:
         raise UserError(f"num_workers={num_workers}: out of memory; set fewer; finished shards are reused") from error
+
+
+def _inputs(cfg: DictConfig, num_workers: int, unpacked: Path) -> Inputs:
+    given = str(cfg["in"])
+    if given.startswith(PREFIX):
+        return table_inputs(given, cfg.split or "train", cfg.subset, cfg.image_column, cfg.label_column, unpacked)
+    return find_inputs(given, cfg.classes, cfg.class_names, num_workers, unpacked, cfg.label)
 
 
 def _recipe(cfg: DictConfig, inputs: Inputs, vae: SDVAE | None) -> Recipe:
@@ -93,6 +101,7 @@ def _check(cfg: DictConfig) -> None:
             raise UserError(f"{key}={cfg[key]}: there is no such {key}; {suggestions(str(cfg[key]), known)}")
     check_background(cfg.background, "background")
     check_rule(cfg.label, "label")
+    _check_kind_of_input(cfg)
     if cfg.channels not in (1, 3):
         raise UserError(f"channels={cfg.channels}: set it to 3 (colour) or 1 (grey)")
     if cfg.kind == "latents" and (cfg.payload != "npy" or cfg.channels != 3):
@@ -101,10 +110,22 @@ def _check(cfg: DictConfig) -> None:
         )
 
 
+def _check_kind_of_input(cfg: DictConfig) -> None:
+    """Raise UserError for options of tables with other inputs, or the reverse."""
+    tables = str(cfg["in"]).startswith(PREFIX)
+    others = {"classes": None, "class_names": None, "label": "auto"}
+    columns = dict.fromkeys(("split", "subset", "image_column", "label_column"))
+    for key, usual in (others if tables else columns).items():
+        if cfg[key] != usual:
+            remedy = "choose label_column=" if tables else f"it is for in={PREFIX}<set>"
+            raise UserError(f"{key}={cfg[key]}: in={cfg['in']} does not take it; {remedy}, or leave it out")
+
+
 def _out(cfg: DictConfig) -> Path:
     """Return the output folder; raises UserError if it is inside the input or no folder, or if the input is missing."""
-    source, out = (Path(cfg[key]) for key in ("in", "out"))
-    if not source.exists() and zip_of(source) is None and not set("{*?[") & set(str(source)):
+    tables = str(cfg["in"]).startswith(PREFIX)
+    source, out = Path(str(cfg["in"]).removeprefix(PREFIX)), Path(cfg.out)
+    if not tables and not source.exists() and zip_of(source) is None and not set("{*?[") & set(str(source)):
         raise UserError(f"in={source}: no such file or folder; give class folders, a zip, or WebDataset tars")
     if source.exists() and source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"out={out}: that is inside in={source}; set another out")
@@ -164,7 +185,7 @@ def _report(out: str, made: ShardingResult) -> None:
     data = "shards" if made.manifest.kind == "pixels" else "imagenet256_latents"
     print(f"to train on it: data={data} {path_argument('data.root', out)}")
     if made.unpacked:
-        print(f"{made.unpacked:,} compressed tars were read from unpacked copies, which are removed")
+        print(f"{made.unpacked:,} compressed tars or tables were read from copies, which are removed")
 
 
 def run_and_show(cfg: DictConfig) -> None:

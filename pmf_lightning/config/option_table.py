@@ -250,6 +250,7 @@ SHARD: Table = {
     "classes": COUNT.or_null(),
     "class_names": PATH.or_null(),
     "label": TEXT,
+    **{key: TEXT.or_null() for key in ("split", "subset", "image_column", "label_column")},
     "verify": YES_NO,
     "decoder": WEIGHTS,
     "decoder.weights": PATH.or_null(),

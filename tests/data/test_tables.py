@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
 
 from pmf_lightning import UserError, compose
+from pmf_lightning.data.shards.source import Shards
+from pmf_lightning.data.shards.tar import read_index
 from pmf_lightning.data.sources.hf import files
 from pmf_lightning.data.transforms import read_image
 from pmf_lightning.pipeline.build import make_source
+from pmf_lightning.shard import shard
 
 INSTALLED = importlib.util.find_spec("pyarrow") is not None
 pytestmark = pytest.mark.skipif(not INSTALLED, reason='needs pyarrow: pip install "pmf_lightning[hf]"')
@@ -211,3 +215,57 @@ def test_a_set_of_the_hub_is_loaded_in_full(tmp_path, monkeypatch):
     assert asked == [(("some/pets", "small"), {"split": "train", "streaming": False})]
     with pytest.raises(UserError, match=r"data.root=some/pets data.split=dev: it cannot be loaded \(Unknown split"):
         source("some/pets", tmp_path / "cache", "data.split=dev", "data.classes=2")
+
+
+def shards_of(given, out, *options):
+    cfg = compose(["size=16", "num_workers=1", "records_per_shard=7", "max_unreadable=0.2", *options], "shard")
+    return shard(OmegaConf.merge(cfg, {"in": given, "out": str(out)}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_parquet, write_saved])
+def test_shards_hold_the_images_of_the_table(write, tmp_path, capsys):
+    made = shards_of(f"hf:{write(tmp_path / 'set')}", tmp_path / "shards")
+    assert (made.manifest.count, made.manifest.class_names, made.manifest.per_class) == (24, CLASSES, [12, 12])
+    assert "24 images of 2 classes" in capsys.readouterr().out
+    read = Shards("shards", str(tmp_path / "shards"), 16, 3, 2, 0.0, 0.0).train()
+    keys = [key for entry in made.manifest.shards for key in read_index(tmp_path / "shards" / entry.file).keys]
+    rows = [int(str(key).rpartition("-")[2]) for key in keys]
+    assert sorted(rows) == list(range(24)) != rows
+    images, labels = read.batch(list(range(24)))
+    assert torch.equal(images, pixels(rows))
+    assert labels.tolist() == [row % 2 for row in rows]
+    assert not (tmp_path / "shards" / ".unpacked").exists()
+    again = shards_of(f"hf:{tmp_path / 'set'}", tmp_path / "shards")
+    assert (again.images, again.reused) == (0, 4)
+
+
+@pytest.mark.slow
+def test_shards_of_other_splits_columns_and_cells(tmp_path):
+    import pyarrow as pa
+
+    folder = write_parquet(tmp_path / "set", label=pa.array(["b", "a"] * 3), images=12)
+    made = shards_of(f"hf:{folder}", tmp_path / "one", "split=test", "label_column=none", "image_column=image")
+    assert (made.manifest.count, made.manifest.class_names) == (6, ["set"])
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = [{"bytes": encoded(i) if i else None, "path": None} for i in range(6)]
+    folder = write_parquet(tmp_path / "bare", image=pa.array(cells, kind), images=12)
+    made = shards_of(f"hf:{folder}", tmp_path / "bare-shards")
+    assert (made.manifest.count, [one.key for one in made.unreadable]) == (10, ["row 0", "row 6"])
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "words"),
+    [
+        ("hf:{set}", ["split=dev"], r"^split=dev: .* has no such split"),
+        ("hf:{set}", ["label_column=lable"], r"^label_column=lable: .* did you mean label"),
+        ("hf:{set}", ["label=none"], r"^label=none: in=hf:.* does not take it; choose label_column="),
+        ("hf:/no/where", [], r"^in=hf:/no/where: there is no such folder, and it is no name of the hub"),
+        ("{set}", ["split=test"], r"^split=test: .* does not take it; it is for in=hf:<set>"),
+    ],
+)
+def test_bad_input_of_shards_is_one_line(given, options, words, folder, tmp_path):
+    with pytest.raises(UserError, match=words) as caught:
+        shards_of(given.format(set=folder), tmp_path / "out", *options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
