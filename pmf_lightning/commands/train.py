@@ -32,6 +32,7 @@ from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.training.summary import evaluations, finish, pictures
 from pmf_lightning.training.trainer import make_trainer, show_profile
+from pmf_lightning.utils import threads
 from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.utils.free_space import free_memory
@@ -44,7 +45,8 @@ LARGE = 50_000_000  # weights of a network whose memory is always printed before
 def run(cfg: DictConfig) -> dict:
     """Run a training as ``pmf_lightning.train.train`` describes it."""
     log = RunLog()
-    with log.recording(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")):
+    given = None if cfg.threads == threads.AUTO else cfg.threads
+    with log.recording(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")), threads.fixed(given):
         return _train(cfg, log)
 
 

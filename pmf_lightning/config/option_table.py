@@ -83,6 +83,7 @@ RUN: Table = {
     "images": COUNT,
     "steps": COUNT,
     "num_workers": either(PROCESSES, choice("auto"), words=f"{PROCESSES.words}, or auto"),
+    "threads": either(integer(1, 4096), choice("auto"), words="set it to an integer, 1 or more, or auto").or_null(),
     "cache_dir": PATH.or_null(),
     "activation_checkpointing": YES_NO,
     "compile": YES_NO,

@@ -1,8 +1,7 @@
 """Cache of small trained networks: read from the cache folder, or trained again if missing or damaged."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,14 +41,3 @@ def _load(path: Path, network: Trained, what: str) -> Trained | None:
         log.warning("%s is damaged (%s): training %s again", path, type(reason).__name__, what)
         return None
     return network
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one torch thread: the order of sums, and so the last bits of a trained network, depends on the number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

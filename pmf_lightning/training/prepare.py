@@ -116,7 +116,7 @@ def init_request(cfg: DictConfig) -> InitRequest | None:
 
 def training_settings(cfg: DictConfig) -> TrainingSettings:
     """Return the settings of callbacks, loggers and trainer."""
-    same = ("name", "steps", "batch", "log_every_steps", "sync_tolerance", "matmul_precision")
+    same = ("name", "steps", "batch", "log_every_steps", "sync_tolerance", "matmul_precision", "threads")
     return TrainingSettings(
         **{name: cfg[name] for name in same},
         t_bins=cfg.diagnostics.t_bins,

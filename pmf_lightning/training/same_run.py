@@ -22,6 +22,7 @@ CHANGEABLE = (
         "trainer.*",
         "micro_batch",
         "num_workers",
+        "threads",
         "compile",
         "activation_checkpointing",
         "matmul_precision",
@@ -39,8 +40,8 @@ UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logge
 # A finished run with other values of these options is not repeated: they do not change its results.
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
-    *("micro_batch", "num_workers", "compile", "activation_checkpointing", "matmul_precision", "sync_tolerance"),
-    *("backbone.attention", "log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
+    *("micro_batch", "num_workers", "threads", "compile", "activation_checkpointing", "matmul_precision"),
+    *("sync_tolerance", "backbone.attention", "log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
     *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
 )
@@ -48,7 +49,7 @@ WITHOUT_EFFECT = (
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
 WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
-WHEN_ABSENT |= {"battery.floors": None}
+WHEN_ABSENT |= {"battery.floors": None, "threads": None}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")

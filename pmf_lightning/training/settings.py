@@ -88,6 +88,7 @@ class TrainingSettings:
     most_skipped: int
     sync_tolerance: Number | None
     matmul_precision: str
+    threads: int | str | None
     sampling: Mapping[str, Any]
     trainer: Mapping[str, Any]
     ema: EMASettings

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -18,6 +19,7 @@ from pmf_lightning.training.plots import save_curves, save_time_bins
 from pmf_lightning.training.prepare import Parts
 from pmf_lightning.utils.cache import atomic_write
 
+_UNLESS_ZERO = ("skipped_steps", "failed_saves", "thread_changes")  # printed if there were any
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
 
@@ -46,6 +48,8 @@ def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder:
         **(_sampling(parts, callbacks) if module.objective.samplers else {}),
         **(getattr(callbacks.grids, "latest", None) or {}),
         "images_per_second": round(callbacks.progress.images_per_second, 1),
+        "threads": callbacks.threads.chosen or torch.get_num_threads(),
+        "thread_changes": callbacks.threads.changes,
         "steps": trainer.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "checkpoint": str(callbacks.checkpoint.path),
@@ -117,6 +121,6 @@ def _print(summary: dict, titles: Mapping[str, str]) -> None:
         rows["before the first step"] = _listed(before)
     rows = {title: rows.pop(name) for name, title in titles.items()} | rows
     for name, value in rows.items():
-        if value is not None and (name, value) not in (("skipped_steps", 0), ("failed_saves", 0)):
+        if value is not None and not (name in _UNLESS_ZERO and value == 0):
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(width=max(100, Console().width)).print(table)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from pmf_lightning.data.dataset import BatchDataset, DataSource, ImageDataset
 from pmf_lightning.encoders.classifier.network import ARCHITECTURES, ImageClassifier
-from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
+from pmf_lightning.encoders.trained_cache import load_or_train
 from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.rng import generator
+from pmf_lightning.utils.threads import fixed
 
 VERSION = 1  # part of the cache key: increase it when the network or its training changes
 
@@ -111,7 +112,7 @@ class QuarterTurns(BatchDataset):
         return images, turns
 
 
-@one_thread()
+@fixed(1)  # the order of sums, and so the last bits, depends on the number of threads
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)

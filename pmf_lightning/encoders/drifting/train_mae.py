@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.transforms import to_float
-from pmf_lightning.encoders.trained_cache import load_or_train, one_thread
+from pmf_lightning.encoders.trained_cache import load_or_train
 from pmf_lightning.models.mae.network import MAE
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.base import Batch
@@ -22,6 +22,7 @@ from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.threads import fixed
 
 VERSION = 1  # part of the cache key: increase it when the network or its training changes
 
@@ -97,7 +98,7 @@ def cached_mae(source: DataSource, settings: MAESettings, cache_dir: str | None)
     )
 
 
-@one_thread()
+@fixed(1)  # the order of sums, and so the last bits, depends on the number of threads
 @torch.inference_mode(mode=False)  # Lightning evaluates in inference mode, in which tensors cannot be trained
 @torch.enable_grad()
 @torch.autocast("cpu", enabled=False)

@@ -25,6 +25,7 @@ from pmf_lightning.training.callbacks.sample_grids import SampleGrids
 from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
 from pmf_lightning.training.callbacks.small_data import SmallDataEvaluation
 from pmf_lightning.training.callbacks.stop_signals import StopSignals
+from pmf_lightning.training.callbacks.threads import CpuThreads
 from pmf_lightning.training.callbacks.throughput import ThroughputBar
 from pmf_lightning.training.prepare import Parts
 
@@ -38,6 +39,7 @@ class TrainingCallbacks:
     finite: SkipNonFinite
     progress: ThroughputBar
     checkpoint: CheckpointWriter
+    threads: CpuThreads
     grids: ImageGrids | None
     evaluation: SampleEvaluation | None
     sync: RankConsistencyCheck | None
@@ -45,9 +47,9 @@ class TrainingCallbacks:
     micro_batch: MicroBatch | None = None
 
     def listed(self) -> list[Callback]:
-        """Return the callbacks in hook order: EMA before evaluation; added ones, checkpoint, and throughput last."""
+        """Return the callbacks in hook order: EMA before evaluation; added ones, checkpoint, clocks of steps last."""
         acting = [self.averages, self.micro_batch, self.by_time, self.finite, self.grids, self.evaluation]
-        acting += [*self.added, self.checkpoint, self.progress]
+        acting += [*self.added, self.checkpoint, self.threads, self.progress]
         return [callback for callback in [self.sync, *acting] if callback is not None]
 
     @property
@@ -75,6 +77,7 @@ def make_callbacks(parts: Parts, folder: Path, memory: CountedMemory | None = No
         finite=finite,
         progress=progress,
         checkpoint=CheckpointWriter(folder / "checkpoints", *saving, finite, signals, evaluation),
+        threads=CpuThreads(progress, settings.threads),
         grids=_make_grids(parts, folder / "grids", **shared),
         evaluation=evaluation,
         sync=None if settings.sync_tolerance is None else RankConsistencyCheck(settings.sync_tolerance),

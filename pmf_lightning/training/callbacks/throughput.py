@@ -22,25 +22,31 @@ class ThroughputBar(OncePerStep):
     Args:
         batch: images per optimiser step, over all devices.
         every_steps: optimiser steps between updates of the bar's numbers and logs of the speed.
+
+    Attributes:
+        idle: seconds of all pauses so far.
     """
 
     def __init__(self, batch: int, every_steps: int):
         self.batch, self.every_steps = batch, every_steps
         self._bar: tqdm | None = None
         self._first, self._begun, self._idle = 0, 0.0, 0.0
+        self.idle = 0.0
 
     @property
     def images_per_second(self) -> float:
         """Training speed of this session; 0 before the second step."""
         steps = self.step - self._first
-        return steps * self.batch / (self._now - self._begun - self._idle) if steps > 0 and self._begun else 0.0
+        if steps <= 0 or not self._begun:
+            return 0.0
+        return steps * self.batch / (self._now - self._begun - (self.idle - self._idle))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude the time of the block from the speed."""
         begun = time.perf_counter()
         yield
-        self._idle += time.perf_counter() - begun
+        self.idle += time.perf_counter() - begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
@@ -61,7 +67,7 @@ class ThroughputBar(OncePerStep):
             return
         self._now = time.perf_counter()
         if not self._begun:
-            self._first, self._begun, self._idle = self.step, self._now, 0.0
+            self._first, self._begun, self._idle = self.step, self._now, self.idle
         if self.step % self.every_steps == 0 and self.images_per_second:
             pl_module.log("images_per_second", self.images_per_second, rank_zero_only=True)
         if self._bar is not None:
