@@ -310,6 +310,7 @@ OPTIMIZER: Table = {
     "betas": PAIR,
     "eps": number(0),
     "distribute": YES_NO,
+    "ns_dtype": choice("auto", "float32", "bfloat16"),
     "weight_decay": number(0),
 }
 FEATURES: Table = {

@@ -154,7 +154,8 @@ def _in_stacks(matrices: Sequence[Tensor], work: Work) -> list[Tensor]:
         places[matrix.shape].append(i)
     results: list[Tensor] = list(matrices)
     for where in places.values():
-        for i, result in zip(where, work(torch.stack([matrices[i] for i in where])), strict=True):
+        stack = torch.stack([matrices[i] for i in where]) if len(where) > 1 else matrices[where[0]][None]
+        for i, result in zip(where, work(stack), strict=True):
             results[i] = result
     return results
 

@@ -7,6 +7,7 @@ the global step. All constants that are not configured are optax's (optax.contri
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from pmf_lightning.distributed.dtensor import local_tensor
 from pmf_lightning.optim.distributed_muon import chunks, distribution_of
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
+from pmf_lightning.optim.side_by_side import side_by_side
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("muon", "adam")
 STACK_ELEMENTS = 2**26  # elements in a stack of matrices: bounds the extra memory of a step, without effect on results
 MOST_STACKS = 8  # largest number of stacks orthogonalised together
+CPU_ELEMENTS = 2**18  # the same for one CPU, whose cache holds a stack of this size through all operations of a step
+NS_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -32,6 +36,9 @@ class MuonAdam(torch.optim.Optimizer):
     With several ranks, each orthogonalises a share of the matrices and the results are exchanged (distributed_muon.py).
     With ``distribute`` False, every rank with full weights orthogonalises all of them. Parameters may be DTensors
     sharded along their rows, as by FSDP2; their orthogonalisation is always distributed.
+
+    ``ns_dtype`` is the precision of Newton-Schulz: "float32", "bfloat16", or "auto" for that of ``working_dtype``. Any
+    other raises UserError.
 
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
@@ -48,8 +55,11 @@ class MuonAdam(torch.optim.Optimizer):
         ns_steps: int = STEPS,
         ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
         distribute: bool = True,
+        ns_dtype: str = "auto",
     ):
-        self.distribute = distribute
+        if ns_dtype not in NS_DTYPES:
+            raise UserError(f"optimizer.ns_dtype={ns_dtype}: give {', '.join(NS_DTYPES)}")
+        self.distribute, self.ns_dtype = distribute, NS_DTYPES[ns_dtype]
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -96,9 +106,11 @@ class MuonAdam(torch.optim.Optimizer):
             muon = group["kind"] == "muon"
             for parameter in parameters:
                 self._advance(parameter, ("momentum",) if muon else ("momentum", "variance"))
-            by_shape = muon and bool(parameters) and self._distribution(parameters).size == 1
-            for bucket in self._buckets(parameters, by_shape):
-                (self._muon if muon else self._adam)(bucket, group)
+            if muon and parameters:
+                self._muon(parameters, group)
+            else:
+                for bucket in self._buckets(parameters, by_shape=False):
+                    self._adam(bucket, group)
         return loss
 
     def _advance(self, parameter: nn.Parameter, moments: tuple[str, ...]) -> None:
@@ -118,26 +130,40 @@ class MuonAdam(torch.optim.Optimizer):
         return buckets.values()
 
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Update matrices by Muon; without distribution they have the same shape."""
-        distribution = self._distribution(parameters)
+        """Update matrices by Muon, in parts that bound the memory, or that fit into the cache of a CPU."""
+        size = self._distribution(parameters).size
+        on_cpu = size == 1 and parameters[0].device.type == "cpu"
+        most = CPU_ELEMENTS if on_cpu else STACK_ELEMENTS * min(size, MOST_STACKS)
+        parts = [
+            partial(self._muon_part, bucket[part], group)
+            for bucket in self._buckets(parameters, by_shape=size == 1)
+            for part in chunks([tuple(p.shape) for p in bucket], most)
+        ]
+        if on_cpu:
+            side_by_side(parts)
+        else:
+            for part in parts:
+                part()
+
+    def _muon_part(self, parameters: list[nn.Parameter], group: dict) -> None:
+        """Update matrices of the same step by Muon; without distribution they have the same shape."""
         momenta, looks_ahead = self._momentum(parameters, group["momentum"])
         _decay(parameters, group)
+        combined = _combine(momenta, parameters, looks_ahead)
 
         def work(stack: Tensor) -> Tensor:
-            return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"])
+            return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"], self.ns_dtype)
 
         shapes = [tuple(p.shape) for p in parameters]
-        for part in chunks(shapes, STACK_ELEMENTS * min(distribution.size, MOST_STACKS)):
-            combined = _combine(momenta[part], parameters[part], looks_ahead)
-            updates = distribution.orthogonalised(combined, shapes[part], work)
-            for shape in dict.fromkeys(shapes[part]):
-                places = [i for i, other in enumerate(shapes[part]) if other == shape]
-                rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                weights = _parts(parameters[part.start + i] for i in places)
-                torch._foreach_add_(weights, [updates[i] for i in places], alpha=-rate)
+        updates = self._distribution(parameters).orthogonalised(combined, shapes, work)
+        for shape in dict.fromkeys(shapes):
+            places = [i for i, other in enumerate(shapes) if other == shape]
+            rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+            weights = _parts(parameters[i] for i in places)
+            torch._foreach_add_(weights, [updates[i] for i in places], alpha=-rate)
 
     def _distribution(self, parameters: list[nn.Parameter]):
-        return distribution_of(parameters, self.distribute, working_dtype(parameters[0]))
+        return distribution_of(parameters, self.distribute, self.ns_dtype or working_dtype(parameters[0]))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
         """Update parameters of any shapes by Adam."""

@@ -206,7 +206,7 @@ def _optimiser(sizes: _Sizes, gpus: int, parts: int, cluster: Cluster) -> dict[s
 
 
 def newton_schulz_flops(shape: tuple[int, int], steps: int = STEPS) -> int:
-    """Return the operations (2 per multiply-add) to orthogonalise one matrix (optim/newton_schulz.py)."""
+    """Return the operations (2 per multiply-add) to orthogonalise one matrix on a GPU (optim/newton_schulz.py)."""
     small, large = sorted(shape)
     return steps * 2 * (small * small * large + small**3 + small * small * large)
 

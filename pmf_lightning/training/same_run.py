@@ -17,7 +17,8 @@ from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 # run and is refused, including changes of new options.
 CHANGEABLE = (
     *("steps", "images", "schedule.*"),
-    *("optimizer.lr", "posttrain_lr", "posttrain_lr.*", "optimizer.weight_decay", "optimizer.distribute"),
+    *("optimizer.lr", "posttrain_lr", "posttrain_lr.*", "optimizer.weight_decay"),
+    *("optimizer.distribute", "optimizer.ns_dtype"),
     *(
         "trainer.*",
         "micro_batch",

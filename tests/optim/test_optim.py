@@ -13,6 +13,7 @@ from pmf_lightning.optim import muon_adam
 from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import newton_schulz
 from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.optim.side_by_side import side_by_side
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
@@ -89,6 +90,73 @@ def test_newton_schulz_is_its_definition_on_the_singular_values():
         want = 3.4445 * want - 4.7750 * want**3 + 2.0315 * want**5
     got = newton_schulz((u * s @ v)[None], steps=4)[0]
     torch.testing.assert_close(got, u * want @ v, rtol=0, atol=1e-12)
+
+
+def ill_conditioned(rows, cols):
+    """A matrix with singular values from 1 to 1e-4, as gradients have them."""
+    u, v = (torch.linalg.qr(normal(name, shape=(n, min(rows, cols))))[0] for name, n in (("u", rows), ("v", cols)))
+    return (u * torch.logspace(0, -4, min(rows, cols), dtype=torch.float64)) @ v.mT
+
+
+def one_step_after_another(x):
+    x = x / (x.norm() + 1e-8)
+    for _ in range(5):
+        g = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * g + 2.0315 * g @ g) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(208, 208), (200, 310), (310, 200), (40, 90)])
+def test_panels_and_pairs_of_steps_lose_no_digits(shape):
+    matrix = ill_conditioned(*shape)
+    want = one_step_after_another(matrix)
+    assert relative(newton_schulz(matrix[None])[0], want) < 1e-12
+    plain = relative(one_step_after_another(matrix.float()).double(), want)
+    assert relative(newton_schulz(matrix[None].float())[0].double(), want) < 2 * plain < 4e-5
+
+
+def test_bfloat16_is_as_far_off_as_the_docs_say():
+    matrix = ill_conditioned(200, 310)
+    got, want = newton_schulz(matrix[None].float(), dtype=torch.bfloat16)[0].double(), newton_schulz(matrix[None])[0]
+    assert 1e-3 < relative(got, want) < 0.1
+    assert (got * want).sum() / got.norm() / want.norm() > 0.995
+    weight, twin = (nn.Parameter(torch.zeros(200, 310)) for _ in range(2))
+    weight.grad, twin.grad = matrix.float(), matrix.float()
+    optimizer([weight], ns_dtype="bfloat16").step()
+    optimizer([twin]).step()
+    assert 1e-3 < relative(weight.data, twin.data) < 0.1
+
+
+def test_an_unknown_dtype_of_newton_schulz_is_refused():
+    with pytest.raises(UserError, match=r"optimizer\.ns_dtype=half: give auto, float32, bfloat16"):
+        optimizer(parameters(), ns_dtype="half")
+
+
+def test_threads_change_no_bit(monkeypatch):
+    monkeypatch.setattr(muon_adam, "CPU_ELEMENTS", 1)  # every matrix for itself
+    alone, together = parameters(SHAPES * 3), parameters(SHAPES * 3)
+    train(alone, optimizer(alone), 2)
+    torch.set_num_threads(2)
+    try:
+        train(together, optimizer(together), 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_side_by_side_is_done_once_without_gradients_and_its_errors_arrive(threads):
+    torch.set_num_threads(threads)
+    done = []
+    try:
+        side_by_side([lambda i=i: done.append((i, torch.is_grad_enabled())) for i in range(20)])
+        assert sorted(done) == [(i, False) for i in range(20)]
+        with pytest.raises(ZeroDivisionError):
+            side_by_side([lambda: 1 // 0] * 20)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_newton_schulz_of_zero_is_zero():
