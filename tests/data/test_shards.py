@@ -585,7 +585,6 @@ def test_the_reader_is_measured_beside_cropped_files(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], r"what=data reads shards of colour pixels: data=shards data.root=<folder>; python -m .*shard in="),
         (["reader.batch=0"], "reader.batch=0: set it to an integer, 1 or more"),
         (["reader.num_workers=[]"], r"reader.num_workers=\[\]: give a list in square brackets"),
         (["reader.originals=nowhere"], "reader.originals=nowhere: there is no such folder"),

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
 from pmf_lightning.data.images.decoder import check_background, describe_conversions
+from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.images.labels import check_rule
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_read, open_decoded
@@ -91,6 +93,13 @@ class Folder(DataSourceBase):
     def held_out(self) -> ArrayDataset:
         """Return the split that is not used in training; UserError if the held-out fraction rounds to no image."""
         return self._rows(held_out=True)
+
+    def original_files(self) -> list[tuple[Path, int]] | None:
+        """Return all files and their labels; None for those in a zip."""
+        files = self._tree.files
+        if not isinstance(files, FolderFiles):
+            return None
+        return [(files.root / name, label) for name, label in zip(self._tree.names, self._tree.labels, strict=True)]
 
     def fingerprint(self) -> str:
         """Return a hex digest of the files and settings that determine images and split."""

@@ -1,8 +1,8 @@
-"""Benchmark reading shards against image files that are decoded and cropped at every read."""
+"""Benchmark reading a data source against torchvision's reader of the same images."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import pil_loader
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from pmf_lightning.data.dataset import DataSource
@@ -22,8 +20,8 @@ from pmf_lightning.data.loader import BatchFetcher, identity_collate
 from pmf_lightning.data.shards.images import ShardImages
 from pmf_lightning.data.shards.manifest import MAKE
 from pmf_lightning.data.shards.source import Shards
-from pmf_lightning.data.transforms import centre_crop
 from pmf_lightning.profiling.benchmarks.timing import ratios
+from pmf_lightning.profiling.benchmarks.torchvision_readers import Cropped, torchvision_reader
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -94,55 +92,71 @@ class Stopwatch:
 
 
 def benchmark_reader(source: DataSource, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
-    """Time the shards of ``source`` against an ImageFolder with the same crop, in turns in one process.
+    """Time reading ``source`` against torchvision with the same crop, in turns in one process.
 
     Both deliver batches of uint8 [B, C, H, W] in random order through a DataLoader. "by_workers" has, for each number
-    of loading processes, the medians in images per second and the ratio with its extremes. "share_of_time" has,
-    without loading processes, the fraction of time for decoding shards, decoding files and cropping files. Raises
-    UserError unless ``source`` are shards of colour pixels.
+    of loading processes, the medians in images per second and the ratio with its extremes. Shards are compared with an
+    ImageFolder of JPEG files ("files"), other sources with their own images ("torchvision", see torchvision_readers).
+    Raises UserError for latents, or for grey shards.
     """
-    if not isinstance(source, Shards) or source.latents or source.channels != 3:
-        raise UserError(f"what=data reads shards of colour pixels: data=shards data.root=<folder>; {MAKE} makes them")
+    if source.latents or (isinstance(source, Shards) and source.channels != 3):
+        raise UserError(f"what=data reads colour pixels of shards, or any other images; {MAKE} makes shards")
     source.check()
+    if isinstance(source, Shards):
+        return _benchmark_shards(source, settings, repeats)
+    images = source.train()
+    with TemporaryDirectory(prefix="copies") as folder:
+        if settings.originals is None:
+            theirs, described = torchvision_reader(source, images, Path(folder))
+        else:
+            theirs, described = ImageFolder(settings.originals, Cropped(source.resolution, source.channels)), "files"
+        readers = {"ours": (BatchFetcher(images), identity_collate), "torchvision": (theirs, None)}
+        return {
+            "resolution": source.resolution,
+            "images": len(images),
+            "torchvision": described,
+            "by_workers": {str(w): _race(readers, settings, w, repeats) for w in settings.num_workers},
+        }
+
+
+def _benchmark_shards(source: Shards, settings: ReaderSettings, repeats: int) -> dict[str, Any]:
+    """Time shards against JPEG files.
+
+    "share_of_time" has, without loading processes, the fraction of time for decoding shards, decoding files and
+    cropping files.
+    """
     shards = source.train()
     with _originals(settings.originals) as folder:
         files = ImageFolder(folder, Cropped(source.resolution))
         sizes = [Path(path).stat().st_size for path, _ in files.samples]
+        readers = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
         return {
             "resolution": source.resolution,
             "bytes_per_record": round(float(shards.records.sizes.mean())),
             "bytes_per_file": round(statistics.mean(sizes)),
             "originals": settings.originals
             or f"{len(sizes)} of scikit-learn's photographs, 500x375, made for the time",
-            "by_workers": {str(w): _race(shards, files, settings, w, repeats) for w in settings.num_workers},
+            "by_workers": {str(w): _race(readers, settings, w, repeats) for w in settings.num_workers},
             "share_of_time": _shares(shards, files, settings, source.resolution),
         }
 
 
 def describe(numbers: dict[str, Any]) -> str:
     """Format the result as a few lines."""
-    lines = [
-        f"{num_workers} loading processes: {n['shards']:.0f} images/s, cropping files {n['files']:.0f}, "
-        f"{n['ratio']:.1f}x ({n['ratio_min']:.1f} to {n['ratio_max']:.1f})"
-        for num_workers, n in numbers["by_workers"].items()
-    ]
+    lines = []
+    for num_workers, n in numbers["by_workers"].items():
+        (_, ours), (theirs, speed) = list(n.items())[:2]
+        other = "cropping files" if theirs == "files" else theirs
+        span = f"{n['ratio']:.1f}x ({n['ratio_min']:.1f} to {n['ratio_max']:.1f})"
+        lines.append(f"{num_workers} loading processes: {ours:.0f} images/s, {other} {speed:.0f}, {span}")
+    if "share_of_time" not in numbers:
+        return "\n".join([*lines, f"torchvision: {numbers['torchvision']}"])
     share = numbers["share_of_time"]
     lines.append(
         f"decoding takes {share['shards_decoding']:.0%} of reading shards; of files {share['files_decoding']:.0%}, "
         f"and cropping {share['files_cropping']:.0%}"
     )
     return "\n".join(lines)
-
-
-class Cropped:
-    """The transform of the files: ADM's crop to ``size``, as uint8 [3, size, size]."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Crop one image."""
-        return pil_to_tensor(centre_crop(image, self.size))
 
 
 @contextmanager
@@ -156,10 +170,12 @@ def _originals(given: str | None) -> Iterator[Path]:
 
 
 def _race(
-    shards: ShardImages, files: ImageFolder, settings: ReaderSettings, num_workers: int, repeats: int
+    readers: Mapping[str, tuple[Dataset, Callable | None]], settings: ReaderSettings, num_workers: int, repeats: int
 ) -> dict[str, float]:
-    """Time both readers in turns, after one unmeasured turn each that fills the system's cache."""
-    readers = {"shards": (BatchFetcher(shards), identity_collate), "files": (files, None)}
+    """Time two readers in turns, after one unmeasured turn each that fills the system's cache.
+
+    ``readers`` has each dataset with its ``collate_fn`` by name, ours first. Returns images per second, and the ratios.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in tqdm(range(-1, repeats), f"{num_workers} loading processes", leave=False):
         for name in list(readers) if turn % 2 else reversed(readers):
@@ -167,7 +183,7 @@ def _race(
             if turn >= 0:
                 seconds[name].append(took)
     speeds = {name: 1 / statistics.median(each) for name, each in seconds.items()}
-    return speeds | ratios(seconds["shards"], seconds["files"])
+    return speeds | ratios(*seconds.values())
 
 
 def _seconds_per_image(images: Dataset, collate: Callable | None, settings: ReaderSettings, num_workers: int) -> float:

@@ -14,6 +14,7 @@ from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.sources.decode_cache import DecodeJob, open_decoded
 from pmf_lightning.data.sources.named import finding, fitting, known, photos
+from pmf_lightning.data.sources.named.arrays import Arrays
 from pmf_lightning.data.sources.named.known import ArraySet, KnownSet
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
@@ -107,6 +108,22 @@ class NamedSet(DataSourceBase):
         if not self.held_out_splits:
             raise UserError("data.held_out_splits=[]: no split is held out; name one")
         return self._read(self.held_out_splits)
+
+    def original_arrays(self) -> Arrays | None:
+        """Return the images of the training splits as the files have them; None for photographs."""
+        chosen = SETS[self.dataset]
+        if not isinstance(chosen, ArraySet):
+            return None
+        parts = [chosen.read(self._folder, split) for split in self.train_splits]
+        return Arrays(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def original_files(self) -> list[tuple[Path, int]] | None:
+        """Return the files of the training splits and their labels; None for arrays."""
+        chosen = SETS[self.dataset]
+        if not isinstance(chosen, photos.PhotoSet):
+            return None
+        lists = [chosen.listed(self._folder, split, self.label) for split in self.train_splits]
+        return [(one.root / name, label) for one in lists for name, label in zip(one.names, one.labels, strict=True)]
 
     def fingerprint(self) -> str:
         """Return a hex digest of the files and settings that determine images and splits."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES, Outline
 from pmf_lightning.data.sources.shapes.scenes import LARGEST, SMALLEST, Scenes
 
+TOGETHER = 256  # scenes whose terms are computed at once
 TILE = 2**15  # pixels rendered at once, so that intermediate results fit the processor's cache
 
 TURNS, LEVELS = 2**16, 2**8  # grid steps per unit for rounding of cosines and sines, and of colour levels
@@ -29,46 +30,61 @@ FRONT, DARK, LIGHT = (0.78, 0.125), (0.22, 0.035), (0.46, 0.075)
 def paint(scenes: Scenes, resolution: int) -> UInt8[Tensor, "n 3 side side"]:
     """Render scenes as images of ``resolution`` x ``resolution`` pixels."""
     images = torch.empty(len(scenes), 3, resolution, resolution, dtype=torch.uint8)
+    for start in range(0, len(scenes), TOGETHER):
+        some = slice(start, start + TOGETHER)
+        images[some] = _paint(scenes.rows(some), resolution)
+    return images
+
+
+def _paint(scenes: Scenes, resolution: int) -> UInt8[Tensor, "n 3 side side"]:
+    images = torch.empty(len(scenes), 3, resolution, resolution, dtype=torch.uint8)
     lines = torch.arange(resolution).split(max(1, TILE // resolution))
+    canvas = _canvas(scenes, resolution)
     for label in scenes.classes.unique().tolist():
         rows = (scenes.classes == label).nonzero()[:, 0]
         for part in rows.split(max(1, TILE // resolution**2)):
-            canvas = _canvas(scenes.rows(part), OUTLINES[label], resolution)
-            images[part] = torch.cat([canvas.painted(some) for some in lines], dim=2)
+            chosen = canvas.rows(part)
+            images[part] = torch.cat([chosen.painted(OUTLINES[label], few) for few in lines], dim=2)
     return images
 
 
 @dataclass(frozen=True)
 class _Canvas:
-    """Scenes of one class, as terms for rendering.
+    """Scenes, as terms for rendering.
 
     ``across`` and ``down`` [n,side] are terms per column and per line. Their sums are: u, v of the outline, in units of
     its size; the levels of the background; and the difference from these to the levels of the shape. 1/2 is included
     for rounding. ``pixels`` [n] is the size in pixels.
     """
 
-    outline: Outline
     pixels: Tensor
     across: dict[str, Tensor]
     down: dict[str, Tensor]
 
-    def painted(self, lines: Tensor) -> UInt8[Tensor, "n 3 lines side"]:
+    def rows(self, chosen: Tensor) -> "_Canvas":
+        """Return the terms of some scenes."""
+        parts = ({name: term[chosen] for name, term in terms.items()} for terms in (self.across, self.down))
+        return _Canvas(self.pixels[chosen], *parts)
+
+    def painted(self, outline: Outline, lines: Tensor) -> UInt8[Tensor, "n 3 lines side"]:
+        """Render lines of scenes of one class."""
+
         def field(name: str) -> Tensor:
             return self.across[name][:, None] + self.down[name][:, lines, None]
 
-        distance = self.outline.distance(field("u"), field("v")) * self.pixels[:, None, None]
+        distance = outline.distance(field("u"), field("v")) * self.pixels[:, None, None]
         covered = (0.5 - distance).clamp_(0, 1)
         levels = [field(f"lack {c}").mul_(covered).add_(field(f"ground {c}")) for c in range(3)]
         return torch.stack(levels, dim=1).to(torch.uint8)
 
 
-def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
+def _canvas(scenes: Scenes, side: int) -> _Canvas:
     at = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     size = SMALLEST + (LARGEST - SMALLEST) * scenes.number("size")
     x, y = (size + (1 - 2 * size) * scenes.number(name) for name in ("x", "y"))
     right, below = (at - x[:, None]) / size[:, None], (at - y[:, None]) / size[:, None]
-    turns = 1 / outline.symmetry if outline.symmetry else 0.0
-    cos, sin = _direction(turns * scenes.number("angle")[:, None])
+    turns = torch.tensor([1 / each.symmetry if each.symmetry else 0.0 for each in OUTLINES], dtype=torch.float64)
+    cos, sin = _direction((turns[scenes.classes] * scenes.number("angle"))[:, None])
     across = {"u": cos * right, "v": -sin * right}
     down = {"u": -sin * below, "v": -cos * below}
     front = colours(scenes.number("hue"), *FRONT)
@@ -78,7 +94,7 @@ def _canvas(scenes: Scenes, outline: Outline, side: int) -> _Canvas:
         across[f"ground {c}"], down[f"ground {c}"] = ground[1], ground[0] + ground[2]
         across[f"lack {c}"], down[f"lack {c}"] = -ground[1], front[:, c, None] + 0.5 - ground[0] - ground[2]
     single = ({name: term.float() for name, term in terms.items()} for terms in (across, down))
-    return _Canvas(outline, (size * side).float(), *single)
+    return _Canvas((size * side).float(), *single)
 
 
 def _ground(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
