@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.pipeline.build import build, make_source
-from pmf_lightning.profiling.benchmarks import reader, step
+from pmf_lightning.profiling.benchmarks import growth, reader, step
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
 from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
@@ -39,17 +40,41 @@ def _reader(cfg: DictConfig) -> dict:
     return {"data": cfg.data.name, **reader.benchmark_reader(make_source(cfg), settings, cfg.repeats)}
 
 
+def _images(cfg: DictConfig) -> int:
+    return cfg.images_at_once or given_micro_batch(cfg) or cfg.batch
+
+
+def _bench(cfg: DictConfig, device: torch.device) -> step.StepBench:
+    module, averages = build(cfg), len(cfg.ema.halflife_kimg)
+    counts = real_counts_of(cfg, module.objective)
+    return step.make_bench(module, _images(cfg), device, str(cfg.trainer.precision), cfg.compile, averages, counts)
+
+
 def _step(cfg: DictConfig) -> dict:
-    images, device = cfg.images_at_once or given_micro_batch(cfg) or cfg.batch, _device(cfg)
+    device = _device(cfg)
     if cfg.against not in (None, "textbook"):
         raise UserError(f"against={cfg.against}: give textbook, or null to measure the step by itself")
-    averages = len(cfg.ema.halflife_kimg)
     empty = build(cfg, empty=True)
     real_counts = real_counts_of(cfg, empty.objective)
-    flops = step_flops(empty.network, empty.objective, images, BatchRows(), real_counts)
-    bench = step.make_bench(build(cfg), images, device, str(cfg.trainer.precision), cfg.compile, averages, real_counts)
-    numbers = step.benchmark_step(bench, flops, cfg.repeats, cfg.against)
-    return {"model": cfg.name, "images": images, **_circumstances(cfg, device), **numbers}
+    flops = step_flops(empty.network, empty.objective, _images(cfg), BatchRows(), real_counts)
+    numbers = step.benchmark_step(_bench(cfg, device), flops, cfg.repeats, cfg.against)
+    return {"model": cfg.name, "images": _images(cfg), **_circumstances(cfg, device), **numbers}
+
+
+def _growth(cfg: DictConfig) -> dict:
+    device, wanted = _device(cfg), [str(name) for name in cfg.curves]
+    for name in wanted:
+        if name not in cfg.growth:
+            raise UserError(f"curves={name}: there is no such curve; {suggestions(name, cfg.growth)}")
+    curves = {name: list(cfg.growth[name]) for name in wanted}
+
+    def bench(change: DictConfig) -> step.StepBench:
+        try:
+            return _bench(OmegaConf.merge(cfg, change), device)
+        except OmegaConfBaseException as error:
+            raise UserError(f"growth: {change} does not fit the configuration; {error}".splitlines()[0]) from error
+
+    return {"model": cfg.name, **_circumstances(cfg, device), **growth.benchmark_growth(bench, curves, cfg.repeats)}
 
 
 def _sampling(cfg: DictConfig) -> dict:
@@ -76,6 +101,7 @@ BENCHMARKS = {
     "optimizer": (_optimizer, _optimizer_in_words),
     "data": (_reader, reader.describe),
     "step": (_step, step.describe),
+    "growth": (_growth, growth.describe_growth),
     "sampling": (_sampling, describe_sampling),
 }
 
@@ -87,7 +113,7 @@ def run(cfg: DictConfig) -> dict:
     if cfg.out is not None:
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]
-    cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "sampling") else (cfg, None)
+    cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "growth", "sampling") else (cfg, None)
     if unguided:
         print(unguided, file=sys.stderr)
     numbers = measure(cfg)

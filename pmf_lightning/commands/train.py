@@ -98,7 +98,8 @@ def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
         rank_zero_only(print)(f"  memory: not counted ({one_line(error)}){all_at_once}", flush=True)
         return None
     free = room(cfg.trainer.accelerator)
-    lacking = not chooses and memory.peak > free
+    needed = memory.process if cfg.trainer.accelerator == "cpu" else memory.peak
+    lacking = not chooses and needed > free
     remedy = f"; {free / 1e9:.3g} GB are free: try micro_batch=auto or activation_checkpointing=true" * lacking
     rank_zero_only(print)(f"  {memory.line()}{remedy}", flush=True)
     if not chooses:

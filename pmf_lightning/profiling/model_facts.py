@@ -78,7 +78,7 @@ class Facts:
         table["tokens"] = self.condition_tokens + self.patch_tokens
         table["block_forwards"]["total"] = self.block_forwards.total
         table["official"] = self.official and asdict(self.official) | {"total": self.official.total}
-        table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak}
+        table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak, "process": self.memory.process}
         table["memory"]["largest_micro_batch"] = self.largest_micro_batch
         table["difference_percent"] = self.differences()
         return table
@@ -137,7 +137,8 @@ def count_memory(cfg: DictConfig, module: GenerativeModule, data: StepData | Que
         real_counts=real_counts_of(cfg, module.objective),
     )
     known = (count for count in frozen_weights(cfg, module.objective).values() if count is not None)
-    return replace(counted, encoders=4 * sum(known))
+    queues = data.sizes.bytes if isinstance(data, QueueData) and data.folder is None else 0
+    return replace(counted, encoders=4 * sum(known), queues=queues)
 
 
 def frozen_weights(cfg: DictConfig, objective: Objective) -> dict[str, int | None]:

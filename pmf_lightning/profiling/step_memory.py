@@ -3,7 +3,8 @@
 Counted: the tensors of a step on one device, in the dtype of the weights. Gradients count all the time: they exist
 while micro-batches accumulate (with one micro-batch they grow while activations are freed). Not counted: the encoders
 of the loss (ObjectiveBase.counted), overheads of allocator and kernels, the sharding of FSDP, and savings of another
-``trainer.precision``. On a CPU the count agrees with the allocator's to 1 % (tests/profiling/test_info.py).
+``trainer.precision``. On a CPU the count agrees with the allocator's to 1 % (tests/profiling/test_info.py), and that of
+whole runs to 15 % (test_step_memory.py; scripts/measure_memory.py for large networks, where ``process`` does).
 """
 
 from collections.abc import Callable
@@ -72,7 +73,7 @@ class StepMemory:
     """Bytes on one device: persistent tensors, and the peaks of temporary ones.
 
     ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step,
-    ``encoders`` the weights of a battery, as far as they are known.
+    ``encoders`` the weights of a battery, as far as they are known; ``queues`` those of real images in host memory.
     """
 
     micro_batch: int
@@ -83,6 +84,7 @@ class StepMemory:
     activations: int
     update: int
     encoders: int = 0
+    queues: int = 0
 
     @property
     def fixed(self) -> int:
@@ -96,8 +98,16 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
-        """Peak bytes of a step."""
+        """Peak bytes of the tensors of a step."""
         return self.fixed + max(self.activations, self.update)
+
+    @property
+    def process(self) -> int:
+        """Peak bytes by which training enlarges a process on a CPU.
+
+        The C library keeps most of what the passes have freed, so activations and the optimiser's tensors add up.
+        """
+        return self.fixed + self.activations + self.update + self.queues
 
     def line(self) -> str:
         """Return the peak of a step and its parts in one line."""

@@ -19,7 +19,7 @@ BLOCKS_NOTE = "A block-forward is one block on one image; a tangent counts one m
 MEMORY_NOTE = (
     "Memory: tensors of one device, in float32, gradients always allocated. Not included are the memory of the "
     "allocator and the kernels, perceptual networks, drifting's encoders and their features, and what frozen encoders "
-    "compute. FSDP stores a part of "
+    "compute. A process on a CPU keeps what the passes have freed while the optimiser works. FSDP stores a part of "
     "weights, gradients, moments and averages on each device."
 )
 
@@ -97,6 +97,7 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
     memory = facts.memory
     rows = [
         (f"peak GB of a step, micro_batch={memory.micro_batch}", gigabytes(memory.peak)),
+        ("  of a process on a CPU", gigabytes(memory.process)),
         ("  weights", gigabytes(memory.weights)),
         ("  gradients", gigabytes(memory.gradients)),
         ("  moments of the optimiser", gigabytes(memory.optimizer)),

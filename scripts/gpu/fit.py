@@ -7,7 +7,7 @@ import sys
 import torch
 
 from pmf_lightning import build, compose
-from pmf_lightning.profiling.benchmarks.step import make_bench
+from pmf_lightning.profiling.benchmarks.step import averaging, make_bench
 
 MODELS = ("pmf_b16", "pmf_h16")
 LARGEST = 1024
@@ -40,12 +40,14 @@ def largest(model: str, recompute: bool, device: str, overrides: tuple[str, ...]
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             bench = make_bench(module, size, where, "bf16-mixed", False, len(cfg.ema.halflife_kimg))
-            bench.gradients(bench.loss)
+            average = averaging(bench)
+            bench.backward()
             bench.optimizer.step()
+            average()
         except torch.OutOfMemoryError:
             break
         finally:
-            bench = None
+            bench = average = None
         peak = torch.cuda.max_memory_allocated() / 1e9 if where.type == "cuda" else None
         passed = {"images": size, "peak_gb": peak}
         size *= 2

@@ -81,6 +81,18 @@ def test_step_without_a_derivative():
 
 
 @pytest.mark.slow
+def test_growth_command():
+    points = ["growth.batch=[{images_at_once: 2}, {images_at_once: 4}]", "growth.size=[{backbone: {width: 64}}]"]
+    result = benchmark(compose(["what=growth", *SMALL, "curves=[size,batch]", *points], "benchmark"))
+    size, batch = result["curves"]["size"], result["curves"]["batch"]
+    assert list(result["curves"]) == ["size", "batch"]
+    assert [point["images"] for point in batch] == [2, 4]
+    assert size[0]["parameters"] > 1.5 * batch[0]["parameters"]
+    assert {point["tokens"] for point in (*size, *batch)} == {size[0]["tokens"]}
+    assert min(point["ms"] for point in (*size, *batch)) > 0
+
+
+@pytest.mark.slow
 def test_sampling_command():
     result = benchmark(compose(["what=sampling", *SMALL, "sampling_batches=[1,3]"], "benchmark"))
     assert result["nfe"] == 1
@@ -94,6 +106,8 @@ def test_sampling_command():
         (["repeats=some"], "repeats=some: set it to an integer, 1 or more"),
         (["images_at_once=0"], "images_at_once=0: set it to an integer, 1 or more"),
         (["against=lunch"], "against=lunch: give textbook, or null"),
+        (["what=growth", "curves=[sise]"], "curves=sise: there is no such curve; did you mean size"),
+        (["what=growth", "curves=[size]", "growth.size=[{backbon: {width: 8}}]"], "growth: .* does not fit the config"),
         (["model=drifting_tiny", "against=textbook"], "against=textbook: Drifting has no textbook step"),
         (["against=textbook", "objective.v_source=boundary"], "against=textbook: the textbook step knows"),
     ],

@@ -69,6 +69,11 @@ class StepBench:
             draws = self.objective.draw(self.batch, 0, step)
             return self.objective(self.compiled_network, self.batch, draws, self.encoders).total
 
+    def backward(self, step: int = 0) -> None:
+        """Compute the gradients of our loss from zero, as training does."""
+        self.network.zero_grad()
+        self.loss(step).backward()
+
     def textbook(self, step: int = 0) -> Tensor:
         """Return the textbook's loss with the same draws."""
         with self.cast():
@@ -195,11 +200,11 @@ def _parts(bench: StepBench, repeats: int) -> dict[str, float]:
     values = max(0.0, statistics.median(forward) - sum(inside.values()))
     parts = {**inside, "forward": values, "backward": statistics.median(backward)}
     parts["optimizer"] = _median(bench.optimizer.step, repeats)
-    return parts | {"averages": _median(_averaging(bench), repeats)}
+    return parts | {"averages": _median(averaging(bench), repeats)}
 
 
-def _averaging(bench: StepBench) -> Callable[[], None]:
-    """Return a function that updates all running averages of the weights once."""
+def averaging(bench: StepBench) -> Callable[[], None]:
+    """Allocate the running averages of the weights; return a function that updates all of them once."""
     weights = [weight.detach() for weight in bench.network.parameters()]
     stored = [[weight.float().clone() for weight in weights] for _ in range(bench.averages)]
 
@@ -220,7 +225,7 @@ def _peak_memory(bench: StepBench) -> float | None:
     if bench.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
-    bench.gradients(bench.loss)
+    bench.backward()
     bench.optimizer.step()
     return torch.cuda.max_memory_allocated() / 1e9
 
