@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pmf_lightning.models.dropout import keyed_dropout
 from pmf_lightning.models.embedders import Vector
 from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, normal, xavier_
+from pmf_lightning.models.operations import softmax
 from pmf_lightning.utils.precision import Number, at_least_float32
 
 Rotate = Callable[[Tensor], Tensor]
@@ -49,7 +50,7 @@ class FusedAttention(nn.Module):
         if keys is None or self.attention_dropout == 0:
             return self._out(attend(q, k, v, kind), keys, site)
         scores = at_least_float32(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5)
-        weights = keyed_dropout(scores.softmax(-1), keys, site, self.attention_dropout)
+        weights = keyed_dropout(softmax(scores, -1), keys, site, self.attention_dropout)
         return self._out(weights.to(v.dtype) @ v, keys, site)
 
     def _out(self, mixed: Float[Tensor, "b heads n head_dim"], keys: Keys, site: int) -> Tokens:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pmf_lightning.models.operations import rms_norm
+from pmf_lightning.models.operations import rms_norm, softmax
 from pmf_lightning.utils.precision import Number, at_least_float32
 
 AttentionKind = Literal["plain", "fused"]
@@ -162,7 +162,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
     if kind == "fused":
         return F.scaled_dot_product_attention(q, k, v)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return at_least_float32(scores).softmax(-1).to(v.dtype) @ v
+    return softmax(at_least_float32(scores), -1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):

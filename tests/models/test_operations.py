@@ -1,11 +1,12 @@
-"""RMSNorm and RoPE as single operations: values, derivatives of all kinds, and half precision."""
+"""RMSNorm, softmax and RoPE as single operations: values, derivatives of all kinds, and half precision."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from common import normal
 
-from pmf_lightning.models.operations import rms_norm, rotate_pairs
+from pmf_lightning.models.operations import rms_norm, rotate_pairs, softmax
+from pmf_lightning.utils.threads import fixed
 
 ANGLES = normal("angles", shape=(5, 3))
 SHAPE = (2, 4, 5, 6)  # batch, heads, tokens, channels
@@ -53,6 +54,8 @@ def test_derivatives_are_those_of_differences():
     rotate = lambda x: rotate_pairs(x, ANGLES[:3].cos(), ANGLES[:3].sin())  # noqa: E731
     assert torch.autograd.gradcheck(norm, (x, weight), check_forward_ad=True)
     assert torch.autograd.gradcheck(rotate, (x,), check_forward_ad=True)
+    for axis in (1, -1):
+        assert torch.autograd.gradcheck(lambda x: softmax(x, axis), (x,), check_forward_ad=True)  # noqa: B023
 
 
 def test_tangents_are_torchs():
@@ -68,3 +71,15 @@ def test_a_second_backward_pass_is_refused():
     (first,) = torch.autograd.grad(squares, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_softmax_is_torchs_and_its_gradient_the_same_for_all_numbers_of_threads():
+    scores = normal("scores", shape=(64, 4, 23, 23), dtype=torch.float32).requires_grad_()  # of pmf_digits
+    grad = normal("grad", shape=scores.shape, dtype=torch.float32)
+    assert torch.equal(softmax(scores, -1), scores.softmax(-1))
+    gradients = []
+    for threads in (1, 2):
+        with fixed(threads):
+            gradients += torch.autograd.grad(softmax(scores, -1), scores, grad)
+    assert torch.equal(*gradients)
+    torch.testing.assert_close(gradients[0], torch.autograd.grad(scores.softmax(-1), scores, grad)[0])

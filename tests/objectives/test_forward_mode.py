@@ -22,6 +22,7 @@ FUNCTIONS = {
     "rotation": lambda x: operations.rotate_pairs(x, OTHER[0, :, :3].cos(), OTHER[0, :, :3].sin()),
     "rms_norm without weight": lambda x: F.rms_norm(x, (6,), eps=1e-6),
     "softmax": lambda x: x.softmax(-1),
+    "softmax of models": lambda x: operations.softmax(x, -1),
     "softmax by name": lambda x: torch.softmax(x, dim=1),
     "silu": F.silu,
     "relu": F.relu,

@@ -113,6 +113,19 @@ def test_only_the_first_changes_are_printed(two_threads, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["pmf_digits", "imf_digits"])
+def test_weights_do_not_depend_on_the_number_of_threads(model, two_threads, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "pictures", lambda folder: (None, None))
+    weights = []
+    for threads in (1, 2):
+        folder = tmp_path / str(threads)
+        options = [f"model={model}", f"threads={threads}", f"run_dir={folder}"]
+        train(compose([*options, "steps=3", "metrics=none", "sample_grid.enabled=false"]))
+        weights.append(read_checkpoint(folder)["state_dict"])
+    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+
+
+@pytest.mark.slow
 def test_a_run_chooses_stores_and_resumes(two_threads, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(summary, "pictures", lambda folder: (None, None))
     tiny = [*RUN, f"run_dir={tmp_path}", "sample_grid.enabled=false"]
