@@ -65,8 +65,8 @@ class _RMSNorm(torch.autograd.Function):
 def softmax(x: Tensor, dim: int) -> Tensor:
     """Return the softmax of ``x`` over the axis ``dim``, with gradients that do not depend on the number of threads.
 
-    On a CPU the last bits of the gradients of torch's own softmax change with the number of threads, unless the axis has
-    a multiple of 16 elements. No others do in a training step of ``pmf_digits``.
+    On a CPU the last bits of the gradients of torch's own softmax change with the number of threads, unless the axis
+    has a multiple of 16 elements. No others do in a training step of ``pmf_digits``.
     """
     if has_torch_function((x,)):
         return handle_torch_function(softmax, (x,), x, dim)
