@@ -8,7 +8,8 @@
 # check: losses, gradients and tangents, compared with float64 on the CPU. bench: the training step of four models (bf16,
 # float32), compared with the textbook's, and sampling. fit: the largest micro-batch. compiled: steps under torch.compile,
 # which may take longer to compile than their limit. train: pMF-B/16 on shapes at 256 pixels for the remaining time. No
-# measurement takes more than ENTRY seconds. Results go to OUT: at most eight files, none of them a checkpoint.
+# measurement takes more than ENTRY seconds. Results go to OUT: results.json, check.json, bench.jsonl, and what train
+# draws. These are at most eight files, none of them a checkpoint.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-experiments/gpu/$(date +%F)}
@@ -25,10 +26,22 @@ mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 PMF_CACHE=${PMF_CACHE:-/tmp/pmf_cache} HYDRA_FULL_ERROR=
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True  # the rows that need guidance change in every step
 BENCH="$OUT/bench.jsonl"
+PARTS=$(mktemp -d)
+trap 'rm -rf "$PARTS"' EXIT
 
 left() { echo $((LIMIT - SECONDS)); }
 
 entry() { echo $(($(left) < ENTRY ? $(left) : ENTRY)); }
+
+keep() {  # keep <part>: add $PARTS/<part>.json to results.json, where it replaces an older one
+  [ -s "$PARTS/$1.json" ] || return 0
+  $PY -c "
+import json, pathlib, sys
+results, part = map(pathlib.Path, sys.argv[1:])
+found = json.loads(results.read_text()) if results.exists() else {}
+results.write_text(json.dumps({**found, part.stem: json.loads(part.read_text())}, indent=1))
+" "$OUT/results.json" "$PARTS/$1.json"
+}
 
 shrink=()
 [ -n "$SMALL" ] && shrink=(backbone.width=32 backbone.num_heads=2 backbone.mlp_dim=48 backbone.depth=1
@@ -58,7 +71,8 @@ bench() {
   step pmf_b32 64 5 trainer.precision="$HALF" against=textbook data.resolution=512
   step pmf_b16 64 5 against=textbook
   [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
-    perceptual=none trainer="$DEVICE" trainer.precision="$HALF" repeats=10 out="$OUT/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
+    perceptual=none trainer="$DEVICE" trainer.precision="$HALF" repeats=10 out="$PARTS/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
+  keep sampling
 }
 
 compiled() {
@@ -67,7 +81,8 @@ compiled() {
 }
 
 fit() {
-  [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY scripts/gpu/fit.py "$DEVICE" "$OUT/fit.json" "${shrink[@]}"
+  [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY scripts/gpu/fit.py "$DEVICE" "$PARTS/fit.json" "${shrink[@]}"
+  keep fit
 }
 
 train() {
@@ -81,7 +96,8 @@ train() {
   timeout -s TERM "$seconds" $PY -m pmf_lightning.train model=pmf_b16 data=shapes data.resolution=256 perceptual=none \
     metrics=none trainer="$DEVICE" trainer.precision="$HALF" num_workers=12 run_dir="$run" sample_grid.every_images=20000 \
     checkpoint.every_images=1000000 "${sizes[@]}" "${shrink[@]}" 2>&1 | tail -n 30
-  cp "$run/summary.json" "$OUT/train.json"
+  cp "$run/summary.json" "$PARTS/train.json"
+  keep train
   cp "$run/curves.png" "$OUT/curves.png"
   cp "$run/metrics.csv" "$OUT/metrics.csv"
   cp "$(ls "$run"/grids/*.png | tail -n 1)" "$OUT/samples.png"
@@ -92,7 +108,8 @@ import json, platform, subprocess, torch
 commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip()
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 print(json.dumps({'commit': commit, 'torch': torch.__version__, 'python': platform.python_version(), 'gpu': gpu}))
-" | tee "$OUT/machine.json"
+" | tee "$PARTS/machine.json"
+keep machine
 for stage in "${STAGES[@]}"; do
   echo "== $stage, $(left) s left"
   "$stage"

@@ -6,12 +6,13 @@ Modules initialise and tag their weights as those of layers.py do.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pmf_lightning.models.dropout import keyed_dropout
+from pmf_lightning.models.dropout import Site, keyed_dropout
 from pmf_lightning.models.embedders import Vector
 from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, normal, xavier_
 from pmf_lightning.models.operations import softmax
@@ -43,7 +44,7 @@ class FusedAttention(nn.Module):
         self.qkv, self.proj = Linear(width, 3 * width, xavier_), Linear(width, width, xavier_)
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
 
-    def forward(self, x: Tokens, rotate: Rotate, kind: AttentionKind, keys: Keys, site: int) -> Tokens:
+    def forward(self, x: Tokens, rotate: Rotate, kind: AttentionKind, keys: Keys, site: Site | None) -> Tokens:
         """Apply attention; ``rotate`` applies RoPE to q and k."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(self.q_norm(q)), rotate(self.k_norm(k))
@@ -53,7 +54,7 @@ class FusedAttention(nn.Module):
         weights = keyed_dropout(softmax(scores, -1), keys, site, self.attention_dropout)
         return self._out(weights.to(v.dtype) @ v, keys, site)
 
-    def _out(self, mixed: Float[Tensor, "b heads n head_dim"], keys: Keys, site: int) -> Tokens:
+    def _out(self, mixed: Float[Tensor, "b heads n head_dim"], keys: Keys, site: Site | None) -> Tokens:
         out = self.proj(mixed.transpose(1, 2).flatten(2))
         return out if keys is None else keyed_dropout(out, keys, site + 1, self.dropout)
 
@@ -66,7 +67,7 @@ class FusedSwiGLU(nn.Module):
         self.dropout = dropout
         self.w12, self.w3 = Linear(width, 2 * hidden, xavier_), Linear(hidden, width, xavier_)
 
-    def forward(self, x: Tokens, keys: Keys = None, site: int = 0) -> Tokens:
+    def forward(self, x: Tokens, keys: Keys = None, site: Site | None = None) -> Tokens:
         """Map tokens to tokens."""
         a, b = self.w12(x).chunk(2, dim=-1)
         hidden = F.silu(a) * b
@@ -80,6 +81,8 @@ class AdaLNZeroBlock(nn.Module):
     ``dropout`` applies to the output of attention and inside the SwiGLU. ``attention_dropout`` applies to the attention
     weights, which disables fused attention. ``mlp`` replaces the SwiGLU.
     """
+
+    is_block: ClassVar = True  # as Block of layers.py
 
     def __init__(
         self,
@@ -98,11 +101,21 @@ class AdaLNZeroBlock(nn.Module):
         self.mlp = mlp or FusedSwiGLU(width, hidden, dropout)
         self.modulation = Modulation(width, parts=6)
 
-    def forward(self, x: Tokens, c: Vector, rotate: Rotate, kind: AttentionKind, keys: Keys = None) -> Tokens:
-        """Transform the tokens; without ``keys`` there is no dropout."""
+    def forward(
+        self,
+        x: Tokens,
+        c: Vector,
+        rotate: Rotate,
+        kind: AttentionKind,
+        keys: Keys = None,
+        site: Site | None = None,
+    ) -> Tokens:
+        """Transform the tokens; without ``keys`` there is no dropout. ``site`` is by default that of the block."""
+        if keys is not None and site is None:
+            site = self.site
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         seen = self.attention_norm(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.attention(seen, rotate, kind, keys, self.site)
+        x = x + gate_a * self.attention(seen, rotate, kind, keys, site)
         seen = self.mlp_norm(x) * (1 + scale_m) + shift_m
         # Another ``mlp`` has no dropout.
-        return x + gate_m * (self.mlp(seen) if keys is None else self.mlp(seen, keys, self.site))
+        return x + gate_m * (self.mlp(seen) if keys is None else self.mlp(seen, keys, site))

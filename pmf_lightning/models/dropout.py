@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pmf_lightning.utils.precision import Number
 
+Site = int | Int64[Tensor, ""]  # as a tensor, compiled code has it as an input, and is the same for all blocks
 _WORD = 0xFFFFFFFF
 _FACTOR = 0x45D9F3B  # below 2^31, so that a product with a 32-bit word fits into int64
 
 
 def keyed_dropout(
-    x: Float[Tensor, "b *shape"], keys: Int64[Tensor, " b"], site: int, rate: Number
+    x: Float[Tensor, "b *shape"], keys: Int64[Tensor, " b"], site: Site, rate: Number
 ) -> Float[Tensor, "b *shape"]:
     """Set each value of ``x`` to 0 with probability ``rate`` and scale the others by 1/(1-rate); rate 0 returns ``x``.
 
@@ -32,7 +33,7 @@ def keyed_dropout(
     return torch.where(mask, x / (1 - rate), 0.0)
 
 
-def keep_mask(keys: Int64[Tensor, " b"], site: int, size: int, rate: Number) -> Bool[Tensor, "b {size}"]:
+def keep_mask(keys: Int64[Tensor, " b"], site: Site, size: int, rate: Number) -> Bool[Tensor, "b {size}"]:
     """Return the keep mask of ``size`` values per row; the keep probability is 1 - ``rate`` to the nearest 2^-32."""
     low = _mixed(_mixed(keys & _WORD) ^ (site & _WORD))
     high = _mixed((keys >> 32) & _WORD ^ low)

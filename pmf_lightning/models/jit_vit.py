@@ -90,7 +90,7 @@ class JiTViT(PatchTransformer):
                 raise ValueError(f"{name} {rate} is not in [0, 1)")
         if positions not in get_args(Positions):
             raise ValueError(f"positions={positions} is not one of {', '.join(get_args(Positions))}")
-        self.context_start = context_start
+        self.context_start, self.drops = context_start, bool(dropout or attention_dropout)
         self.patch_embedding = PatchEmbedding(
             self.channels, self.patch, width, bottleneck, patch_bias=bottleneck is None
         )
@@ -130,7 +130,8 @@ class JiTViT(PatchTransformer):
             x = x + sincos_2d(self.grid, self.width, like).to(like.dtype)
         else:
             x = x + self.positions.weight
-        x = self._trunk(x, c, label, attention or self.attention, conditions.get("dropout"))
+        keys = conditions.get("dropout") if self.drops else None
+        x = self._trunk(x, c, label, attention or self.attention, keys)
         return {name: self.heads[name](x, c) for name in (heads or self.heads)}
 
     def learn_positions(self) -> None:
@@ -149,5 +150,6 @@ class JiTViT(PatchTransformer):
             if i == self.context_start and self.context is not None:
                 x = torch.cat((label[:, None] + self.context.weight, x), dim=1)
                 rotate = rotation_2d(self.prefix, self.grid, self.head_dim, self.rope_theta, like)
-            x = block(x, c, rotate, kind, keys)
+            site = None if keys is None else torch.full((), block.site, device=keys.device)
+            x = block(x, c, rotate, kind, keys, site)
         return x[:, -patches:]

@@ -11,7 +11,7 @@ therefore calls the subclass's ``__torch_function__`` directly.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +185,8 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """Pre-norm transformer block: x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
+
+    is_block: ClassVar = True  # repeated: compiled once, and recomputed with activation checkpointing
 
     def __init__(self, width: int, heads: int, hidden: int, init: Init):
         super().__init__()

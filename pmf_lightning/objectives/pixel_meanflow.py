@@ -28,9 +28,7 @@ from pmf_lightning.objectives.fields import (
     velocity_from_image,
 )
 from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, guided_velocity, omega_in_interval
-from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.objectives.jvp.derivative import Form, velocities_and_derivative
-from pmf_lightning.objectives.jvp.forward_mode import derivative
 from pmf_lightning.objectives.meanflow_reference import describe, textbook_loss
 from pmf_lightning.objectives.perceptual import perceptual_distances
 from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
@@ -352,8 +350,7 @@ class PixelMeanFlow(ObjectiveBase):
             return torch.where(expand_like(on_guided, z), v_g, v_t)
 
         tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[_rows(moving, z)]
-        derive = network.derivative if isinstance(network, CompiledNetwork) else derivative
-        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp, derive)
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp)
         v_c = torch.where(expand_like(on_ask_c, z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)

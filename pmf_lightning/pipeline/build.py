@@ -43,6 +43,8 @@ def build(cfg: DictConfig, empty: bool = False) -> GenerativeModule:
         objective = _recomputed(cfg, network, objective)
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is not a generator, and only generators are compiled; leave it out")
+    if cfg.compile and not any(getattr(module, "is_block", False) for module in network.modules()):
+        raise UserError(f"compile=true: the network of {cfg.name} has no blocks to compile; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
     shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}
     start = cfg.schedule.get("start", 0.0)  # missing in older checkpoints

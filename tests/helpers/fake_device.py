@@ -1,6 +1,6 @@
 """A pretended GPU: the operations of a training step run on tensors without values, and what would wait is noted."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -19,6 +19,7 @@ class FakeDevice(TorchDispatchMode):
     index), are errors of FakeTensorMode. ``waits`` counts what the host would wait for without such an error: a copy
     to the device that is blocking, an index on the CPU of a tensor on the device, and any copy to the CPU. ``copies``
     is the number of copies to the device that do not wait, ``operations`` that of the others, views among them.
+    ``dtypes`` has the floating dtypes of the arguments that each operation got, by its name.
     """
 
     def __init__(self, monkeypatch):
@@ -26,6 +27,7 @@ class FakeDevice(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[str] = Counter()
         self.copies = self.operations = 0
+        self.dtypes: defaultdict[str, set[torch.dtype]] = defaultdict(set)
         monkeypatch.setattr(Dual, "__new__", _wrapped)
         monkeypatch.setattr(Dual, "__torch_dispatch__", classmethod(_refuse), raising=False)
 
@@ -63,6 +65,7 @@ class FakeDevice(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _note(self, func, tensors, args, kwargs) -> None:
+        self.dtypes[func.overloadpacket.__name__] |= {one.dtype for one in tensors if one.is_floating_point()}
         devices = [one.device.type for one in tensors]
         if func is torch.ops.aten._to_copy.default:
             source, target = devices[0], torch.device(kwargs.get("device") or tensors[0].device).type

@@ -7,6 +7,7 @@ from shrunk import backbone
 
 from pmf_lightning import build, compose
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
+from pmf_lightning.models.layers import Block
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.errors import UserError
 
@@ -65,3 +66,9 @@ def test_configuration_builds_it(model):
 def test_an_autoencoder_has_neither(option, words):
     with pytest.raises(UserError, match=words):
         build(compose(["model=mae_tiny", option]))
+
+
+def test_a_network_without_blocks_is_not_compiled(monkeypatch):
+    monkeypatch.setattr(Block, "is_block", False)
+    with pytest.raises(UserError, match="compile=true: the network of pmf_tiny has no blocks to compile; leave it out"):
+        build(compose(["model=pmf_tiny", *backbone("pmf_tiny"), "compile=true"]))

@@ -3,6 +3,7 @@
 The backward pass is not seen: torch asks for the real device there.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,49 @@ def device(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_step_waits_for_nothing(case, device, monkeypatch):
     overrides, most = CASES[case]
+    step = traced_step(case, overrides, device, monkeypatch)
+    with device:
+        answer = step()
+    check(answer, device, most)
+
+
+# What must not see half precision, and the products that must. Batched products are not among them: without a device
+# fused attention takes a form in float32, and crops and the drifting loss are in float32 on purpose.
+WIDE = {"_fused_rms_norm", "_softmax", "mean", "sum", "linalg_vector_norm", "pow", "var"}
+PRODUCTS = {"mm", "addmm", "convolution"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case != "MAE"])
+def test_half_precision_is_for_products_alone(case, device, monkeypatch):
+    """Under bf16-mixed the matrix products are in bfloat16; norms, softmax, reductions and the loss in float32."""
+    overrides, most = CASES[case]
+    step = traced_step(case, overrides, device, monkeypatch)
+    with device, bfloat16():
+        answer = step()
+    check(answer, device, most)
+    seen = {name: dtypes for name, dtypes in device.dtypes.items() if name in WIDE | PRODUCTS and dtypes}
+    assert seen.keys() >= {"_fused_rms_norm", "sum", "mm", "addmm", "convolution"}
+    assert [name for name, dtypes in seen.items() if name in WIDE and torch.bfloat16 in dtypes] == []
+    assert [name for name, dtypes in seen.items() if name in PRODUCTS and dtypes != {torch.bfloat16}] == []
+
+
+@contextmanager
+def bfloat16():
+    """Turn on autocast for a GPU that is not there, which torch.autocast refuses."""
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", before)
+        torch.clear_autocast_cache()
+
+
+def traced_step(case, overrides, device, monkeypatch):
+    """Return a training step of a tiny model on the device, as a function without arguments."""
     module = build(compose([*overrides, *backbone(overrides[0].removeprefix("model="))]))
     if "perceptual" in case:
         crop = CropLaw((0.5, 1.0), (0.8, 1.25))
@@ -55,10 +99,17 @@ def test_a_training_step_waits_for_nothing(case, device, monkeypatch):
     levels = [device.tensor(torch.empty(shape, dtype=torch.uint8)) for shape in (images, *more)]
     labels = device.tensor(torch.empty(images[0], dtype=torch.long))
     device.move(module)
-    with device:
+
+    def step():
         answer = module.training_step([levels[0], labels, *levels[1:]], 0)
         for name, (t, values) in answer["by_time"].items():
             BinnedMeans(4).add(name, t, values)
+        return answer
+
+    return step
+
+
+def check(answer, device, most):
     assert (answer["loss"].device, answer["loss"].dtype) == (CUDA, torch.float32)
     assert not device.waits
     assert device.copies <= most

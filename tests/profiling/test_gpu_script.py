@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,5 +26,18 @@ def test_the_script_measures_what_it_names(tmp_path):
     assert "skipped" not in told
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert len(rows) == 5
-    assert json.loads((tmp_path / "sampling.json").read_text())
-    assert json.loads((tmp_path / "fit.json").read_text())["largest_micro_batch"]["pmf_b16"]["images"] == 4
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results.keys() == {"machine", "sampling", "fit"}
+    assert results["sampling"]
+    assert results["fit"]["largest_micro_batch"]["pmf_b16"]["images"] == 4
+
+
+def test_it_leaves_at_most_eight_files():
+    """More would not come back from a machine that was lent."""
+    script = (ROOT / "experiments/gpu/run.sh").read_text()
+    files = set(re.findall(r'"\$OUT/([\w.]+)"', script))
+    assert {"results.json", "check.json", "bench.jsonl", "samples.png"} <= files
+    assert len(files) <= 8
+    parts = set(re.findall(r'"\$PARTS/(\w+)\.json"', script))
+    assert parts == {"machine", "sampling", "fit", "train"}
+    assert parts == set(re.findall(r"^ *keep (\w+)$", script, re.MULTILINE))

@@ -1,30 +1,45 @@
 """torch.compile for the passes of a training step, which fuses the operations between matrix products.
 
-Passes without a derivative are compiled directly. The derivative is compiled together with its values and its tape
-(forward_mode.py), because a tensor subclass cannot enter a compiled region from outside. Weights and their names are
-unchanged, so checkpoints are independent of compilation.
+Blocks are compiled, not networks: all blocks of one kind run the same compiled code with their own weights, so the time
+to compile does not grow with depth. What is between blocks runs eagerly. A block with a tangent is compiled together
+with its derivative and tape (forward_mode.py), because a tensor subclass cannot enter compiled code. Weights and their
+names are unchanged, so checkpoints are independent of compilation.
+
+The number of rows changes in every pass and is dynamic. A pass of a single row runs eagerly, since the compiler would
+make a separate version for it, at any step.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pmf_lightning.objectives.jvp import forward_mode
+from pmf_lightning.objectives.jvp.forward_mode import Dual, Region, derivative, through
 
 
 class CompiledNetwork:
-    """A network whose passes are compiled at first use, with a dynamic batch size.
+    """A network whose blocks, the modules with ``is_block``, are compiled at first use.
+
+    ``network`` itself runs eagerly: its blocks are replaced during calls of this object only.
 
     Args:
         network: the backbone.
         backend: of torch.compile; "inductor" runs fast, "aot_eager" compiles fast and runs no faster than eager mode.
+
+    Raises ValueError for a network without such modules.
     """
 
     def __init__(self, network: nn.Module, backend: str = "inductor"):
         self.network, self.classes = network, network.classes
-        self._forward = torch.compile(network.forward, backend=backend, dynamic=True)
-        self.derivative: Callable = torch.compile(forward_mode.derivative, backend=backend)
+        blocks = [module for module in network.modules() if getattr(module, "is_block", False)]
+        if not blocks:
+            raise ValueError(f"{type(network).__name__} has no module with is_block, which could be compiled")
+        values, both = (torch.compile(run, backend=backend, dynamic=False) for run in (_values, _values_and_tangents))
+        self._blocks = {block: _compiled(block.forward, values, both) for block in blocks}
 
     def __call__(
         self,
@@ -34,5 +49,54 @@ class CompiledNetwork:
         attention: str | None = None,
     ) -> dict[str, Tensor]:
         """Return the fields of the requested heads."""
-        forward = self.network if torch.compiler.is_compiling() else self._forward
-        return forward(image, conditions, heads=heads, attention=attention)
+        differentiated = torch._C._functorch.peek_interpreter_stack() is not None  # by torch.func.jvp, form two_pass
+        if image.shape[0] == 1 or differentiated:
+            return self.network(image, conditions, heads=heads, attention=attention)
+        with self._compiled_blocks():
+            return self.network(image, conditions, heads=heads, attention=attention)
+
+    @contextmanager
+    def _compiled_blocks(self) -> Iterator[None]:
+        own = {block: vars(block).get("forward") for block in self._blocks}  # that of activation checkpointing
+        try:
+            for block, forward in self._blocks.items():
+                block.forward = forward
+            yield
+        finally:
+            for block, forward in own.items():
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
+
+
+def _compiled(forward: Callable[..., Tensor], values: Callable, both: Callable) -> Callable[..., Tensor]:
+    """Return ``forward`` of a block, run by the compiled functions."""
+    region = Region(_any_rows(partial(values, forward)), _any_rows(partial(both, forward)))
+
+    def run(*args: Any) -> Tensor:
+        if any(isinstance(arg, Dual) for arg in args):
+            return through(region, args)
+        return region.values(args)
+
+    return run
+
+
+def _any_rows(function: Callable) -> Callable:
+    """Let the compiled ``function`` take any number of rows, the first dimension of the tensors in its arguments."""
+
+    def run(*given: tuple) -> Any:
+        for arg in chain(*given):
+            if isinstance(arg, Tensor) and arg.dim():
+                torch._dynamo.maybe_mark_dynamic(arg, 0)
+        return function(*given)
+
+    return run
+
+
+def _values(forward: Callable[..., Tensor], args: tuple) -> Tensor:
+    return forward(*args)
+
+
+def _values_and_tangents(forward: Callable[..., Tensor], args: tuple, tangents: tuple) -> tuple[Tensor, Tensor]:
+    (value,), tangent = derivative(lambda *args: (forward(*args),), args, tangents)
+    return value, tangent

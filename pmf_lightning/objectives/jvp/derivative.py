@@ -10,7 +10,6 @@ two_pass  A differentiable pass over all rows, then torch.func.jvp over the rows
           with activation checkpointing in the differentiable pass. The values of those rows are computed twice.
 """
 
-from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pmf_lightning.objectives.fields import Image, Time
-from pmf_lightning.objectives.jvp import forward_mode
+from pmf_lightning.objectives.jvp.forward_mode import derivative
 
 Form = Literal["one_pass", "two_pass"]
 
@@ -43,12 +42,10 @@ def velocities_and_derivative(
     tangent: Float[Tensor, "moving c h w"],
     moving: Bool[Tensor, " b"],
     form: Form,
-    derive: Callable = forward_mode.derivative,
 ) -> tuple[Image, Image, Image]:
     """Return (u, v, du_dt) of every row, [B,C,H,W]; du_dt is zero where ``moving`` is False and has no gradient.
 
-    ``tangent`` holds dz/dt of the moving rows only, in their order. ``derive`` is the function called by the form
-    one_pass; a compiled version can be passed.
+    ``tangent`` holds dz/dt of the moving rows only, in their order.
     """
     rows = moving.nonzero().squeeze(1).to(z.device, non_blocking=True)
     still = (~moving).nonzero().squeeze(1).to(z.device, non_blocking=True)
@@ -57,7 +54,7 @@ def velocities_and_derivative(
         return u, v, torch.zeros_like(u)
     if form == "two_pass":
         return _two_pass(velocities, z, t, r, tangent, rows)
-    return _one_pass(velocities, z, t, r, tangent, rows, still, derive)
+    return _one_pass(velocities, z, t, r, tangent, rows, still)
 
 
 def _two_pass(velocities, z, t, r, tangent, rows):
@@ -72,11 +69,11 @@ def _two_pass(velocities, z, t, r, tangent, rows):
     return u, v, torch.zeros_like(u).index_copy(0, rows, slope.to(u.dtype))
 
 
-def _one_pass(velocities, z, t, r, tangent, rows, still, derive):
+def _one_pass(velocities, z, t, r, tangent, rows, still):
     def of(z, t):
         return velocities(z, t, r[rows], rows, True, None)
 
-    (u, v), slope = derive(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
+    (u, v), slope = derivative(of, (z[rows], t[rows]), (tangent, torch.ones_like(t[rows])))
     du_dt = torch.zeros_like(z).index_copy(0, rows, slope.to(z.dtype))
     if len(still):
         u_still, v_still = velocities(z[still], t[still], r[still], still, True, None)

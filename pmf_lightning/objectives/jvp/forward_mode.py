@@ -72,6 +72,40 @@ def derivative(function: Callable[..., tuple[Tensor, ...]], primals: tuple, tang
     return values, slope
 
 
+class Region:
+    """Several operations that compute their value and its tangent together, such as a compiled block.
+
+    Args:
+        values: function of the arguments (a tuple), with its ordinary autograd graph.
+        both: function of the arguments and their tangents (None: constant), which returns values and tangents.
+
+    ``needed`` is whether the last derivative used the tangent. If not, the next one computes the values alone; should
+    it need the tangent after all, the values are computed twice.
+    """
+
+    def __init__(self, values: Callable[[tuple], Tensor], both: Callable[[tuple, tuple], tuple[Tensor, Tensor]]):
+        self.values, self.both, self.needed = values, both, True
+
+
+def through(region: Region, args: tuple) -> Dual:
+    """Return the value of ``region`` for arguments with Duals among them."""
+    tape = next(arg.tape for arg in args if isinstance(arg, Dual))
+    if region.needed:
+        for arg in args:
+            if isinstance(arg, Dual):
+                _tangent(arg, tape)
+        value, tangent = region.both(_map(_value, args), _map(_slope, args))
+    else:
+        value, tangent = region.values(_map(_value, args)), None
+    dual = Dual(value, tape, tangent)
+    tape.append(((dual,), _again, region, args, {}))
+    return dual
+
+
+def _again(region, out, values, slopes, kwargs):
+    return region.both(values, slopes)[1]
+
+
 def _tangent(target: Tensor, tape: list) -> Tensor:
     """Return the tangent of ``target`` by running the tape over the operations that it depends on."""
     if not isinstance(target, Dual):
@@ -83,7 +117,11 @@ def _tangent(target: Tensor, tape: list) -> Tensor:
         if any(id(output) in needed for output in outputs):
             needed.update(id(arg) for arg in _flat(args) if isinstance(arg, Dual))
     for noted in tape:
-        if any(id(output) in needed for output in noted[0]):
+        outputs, _, func, *_ = noted
+        used = any(id(output) in needed for output in outputs)
+        if isinstance(func, Region):
+            func.needed = used
+        if used and outputs[0].tangent is None:
             _advance(*noted)
     return target.tangent
 
