@@ -11,13 +11,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.one_class import for_its_classes
-from pmf_lightning.pipeline.build import build, make_source
+from pmf_lightning.pipeline.batches import given_micro_batch
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.profiling.benchmarks import growth, reader, step
 from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
 from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
 from pmf_lightning.sampling.generate import OPTIONS
-from pmf_lightning.training.prepare import given_micro_batch
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.rng import BatchRows

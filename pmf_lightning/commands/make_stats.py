@@ -17,7 +17,7 @@ from pmf_lightning.evaluation.build import complete_extractor
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference
 from pmf_lightning.evaluation.statistics import labelled_images, save_all, split_statistics, statistics
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError
 

@@ -16,9 +16,9 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.distributed import slurm
-from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling import model_cost
-from pmf_lightning.profiling.model_facts import count_memory
+from pmf_lightning.profiling.model_facts import count_memory, frozen_weights
+from pmf_lightning.profiling.step_memory import on_meta
 from pmf_lightning.sweeps import subprocess_run
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
@@ -92,7 +92,16 @@ def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
     if not chooses and sum(weight.numel() for weight in parts.module.network.parameters()) < LARGE:
         return None
     try:
-        memory = count_memory(cfg, build(cfg, empty=True), parts.data)
+        network, devices = on_meta(parts.module.network), validate.world_size(cfg.trainer)
+        memory = count_memory(
+            cfg,
+            network,
+            objective,
+            lambda: parts.module.optimizer_of(network),
+            parts.data.accumulation(devices),
+            parts.source,
+            frozen_weights(cfg, objective, parts.source),
+        )
     except Exception as error:  # of a network of someone else's that cannot be counted: it can be trained
         all_at_once = "; micro_batch=auto takes all images of a device at once" * chooses
         rank_zero_only(print)(f"  memory: not counted ({one_line(error)}){all_at_once}", flush=True)

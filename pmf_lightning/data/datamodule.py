@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.division import micro_batches
 from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder, step_shards
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
@@ -62,18 +63,7 @@ class StepData(LightningDataModule):
 
     def accumulation(self, world_size: int) -> int:
         """Return the micro-batches per device and step for ``world_size`` devices; UserError if sizes do not divide."""
-        share, rest = divmod(self.batch, world_size)
-        if rest:
-            near = " or ".join(f"batch={size}" for size in (self.batch - rest, self.batch - rest + world_size) if size)
-            raise UserError(f"batch={self.batch} does not divide over {world_size} devices: set {near}")
-        micro = share if self.micro_batch is None else self.micro_batch
-        if share % micro:
-            near = " or ".join(f"micro_batch={size}" for size in _nearest_divisors(share, micro))
-            raise UserError(
-                f"micro_batch={micro} does not divide the {share} images of a device "
-                f"(batch={self.batch}, devices={world_size}): set {near}"
-            )
-        return share // micro
+        return micro_batches(self.batch, self.micro_batch, world_size)
 
     def check_room(self) -> None:
         """Raise UserError without enough space on this machine for the data."""
@@ -179,10 +169,3 @@ def _drop_partial_step(trainer: Trainer) -> None:
     counted = trainer.fit_loop.epoch_loop.batch_progress.current
     partial = counted.processed % trainer.accumulate_grad_batches
     counted.increment_by(-partial)
-
-
-def _nearest_divisors(number: int, size: int) -> list[int]:
-    """Return the nearest divisors of ``number`` below and above ``size``, which is not a divisor itself."""
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-    below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
-    return below[-1:] + above[:1]

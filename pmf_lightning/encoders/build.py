@@ -12,7 +12,7 @@ from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.objectives.base import EncoderRequest
-from pmf_lightning.pipeline.build import build_part
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.utils.errors import UserError, suggestions
 
 

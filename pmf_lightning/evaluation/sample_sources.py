@@ -15,11 +15,11 @@ from pmf_lightning.evaluation.battery.scores import JudgeProtocol
 from pmf_lightning.evaluation.build import DATA, open_evaluator
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.image_files import open_images
-from pmf_lightning.pipeline.build import make_part
 from pmf_lightning.pipeline.checkpoints import weights_file
 from pmf_lightning.pipeline.images import check_generates, finite_images, prepare_decoder, sampling_options
 from pmf_lightning.pipeline.loading import load_configured
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.pipeline.sources import located
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.utils.cache import file_sha256

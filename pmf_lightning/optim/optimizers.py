@@ -1,6 +1,9 @@
 """Parameter groups from the ``optim_kinds`` of a model's modules. Optimizers other than MuonAdam ignore the kinds."""
 
+from collections.abc import Callable
+
 from torch import nn
+from torch.optim import Optimizer
 
 from pmf_lightning.optim.muon_adam import KINDS
 
@@ -27,3 +30,11 @@ def parameter_groups(module: nn.Module) -> list[dict]:
                 raise ValueError(f"parameter {full} of shape {tuple(parameter.shape)} is not a matrix; tag it adam")
             members[kind][parameter] = None  # a dictionary, so that a shared parameter is listed once
     return [{"params": list(parameters), "kind": kind} for kind, parameters in members.items() if parameters]
+
+
+def make_optimizer(make: Callable[[list[dict]], Optimizer], module: nn.Module) -> Optimizer:
+    """Return what ``make`` builds from the parameter groups of ``module``; TypeError if it is no torch optimizer."""
+    optimizer = make(parameter_groups(module))
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"its _target_ builds a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    return optimizer

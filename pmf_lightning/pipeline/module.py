@@ -13,7 +13,7 @@ from pmf_lightning.data.transforms import preprocess_latents, preprocess_pixels
 from pmf_lightning.distributed.collectives import Devices, gather_rows, of_rank_zero, sum_over_ranks
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
-from pmf_lightning.optim.optimizers import parameter_groups
+from pmf_lightning.optim.optimizers import make_optimizer
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
 from pmf_lightning.utils.state_names import unwrapped
@@ -84,11 +84,13 @@ class GenerativeModule(LightningModule):
 
         Raises TypeError if what is configured is no optimizer.
         """
-        optimizer = self._optimizer(parameter_groups(self.network))
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"its _target_ builds a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        optimizer = self.optimizer_of(self.network)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_of(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Build the configured optimizer over the weights of ``network``; TypeError if it is no optimizer."""
+        return make_optimizer(self._optimizer, network)
 
     def on_fit_start(self) -> None:
         """Move the encoders to the device."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from pmf_lightning.config.compose import compose
 from pmf_lightning.data.dataset import Head, ImageDataset, check_source
 from pmf_lightning.encoders.classifier.train import cached_classifier
-from pmf_lightning.pipeline.build import build_part
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.utils.errors import UserError
 
 Levels = UInt8[Tensor, "n c h w"]

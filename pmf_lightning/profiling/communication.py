@@ -20,7 +20,7 @@ from pmf_lightning.optim.distributed_muon import assign
 from pmf_lightning.optim.muon_adam import MuonAdam
 from pmf_lightning.optim.newton_schulz import STEPS
 from pmf_lightning.optim.optimizers import parameter_groups
-from pmf_lightning.pipeline.build import build, make_part
+from pmf_lightning.pipeline.parts import make_model, make_part
 from pmf_lightning.profiling.step_memory import RealCounts, real_counts_of, step_flops
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -229,20 +229,20 @@ NOTE = (
 
 def estimate(cfg: DictConfig) -> list[Estimate]:
     """Estimate the step that ``cfg`` describes for each number of ``cfg.gpus``; UserError if one does not divide it."""
-    module = build(cfg, empty=True)
-    per_label = module.objective.images_per_label
+    model = make_model(cfg, empty=True)
+    per_label = model.objective.images_per_label
     for gpus in cfg.gpus:
         if gpus < 1 or cfg.batch // per_label % gpus:
             raise UserError(f"gpus={gpus}: batch={cfg.batch} does not divide over them; set batch to a multiple")
     return estimates(
-        module.network,
-        module.objective,
+        model.network,
+        model.objective,
         cfg.batch,
         list(cfg.gpus),
         make_part(cfg, "cluster"),
         averages=len(cfg.ema.halflife_kimg),
-        muon=isinstance(module.configure_optimizers()["optimizer"], MuonAdam),
-        real_counts=real_counts_of(cfg, module.objective),
+        muon=isinstance(model.make_optimizer(), MuonAdam),
+        real_counts=real_counts_of(cfg, model.objective),
     )
 
 

@@ -1,23 +1,24 @@
 """Facts and costs of a configured model, with the numbers of its paper."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.presets import Published, published
-from pmf_lightning.data.datamodule import StepData
-from pmf_lightning.data.queues.datamodule import QueueData
+from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.build import count_weights
 from pmf_lightning.objectives.base import Objective
-from pmf_lightning.pipeline.build import build, make_source
-from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.batches import micro_batches_of, queue_bytes
+from pmf_lightning.pipeline.parts import make_model, make_source
 from pmf_lightning.profiling import block_forwards, model_cost
 from pmf_lightning.profiling.block_forwards import BlockForwards
 from pmf_lightning.profiling.model_cost import NotCountedError
 from pmf_lightning.profiling.step_memory import StepMemory, real_counts_of, step_memory
-from pmf_lightning.training.prepare import make_data
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
@@ -89,13 +90,14 @@ def find_facts(cfg: DictConfig) -> Facts:
 
     Raises UserError if the sizes are inconsistent.
     """
-    module = build(cfg, empty=True)
-    network, objective = module.network, module.objective
+    model = make_model(cfg, empty=True)
+    network, objective = model.network, model.objective
     if not objective.samplers or not hasattr(network, "trunk"):
         raise NotCountedError(
             f"{cfg.name}: costs are counted only for transformers that generate images; choose another model"
         )
-    description, costs = objective.describe(), model_cost.count(network)
+    description, costs, source = objective.describe(), model_cost.count(network), make_source(cfg)
+    encoders, micro_batches = frozen_weights(cfg, objective, source), micro_batches_of(cfg, source, objective)
     return Facts(
         model=cfg.name,
         data=cfg.data.name,
@@ -116,34 +118,49 @@ def find_facts(cfg: DictConfig) -> Facts:
         perceptual=dict(description.weights),
         block_forwards=block_forwards.count(network, objective, cfg.seed),
         official=description.official and block_forwards.of_passes(network, description.official),
-        memory=count_memory(cfg, module, make_data(cfg, make_source(cfg), objective)),
-        encoders=frozen_weights(cfg, objective),
+        memory=count_memory(cfg, network, objective, model.make_optimizer, micro_batches, source, encoders),
+        encoders=encoders,
         gpu_gb=cfg.get("gpu_gb"),
         paper=published().get(cfg.name),
     )
 
 
-def count_memory(cfg: DictConfig, module: GenerativeModule, data: StepData | QueueData) -> StepMemory:
-    """Count the memory of a training step on each device; ``module`` must be empty (``build``)."""
-    devices = validate.world_size(cfg.trainer)
-    shares = data.accumulation(devices) * devices
+def count_memory(
+    cfg: DictConfig,
+    network: nn.Module,
+    objective: Objective,
+    make_optimizer: Callable[[], Optimizer],
+    micro_batches: int,
+    source: DataSource,
+    encoders: Mapping[str, int | None],
+) -> StepMemory:
+    """Count the memory of a training step on each device.
+
+    Args:
+        cfg: the composed configuration of the run.
+        network, objective: its network on the meta device, and its loss.
+        make_optimizer: builds the optimizer of the network's weights.
+        micro_batches: per device and step.
+        source: the data.
+        encoders: numbers of weights of the frozen encoders (``frozen_weights``).
+    """
+    shares = micro_batches * validate.world_size(cfg.trainer)
     counted = step_memory(
-        module.network,
-        module.objective,
-        lambda: module.configure_optimizers()["optimizer"],
+        network,
+        objective,
+        make_optimizer,
         averages=len(cfg.ema.halflife_kimg),
         micro_batch=cfg.batch // shares,
         shard=BatchRows(shares - 1, shares),  # the last micro-batch has the most rows with t != r
-        real_counts=real_counts_of(cfg, module.objective),
+        real_counts=real_counts_of(cfg, objective),
     )
-    known = (count for count in frozen_weights(cfg, module.objective).values() if count is not None)
-    queues = data.sizes.bytes if isinstance(data, QueueData) and data.folder is None else 0
-    return replace(counted, encoders=4 * sum(known), queues=queues)
+    known = (count for count in encoders.values() if count is not None)
+    return replace(counted, encoders=4 * sum(known), queues=queue_bytes(cfg, source, objective))
 
 
-def frozen_weights(cfg: DictConfig, objective: Objective) -> dict[str, int | None]:
+def frozen_weights(cfg: DictConfig, objective: Objective, source: DataSource) -> dict[str, int | None]:
     """Return the numbers of weights of the members of a battery in the loss; None for those that are not known."""
     request = objective.encoder_request
     if request is None or request.target is None:
         return {}
-    return count_weights(request.names, cfg[request.group].members, make_source(cfg))
+    return count_weights(request.names, cfg[request.group].members, source)

@@ -7,6 +7,7 @@ of the loss (ObjectiveBase.counted), overheads of allocator and kernels, the sha
 whole runs to 15 % (test_step_memory.py; scripts/measure_memory.py for large networks, where ``process`` does).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,15 @@ def meta_batch(
 
     more = {"shape": shape} if objective.data == "labels" else {}
     return replace(small, y=small.y.to("meta"), **enlarged(small), **more), replace(draws, **enlarged(draws))
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """Return a copy of a network with its weights and buffers on the meta device, so that it takes no memory."""
+    tensors = [*network.parameters(), *network.buffers()]
+    empty = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for weight in network.parameters():
+        empty[id(weight)] = nn.Parameter(empty[id(weight)], requires_grad=weight.requires_grad)
+    return copy.deepcopy(network, empty)
 
 
 @dataclass(frozen=True)

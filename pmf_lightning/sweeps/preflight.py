@@ -7,8 +7,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
-from pmf_lightning.pipeline.build import build, make_part
+from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.training.prepare import make_evaluator, open_source
 from pmf_lightning.utils.errors import UserError
 

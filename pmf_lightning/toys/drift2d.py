@@ -23,7 +23,7 @@ from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.toys.drift2d_report import write_report
 from pmf_lightning.toys.result_cache import ResultCache
 from pmf_lightning.toys.swiss_roll import directions, sliced_wasserstein

@@ -26,7 +26,7 @@ from pmf_lightning.objectives.jit import JiT
 from pmf_lightning.objectives.pixel_meanflow import PixelMeanFlow
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.sampling.generate import generate, image_noise
 from pmf_lightning.toys.manifold_report import write_report
 from pmf_lightning.toys.result_cache import ResultCache

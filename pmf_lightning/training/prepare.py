@@ -15,15 +15,18 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.row_tables import stored
 from pmf_lightning.data.datamodule import ImageData, LabelData, StepData
 from pmf_lightning.data.dataset import DataSource, FirstImages
-from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.data.queues.datamodule import QueueData
+from pmf_lightning.data.queues.settings import QueueSettings
 from pmf_lightning.distributed.launched import local_rank, srun_tasks
 from pmf_lightning.encoders.build import build_encoders
 from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
 from pmf_lightning.evaluation.build import DATA, EvaluatorSetup
 from pmf_lightning.evaluation.small_data import SmallDataEvaluator, SmallDataSettings
 from pmf_lightning.objectives.base import Objective
-from pmf_lightning.pipeline.build import build, make_part, make_source
+from pmf_lightning.pipeline.batches import micro_batch_of, rows_of_step
+from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.parts import make_part, make_source
 from pmf_lightning.training import initial_weights
 from pmf_lightning.training.callbacks.added import make_added
 from pmf_lightning.training.callbacks.battery import BatterySettings
@@ -187,29 +190,12 @@ def check_inputs(cfg: DictConfig, source: DataSource, objective: Objective) -> N
 
 def make_data(cfg: DictConfig, source: DataSource, objective: Objective) -> StepData | QueueData:
     """Build the datamodule for the objective's kind of data; raises UserError."""
-    micro_batch = given_micro_batch(cfg)
-    if objective.needs_global_batch and not objective.splits_batch and micro_batch is not None:
-        raise UserError(
-            f"micro_batch={micro_batch}: the loss of {cfg.name} has means over the complete batch; leave it out, "
-            "or set a smaller batch"
-        )
-    rows, rest = divmod(cfg.batch, objective.images_per_label)
-    if rest:
-        raise UserError(
-            f"batch={cfg.batch}: it counts images, {objective.images_per_label} for each label; set a multiple of "
-            f"{objective.images_per_label}"
-        )
+    rows, micro_batch = rows_of_step(cfg, objective), micro_batch_of(cfg, objective)
     if objective.data == "class_queues":
         return QueueData(source, cfg.seed, QueueSettings(labels=rows, **cfg.queues), loading_processes(cfg, source))
     if objective.data == "labels":
-        micro_batch = None if objective.splits_batch else micro_batch
         return LabelData(source.classes, cfg.seed, rows, micro_batch, objective.class_weights)
     return ImageData(source, cfg.seed, rows, micro_batch, loading_processes(cfg, source))
-
-
-def given_micro_batch(cfg: DictConfig) -> int | None:
-    """Return the number of ``micro_batch=``; None for null, and for auto, which is chosen when the run starts."""
-    return None if cfg.micro_batch == "auto" else cfg.micro_batch
 
 
 def loading_processes(cfg: DictConfig, source: DataSource) -> int:

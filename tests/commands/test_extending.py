@@ -12,7 +12,7 @@ import torch
 from extending import commands, write_example
 
 from pmf_lightning import UserError, build, compose
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 
 ROOT = Path(__file__).parents[2]
 

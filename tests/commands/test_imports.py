@@ -14,6 +14,8 @@ import pytest
 import pmf_lightning
 
 PACKAGE = Path(pmf_lightning.__file__).parent
+# What the command info does without; each costs 0.3 to 2 processor seconds.
+NOT_IN_INFO = {"lightning", "torchmetrics", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "wandb", "pandas"}
 FRAMEWORKS = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 # The floors, lowest first. A folder imports itself and folders of lower floors.
 FLOORS = (
@@ -107,7 +109,7 @@ def test_folders_import_lower_floors_only():
     assert not upwards, upwards
 
 
-def test_the_mathematics_needs_no_framework():
+def test_the_mathematics_needs_no_framework_and_info_no_lightning():
     pure = [name for name in MODULES if folder(name) in PURE]
     found = {
         module: imports(module)[1] & FRAMEWORKS
@@ -119,11 +121,13 @@ def test_the_mathematics_needs_no_framework():
     code = (
         "import sys, pmf_lightning.objectives.fields, pmf_lightning.objectives.pixel_meanflow, pmf_lightning.weights\n"
         "from pmf_lightning import PixelMeanFlow, MuonAdam, generate, load_official, ema_beta\n"
-        f"print(*sorted({FRAMEWORKS} & set(sys.modules)))"
+        f"print('frameworks', *sorted({FRAMEWORKS} & set(sys.modules)))\n"
+        "import pmf_lightning.commands.info\n"
+        f"print('info', *sorted({NOT_IN_INFO} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    assert done.stdout.splitlines() == ["frameworks", "info"]
 
 
 def test_no_module_imports_itself_and_none_uses_pythons_global_random_numbers():
@@ -227,9 +231,11 @@ BUILDERS = {
         "config.row_tables",
         "config.validate",
         "pipeline.build",
+        "pipeline.parts",
         "training.prepare",
     ),
     *("pipeline.checkpoints", "pipeline.conversion", "pipeline.loading"),  # weights in other formats
+    "pipeline.batches",  # rows of a step
     "pipeline.images",  # sampling options
     *("evaluation.sample_sources", "evaluation.guidance_search.space"),  # of the commands evaluate and search_guidance
     *("profiling.communication", "profiling.model_facts", "profiling.step_memory"),  # of the command info

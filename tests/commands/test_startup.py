@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_imports import NOT_IN_INFO
 
 import pmf_lightning
 from pmf_lightning.__main__ import COMMANDS
 
+ROOT = Path(pmf_lightning.__file__).parent.parent
 HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "timm", "wandb", "sklearn", "scipy", "matplotlib", "rich")
 # Calls commands in one process, as the command line does, and prints what each left behind that it should not need.
 CALLS = f"""
@@ -36,7 +38,7 @@ def check(calls):
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=Path(pmf_lightning.__file__).parent.parent,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
 
@@ -50,3 +52,14 @@ def test_every_command_helps_and_refuses_without_pytorch():
     others = [name for name in COMMANDS if name != "report"]  # tests/reports/test_report.py
     check([f"{name} --help" for name in others] + [f"{name} nonsense" for name in others])
     check(["train model=nope", "train experiment=nope", "evaluate batch_size=many"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["pmf_b16", "drifting_tiny"])
+def test_info_counts_a_model_without_lightning(model):
+    code = (
+        f"import sys; from pmf_lightning.info import info; info(['model={model}'])\n"
+        f"print(*sorted({NOT_IN_INFO} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -14,8 +14,8 @@ from pmf_lightning.data.augment import EDMAugment, Geometry
 from pmf_lightning.data.sources.shapes.source import Shapes
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.models.vit import init_weights
-from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.parts import make_objective
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import check_inputs

@@ -9,7 +9,7 @@ from pmf_lightning import UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.shapes.source import Shapes
 from pmf_lightning.data.transforms import preprocess_pixels, to_float
-from pmf_lightning.pipeline.build import make_objective
+from pmf_lightning.pipeline.parts import make_objective
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import check_inputs
 from pmf_lightning.utils import rng

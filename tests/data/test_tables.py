@@ -16,7 +16,7 @@ from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.tar import read_index
 from pmf_lightning.data.sources.hf import files
 from pmf_lightning.data.transforms import read_image
-from pmf_lightning.pipeline.build import make_source
+from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.shard import shard
 
 INSTALLED = importlib.util.find_spec("pyarrow") is not None

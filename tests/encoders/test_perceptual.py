@@ -26,8 +26,8 @@ from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.perceptual.convnext import ConvNeXtFeatures
 from pmf_lightning.encoders.perceptual.feature_maps import MapDistance
 from pmf_lightning.encoders.perceptual.lpips import LPIPS
-from pmf_lightning.pipeline.build import make_objective
 from pmf_lightning.pipeline.checkpoints import load_checkpoint
+from pmf_lightning.pipeline.parts import make_objective
 from pmf_lightning.train import train
 from pmf_lightning.training.prepare import make_encoders
 from pmf_lightning.utils import rng

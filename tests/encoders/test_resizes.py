@@ -14,7 +14,7 @@ from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
 from pmf_lightning.evaluation.references import Reference, load_reference
 from pmf_lightning.evaluation.statistics import save_npz
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 
 CPU = torch.device("cpu")
 LEVELS = 0.0005  # of 255: how close the official codes' outputs are to torch's

@@ -20,7 +20,7 @@ from pmf_lightning.encoders.battery.extractor import EncoderFeatures
 from pmf_lightning.encoders.battery.lite0 import Lite0
 from pmf_lightning.encoders.battery.timm_member import TimmMember, skeleton, timm_width
 from pmf_lightning.evaluation.build import complete_extractor
-from pmf_lightning.pipeline.build import build_part
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 

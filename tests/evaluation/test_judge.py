@@ -24,7 +24,7 @@ from pmf_lightning.evaluation.moments import Gaussian
 from pmf_lightning.make_stats import make_stats
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
-from pmf_lightning.pipeline.build import make_source
+from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 

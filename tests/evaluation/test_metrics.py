@@ -27,7 +27,7 @@ from pmf_lightning.evaluation.small_data import (
     measure_quality,
     metric_name,
 )
-from pmf_lightning.pipeline.build import build_part
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.small_data import SmallDataEvaluation
 from pmf_lightning.training.callbacks.throughput import ThroughputBar

@@ -636,7 +636,7 @@ def test_dinov2_is_fetched_only_when_asked_for(hub, monkeypatch):
 
 
 def test_a_classifier_needs_data():
-    from pmf_lightning.pipeline.build import make_part
+    from pmf_lightning.pipeline.parts import make_part
 
     extractor = make_part(compose(["extractor=classifier"], "evaluate"), "extractor")
     with pytest.raises(UserError, match="extractor=classifier: it is trained on the data at hand; set data="):

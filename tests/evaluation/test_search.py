@@ -31,8 +31,8 @@ from pmf_lightning.evaluation.guidance_search.space import (
     recipe,
 )
 from pmf_lightning.objectives.base import ObjectiveBase
-from pmf_lightning.pipeline.build import make_objective, make_part
 from pmf_lightning.pipeline.checkpoints import load_with_averages, read_checkpoint
+from pmf_lightning.pipeline.parts import make_objective, make_part
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 

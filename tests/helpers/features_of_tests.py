@@ -63,7 +63,7 @@ def protocol(**changes) -> Protocol:
 
 def of_config(name: str) -> Protocol:
     """A protocol of conf/."""
-    from pmf_lightning.pipeline.build import make_part
+    from pmf_lightning.pipeline.parts import make_part
 
     return make_part(compose([f"protocol={name}"], "evaluate"), "protocol")
 

@@ -12,9 +12,11 @@ from shrunk import BACKBONE
 from pmf_lightning import Drifting, DriftingBatch, UserError, compose, drift_loss, generate
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues import datamodule
-from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.data.queues.datamodule import QueueData
+from pmf_lightning.data.queues.settings import QueueSettings
 from pmf_lightning.objectives.base import OneDevice
-from pmf_lightning.pipeline.build import build, make_objective
+from pmf_lightning.pipeline.build import build
+from pmf_lightning.pipeline.parts import make_objective
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.prepare import make_data
 from pmf_lightning.utils.rng import BatchRows

@@ -23,7 +23,7 @@ from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.crops import CropLaw
 from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder, augmented
 from pmf_lightning.optim.optimizers import parameter_groups
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.hydra_compat import instantiate
 

@@ -23,7 +23,7 @@ from pmf_lightning.info import main as info_main
 from pmf_lightning.models.layers import Block
 from pmf_lightning.objectives.jvp.forward_mode import Dual
 from pmf_lightning.objectives.jvp.forward_rules import RULES
-from pmf_lightning.pipeline.build import make_source
+from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.profiling import block_forwards
 from pmf_lightning.profiling.block_forwards import BlockForwards
 from pmf_lightning.profiling.live_bytes import MemoryTracker, peak_bytes

@@ -8,7 +8,7 @@ from pmf_lightning.evaluation.battery.build import JudgeSetup, trained_members
 from pmf_lightning.evaluation.battery.report import save_bars, score_table
 from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.battery.watch import DisagreementWatch
-from pmf_lightning.pipeline.build import make_source
+from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.sweeps.jobs import measured
 from pmf_lightning.training.callbacks.battery import BatteryEvaluation
 from pmf_lightning.training.callbacks.ema import EMA

@@ -14,7 +14,7 @@ from pmf_lightning.commands import train as command
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.build import open_evaluator
-from pmf_lightning.pipeline.build import make_part
+from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter

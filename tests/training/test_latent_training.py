@@ -15,8 +15,9 @@ from test_latents import ARCHITECTURE, NUMBERS
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues.class_queues import ClassQueues
-from pmf_lightning.data.queues.datamodule import QueueData, QueueSettings
+from pmf_lightning.data.queues.datamodule import QueueData
 from pmf_lightning.data.queues.queue_sizes import QueueSizes
+from pmf_lightning.data.queues.settings import QueueSettings
 from pmf_lightning.data.transforms import preprocess_latents
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.encoders.drifting.train_mae import cached_mae

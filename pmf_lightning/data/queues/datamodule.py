@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,14 @@ from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder
 from pmf_lightning.data.queues.class_queues import ClassQueues
-from pmf_lightning.data.queues.queue_sizes import QueueSizes, check_room
+from pmf_lightning.data.queues.queue_sizes import check_room
+from pmf_lightning.data.queues.settings import QueueSettings
 from pmf_lightning.data.shards.bad_records import BadRecordCounter
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
 
 SAVED_STATES = 4  # saved queue states of recent steps, because Lightning prefetches beyond the step of a checkpoint
 PART = 128  # images read and queued at once: 4,096 of 256 pixels would be 0.8 GB per prefetched batch
-
-
-@dataclass(frozen=True)
-class QueueSettings:
-    """Queue settings: ``labels`` per step, each with ``positives`` and ``negatives``; ``push_per_step`` new images.
-
-    The queues have ``per_class`` images of each class and ``global_size`` of any class, in memory or in a file under
-    ``folder``.
-    """
-
-    labels: int
-    positives: int
-    negatives: int
-    push_per_step: int
-    per_class: int
-    global_size: int
-    folder: str | None
-
-    def __post_init__(self) -> None:
-        for name in ("labels", "positives", "push_per_step", "per_class", "global_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"queues.{name}={getattr(self, name)}: set it to 1 or more")
-        if self.negatives < 0:
-            raise UserError(f"queues.negatives={self.negatives}: set it to 0 or more")
-        if self.push_per_step < self.labels:
-            raise UserError(
-                f"queues.push_per_step={self.push_per_step}: the {self.labels} labels of a step (batch / images per "
-                f"label) come from the images that it queues; set queues.push_per_step={self.labels} or more, or a "
-                "smaller batch"
-            )
 
 
 class QueueData(LightningDataModule):
@@ -66,16 +35,9 @@ class QueueData(LightningDataModule):
 
     def __init__(self, source: DataSource, seed: int, settings: QueueSettings, num_workers: int) -> None:
         super().__init__()
-        if settings.labels > source.classes > 1:  # with one class, each label of a step has its own positives
-            raise UserError(
-                f"{settings.labels} labels per step (batch / images per label) of {source.classes} classes in data "
-                f"{source.name}: set batch to {source.classes} x the images per label or less"
-            )
+        settings.check_classes(source.classes, source.name)
         self.source, self.seed, self.settings, self.num_workers = source, seed, settings, num_workers
-        shape, dtype = (source.channels, source.resolution, source.resolution), "uint8"
-        if source.latents:
-            shape, dtype = (2, *shape), "float32"
-        self.sizes = QueueSizes(source.classes, settings.per_class, settings.global_size, shape, dtype)
+        self.sizes = settings.sizes(source)
         self.tally: BadRecordCounter | None = None
         self.folder = settings.folder and Path(settings.folder)
         self._queues: ClassQueues | None = None
@@ -84,12 +46,7 @@ class QueueData(LightningDataModule):
 
     def accumulation(self, world_size: int) -> int:
         """Return 1, since the loss has means over all labels of a step; UserError unless labels divide over devices."""
-        if self.settings.labels % world_size:
-            raise UserError(
-                f"{self.settings.labels} labels (batch / images per label) do not divide over {world_size} devices: "
-                f"set batch to a multiple of {world_size} x the images per label"
-            )
-        return 1
+        return self.settings.micro_batches(world_size)
 
     def check_room(self) -> None:
         """Raise UserError without enough space on this machine for the queues of one device."""

@@ -8,7 +8,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, ProgressBar
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from pmf_lightning.pipeline.build import build_part
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.training.callbacks.early_stopping import EarlyStopping
 from pmf_lightning.utils.errors import UserError
 

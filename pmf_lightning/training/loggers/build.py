@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from pmf_lightning.pipeline.build import build_part
+from pmf_lightning.pipeline.parts import build_part
 from pmf_lightning.training.loggers.jsonl import JSONLLogger
 from pmf_lightning.training.settings import LoggedRun
 from pmf_lightning.utils.errors import UserError
