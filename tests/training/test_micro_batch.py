@@ -119,7 +119,7 @@ def test_a_resumed_run_may_choose_another_number(tmp_path, monkeypatch):
 
 def test_a_large_network_names_the_memory_that_it_needs(monkeypatch, capsys):
     cfg = compose(RUN)
-    parts = Mock(spec=Parts, module=build(cfg), data=ImageData(SOURCE, 0, 16, None, 0))
+    parts = Mock(spec=Parts, module=build(cfg), source=SOURCE, data=ImageData(SOURCE, 0, 16, None, 0))
     assert memory_of_a_step(cfg, parts) is None
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(train, "LARGE", 1)
@@ -132,7 +132,7 @@ def test_a_large_network_names_the_memory_that_it_needs(monkeypatch, capsys):
 
 def test_what_cannot_be_counted_or_has_other_batches_takes_all_images(monkeypatch, capsys):
     cfg = compose([*RUN, "micro_batch=auto"])
-    parts = Mock(spec=Parts, module=build(cfg), data=ImageData(SOURCE, 0, 16, None, 0))
+    parts = Mock(spec=Parts, module=build(cfg), source=SOURCE, data=ImageData(SOURCE, 0, 16, None, 0))
     monkeypatch.setattr(train, "count_memory", Mock(side_effect=TypeError("no shape")))
     assert memory_of_a_step(cfg, parts) is None
     said = "memory: not counted (no shape); micro_batch=auto takes all images of a device at once"
