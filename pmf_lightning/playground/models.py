@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pmf_lightning.pipeline.averages import find_average
-from pmf_lightning.pipeline.images import prepare_decoder
+from pmf_lightning.pipeline.images import check_generates, prepare_decoder
 from pmf_lightning.pipeline.loading import load, load_every_average
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.utils.errors import UserError
@@ -81,10 +81,7 @@ def _load(path: str, ema: str | Number | None, trust: Sequence[str], decoder: st
     average = next(iter(sets))
     if len(sets) > 1:
         average = find_average(module.config["sampling"]["ema"] if ema is None else ema, sets, module.config)
-    if not module.objective.samplers:
-        raise UserError(
-            f"ckpt={path}: {module.config['name']} makes no images, so there is nothing to play with; give a generator"
-        )
+    check_generates(f"ckpt={path}", module)
     if module.decoder is not None:
         prepare_decoder(module, decoder)
     return PlayModel(_name(Path(path), module.config["name"]), module, sets, average)

@@ -288,7 +288,7 @@ def test_models_have_different_names_and_stay_apart(tmp_path):
         (["nowhere"], None, "ckpt=nowhere: no such file"),
         (["a", "b", "c", "d", "e"], None, "5 checkpoints; a page compares 1 to 4"),
         (["run"], "7k", "ema=7k"),
-        (["mae"], None, "ckpt=mae: mae_tiny makes no images"),
+        (["mae"], None, "ckpt=mae: mae_tiny generates no images; give a generator"),
     ],
 )
 def test_models_that_are_refused(tmp_path, monkeypatch, paths, ema, words):
