@@ -28,19 +28,16 @@ CHILD = """
 import json, sys
 from pathlib import Path
 
-from pmf_lightning import build, compose
-from pmf_lightning.pipeline.build import make_source
-from pmf_lightning.profiling.model_facts import count_memory
+from pmf_lightning import compose
+from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.train import train
-from pmf_lightning.training.prepare import make_data
 
 def resident(key):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 cfg = compose(sys.argv[1:])
-module = build(cfg, empty=True)
-counted = count_memory(cfg, module, make_data(cfg, make_source(cfg), module.objective))
+counted = find_facts(cfg).memory
 before = resident("VmRSS")
 train(cfg)
 peak = resident("VmHWM")

@@ -2,13 +2,11 @@
 
 import pytest
 
-from pmf_lightning import build, compose
-from pmf_lightning.pipeline.build import make_source
+from pmf_lightning import compose
 from pmf_lightning.profiling.live_bytes import MemoryTracker
-from pmf_lightning.profiling.model_facts import count_memory
+from pmf_lightning.profiling.model_facts import find_facts
 from pmf_lightning.profiling.step_memory import StepMemory
 from pmf_lightning.train import train
-from pmf_lightning.training.prepare import make_data
 
 
 def test_a_process_keeps_what_the_passes_freed():
@@ -24,8 +22,7 @@ def test_the_count_is_that_of_a_whole_run(model, tmp_path):
     """Everything from the first weight to the checkpoint: data, draws, losses, optimiser, averages."""
     options = ["metrics=none", "sample_grid.enabled=false", "steps=3", "data=digits"]
     cfg = compose([f"model={model}", *options, f"run_dir={tmp_path}/run"])
-    module = build(cfg, empty=True)
-    counted = count_memory(cfg, module, make_data(cfg, make_source(cfg), module.objective))
+    counted = find_facts(cfg).memory
     with MemoryTracker() as live:
         train(cfg)
     assert counted.peak == pytest.approx(live.peak, rel=0.15)
