@@ -74,7 +74,7 @@ def _on_its_data(overrides: Sequence[str]) -> list[str]:
 def run_and_show(cfg: DictConfig) -> None:
     """Print the facts and estimates that the command line requests, as tables or JSON."""
     overrides = HydraConfig.get().overrides.task
-    models, steps = info(overrides), scaling(overrides)
+    models, steps = info(overrides), [] if cfg.gpus is None else scaling(overrides)
     if cfg.format == "json":
         tables = [facts.as_json() for facts in models]
         if steps:
