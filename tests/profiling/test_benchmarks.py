@@ -70,6 +70,12 @@ def test_step_command(tmp_path):
     assert result["textbook"]["gradient_difference"] < 1e-5
     assert result["parts_ms"].keys() == {"guidance", "derivative", "forward", "backward", "optimizer", "averages"}
     assert min(result["parts_ms"].values()) >= 0
+    kinds = {kind: row for kind, row in result["operations"].items() if kind != "copy_gb_per_second"}
+    assert kinds.keys() == {"products", "attention", "pointwise", "copies", "host"}
+    assert sum(row["share"] for row in kinds.values()) == pytest.approx(1)
+    # The profiler's counts of products and ours of attention are nearly all operations of the step.
+    counted = sum(kinds[kind]["gflop_per_second"] * kinds[kind]["ms"] / 1e3 for kind in ("products", "attention"))
+    assert counted == pytest.approx(result["gflop"], rel=0.1)
     assert 0 < result["share_of_matmul_peak"] < 1
 
 

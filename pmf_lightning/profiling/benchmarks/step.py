@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from pmf_lightning.objectives.base import AnyBatch, Objective
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.profiling.benchmarks.roofline import describe_operations, operations
 from pmf_lightning.profiling.benchmarks.timing import matmul_flops, milliseconds, ratios, time_interleaved
 from pmf_lightning.profiling.step_memory import RealCounts, dummy_batch, images_of
 from pmf_lightning.utils import rng
@@ -153,6 +154,7 @@ def benchmark_step(bench: StepBench, flops: int, repeats: int, against: str | No
         "matmul_gflop_per_second": peak / 1e9,
         "share_of_matmul_peak": flops / (ours / 1e3) / peak,
         "parts_ms": _parts(bench, repeats),
+        "operations": operations(lambda: bench.gradients(bench.loss), bench.device, peak),
         "peak_memory_gb": _peak_memory(bench),
     }
     if compared:
@@ -238,6 +240,7 @@ def describe(result: dict[str, Any]) -> str:
         f"gradients {result['loss_and_gradients_ms']:.0f} ms, {result['images_per_second']:.1f} images/s, "
         f"{result['gflop']:.0f} GFLOP, {result['share_of_matmul_peak']:.0%} of the speed of a large product",
         f"parts in ms: {parts}",
+        describe_operations(result["operations"]),
     ]
     if (book := result.get("textbook")) is not None:
         lines.append(
