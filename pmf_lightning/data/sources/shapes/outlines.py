@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -109,7 +111,8 @@ OUTLINES = (  # in the order of their classes
 
 
 def _radius(u: Points, v: Points) -> Points:
-    return (u * u + v * v).sqrt()
+    # NumPy's root is the nearest number. That of torch (MKL) differs in the last bit between kinds of processors.
+    return torch.from_numpy(np.sqrt((u * u + v * v).numpy()))
 
 
 def _direction(degrees: int) -> tuple[float, float]:
