@@ -92,13 +92,17 @@ def race(peer: Peer, overrides: list[str], other: Callable[[Peer, Any], Side]) -
         raise UserError(
             f"{cfg.name}: {parameters:,} weights here, {side.parameters:,} there; give sizes that both have"
         )
-    times = timing.time_interleaved({"ours": ours, "peer": side.work}, cfg.repeats)
+    works, processor = {"ours": ours, "peer": side.work}, {"ours": [], "peer": []}
+    times = timing.time_interleaved(
+        {name: timing.on_processor(work, processor[name]) for name, work in works.items()}, cfg.repeats
+    )
     result = {
         **{"what": cfg.what, "peer": peer.folder.name, "commit": peer.commit(), "model": cfg.name},
         **{"images": images(cfg), "repeats": cfg.repeats, "width": cfg.backbone.width},
         **{"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         **{"compile": cfg.compile, "parameters": {"ours": parameters, "peer": side.parameters}, "notes": side.notes},
         **timing.compare(times["ours"], times["peer"], "peer"),
+        "processor": timing.compare(processor["ours"][1:], processor["peer"][1:], "peer"),  # without the first turns
     }
     if cfg.out is not None:
         Path(cfg.out).write_text(json.dumps(result, indent=2) + "\n")

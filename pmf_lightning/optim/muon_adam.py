@@ -40,6 +40,7 @@ class MuonAdam(torch.optim.Optimizer):
     ``ns_dtype`` is the precision of Newton-Schulz: "float32", "bfloat16", or "auto" for that of ``working_dtype``. Any
     other raises UserError.
 
+    ``part_elements`` bounds the elements of matrices that are orthogonalised at once; None, the default: by the device.
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
     """
@@ -59,6 +60,7 @@ class MuonAdam(torch.optim.Optimizer):
     ):
         if ns_dtype not in NS_DTYPES:
             raise UserError(f"optimizer.ns_dtype={ns_dtype}: give {', '.join(NS_DTYPES)}")
+        self.part_elements: int | None = None
         self.distribute, self.ns_dtype = distribute, NS_DTYPES[ns_dtype]
         defaults = {
             "lr": lr,
@@ -133,7 +135,7 @@ class MuonAdam(torch.optim.Optimizer):
         """Update matrices by Muon, in parts that bound the memory, or that fit into the cache of a CPU."""
         size = self._distribution(parameters).size
         on_cpu = size == 1 and parameters[0].device.type == "cpu"
-        most = CPU_ELEMENTS if on_cpu else STACK_ELEMENTS * min(size, MOST_STACKS)
+        most = self.part_elements or (CPU_ELEMENTS if on_cpu else STACK_ELEMENTS * min(size, MOST_STACKS))
         parts = [
             partial(self._muon_part, bucket[part], group)
             for bucket in self._buckets(parameters, by_shape=size == 1)

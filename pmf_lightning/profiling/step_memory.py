@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Objective, QueueBatch
+from pmf_lightning.optim.muon_adam import CPU_ELEMENTS, MuonAdam
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
@@ -83,6 +84,7 @@ class StepMemory:
     """Bytes on one device: persistent tensors, and the peaks of temporary ones.
 
     ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step,
+    ``update_on_cpu`` that of the step on a CPU, where Muon takes matrices in smaller parts,
     ``encoders`` the weights of a battery, as far as they are known; ``queues`` those of real images in host memory.
     """
 
@@ -93,6 +95,7 @@ class StepMemory:
     averages: int
     activations: int
     update: int
+    update_on_cpu: int
     encoders: int = 0
     queues: int = 0
 
@@ -117,7 +120,7 @@ class StepMemory:
 
         The C library keeps most of what the passes have freed, so activations and the optimiser's tensors add up.
         """
-        return self.fixed + self.activations + self.update + self.queues
+        return self.fixed + self.activations + self.update_on_cpu + self.queues
 
     def line(self) -> str:
         """Return the peak of a step and its parts in one line."""
@@ -161,7 +164,10 @@ def step_memory(
     activations = peak_bytes(lambda: objective(network, batch, draws, encoders).total.backward())
     optimizer = make_optimizer()
     optimizer.step()  # the first step creates the moments
-    update = peak_bytes(optimizer.step)
+    update = update_on_cpu = peak_bytes(optimizer.step)
+    if isinstance(optimizer, MuonAdam):
+        optimizer.part_elements = CPU_ELEMENTS
+        update_on_cpu = peak_bytes(optimizer.step)
     moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return StepMemory(
         micro_batch=micro_batch,
@@ -171,6 +177,7 @@ def step_memory(
         averages=averages * sum(weight.numel() * max(4, weight.element_size()) for weight in weights),
         activations=activations,
         update=update,
+        update_on_cpu=update_on_cpu,
     )
 
 

@@ -84,4 +84,5 @@ def test_a_race_with_a_stand_in_of_the_same_size(factor, tmp_path):
     assert result["parameters"] == {"ours": weights, "peer": weights}
     assert result["images"] == 4
     assert result["ratio_min"] <= result["ratio"] <= result["ratio_max"]
+    assert result["processor"]["ours_ms"] > 0
     assert result["commit"] is None

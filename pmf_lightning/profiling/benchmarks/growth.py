@@ -2,12 +2,13 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from pmf_lightning.profiling.benchmarks.step import StepBench
-from pmf_lightning.profiling.benchmarks.timing import milliseconds
+from pmf_lightning.profiling.benchmarks.timing import milliseconds, on_processor
 
 TRIES = 2  # runs of each step, of which the shorter counts: another program may disturb one
 
@@ -18,8 +19,8 @@ def benchmark_growth(
     """Time ``make(change)`` for every change of every curve.
 
     Returns under "curves", for each curve, a list with one entry per change: ``images``, ``resolution``, ``tokens``,
-    ``parameters`` (trained weights) and ``ms``, the mean over ``repeats`` steps with draws of their own, since the work
-    of a step depends on them.
+    ``parameters`` (trained weights), ``ms`` and ``processor_ms`` (of all threads), means over ``repeats`` steps with
+    draws of their own, since the work of a step depends on them.
     """
     found = {
         name: [_point(make(change), repeats) for change in tqdm(changes, name, leave=False)]
@@ -31,13 +32,19 @@ def benchmark_growth(
 def _point(bench: StepBench, repeats: int) -> dict[str, int | float]:
     network = bench.network
     bench.backward()
-    times = [min(milliseconds(lambda k=k: bench.backward(k)) for _ in range(TRIES)) for k in range(repeats)]
+    times, processor = [], []
+    for step in range(repeats):
+        each: list[float] = []
+        work = on_processor(partial(bench.backward, step), each)
+        times.append(min(milliseconds(work) for _ in range(TRIES)))
+        processor.append(min(each))
     return {
         "images": bench.images,
         "resolution": network.resolution,
         "tokens": network.prefix + network.grid**2,
         "parameters": sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
         "ms": statistics.mean(times),
+        "processor_ms": statistics.mean(processor),
     }
 
 
