@@ -56,7 +56,7 @@ def images(batch=3, dtype=torch.float64, shape=SHAPE):
 def test_every_preset_is_in_the_table():
     of_no_paper = {f"imf_{size}16" for size in ("b", "m", "l", "xl")} | {"pmf_s4", "pmf_s8", "imf_s4", "imf_s8"}
     meanflow = {model for model in choices("model") if model.startswith(("pmf_", "imf_"))}
-    assert {*PRESETS, *of_no_paper, "pmf_tiny", "pmf_digits", "pmf_shapes", "imf_digits"} == meanflow
+    assert {*PRESETS, *of_no_paper, "pmf_tiny", "pmf_digits", "pmf_shapes", "pmf_xs8", "imf_digits"} == meanflow
 
 
 @pytest.mark.parametrize("model", PRESETS)
