@@ -23,22 +23,15 @@ def cut(path: str, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def strips() -> list[tuple[str, np.ndarray]]:
-    """Return title and two rows of samples of each method."""
-    rows = (0, 0, 662, 134)
-    runs = json.loads((EXPERIMENTS / "digits" / "runs.json").read_text())["runs"]
-    summaries = {run["name"]: run["summary"] for run in runs}
-    pmf, drifting, jit = (summaries[f"{name}-seed0"] for name in ("pmf_digits", "drifting_tiny", "jit_tiny"))
-    arms = json.loads((EXPERIMENTS / "four_objectives" / "results.json").read_text())
-    imf = next(arm for arm in arms if arm["arm"] == "imf_digits-seed0")
-    return [
-        (f"pMF  ·  1 network evaluation  ·  fd {pmf['fd']:.1f}", cut("digits/pmf_digits.png", rows)),
-        (
-            f"iMF  ·  1 network evaluation  ·  fd {imf['fd']:.1f}",
-            cut("four_objectives/grids.png", (80, 168, 659, 283)),
-        ),
-        (f"Drifting  ·  1 network evaluation  ·  fd {drifting['fd']:.1f}", cut("digits/drifting_tiny.png", rows)),
-        (f"JiT  ·  {jit['nfe']} network evaluations  ·  fd {jit['fd']:.1f}", cut("digits/jit_tiny_50_steps.png", rows)),
-    ]
+    """Return title and two rows of samples of each method, trained on equal numbers of images of Fashion-MNIST."""
+    results = json.loads((EXPERIMENTS / "fashion" / "results.json").read_text())["runs"]
+    found = []
+    for method in ("pMF", "iMF", "Drifting", "JiT"):
+        run = results[method]
+        evaluations = "1 network evaluation" if run["nfe"] == 1 else f"{run['nfe']} network evaluations"
+        picture = cut(f"fashion/{method.lower()}.png", (0, 82, 662, 216))  # below the names of the classes
+        found.append((f"{method}  ·  {evaluations}  ·  fd {run['fd']:.1f}", picture))
+    return found
 
 
 def table2() -> list[tuple[str, float, float]]:
