@@ -296,6 +296,11 @@ BENCHMARK: Table = {
     "images_at_once": COUNT.or_null(),
     "against": TEXT.or_null(),
     "sampling_batches": list_of(integer(), least=1),
+    "curves": list_of(TEXT, least=1),
+    **{
+        f"growth.{curve}": list_of(mapping(words="give options that a point of the curve changes"), least=1)
+        for curve in ("batch", "resolution", "tokens", "size")
+    },
     "reader.originals": PATH.or_null(),
     "reader.images": COUNT,
     "reader.batch": COUNT,
