@@ -1,8 +1,8 @@
-"""Make a folder of 64-pixel emoji for ``data=folder``: python scripts/make_emoji.py emoji-datasource-google-16.0.0.tgz OUT.
+"""Make a folder of 64-pixel emoji for ``data=folder``: python scripts/make_emoji.py ARCHIVE.tgz OUT.
 
-The archive comes from ``npm pack emoji-datasource-google@16.0.0``: Google's Noto emoji under the Apache licence 2.0. Each
-category becomes a folder of PNG files, with alpha (``data.background`` chooses what is behind it). Skin tones of one emoji
-differ little, so only its first form is taken: 1,906 images in 9 categories.
+The archive comes from ``npm pack emoji-datasource-google@16.0.0``: Google's Noto emoji under the Apache licence 2.0.
+Each category becomes a folder of PNG files, with alpha (``data.background`` chooses what is behind it). Skin tones of one
+emoji differ little, so only its first form is taken: 1,906 images in 9 categories.
 """
 
 import json
@@ -15,7 +15,7 @@ IMAGES = "package/img/google/64/"
 
 
 def categories_of(table: list[dict]) -> dict[str, str]:
-    """Map the file name of every emoji's first form to its category, without swatches and what Google has no image of."""
+    """Map the file name of every emoji's first form to its category; swatches and what has no image are left out."""
     known = (one for one in table if one["has_img_google"] and one["category"] != "Component")
     return {one["image"]: one["category"] for one in known}
 

@@ -40,9 +40,8 @@ def table(numbers: dict[str, Any]) -> str:
     for name, peer in RACES.items():
         if (race := numbers.get(name)) is not None:
             kind = "JiT" if name == "jit" else "the same step"
-            what = f"{kind}, width {race['width']}, {race['images']} images, {_threads(race)}, processor time"
-            spent = race["processor"]
-            lines.append(_row(what, _ms(spent["ours_ms"]), f"{peer}: {_ms(spent['peer_ms'])}", spent))
+            what = f"{kind}, width {race['width']}, {race['images']} images, {_threads(race)}"
+            lines.append(_row(what, _ms(race["ours_ms"]), f"{peer}: {_ms(race['peer_ms'])}", race))
     four, one = (batches[size]["share_of_matmul_peak"] for size in ("4", "1"))
     whole = f"the speed of a large matrix product: {100 * four:.0f} % (one image: {100 * one:.0f} %)"
     lines.append(f"| pMF-B/16, noise to 4 images in one evaluation | {_ms(batches['4']['ms'])} | {whole} | |")
@@ -64,6 +63,23 @@ def parts(numbers: dict[str, Any]) -> str:
         f"{each['optimizer']:,.0f} (30 million weights, Newton-Schulz on a CPU) and three averages "
         f"{each['averages']:.0f}."
     )
+
+
+def operations(numbers: dict[str, Any]) -> str:
+    """Return the table of the step's operations by kind beside the limits of the machine, in Markdown."""
+    lines = [
+        "| operations of the step | ms | share of the time | speed | of the machine's limit |",
+        "|---|---|---|---|---|",
+    ]
+    limits = (("gflop_per_second", "GFLOP/s", "share_of_peak"), ("gb_per_second", "GB/s", "share_of_copy"))
+    for kind, found in numbers["step_small"]["operations"].items():
+        if kind == "copy_gb_per_second":
+            continue
+        speed = next(
+            (f"{found[rate]:.0f} {unit} | {100 * found[of]:.0f} %" for rate, unit, of in limits if rate in found), " | "
+        )
+        lines.append(f"| {kind} | {found['ms']:,.0f} | {100 * found['share']:.0f} % | {speed} |")
+    return "\n".join(lines)
 
 
 def memory(numbers: dict[str, Any]) -> str:
@@ -106,7 +122,7 @@ def draw_step(numbers: dict[str, Any], path: Path) -> None:
         left += width
     others = {"the printed step": step["textbook"]["ratio"]}
     raced = [name for name in ("fd_loss", "jax_pmf") if name in numbers]
-    others |= {RACES[name].replace("`", ""): numbers[name]["processor"]["ratio"] for name in raced}
+    others |= {RACES[name].replace("`", ""): numbers[name]["ratio"] for name in raced}
     whole = sum(step["parts_ms"][name] for name in PARTS[:4])
     for name, ratio in others.items():
         axes.barh(name, whole * ratio, color=OTHERS)
@@ -156,7 +172,7 @@ def _short(value: float) -> str:
 
 def filled(page: str, numbers: dict[str, Any]) -> str:
     """Return ``page`` with the generated blocks between their marks; raises ValueError if a mark is missing."""
-    for name, block in (("table", table), ("parts", parts), ("memory", memory)):
+    for name, block in (("table", table), ("parts", parts), ("operations", operations), ("memory", memory)):
         before, begin, rest = page.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not begin or not end:
