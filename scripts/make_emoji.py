@@ -1,8 +1,8 @@
 """Make a folder of 64-pixel emoji for ``data=folder``: python scripts/make_emoji.py ARCHIVE.tgz OUT.
 
 The archive comes from ``npm pack emoji-datasource-google@16.0.0``: Google's Noto emoji under the Apache licence 2.0.
-Each category becomes a folder of PNG files, with alpha (``data.background`` chooses what is behind it). Skin tones of one
-emoji differ little, so only its first form is taken: 1,906 images in 9 categories.
+Each category becomes a folder of PNG files, with alpha (``data.background`` chooses what is behind it). Skin tones of
+one emoji differ little, so only its first form is taken: 1,906 images in 9 categories.
 """
 
 import json
