@@ -70,7 +70,8 @@ RECORDS = [
 
 @pytest.mark.slow
 def test_every_panel_finds_what_training_logs(trained, logged):
-    files = [CONF / "perceptual" / f"{name}.yaml" for name in ("lpips", "convnext")]  # which need weights of others
+    with_weights_of_others = ("lpips", "convnext", "lite0")
+    files = [CONF / "perceptual" / f"{name}.yaml" for name in with_weights_of_others]
     elsewhere = {name for file in files for name in OmegaConf.load(file).objective.perceptual}
     protocol = instantiate(OmegaConf.load(CONF / "protocol" / "jit.yaml"), _convert_="all")
     elsewhere |= {score_name("is", protocol, "inception", 50000)}
