@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pmf_lightning.profiling.benchmarks.growth import X
+from pmf_lightning.profiling.benchmarks.roofline import KINDS
 from pmf_lightning.utils.figures import subplots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,9 +73,8 @@ def operations(numbers: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     limits = (("gflop_per_second", "GFLOP/s", "share_of_peak"), ("gb_per_second", "GB/s", "share_of_copy"))
-    for kind, found in numbers["step_small"]["operations"].items():
-        if kind == "copy_gb_per_second":
-            continue
+    seen = numbers["step_small"]["operations"]
+    for kind, found in ((kind, seen[kind]) for kind in KINDS if kind in seen):
         speed = next(
             (f"{found[rate]:.0f} {unit} | {100 * found[of]:.0f} %" for rate, unit, of in limits if rate in found), " | "
         )

@@ -105,6 +105,13 @@ class Extractor(Protocol):
         """Return a text that changes whenever the features may change; only statistics with equal texts compare."""
 
 
+def check_channels(extractor: Extractor, channels: int, option: str, whose: str, remedy: str) -> None:
+    """Raise UserError, which names ``option`` and ``whose`` images they are, unless it sees such images."""
+    if channels not in extractor.channels:
+        known = " or ".join(map(str, extractor.channels))
+        raise UserError(f"{option}: it sees images of {known} channels, {whose} {channels}; {remedy}")
+
+
 def opened(extractor: Extractor, device: torch.device) -> Encoder:
     """Return an extractor, opened on ``device``, as an encoder with "features" and, if it has any, "logits"."""
     return _Opened(extractor, device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pmf_lightning.data.dataset import DataSource
-from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.encoders.base import Extractor, check_channels
 from pmf_lightning.encoders.build import complete
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
 from pmf_lightning.evaluation.protocol import Protocol
@@ -58,11 +58,8 @@ def open_evaluator(
     Raises UserError if a file is missing or damaged, or if reference, extractor and images do not fit together.
     """
     extractor = complete_extractor(extractor, source, cache_dir)
-    if channels not in extractor.channels:
-        raise UserError(
-            f"extractor={extractor.name}: it sees images of {' or '.join(map(str, extractor.channels))} channels, "
-            f"these have {channels}; choose another extractor, or the data it is made for"
-        )
+    remedy = "choose another extractor, or the data it is made for"
+    check_channels(extractor, channels, f"extractor={extractor.name}", "these have", remedy)
     if reference is None:
         raise UserError(missing_reference(protocol, resolution))
     if reference == DATA:

@@ -1,6 +1,6 @@
 """Frechet distance between sets of uint8 images, in the features of any callable."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -31,22 +31,12 @@ class FrechetDistance:
 
     def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
         self._embed, self._batch = embed, batch
-        sums = FeatureSums(embed)
-        for part in in_batches(reference, batch):
-            sums.add(part)
-        statistics = sums.statistics("reference")
+        statistics = self._summed(reference).statistics("reference")
         self._reference = Gaussian(statistics.mu, statistics.sigma)
 
     def __call__(self, images: Pictures) -> float:
         """Return the distance of ``images`` to the reference set."""
-        return self.of_parts(in_batches(images, self._batch))
-
-    def of_parts(self, parts: Iterable[UInt8[Tensor, "b c h w"]]) -> float:
-        """Return the distance of images given in parts, which are iterated once."""
-        sums = self.new_sums()
-        for part in parts:
-            sums.add(part)
-        return self.of_sums(sums)
+        return self.of_sums(self._summed(images))
 
     def new_sums(self) -> "FeatureSums":
         """Return empty sums, for images that are shared by several distances."""
@@ -56,6 +46,12 @@ class FrechetDistance:
         """Return the distance of the images that were added to ``sums``."""
         statistics = sums.statistics("measured")
         return self._reference.distance(statistics.mu, statistics.sigma)
+
+    def _summed(self, images: Pictures) -> "FeatureSums":
+        sums = self.new_sums()
+        for part in in_batches(images, self._batch):
+            sums.add(part)
+        return sums
 
 
 class FeatureSums:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.transforms import to_uint8
-from pmf_lightning.encoders.base import Extractor, extract
+from pmf_lightning.encoders.base import Extractor, check_channels, extract
 from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
@@ -201,12 +201,7 @@ class SmallDataEvaluator:
 def _complete(name: str, extractor: Any, source: DataSource, cache_dir: str | None) -> Extractor:
     extractor = complete(extractor, source, cache_dir)
     extractor.check()
-    if source.channels not in extractor.channels:
-        known = " or ".join(map(str, extractor.channels))
-        raise UserError(
-            f"metrics.extractors.{name}: it sees images of {known} channels, data {source.name} has {source.channels}; "
-            "leave it out"
-        )
+    check_channels(extractor, source.channels, f"metrics.extractors.{name}", f"data {source.name} has", "leave it out")
     return extractor
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pmf_lightning.utils.blocks import blocks_of
+
 
 def recompute_blocks(network: nn.Module) -> int:
     """Enable recomputation for every transformer block of ``network``; return the number of blocks.
 
     Weights, their names and all outputs are unchanged.
     """
-    blocks = [module for module in network.modules() if getattr(module, "is_block", False)]
+    blocks = blocks_of(network)
     for block in blocks:
         block.forward = _checkpointed(block.forward)
     return len(blocks)

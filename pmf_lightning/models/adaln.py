@@ -82,7 +82,7 @@ class AdaLNZeroBlock(nn.Module):
     weights, which disables fused attention. ``mlp`` replaces the SwiGLU.
     """
 
-    is_block: ClassVar = True  # as Block of layers.py
+    is_block: ClassVar = True  # for blocks_of
 
     def __init__(
         self,

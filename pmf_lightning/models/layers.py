@@ -186,7 +186,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x += gate(attention(norm x)); x += gate(swiglu(norm x))."""
 
-    is_block: ClassVar = True  # repeated: compiled once, and recomputed with activation checkpointing
+    is_block: ClassVar = True  # for blocks_of
 
     def __init__(self, width: int, heads: int, hidden: int, init: Init):
         super().__init__()

@@ -30,6 +30,10 @@ class Batch:
     y: Int64[Tensor, " b"]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def conditions_of(self, rows: Int64[Tensor, " n"] | slice) -> dict[str, Tensor]:
+        """Return the further conditions of some rows."""
+        return {name: values[rows] for name, values in self.conditions.items()}
+
 
 @dataclass(frozen=True)
 class QueueBatch:

@@ -341,8 +341,7 @@ class PixelMeanFlow(ObjectiveBase):
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
             heads = ("u", "v") if with_v else ("u",)
-            more = {name: values[rows] for name, values in batch.conditions.items()}
-            answer = self._velocities(network, z, t, r, *conditions, heads, attention, more)
+            answer = self._velocities(network, z, t, r, *conditions, heads, attention, batch.conditions_of(rows))
             return answer["u"], answer.get("v")
 
         def target(v_c):
@@ -373,8 +372,7 @@ class PixelMeanFlow(ObjectiveBase):
         if len(rows):
             labels = torch.cat((batch.y[rows_c], torch.full_like(rows_u, network.classes)))
             scales = torch.cat((omega[rows_c], torch.ones_like(t[rows_u])))
-            more = {name: values[rows] for name, values in batch.conditions.items()}
-            t = t[rows]
+            more, t = batch.conditions_of(rows), t[rows]
             interval = torch.zeros_like(t), torch.ones_like(t)
             with torch.no_grad():
                 v = self._velocities(network, z[rows], t, t, scales, *interval, labels, ("v",), more=more)["v"]

@@ -40,9 +40,11 @@ class MuonAdam(torch.optim.Optimizer):
     ``ns_dtype`` is the precision of Newton-Schulz: "float32", "bfloat16", or "auto" for that of ``working_dtype``. Any
     other raises UserError.
 
-    ``part_elements`` bounds the elements of matrices that are orthogonalised at once; None, the default: by the device.
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
+
+    Attributes:
+        part_elements: most elements of matrices that are orthogonalised at once; None, the default: by the device.
     """
 
     def __init__(

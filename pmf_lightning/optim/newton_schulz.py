@@ -105,8 +105,7 @@ def _symmetric(
     products, copies = [], []
     for start in range(0, size, panel):
         rows, cols = slice(start, start + panel), slice(0, start + panel)
-        of = (tensor[..., rows, cols] for tensor in (out if add is None else add, out))
-        summand, target = of
+        summand, target = (tensor[..., rows, cols] for tensor in (out if add is None else add, out))
         products.append((summand, left[..., rows, :], right[..., cols], beta, alpha, target))
         if start:
             copies.append((out[:start, rows], out[rows, :start].mT))

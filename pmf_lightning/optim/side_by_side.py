@@ -8,7 +8,6 @@ import torch
 FEW = 4  # pieces per thread below which threads would end at too different times
 
 
-@torch.no_grad()
 def side_by_side(pieces: Sequence[Callable[[], None]]) -> None:
     """Call every function of ``pieces``, without gradients.
 
@@ -19,14 +18,15 @@ def side_by_side(pieces: Sequence[Callable[[], None]]) -> None:
     threads = torch.get_num_threads()
     if threads == 1 or len(pieces) < FEW * threads:
         for piece in pieces:
-            piece()
+            _call(piece)
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(torch.no_grad()(_call), pieces))
+            list(pool.map(_call, pieces))
     finally:
         torch.set_num_threads(threads)  # the number also holds for threads that start later
 
 
+@torch.no_grad()  # which holds for the thread that calls it
 def _call(piece: Callable[[], None]) -> None:
     piece()

@@ -22,6 +22,7 @@ from pmf_lightning.objectives.base import Objective, check_contract
 from pmf_lightning.optim.optimizers import make_optimizer
 from pmf_lightning.optim.schedules import DECAYS, rate_factor
 from pmf_lightning.utils import rng
+from pmf_lightning.utils.blocks import blocks_of
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
 
@@ -60,7 +61,7 @@ def make_model(cfg: DictConfig, empty: bool = False) -> ModelParts:
         objective = _recomputed(cfg, network, objective)
     if cfg.compile and not objective.samplers:
         raise UserError(f"compile=true: {cfg.name} is not a generator, and only generators are compiled; leave it out")
-    if cfg.compile and not any(getattr(module, "is_block", False) for module in network.modules()):
+    if cfg.compile and not blocks_of(network):
         raise UserError(f"compile=true: the network of {cfg.name} has no blocks to compile; leave it out")
     decoder = None if cfg.decoder is None else make_part(cfg, "decoder")
     shares = {name: cfg.schedule[name] for name in ("warmup_fraction", "decay_fraction")}

@@ -18,9 +18,6 @@ from pmf_lightning.pipeline.migrate import MOVED_TARGETS
 from pmf_lightning.utils.errors import UserError, some_of
 
 _OURS = "pmf_lightning"
-# Part of a configuration -> the objects that it may name: ours by their defining module, torch's by their public name.
-# A star marks those that conf/ builds with _partial_. Others may not be partials, because a partial is called later
-# with more arguments.
 _EXTRACTORS = (
     *("encoders.dinov2.DinoV2", "encoders.inception.Inception"),
     *("encoders.extractors.ClassifierFeatures*", "encoders.extractors.ModuleFeatures"),
@@ -28,6 +25,9 @@ _EXTRACTORS = (
     "encoders.battery.lite0.Lite0*",
     "encoders.classifier.train.ClassifierSettings",
 )
+# Part of a configuration -> the objects that it may name: ours by their defining module, torch's by their public name.
+# A star marks those that conf/ builds with _partial_. Others may not be partials, because a partial is called later
+# with more arguments.
 _PARTS = {
     "backbone": (
         *("models.vit.ViT", "models.jit_vit.JiTViT", "models.drifting_vit.DriftingViT", "models.mae.network.MAE"),

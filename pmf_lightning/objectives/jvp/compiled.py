@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.objectives.jvp.forward_mode import Dual, Region, derivative, through
+from pmf_lightning.utils.blocks import blocks_of
 
 
 class CompiledNetwork:
@@ -35,7 +36,7 @@ class CompiledNetwork:
 
     def __init__(self, network: nn.Module, backend: str = "inductor"):
         self.network, self.classes = network, network.classes
-        blocks = [module for module in network.modules() if getattr(module, "is_block", False)]
+        blocks = blocks_of(network)
         if not blocks:
             raise ValueError(f"{type(network).__name__} has no module with is_block, which could be compiled")
         values, both = (torch.compile(run, backend=backend, dynamic=False) for run in (_values, _values_and_tangents))

@@ -98,9 +98,7 @@ def _copy_speed(device: torch.device) -> float:
 def describe_operations(table: dict[str, Any]) -> str:
     """Format the table as text, a line per kind."""
     lines = []
-    for kind, row in table.items():
-        if kind == "copy_gb_per_second":
-            continue
+    for kind, row in ((kind, table[kind]) for kind in KINDS if kind in table):
         limit = ""
         if "gflop_per_second" in row:
             limit = f", {row['gflop_per_second']:.0f} GFLOP/s: {row['share_of_peak']:.0%} of a large product"

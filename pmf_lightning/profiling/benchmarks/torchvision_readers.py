@@ -40,8 +40,8 @@ class Fitted:
             image = image.convert(self.mode)
         if image.width > self.size:
             return pil_to_tensor(centre_crop(image, self.size))
-        if factor := self.size // image.width - 1:
-            image = image.resize((image.width * (factor + 1),) * 2, Image.Resampling.BICUBIC)
+        if (factor := self.size // image.width) > 1:
+            image = image.resize((image.width * factor,) * 2, Image.Resampling.BICUBIC)
         rest = self.size - image.width
         return pil_to_tensor(pad(image, [rest // 2, rest // 2, rest - rest // 2, rest - rest // 2]) if rest else image)
 
