@@ -42,8 +42,20 @@ def make(archive: Path, out: Path) -> Counter:
     return counts
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or not Path(sys.argv[1]).is_file():
+def main(*given: str) -> None:
+    """Make the folder and print the numbers; bad input ends with one line."""
+    if len(given) != 2 or not Path(given[0]).is_file():
         sys.exit(f"usage: {__doc__.splitlines()[0]}")
-    for folder, count in sorted(make(Path(sys.argv[1]), Path(sys.argv[2])).items()):
+    try:
+        counts = make(*map(Path, given))
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")
+    except (OSError, tarfile.TarError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        sys.exit(f"error: {given[0]}: it is no archive of emoji-datasource-google ({reason})")
+    for folder, count in sorted(counts.items()):
         print(f"{count:5} {folder}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
