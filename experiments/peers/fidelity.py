@@ -22,7 +22,10 @@ from unittest import mock
 
 def main() -> None:
     """Time both parts and print the numbers."""
-    given = arguments().parse_args()
+    parser = arguments()
+    given = parser.parse_args()
+    if given.weights is not None and not given.weights.is_file():
+        parser.error(f"--weights {given.weights}: no such file; leave it out for random weights")
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         result = race(Path(folder), given)
     if given.out is not None:

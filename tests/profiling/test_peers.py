@@ -27,6 +27,10 @@ def test_help_and_a_missing_clone_need_no_pytorch(script, monkeypatch, capsys, p
         with pytest.raises(SystemExit):
             module.main()
         assert "usage: python experiments/peers/fidelity.py" in capsys.readouterr().out
+        monkeypatch.setattr(sys, "argv", [script, "--weights", "/nowhere"])
+        with pytest.raises(SystemExit, match="2"):
+            module.main()
+        assert "--weights /nowhere: no such file; leave it out" in capsys.readouterr().err
         return
     run = lambda: peers.main(module.__doc__, module.ADDRESS, module.DEFAULTS, module.theirs)  # noqa: E731
     run()

@@ -91,4 +91,4 @@ def _bytes(image: Path | bytes) -> bytes:
 
 def _in_our_options(text: str) -> str:
     """Name the options of ``shard`` in an error message about those of ``data=hf``."""
-    return text.replace("data=hf", "in=hf:").replace("data.root=", f"in={PREFIX}").replace("data.", "")
+    return text.replace("data=hf", "in=hf").replace("data.root=", f"in={PREFIX}").replace("data.", "")
