@@ -10,10 +10,10 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TABLE = [
-    {"image": "1.png", "category": "Food & Drink", "has_img_google": True},
-    {"image": "2.png", "category": "Flags", "has_img_google": True},
-    {"image": "3.png", "category": "Flags", "has_img_google": False},
-    {"image": "4.png", "category": "Component", "has_img_google": True},
+    {"image": "1.png", "category": "Food & Drink", "subcategory": "food-fruit", "has_img_google": True},
+    {"image": "2.png", "category": "Flags", "subcategory": "country-flag", "has_img_google": True},
+    {"image": "3.png", "category": "Flags", "subcategory": "country-flag", "has_img_google": False},
+    {"image": "4.png", "category": "Component", "subcategory": "hair", "has_img_google": True},
 ]
 
 
@@ -42,11 +42,17 @@ def test_first_forms_are_sorted_by_category(script, archive, tmp_path, capsys):
     assert capsys.readouterr().out.split() == ["1", "flags", "1", "food-drink"]
 
 
+def test_subcategories_may_be_the_folders(script, archive, tmp_path):
+    script.main(str(archive), str(tmp_path / "out"), "subcategory")
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/*")} == {"food-fruit", "country-flag"}
+
+
 def test_bad_input_is_one_line(script, archive, tmp_path):
     (tmp_path / "text.tgz").write_text("no archive")
     for given, words in [
         ([], "usage: "),
         ([tmp_path / "missing.tgz", "out"], "usage: "),
+        ([archive, tmp_path / "out", "colour"], "usage: "),
         ([archive, tmp_path], "exists: remove it or name another folder"),
         ([tmp_path / "text.tgz", tmp_path / "out"], "it is no archive of emoji-datasource-google"),
     ]:
