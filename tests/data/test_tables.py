@@ -260,12 +260,15 @@ def test_shards_of_other_splits_columns_and_cells(tmp_path):
         ("hf:{set}", ["split=dev"], r"^split=dev: .* has no such split"),
         ("hf:{set}", ["label_column=lable"], r"^label_column=lable: .* did you mean label"),
         ("hf:{set}", ["label=none"], r"^label=none: in=hf:.* does not take it; choose label_column="),
+        ("hf:/no/where/data.root=a", [], r"^in=hf:/no/where/data.root=a: there is no such folder"),
+        ("hf:{images}", [], r"^in=hf:.*; a folder of images is in=<folder>$"),
         ("hf:/no/where", [], r"^in=hf:/no/where: there is no such folder, and it is no name of the hub"),
         ("{set}", ["split=test"], r"^split=test: .* does not take it; it is for in=hf:<set>"),
     ],
 )
 def test_bad_input_of_shards_is_one_line(given, options, words, folder, tmp_path):
+    (images := tmp_path / "images").mkdir()
     with pytest.raises(UserError, match=words) as caught:
-        shards_of(given.format(set=folder), tmp_path / "out", *options)
+        shards_of(given.format(set=folder, images=images), tmp_path / "out", *options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from pmf_lightning.data.images.class_folders import describe_classes
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, record_keys
 from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
-from pmf_lightning.data.sources.hf.files import OpenTables, open_tables
+from pmf_lightning.data.sources.hf.files import OpenTables, OptionNames, open_tables
 from pmf_lightning.utils.errors import UserError
 
 PREFIX = "hf:"  # of in=
+OPTIONS = OptionNames(kind="in=hf", root=f"in={PREFIX}", prefix="", folder="in=<folder>")
 
 
 def table_inputs(
@@ -28,11 +29,8 @@ def table_inputs(
     prints a summary. Raises UserError if the tables or columns cannot be used, or if the disk has no space for the
     copy.
     """
-    try:
-        tables = open_tables(given.removeprefix(PREFIX), subset, split)
-        column, labels = image_column(tables, image), labels_of(tables, label)
-    except UserError as error:  # raised by code that names the options of data=hf
-        raise UserError(_in_our_options(str(error))) from error
+    tables = open_tables(given.removeprefix(PREFIX), subset, split, OPTIONS)
+    column, labels = image_column(tables, image), labels_of(tables, label)
     count = len(labels.labels)
     print(f"{count:,} images of {describe_classes(labels.names)} in {given}, split {split}", flush=True)
     places, broken = _copied(tables, column, unpacked, given)
@@ -87,8 +85,3 @@ def _copied(
 
 def _bytes(image: Path | bytes) -> bytes:
     return image.read_bytes() if isinstance(image, Path) else image
-
-
-def _in_our_options(text: str) -> str:
-    """Name the options of ``shard`` in an error message about those of ``data=hf``."""
-    return text.replace("data=hf", "in=hf").replace("data.root=", f"in={PREFIX}").replace("data.", "")

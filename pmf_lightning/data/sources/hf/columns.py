@@ -28,17 +28,18 @@ def count_table_classes(root: str | None, subset: str | None, split: str, label_
 
 def image_column(tables: OpenTables, chosen: str | None) -> str:
     """Return the name of the column of images; UserError if it is unknown, none, or not the only one."""
+    option = f"{tables.options.prefix}image_column={'null' if chosen is None else chosen}"
     fitting = [name for name in tables.columns if _holds_images(tables, name)]
     if chosen is not None:
         _check_column(tables, "image_column", chosen)
         if chosen not in fitting:
             kind = tables.column_type(chosen)
             others = f"; columns of images are {some_of(fitting)}" if fitting else ""
-            raise UserError(f"data.image_column={chosen}: it holds no encoded images ({kind}){others}")
+            raise UserError(f"{option}: it holds no encoded images ({kind}){others}")
         return chosen
     if len(fitting) != 1:
         what = f"several columns hold images ({some_of(fitting)})" if fitting else "no column holds encoded images"
-        raise UserError(f"data.image_column=null: {what}; {tables.where} has the columns {some_of(tables.columns, 20)}")
+        raise UserError(f"{option}: {what}; {tables.where} has the columns {some_of(tables.columns, 20)}")
     return fitting[0]
 
 
@@ -49,7 +50,8 @@ def _holds_images(tables: OpenTables, name: str) -> bool:
 
 def _check_column(tables: OpenTables, option: str, name: str) -> None:
     if name not in tables.columns:
-        raise UserError(f"data.{option}={name}: {tables.where} has no such column; {suggestions(name, tables.columns)}")
+        given = f"{tables.options.prefix}{option}={name}"
+        raise UserError(f"{given}: {tables.where} has no such column; {suggestions(name, tables.columns)}")
 
 
 def label_column(tables: OpenTables, chosen: str | None) -> str | None:
@@ -61,7 +63,8 @@ def label_column(tables: OpenTables, chosen: str | None) -> str | None:
         return chosen
     found = [name for name in tables.columns if _class_names(tables, name) is not None]
     if len(found) > 1:
-        raise UserError(f"data.label_column=null: several columns hold labels; name one of {some_of(found)}, or none")
+        option = f"{tables.options.prefix}label_column=null"
+        raise UserError(f"{option}: several columns hold labels; name one of {some_of(found)}, or none")
     return found[0] if found else "label" if "label" in tables.columns else None
 
 
@@ -79,15 +82,16 @@ def labels_of(tables: OpenTables, chosen: str | None) -> Labels:
     all rows are one class.
     """
     column, rows = label_column(tables, chosen), sum(part.rows for part in tables.parts)
+    option = f"{tables.options.prefix}label_column={column}"
     if column is None:
         return Labels([tables.where.name], np.zeros(rows, np.int64))
     values = [value for part in tables.parts for value in part.column(column).to_pylist()]
     names = _class_names(tables, column)
     if missing := sum(value is None for value in values):
-        raise UserError(f"data.label_column={column}: {missing:,} of {rows:,} rows have no label")
+        raise UserError(f"{option}: {missing:,} of {rows:,} rows have no label")
     if wrong := next((value for value in values if not isinstance(value, int | str)), None):
         raise UserError(
-            f"data.label_column={column}: {str(wrong)[:40]} is no class (an integer or a text); name another column, "
+            f"{option}: {str(wrong)[:40]} is no class (an integer or a text); name another column, "
             "or none for one class"
         )
     if names is None:
@@ -98,7 +102,7 @@ def labels_of(tables: OpenTables, chosen: str | None) -> Labels:
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         outside = labels[(labels < 0) | (labels >= len(names))]
         raise UserError(
-            f"data.label_column={column}: {len(outside):,} labels are out of range, such as {outside[0]} of "
+            f"{option}: {len(outside):,} labels are out of range, such as {outside[0]} of "
             f"{len(names)} classes (-1 marks a split without labels); choose another split, or none for one class"
         )
     return Labels(names, labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmf_lightning.data.sources.hf.parts import ArrowPart, ParquetPart, Part
 from pmf_lightning.utils.bounded_files import read_json
@@ -20,6 +20,18 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of file
 INSTALL = 'pip install "pmf_lightning[hf]"'
 
 
+class OptionNames(NamedTuple):
+    """How the user of a command types the options of a set in tables, for error messages."""
+
+    kind: str  # the option that chooses this kind of data
+    root: str  # before the name of the set
+    prefix: str  # of the options split, subset, image_column and label_column
+    folder: str  # the option that chooses a folder of images instead
+
+
+DATA_HF = OptionNames(kind="data=hf", root="data.root=", prefix="data.", folder="data=folder")
+
+
 @dataclass(frozen=True)
 class OpenTables:
     """The tables of one split, in their order.
@@ -29,12 +41,14 @@ class OpenTables:
         parts: the open tables.
         features: the description of each column by the library datasets; {} if the files have none.
         states: texts that change with the files.
+        options: the names of the options in error messages.
     """
 
     where: Path
     parts: Sequence[Part]
     features: Mapping[str, Any]
     states: Sequence[str]
+    options: OptionNames = DATA_HF
 
     @property
     def columns(self) -> list[str]:
@@ -46,48 +60,52 @@ class OpenTables:
         return self.parts[0].schema.field(name).type
 
 
-def package(name: str) -> Any:
+def package(name: str, kind: str = DATA_HF.kind) -> Any:
     """Import a package of the extra hf; UserError without it."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"data=hf: the package {name.split('.')[0]} is not installed; {INSTALL}") from error
+        raise UserError(f"{kind}: the package {name.split('.')[0]} is not installed; {INSTALL}") from error
 
 
 @lru_cache(maxsize=8)
-def open_tables(root: str | None, subset: str | None, split: str) -> OpenTables:
-    """Open the split ``split`` of a folder or a set of the hub; raises UserError if it cannot be found or read."""
+def open_tables(root: str | None, subset: str | None, split: str, options: OptionNames = DATA_HF) -> OpenTables:
+    """Open the split ``split`` of a folder or a set of the hub; raises UserError if it cannot be found or read.
+
+    ``options`` are the names of these options in error messages.
+    """
     if root is None:
-        raise UserError("data.root=null: give the name of a set on the hub (owner/set), or a folder of parquet files")
-    package("pyarrow")
+        hint = "give the name of a set on the hub (owner/set), or a folder of parquet files"
+        raise UserError(f"{options.root}null: {hint}")
+    package("pyarrow", options.kind)
     path = Path(root).expanduser()
     if path.exists():
-        return _local(path, root, subset, split)
+        return _local(path, root, subset, split, options)
     if HUB_NAME.fullmatch(root):
-        return _of_the_hub(root, subset, split)
-    raise UserError(f"data.root={root}: there is no such folder, and it is no name of the hub (owner/set)")
+        return _of_the_hub(root, subset, split, options)
+    raise UserError(f"{options.root}{root}: there is no such folder, and it is no name of the hub (owner/set)")
 
 
-def _local(path: Path, root: str, subset: str | None, split: str) -> OpenTables:
+def _local(path: Path, root: str, subset: str | None, split: str, options: OptionNames) -> OpenTables:
     if subset is not None:
         path = path / subset
         if not path.is_dir():
-            raise UserError(f"data.subset={subset}: there is no such folder in {root}")
+            raise UserError(f"{options.prefix}subset={subset}: there is no such folder in {root}")
     known = local_splits(path)
     if not known:
         raise UserError(
-            f"data.root={root}: it holds no parquet files, and save_to_disk did not write it; a folder of images is "
-            "data=folder"
+            f"{options.root}{root}: it holds no parquet files, and save_to_disk did not write it; a folder of "
+            f"images is {options.folder}"
         )
     if split not in known:
-        raise UserError(f"data.split={split}: {root} has no such split; {suggestions(split, known)}")
+        raise UserError(f"{options.prefix}split={split}: {root} has no such split; {suggestions(split, known)}")
     files = known[split]
     kind = ParquetPart if files[0].suffix == ".parquet" else ArrowPart
     parts = [_opened(file, kind) for file in files]
     if other := [file.name for file, part in zip(files, parts, strict=True) if part.schema != parts[0].schema]:
-        raise UserError(f"data.root={root}: {some_of(other)} has other columns than {files[0].name}")
+        raise UserError(f"{options.root}{root}: {some_of(other)} has other columns than {files[0].name}")
     states = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return OpenTables(path, parts, _features(parts[0], files[0].parent), states)
+    return OpenTables(path, parts, _features(parts[0], files[0].parent), states, options)
 
 
 def _opened(file: Path, kind: type[Part]) -> Part:
@@ -140,16 +158,16 @@ def _features(part: Part, folder: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _of_the_hub(root: str, subset: str | None, split: str) -> OpenTables:
+def _of_the_hub(root: str, subset: str | None, split: str, options: OptionNames) -> OpenTables:
     """Load a set of the hub, in full, by the library datasets; it stays in that library's cache."""
-    datasets = package("datasets")
+    datasets = package("datasets", options.kind)
     try:
         found = datasets.load_dataset(root, subset, split=split, streaming=False)
     except Exception as error:  # of the library and of the network
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data.root={root} data.split={split}: it cannot be loaded ({reason}); check the names and the network, "
-            "and for sets that need permission sign in with hf auth login"
+            f"{options.root}{root} {options.prefix}split={split}: it cannot be loaded ({reason}); check the names "
+            "and the network, and for sets that need permission sign in with hf auth login"
         ) from error
     part = ArrowPart(found.data.table)
-    return OpenTables(Path(root), [part], found.features.to_dict(), [root, str(found._fingerprint)])
+    return OpenTables(Path(root), [part], found.features.to_dict(), [root, str(found._fingerprint)], options)
