@@ -18,11 +18,12 @@ PARTS = ("guidance", "derivative", "forward", "backward", "optimizer", "averages
 LIMIT, OTHERS = "0.25", "0.6"  # greys
 APART = 1.8  # ratio of neighbours on an axis below which the second has no label
 LABELS = {"batch": "images at once", "resolution": "pixels a side, 256 patches", "tokens": "tokens", "size": "weights"}
-RACES = {  # file -> what is raced
+RACES = {  # file -> what is raced; <file>_compiled has the race with compile=true
     "fd_loss": "FD-loss's `pMFDenoiser`",
     "jax_pmf": "the official JAX step under jit",
     "jit": "JiT's `Denoiser`",
 }
+COMPILED = "_compiled"
 
 
 def read(folder: Path = NUMBERS) -> dict[str, Any]:
@@ -33,16 +34,19 @@ def read(folder: Path = NUMBERS) -> dict[str, Any]:
 def table(numbers: dict[str, Any]) -> str:
     """Return the table of speeds in Markdown; a measurement that is not there has no row."""
     lines = ["| what | ours | compared with | ratio (range) |", "|---|---|---|---|"]
-    step, sampling = numbers["step_small"], numbers["sampling_b16"]
-    book, share, batches = step["textbook"], step["share_of_matmul_peak"], sampling["batches"]
-    what = f"pMF, loss and gradients, width 384, 16 blocks, 256 pixels, {step['images']} images, {_threads(step)}"
-    lines.append(_row(what, _ms(step["loss_and_gradients_ms"]), f"the printed step: {_ms(book['ms'])}", book))
-    lines.append(f"| share of the speed of a large matrix product | {100 * share:.0f} % | | |")
+    step, batches = numbers["step_small"], numbers["sampling_b16"]["batches"]
+    plain = f"pMF, loss and gradients, width 384, 16 blocks, 256 pixels, {step['images']} images, {_threads(step)}"
+    for name, what in (("step_small", plain), (f"step_small{COMPILED}", "that step with `compile=true`")):
+        step, book = numbers[name], numbers[name]["textbook"]
+        share = f"{100 * step['share_of_matmul_peak']:.0f} % of the speed of a large matrix product"
+        ours = f"{_ms(step['loss_and_gradients_ms'])}, {share}"
+        lines.append(_row(what, ours, f"the printed step: {_ms(book['ms'])}", book))
     for name, peer in RACES.items():
-        if (race := numbers.get(name)) is not None:
-            kind = "JiT" if name == "jit" else "the same step"
-            what = f"{kind}, width {race['width']}, {race['images']} images, {_threads(race)}"
-            lines.append(_row(what, _ms(race["ours_ms"]), f"{peer}: {_ms(race['peer_ms'])}", race))
+        for race, added in ((numbers.get(name), ""), (numbers.get(name + COMPILED), ", `compile=true`")):
+            if race is not None:
+                kind = "JiT" if name == "jit" else "the same step"
+                what = f"{kind}, width {race['width']}, {race['images']} images, {_threads(race)}{added}"
+                lines.append(_row(what, _ms(race["ours_ms"]), f"{peer}: {_ms(race['peer_ms'])}", race))
     four, one = (batches[size]["share_of_matmul_peak"] for size in ("4", "1"))
     whole = f"the speed of a large matrix product: {100 * four:.0f} % (one image: {100 * one:.0f} %)"
     lines.append(f"| pMF-B/16, noise to 4 images in one evaluation | {_ms(batches['4']['ms'])} | {whole} | |")
@@ -69,16 +73,17 @@ def parts(numbers: dict[str, Any]) -> str:
 def operations(numbers: dict[str, Any]) -> str:
     """Return the table of the step's operations by kind beside the limits of the machine, in Markdown."""
     lines = [
-        "| operations of the step | ms | share of the time | speed | of the machine's limit |",
-        "|---|---|---|---|---|",
+        "| operations of the step | ms | share | speed | of the machine's limit | ms with `compile=true` | share |",
+        "|---|---|---|---|---|---|---|",
     ]
     limits = (("gflop_per_second", "GFLOP/s", "share_of_peak"), ("gb_per_second", "GB/s", "share_of_copy"))
-    seen = numbers["step_small"]["operations"]
-    for kind, found in ((kind, seen[kind]) for kind in KINDS if kind in seen):
+    seen, fused = (numbers[name]["operations"] for name in ("step_small", f"step_small{COMPILED}"))
+    for kind, found, other in ((kind, seen[kind], fused[kind]) for kind in KINDS if kind in seen):
         speed = next(
             (f"{found[rate]:.0f} {unit} | {100 * found[of]:.0f} %" for rate, unit, of in limits if rate in found), " | "
         )
-        lines.append(f"| {kind} | {found['ms']:,.0f} | {100 * found['share']:.0f} % | {speed} |")
+        times = (f"{one['ms']:,.0f} | {100 * one['share']:.0f} %" for one in (found, other))
+        lines.append(f"| {kind} | {next(times)} | {speed} | {next(times)} |")
     return "\n".join(lines)
 
 
@@ -111,15 +116,16 @@ def _threads(result: dict[str, Any]) -> str:
 
 
 def draw_step(numbers: dict[str, Any], path: Path) -> None:
-    """Draw the parts of our step as one bar, the steps of others below, and the time of the products alone."""
+    """Draw the parts of our step, eager and compiled, the steps of others below, and the time of the products alone."""
     step = numbers["step_small"]
-    _, axes = subplots(1, 1, figsize=(8, 2.9), layout="constrained")
-    left = 0.0
-    for number, name in enumerate(PARTS):
-        width = step["parts_ms"][name]
-        faint = {"alpha": 0.45} if name in ("optimizer", "averages") else {}
-        axes.barh("this package", width, left=left, color=f"C{number}", label=name, **faint)
-        left += width
+    _, axes = subplots(1, 1, figsize=(8, 3.2), layout="constrained")
+    for bar, name in (("this package", "step_small"), ("with compile=true", f"step_small{COMPILED}")):
+        left = 0.0
+        for number, part in enumerate(PARTS):
+            width = numbers[name]["parts_ms"][part]
+            faint = {"alpha": 0.45} if part in ("optimizer", "averages") else {}
+            axes.barh(bar, width, left=left, color=f"C{number}", label=part if bar == "this package" else None, **faint)
+            left += width
     others = {"the printed step": step["textbook"]["ratio"]}
     raced = [name for name in ("fd_loss", "jax_pmf") if name in numbers]
     others |= {RACES[name].replace("`", ""): numbers[name]["ratio"] for name in raced}
