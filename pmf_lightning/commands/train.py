@@ -211,6 +211,8 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
     print(f"  {settings.steps:,} steps of {settings.batch} images{begin}; everything is written to {folder}")
     if start.checkpoint:
         print(f"  {start.line}")
+    if module.config["compile"]:
+        print("  the blocks are compiled during the first steps, which take up to a few minutes")
     for line in (*parts.init_lines, module.objective.encoder_note(module.encoders), module.objective.loss_note):
         if line:
             print(f"  {line}")

@@ -6,6 +6,7 @@ interpreter of their own, without the checks.
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,7 @@ def run(*arguments):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not re.findall(r"^W\d{4} .*", done.stderr, re.MULTILINE), "torch warns the user of its own parts"
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -9,6 +9,7 @@ The number of rows changes in every pass and is dynamic. A pass of a single row 
 make a separate version for it, at any step.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,7 @@ class CompiledNetwork:
         blocks = blocks_of(network)
         if not blocks:
             raise ValueError(f"{type(network).__name__} has no module with is_block, which could be compiled")
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_concerns_a_cpu)
         values, both = (torch.compile(run, backend=backend, dynamic=False) for run in (_values, _values_and_tangents))
         self._blocks = {block: _compiled(block.forward, values, both) for block in blocks}
 
@@ -80,6 +82,11 @@ def _compiled(forward: Callable[..., Tensor], values: Callable, both: Callable) 
         return region.values(args)
 
     return run
+
+
+def _concerns_a_cpu(record: logging.LogRecord) -> bool:
+    """Return False for torch's warning that no GPU was found, which a compilation for the CPU logs."""
+    return not record.getMessage().startswith("No CUDA runtime is found")
 
 
 def _any_rows(function: Callable) -> Callable:

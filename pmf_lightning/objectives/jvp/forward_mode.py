@@ -9,6 +9,7 @@ A function may use the operations that have a rule in ``forward_rules.py``; any 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -65,7 +66,9 @@ def derivative(function: Callable[..., tuple[Tensor, ...]], primals: tuple, tang
     tape: list = []
     inputs = [p if d is None else Dual(p, tape, d) for p, d in zip(primals, tangents, strict=True)]
     outputs = function(*inputs)
-    with torch.no_grad(), record_function("derivative"):
+    # The compiler cannot trace a label of the profiler, and warns of it.
+    label = nullcontext() if torch.compiler.is_compiling() else record_function("derivative")
+    with torch.no_grad(), label:
         slope = _tangent(outputs[0], tape)
     values = tuple(_value(output) for output in outputs)
     tape.clear()  # breaks the reference cycle of tape and duals, which would otherwise wait for the garbage collector
