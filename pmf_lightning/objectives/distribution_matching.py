@@ -258,11 +258,9 @@ class DistributionMatching(OneStepObjective):
         """Return the next state of the controller, repeated for each row (``Losses.observed`` holds rows)."""
         if not state:
             return {}
-        before = ControllerState.from_state({name: value.cpu() for name, value in _part(state, "controller").items()})
+        before = ControllerState.from_state(_part(state, "controller"))
         after = self._controller(encoders).updated(before, scores).state_dict()
-        return {
-            f"controller.{name}": value.to(scores.device).expand(rows, *value.shape) for name, value in after.items()
-        }
+        return {f"controller.{name}": value.expand(rows, *value.shape) for name, value in after.items()}
 
     def _in_parts(self, network: Network, encoders: Any, draws: MatchingDraws, y: Tensor) -> dict[str, Tensor]:
         """Return the features of this device's rows [n,D] by encoder, computed in micro-batches."""

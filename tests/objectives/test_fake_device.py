@@ -15,6 +15,8 @@ from shrunk import backbone
 
 from pmf_lightning import build, compose
 from pmf_lightning.objectives.crops import CropLaw
+from pmf_lightning.objectives.discrepancies.mmd import MMDReference
+from pmf_lightning.objectives.distribution_matching import Target
 from pmf_lightning.objectives.drifting import pixel_features
 from pmf_lightning.training.callbacks.loss_by_time import BinnedMeans
 from pmf_lightning.utils import rng
@@ -27,6 +29,7 @@ CASES = {
     "JiT": (["model=jit_tiny"], 4),
     "Drifting": (["model=drifting_tiny", "flip=true"], 5),
     "MAE": (["model=mae_tiny"], 1),
+    "RDM": (["model=pmf_digits", "posttrain=mmd", "posttrain.encoders=[rows,columns]", "posttrain.controller={}"], 1),
 }
 IMAGES, POSITIVES, NEGATIVES = (8, 1, 32, 32), (2, 4, 1, 32, 32), (2, 3, 1, 32, 32)
 
@@ -50,13 +53,14 @@ def test_a_training_step_waits_for_nothing(case, device, monkeypatch):
 
 
 # What must not see half precision, and the products that must. Batched products are not among them: without a device
-# fused attention takes a form in float32, and crops and the drifting loss are in float32 on purpose.
+# fused attention takes a form in float32, and crops and the drifting loss are in float32 on purpose. So are the kernels
+# of RDM, whose products are not batched.
 WIDE = {"_fused_rms_norm", "_softmax", "mean", "sum", "linalg_vector_norm", "pow", "var"}
 PRODUCTS = {"mm", "addmm", "convolution"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case != "MAE"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("MAE", "RDM")])
 def test_half_precision_is_for_products_alone(case, device, monkeypatch):
     """Under bf16-mixed the matrix products are in bfloat16; norms, softmax, reductions and the loss in float32."""
     overrides, most = CASES[case]
@@ -93,6 +97,10 @@ def traced_step(case, overrides, device, monkeypatch):
         module.set_encoders({"near": Squares(8)})
     elif case == "Drifting":
         module.set_encoders(pixel_features)
+    elif case == "RDM":
+        module.set_encoders(Lines(device))
+        state = module.objective.initial_state(module.network, module.encoders, 0)
+        module.state = {name: device.tensor(value) for name, value in state.items()}
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkeypatch.setattr(type(module), "log", lambda *_, **__: None)
     images, *more = (POSITIVES, NEGATIVES) if case == "Drifting" else (IMAGES,)
@@ -101,12 +109,27 @@ def traced_step(case, overrides, device, monkeypatch):
     device.move(module)
 
     def step():
-        answer = module.training_step([levels[0], labels, *levels[1:]], 0)
+        given = [labels] if module.objective.data == "labels" else [levels[0], labels, *levels[1:]]
+        answer = module.training_step(given, 0)
+        if module.state:
+            module.objective.next_state(module.state, module._observed.pop(), 0)
         for name, (t, values) in answer["by_time"].items():
             BinnedMeans(4).add(name, t, values)
         return answer
 
     return step
+
+
+class Lines:
+    """A battery of two encoders, the means of rows and of columns, with the references of RDM."""
+
+    def __init__(self, device):
+        landmarks, alpha = device.tensor(torch.empty(5, 32)), device.tensor(torch.empty(5))
+        target = Target(MMDReference(landmarks, alpha, 1.0, 0.5), law=None, floor=0.1)
+        self.targets = {"rows": target, "columns": target}
+
+    def encode(self, images):
+        return {"rows": images.mean((1, 3)), "columns": images.mean((1, 2))}
 
 
 def check(answer, device, most):

@@ -59,7 +59,7 @@ class Discrepancy:
 
 def chosen_rows(bank: Float[Tensor, "n d"], picks: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
     """Return the rows of ``bank`` that uniform numbers ``picks`` in [0, 1) choose, with repetition."""
-    return bank[(picks * len(bank)).long().to(bank.device)]
+    return bank[(picks * len(bank)).long().to(bank.device, non_blocking=True)]
 
 
 def picks(rows: int, seed: int, step: int) -> Float[Tensor, " b"]:

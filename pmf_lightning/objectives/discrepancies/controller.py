@@ -86,29 +86,30 @@ class GatedController:
     def updated(self, state: ControllerState, scores: Float[Tensor, "..."]) -> ControllerState:
         """Return the state after the raw ``scores`` [E] of a step; its weights are those of the next step.
 
-        Scores that are not all finite leave the state as it is. Raises ValueError for another number of scores.
+        Scores that are not all finite leave the state as it is. All is computed on the device of scores and state, and
+        the host reads no value. Raises ValueError for another number of scores.
         """
         if scores.shape != state.average.shape:
             raise ValueError(f"scores {list(scores.shape)} for {len(self.floors)} encoders; give one each")
-        scores = scores.detach().cpu().double()
-        if not bool(scores.isfinite().all()):
-            return state
+        scores = scores.detach().double()
         first = state.updates == 0
-        floors = torch.tensor(self.floors, dtype=torch.float64)
+        floors = torch.tensor(self.floors, dtype=torch.float64).to(scores.device, non_blocking=True)
         average = torch.where(first, scores, (1 - self.smoothing) * state.average + self.smoothing * scores)
         error = (average - floors) / (floors if self.relative else 1)
         error = error.clamp(-self.error_clip, self.error_clip)
         integral = state.integral + error
         change = torch.where(first, 0.0, error - state.error)
         signal = self.proportional * error + self.integral * integral + self.derivative * change
-        return ControllerState(average, integral, error, self._weights(signal), state.updates + 1)
+        after = ControllerState(average, integral, error, self._weights(signal), state.updates + 1)
+        good, old, new = scores.isfinite().all(), state.state_dict(), after.state_dict()
+        return ControllerState(**{name: torch.where(good, new[name], old[name]) for name in old})
 
     def _weights(self, signal: Float64[Tensor, " e"]) -> Float64[Tensor, " e"]:
         if not self.softmax:
             return signal.clamp(0, self.most)
         active = signal > 0
-        if not bool(active.any()):
-            return torch.zeros_like(signal)
-        temperature = max(self.temperature * signal[active].mean().item(), LEAST_TEMPERATURE)
+        mean = torch.where(active, signal, 0.0).sum() / active.sum()
+        temperature = (self.temperature * mean).clamp_min(LEAST_TEMPERATURE)
         total = len(self.floors) if self.total is None else self.total
-        return total * torch.where(active, signal / temperature, -torch.inf).softmax(0)
+        shares = torch.where(active, signal / temperature, -torch.inf).softmax(0)
+        return torch.where(active, total * shares, 0.0)  # without an active encoder the shares are not numbers
