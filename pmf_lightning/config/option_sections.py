@@ -326,6 +326,7 @@ DRIFT_FEATURES: Table = {
     "sets": TEXT,
     "every_block": COUNT,
     **below("convnext", FEATURES),
+    **below("classifier", CLASSIFIER),
     **below("network.encoder", ENCODER),
     **below("settings", MAE),
 }

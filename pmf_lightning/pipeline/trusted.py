@@ -81,10 +81,11 @@ _PARTS = {
             for name in ("pixels_alone", "published_maps", "released", "trained_by_run", "trained_on_data")
         ),
         *("encoders.drifting.train_mae.MAESettings", "encoders.drifting.convnext.ConvNeXtMaps"),
+        "encoders.classifier.train.ClassifierSettings",
         *("encoders.drifting.feature_maps.TimmMaps", "encoders.battery.lite0.Lite0"),
     ),
 }
-_NEVER_BUILT = ("callbacks", "logger")  # may name any class, and are left out of what is built
+_NEVER_BUILT = ("callbacks", "logger", "study")  # may name any class, and are left out of what is built
 _HYDRAS = re.compile(r"_\w*_")  # keys that Hydra interprets
 _MOST_VALUES, _MOST_DEPTH, _MOST_LETTERS = 20_000, 40, 10_000  # our longest has about 500 values and 6 levels
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.encoders.battery.timm_member import TimmMember
+from pmf_lightning.encoders.classifier.train import ClassifierSettings
 from pmf_lightning.encoders.drifting.build import (
     pixels_alone,
     published_maps,
@@ -356,6 +357,33 @@ def test_features_of_an_encoder_trained_on_the_data(tmp_path):
     assert not any(weight.requires_grad for weight in features.parameters())
     assert len(list((tmp_path / "encoders").glob("*.pt"))) == 1
     assert pixels_alone(source=DIGITS, cache_dir=None)(torch.zeros(2, 1, 8, 8)).keys() == {"global"}
+
+
+def test_maps_of_a_classifier_of_the_data(tmp_path):
+    numbers = {"side": 16, "features": 8, "steps": 1, "batch": 2, "lr": 1e-3, "warmup_steps": 0, "weight_decay": 0}
+    classifier = ClassifierSettings(seed=1, shift=0, **numbers)
+    source = replace(DIGITS, resolution=16)
+    options = {"sets": "ab", "every_block": 1, "source": source, "cache_dir": str(tmp_path)}
+    features = trained_on_data(settings(), classifier=classifier, **options)
+    x = normal("x", shape=(2, 1, 16, 16), dtype=torch.float32).requires_grad_()
+    found = features(x)
+    assert found.keys() - trained_on_data(settings(), **options)(x).keys() == {
+        f"classifier_{i}{kind}" for i in range(3) for kind in ("", "_mean", "_std")
+    }
+    body = features.convnext.classifier.body
+    for i, (end, places, channels) in enumerate(((3, 64, 24), (6, 16, 48), (9, 4, 96))):
+        y = body[:end](x).flatten(2).mT
+        y = (y - y.mean(2, keepdim=True)) / (y.std(2, keepdim=True, unbiased=False) + 1e-3)
+        assert y.shape == (2, places, channels)
+        torch.testing.assert_close(found[f"classifier_{i}"], y)
+        torch.testing.assert_close(found[f"classifier_{i}_mean"], y.mean(1, keepdim=True))
+    found["classifier_2"].square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert not any(weight.requires_grad for weight in features.parameters())
+    with pytest.raises(UserError, match=r"classifier\.architecture=mlp: it has no maps; take convolutional"):
+        trained_on_data(settings(), classifier=replace(classifier, architecture="mlp"), **options)
+    with pytest.raises(UserError, match=r"classifier and drift_features\.convnext are both set; set one to null"):
+        trained_on_data(settings(), classifier=classifier, convnext=torch.nn.Identity(), **options)
 
 
 def test_features_of_a_released_folder(tmp_path):

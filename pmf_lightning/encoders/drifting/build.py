@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.encoders.drifting.classifier_maps import ClassifierMaps
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
 from pmf_lightning.encoders.drifting.train_mae import MAESettings, cached_mae
 from pmf_lightning.models.mae.encoder import MAEEncoder
@@ -95,12 +97,22 @@ def trained_on_data(
     source: DataSource,
     cache_dir: str | None,
     convnext: nn.Module | None = None,
+    classifier: ClassifierSettings | None = None,
     **options: Any,
 ) -> DriftFeatures:
     """Return features of a small MAE of ``source``'s training split, read from the cache folder or trained.
 
-    ``options`` are those of DriftFeatures. Raises UserError if the MAE cannot be built or trained.
+    ``classifier`` adds the maps of a small convolutional classifier of the same split, in place of ``convnext``.
+    ``options`` are those of DriftFeatures. Raises UserError if a network cannot be built or trained.
     """
+    if classifier is not None:
+        if convnext is not None:
+            raise UserError("drift_features.classifier and drift_features.convnext are both set; set one to null")
+        if classifier.architecture != "convolutional":
+            raise UserError(
+                f"drift_features.classifier.architecture={classifier.architecture}: it has no maps; take convolutional"
+            )
+        convnext = ClassifierMaps(cached_classifier(source, classifier, cache_dir))
     return DriftFeatures(cached_mae(source, settings, cache_dir).encoder, convnext, **options)
 
 

@@ -20,8 +20,8 @@ from pmf_lightning.utils.errors import UserError
 class DriftFeatures(Encoder):
     """Features of images [B,C,H,W] in [-1, 1] (or latents) by name, each [B, locations, channels].
 
-    ``encoder`` adds the features of an MAE, ``convnext`` those of a published network (ConvNeXtMaps or TimmMaps);
-    without an encoder the pixels are used, as one vector. Calling it is ``encode``.
+    ``encoder`` adds the features of an MAE, ``convnext`` those of another network (ConvNeXtMaps, TimmMaps or
+    ClassifierMaps); without an encoder the pixels are used, as one vector. Calling it is ``encode``.
 
     Raises ValueError for unknown ``sets`` (see mae.py) or ``every_block`` below 1.
     """
