@@ -328,7 +328,7 @@ def test_a_package_of_the_user_is_refused_until_it_is_trusted(mine, monkeypatch)
         "trust=[my_package], or set PMF_TRUST=my_package"
     )
     assert "my_package" not in sys.modules
-    built = {part: value for part, value in config.items() if part not in ("callbacks", "logger")}
+    built = {part: value for part, value in config.items() if part not in ("callbacks", "logger", "study")}
     assert check_stored(config, "ckpt=x", trust=["my_package"]) == built
     monkeypatch.setenv("PMF_TRUST", "another, my_package")
     assert check_stored(config, "ckpt=x") == built
