@@ -45,15 +45,14 @@ def _number(chosen: int | str, classes: int, names: Sequence[str] | None) -> int
     for same in (lambda name: name == chosen, lambda name: name.casefold() == chosen.casefold()):
         if found := [label for label, name in enumerate(names) if same(name)]:
             return found[0]
-    known = {name.casefold(): name for name in names}
-    hint = suggestions(chosen.casefold(), known) if len(names) <= 20 else _close(chosen, known)
+    hint = suggestions(chosen, names) if len(names) <= 20 else _close(chosen, names)
     raise UserError(f"classes={chosen}: {chosen} is not a class of this model; {hint}")
 
 
-def _close(chosen: str, known: dict[str, str]) -> str:
+def _close(chosen: str, names: Sequence[str]) -> str:
     """Return a hint for one of many names, without listing all of them."""
-    hint = suggestions(chosen.casefold(), known)
-    return hint if hint.startswith("did") else f"it has {len(known)}, such as {', '.join(list(known.values())[:3])}"
+    hint = suggestions(chosen, names)
+    return hint if hint.startswith("did") else f"it has {len(names)}, such as {', '.join(names[:3])}"
 
 
 def column_titles(labels: Sequence[int], columns: int, names: Sequence[str] | None) -> list[str] | None:

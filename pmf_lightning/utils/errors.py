@@ -56,7 +56,8 @@ def some_of(names: Sequence[str], most: int = 6, separator: str = ", ") -> str:
 
 
 def suggestions(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt ``name``: the closest of ``known``, or all of them if none is close."""
+    """Return a hint for a misspelt ``name``: the closest of ``known`` in any case, or all if none is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    spelt = {one.casefold(): one for one in known}
+    close = [spelt[one] for one in difflib.get_close_matches(name.casefold(), spelt, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -25,7 +25,8 @@ def test_classes_are_named_or_numbered():
     assert class_numbers(["a", "A"], 2, ["A", "a"]) == [1, 0]
     many = [f"n{label:08d}" for label in range(1000)]
     for chosen, names, words in (
-        (["trousers"], CLOTHES, "classes=trousers: trousers is not a class of this model; did you mean trouser"),
+        (["kase"], ["Käse", "été"], "classes=kase: kase is not a class of this model; did you mean Käse"),
+        (["trousers"], CLOTHES, "classes=trousers: trousers is not a class of this model; did you mean Trouser"),
         (["x"], many, "it has 1000, such as n00000000, n00000001, n00000002"),
         (["x"], None, "this model has no class names; give numbers, 0 to 9"),
         ([10], CLOTHES, "10 is not a class; the classes of this model are 0 to 9"),
