@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, Unsu
 
 from pmf_lightning.config import row_tables
 from pmf_lightning.config.command_line import Typed, parse, split
-from pmf_lightning.config.groups import is_group
+from pmf_lightning.config.groups import groups, is_group
 from pmf_lightning.config.option_kinds import ANYTHING, HYDRAS, Kind, kind_of_annotation, shown, unknown
 from pmf_lightning.config.option_table import COMMANDS, kind_of
 from pmf_lightning.config.renamed import new_name
@@ -196,6 +196,7 @@ def _no_such(option: str, base: DictConfig) -> UserError:
     ours = OURS.get(name) if parent == "trainer" else None
     remedy = f"it follows from other options; set {ours}" if ours else _renamed(option, base)
     known = [leaf.option for leaf in _leaves(base) if not str(leaf.key).startswith("_") and leaf.option != option]
+    known += sorted(groups().difference(known))
     return unknown(option, known, remedy)
 
 

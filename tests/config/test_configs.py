@@ -251,6 +251,8 @@ def test_unknown_names_are_refused_with_the_near_ones():
         compose(["data=imagenet255"])
     with pytest.raises(UserError, match="batchsize: there is no such option; did you mean batch"):
         compose(["batchsize=3"])
+    with pytest.raises(UserError, match=r"modl: there is no such option; did you mean model\b"):
+        compose(["modl=pmf_xs8"])
 
 
 def test_the_readme_of_conf_names_every_group():
