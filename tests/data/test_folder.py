@@ -67,7 +67,7 @@ def test_decoded_once_and_split_without_decoding_again(root, monkeypatch):
     assert np.array_equal(half.held_out().images[:3], ten.images)  # a larger share begins with the smaller one
     none = folder(root, held_out_fraction=0.0)
     assert len(none.train()) == 30
-    with pytest.raises(UserError, match=r"held_out_fraction=0\.0 .* raise it"):
+    with pytest.raises(UserError, match=r"held_out_fraction=0\.0 .* of the 30 .*: set it above 0\.025, or"):
         none.held_out()
 
 
@@ -217,7 +217,7 @@ def test_folders_that_cannot_work(root, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "loose.txt").touch()
-    with pytest.raises(UserError, match=r"holds no class folder: put the images into .*<class>/"):
+    with pytest.raises(UserError, match=r"holds no images and no folders: put the images into it, or .*<class>/"):
         count_class_folders(str(empty))
     with pytest.raises(UserError, match=r"set data\.root"):
         entry("folder", classes=2).check()

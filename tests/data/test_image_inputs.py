@@ -275,7 +275,9 @@ def test_numbers_with_other_images_are_classes(tmp_path, names):
 
 def test_a_folder_of_tars_is_named_to_shard(tmp_path):
     (tmp_path / "00.tar.gz").touch()
-    with pytest.raises(UserError, match=r"holds no class folder: python -m pmf_lightning.shard in=.* reads its tars"):
+    with pytest.raises(
+        UserError, match=r"holds no images and no folders: python -m pmf_lightning.shard in=.* reads its tars"
+    ):
         count_class_folders(str(tmp_path))
 
 

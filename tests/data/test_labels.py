@@ -262,5 +262,5 @@ def test_bad_files_of_labels_are_one_line(tmp_path, text, words):
 
 def test_a_folder_of_zips_names_them(tmp_path):
     put(tmp_path / "set.zip", ["1.png"])
-    with pytest.raises(UserError, match=rf"holds no class folder: give the zip, data.root={tmp_path}/set.zip"):
+    with pytest.raises(UserError, match=rf"holds no images and no folders: give the zip, data.root={tmp_path}/set.zip"):
         count_class_folders(str(tmp_path))

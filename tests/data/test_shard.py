@@ -663,7 +663,7 @@ def test_bad_input_is_one_line(few, call, arguments, words):
     [
         ("nowhere", "out", [], ["in=nowhere: no such file or folder"]),
         ("both", "out", [], ["in=both: it holds tars and folders", "'both/*.tar'"]),
-        ("flat", "out", [], ["in=flat holds no class folder: put the images into flat/<class>/"]),
+        ("flat", "out", [], ["in=flat holds no images and no folders", "those of each class into flat/<class>/"]),
         ("hollow", "out", [], ["hollow/empty holds no image"]),
         ("splits", "out", [], ["in=splits: its folders test, train are splits", "set in=splits/train"]),
         ("few", "few/shards", [], ["out=few/shards: that is inside in=few"]),

@@ -62,9 +62,8 @@ class ImageTree:
     def summary(self) -> list[str]:
         """Return a few lines that describe the images, classes and skipped files."""
         classes = describe_classes(self.class_names)
-        lines = [
-            f"{len(self.names):,} images of {classes} in {printable(str(self.root))}{describe_extensions(self.names)}"
-        ]
+        images = f"{len(self.names):,} image{'s' * (len(self.names) != 1)}"
+        lines = [f"{images} of {classes} in {printable(str(self.root))}{describe_extensions(self.names)}"]
         if self.classes.undivided:
             lines.append(f"all of them are one class: {self.classes.undivided}")
         return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
@@ -104,7 +103,7 @@ def find_classes(root: str | None, option: str = "data.root") -> Classes:
     if not names:
         if any(os.path.isfile(one) and is_image(one.name) and not is_hidden(one.name) for one in path.iterdir()):
             return Classes([path.resolve().name or "images"], "the folder holds no class folders")
-        raise UserError(f"{option}={root} holds no class folder: {_remedy(path, root, option)}")
+        raise UserError(f"{option}={root} holds no images and no folders: {_remedy(path, root, option)}")
     subfolders, stems = (lambda name: _subfolders(path / name)), (lambda name: _stems(path / name))
     return _arranged(path, names, subfolders, stems, option)
 
@@ -218,7 +217,7 @@ def _remedy(path: Path, root: str, option: str) -> str:
         return f"python -m pmf_lightning.shard in={root} reads its tars"
     if zips := [name for name in names if name.endswith(".zip")]:
         return f"give the zip, {option}={root}/{zips[0]}"
-    return f"put the images into {root}/<class>/"
+    return f"put the images into it, or those of each class into {root}/<class>/"
 
 
 def _no_image(folder: Path, left_out: list[LeftOut], name: str) -> str:

@@ -110,8 +110,11 @@ class Folder(DataSourceBase):
         border = int(torch.searchsorted(decoded.quantiles, self.held_out_fraction))
         rows = slice(0, border) if held_out else slice(border, None)
         if held_out and border == 0:
+            lowest = float(decoded.quantiles[0])
+            above = f"set it above {lowest:.3g}, or " if lowest < 0.5 else ""  # 0.5: one image in every class
             raise UserError(
-                f"data.held_out_fraction={self.held_out_fraction} of {self.root} selects no image: raise it"
+                f"data.held_out_fraction={self.held_out_fraction} holds out none of the {len(decoded.images)} image(s) "
+                f"in {self.root}: {above}train without held-out images, metrics=none"
             )
         return ArrayDataset(decoded.images[rows], decoded.labels[rows])
 
