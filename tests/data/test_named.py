@@ -191,6 +191,7 @@ def test_missing_files_name_the_places_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
     line = refused("cifar10", tmp_path, "download=true")
     assert f"cifar10 cannot be downloaded to {tmp_path} (no route to host); put" in line
+    assert line.count("data.download=true") == 1, "it is set already"
 
     def arrives(root, download):
         write_cifar(Path(root) / "cifar-10-batches-py")

@@ -20,9 +20,9 @@ def find(known: KnownSet, name: str, root: str | None, splits: Sequence[str], ca
         if known.find(folder, splits):
             return folder
     if given and not given[0].is_dir():
-        raise UserError(f"data.root={root} is not a folder: set it to one, or leave it out; {_put(known, name)}")
+        raise UserError(f"data.root={root} is not a folder: set it to one, or leave it out; {_put(known)}")
     looked = ", ".join(map(str, [*given, *_usual(cache_dir), *_homes(known)]))
-    raise UserError(f"data={name}: its files are not in {looked}; {_put(known, name)}")
+    raise UserError(f"data={name}: its files are not in {looked}; {_put(known)}, or set data.download=true")
 
 
 def download(known: KnownSet, name: str, root: str | None, cache_dir: str | None) -> None:
@@ -38,7 +38,7 @@ def download(known: KnownSet, name: str, root: str | None, cache_dir: str | None
     except Exception as error:  # torchvision raises many: of the network, of checksums, of missing packages, of disks
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data.download=true: {name} cannot be downloaded to {folder} ({reason}); {_put(known, name)}"
+            f"data.download=true: {name} cannot be downloaded to {folder} ({reason}); {_put(known)}"
         ) from error
 
 
@@ -65,5 +65,5 @@ def _homes(known: KnownSet) -> list[Path]:
     return [Path(os.path.expanduser(home)) for home in known.homes]
 
 
-def _put(known: KnownSet, name: str) -> str:
-    return f"put {known.put} into a folder and set data.root to it, or set data.download=true"
+def _put(known: KnownSet) -> str:
+    return f"put {known.put} into a folder and set data.root to it"
