@@ -115,7 +115,8 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
 def check(cfg: DictConfig) -> None:
     """Check the options that need no file; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
-        raise UserError(f"ckpt={cfg.ckpt} images={cfg.images}: give one of the two to evaluate")
+        given = "ckpt and images are not set" if cfg.ckpt is None else f"ckpt={cfg.ckpt} images={cfg.images}"
+        raise UserError(f"{given}: give one of the two to evaluate")
     if cfg.save not in KINDS:
         raise UserError(f"save={cfg.save}: keep {' or '.join(KINDS)}")
     if cfg.images is not None and cfg.save != "none":

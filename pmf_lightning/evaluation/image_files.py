@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pmf_lightning.data.images.decoder import check_background, describe_conversions, levels_of, open_picture
 from pmf_lightning.data.images.files import Files, open_files, zip_of
+from pmf_lightning.data.images.kinds import is_image
 from pmf_lightning.data.images.listing import describe_extensions, describe_skipped, printable
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
@@ -223,4 +224,6 @@ def open_images(path: str | Path, channels: int, background: str = "white") -> F
         raise UserError(
             f"images={path}: no such file or folder; give a folder or a zip of images, or an .npz with arr_0"
         )
+    if is_image(path.name):
+        raise UserError(f"images={path}: that is one image; give the folder that holds the images")
     return NpzImages(path, channels)

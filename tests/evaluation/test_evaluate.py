@@ -165,7 +165,7 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "ckpt=None images=None: give one of the two"),
+        ([], "ckpt and images are not set: give one of the two"),
         (["ckpt=a", "images=b"], "ckpt=a images=b: give one of the two"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file"),
         (["ckpt={trained}"], "reference is not set; protocol=jit compares with jit_in256_stats.npz"),

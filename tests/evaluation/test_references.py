@@ -541,6 +541,9 @@ def test_images_that_cannot_be(tmp_path):
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     with pytest.raises(UserError, match=r"other.npz: holds no readable arr_0"):
         open_images(tmp_path / "other.npz", 3)
+    (tmp_path / "cat.JPG").touch()
+    with pytest.raises(UserError, match=r"cat.JPG: that is one image; give the folder"):
+        open_images(tmp_path / "cat.JPG", 3)
     folder = write_pngs(tmp_path / "mixed", noise_levels("mixed", 3))
     (folder / "0003.png").write_bytes(b"no png")
     write_pngs(tmp_path / "larger", noise_levels("larger", 1, (3, 16, 16)))
