@@ -50,8 +50,11 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the cost of a large run."""
-        if first_process() and (line := self._analytic_cost([config])):
-            print(line, flush=True)
+        try:
+            if first_process() and (line := self._analytic_cost([config])):
+                print(line, flush=True)
+        except (UserError, OmegaConfBaseException):
+            pass  # the run that follows is refused for the same reason, and says so
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the plan and the cost; exit with code 2 if no run can start."""
@@ -99,13 +102,10 @@ class Sweep(Callback):
             return f"no estimate of its cost: {one_line(error)}"
 
     def _analytic_cost(self, cfgs: Sequence[DictConfig]) -> str | None:
-        try:
-            if not cfgs or all(cost.is_small(cfg) for cfg in cfgs):
-                return None
-            arithmetic = cost.Arithmetic()
-            flops = [arithmetic(cfg) for cfg in cfgs]
-        except (UserError, OmegaConfBaseException) as error:
-            return f"no estimate of its cost: {one_line(error)}"
+        if not cfgs or all(cost.is_small(cfg) for cfg in cfgs):
+            return None
+        arithmetic = cost.Arithmetic()
+        flops = [arithmetic(cfg) for cfg in cfgs]
         if max(flops) < self.from_exaflop * cost.EXA and not any(cost.is_paper(cfg) for cfg in cfgs):
             return None
         return cost.analytic_estimate(flops, cost.load_cluster(self.cluster), arithmetic.counted)

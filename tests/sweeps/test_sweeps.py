@@ -23,7 +23,7 @@ from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.sweeps import cost, jobs, messages, subprocess_run, sweep_file
 from pmf_lightning.sweeps.hydra_callback import Sweep
 from pmf_lightning.sweeps.jobs import measured
-from pmf_lightning.sweeps.plan import common_parent, planned
+from pmf_lightning.sweeps.plan import PlannedRun, common_parent, planned
 from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
@@ -420,9 +420,15 @@ def test_a_large_run_is_told_its_cost_before_its_data_are_missed(call_command, m
     assert "exaFLOP" not in call_command(main, "model=pmf_digits", "steps=0")[1]
 
 
+def test_a_run_that_cannot_be_estimated_prints_its_error_once(call_command, tmp_path):
+    status, output, errors = call_command(main, "model=pmf_tiny", "data=shards", f"data.root={tmp_path}")
+    assert (status, output) == (2, "")
+    assert "it holds no manifest.json" in said(errors)[0]
+
+
 def test_no_estimate_says_why(monkeypatch):
     autoencoder = compose(["model=mae_r256", "data=imagenet256_latents"])
-    line = Sweep("h200", 0.1)._analytic_cost([autoencoder])
+    line = Sweep("h200", 0.1)._cost([PlannedRun(SweepRun("mae", 0, None), autoencoder)])
     assert re.match(r"no estimate of its cost: mae_r256.*", line)
 
 
