@@ -60,7 +60,9 @@ def save_curves(log: Path, path: Path) -> Path:
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             _plot(axis, rows, name, label=name)
-        axis.set(title=title, xlabel="images seen", yscale="linear" if title == "inception score" else "log")
+        axis.set(title=title, xlabel="images seen")
+        if title != "inception score":
+            _log_scale(axis)
         axis.grid(alpha=0.3)
         if names:
             axis.legend()
@@ -87,15 +89,21 @@ def save_time_bins(log: Path, path: Path) -> Path | None:
     _plot(axes[-1], rows, "grad_norm", color="black")
     axes[-1].set(title="norm of the gradient")
     for axis in axes:
-        axis.set(xlabel="images seen", yscale="log")
-        low, high = axis.get_ylim()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else AutoLocator())
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set(xlabel="images seen")
+        _log_scale(axis)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), title="t (1: noise)", loc="center right")
     figure.savefig(path, dpi=100)
     return Path(path)
+
+
+def _log_scale(axis) -> None:
+    """Give ``axis`` a log scale with plain numbers at its ticks, at least two of them."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else AutoLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _plot(axis, rows: list[dict], name: str, **style) -> None:
