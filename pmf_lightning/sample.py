@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     """Sample what the command line requests and print the paths."""
     paths = sample(cfg)
     print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
-    print(f"{paths['nfe']} network evaluations for each")
+    print(f"{paths['nfe']} network evaluation{'s' * (paths['nfe'] != 1)} per image")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ def _warn(text: str) -> None:
 def _newest(parent: Path) -> Path:
     found = sorted(parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"ckpt=last: no run with a checkpoint under {parent}; set run_dir, or leave ckpt out")
+        raise UserError(
+            f"ckpt=last: no run with a checkpoint under {parent}; give model= and data= of the run, or its run_dir="
+        )
     return found[-1].parent.parent
 
 
