@@ -32,6 +32,7 @@ from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import atomic_write, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.provenance import versions
+from pmf_lightning.utils.threads import one_if_busy
 
 SHOWN, COLUMNS = 100, 10  # maximum number of images on the grid (from the first chunk), and its columns
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check(cfg)
     if cfg.get("battery") is not None:
         return evaluate_battery(cfg)
-    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)), one_if_busy(device):
         out, subject = _opened(cfg, device)
         n = images_asked(cfg, subject, lambda: cfg.protocol.n)
         evaluator = on_all_ranks(lambda: evaluator_of(cfg, subject.shape, subject.classes, subject.config, device))
@@ -83,7 +84,7 @@ def _finished(
 
 def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
     """Score the images in all encoders of ``battery=``, in one pass; return evaluation.json on all ranks."""
-    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)), one_if_busy(device):
         out, subject = _opened(cfg, device)
         setup = on_all_ranks(lambda: judge_of(cfg, subject))
         n = images_asked(cfg, subject, lambda: len(setup.source.held_out()) if setup.source.has_held_out else 50_000)

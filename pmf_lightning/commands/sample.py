@@ -16,6 +16,7 @@ from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.threads import one_if_busy
 
 MOST_ON_GRID = 400
 
@@ -25,7 +26,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
-    with no_empty_folder(Path(cfg.out)):
+    with no_empty_folder(Path(cfg.out)), one_if_busy(cfg.device):
         return _sampled(cfg, writable(Path(cfg.out), "out"))
 
 

@@ -32,6 +32,7 @@ from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import digest, file_sha256, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.threads import one_if_busy
 
 COLUMNS = 10  # of the grid of samples
 PASSED_ON = (
@@ -46,7 +47,7 @@ PASSED_ON = (
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Search as ``pmf_lightning.search_guidance.search`` describes it."""
     check(cfg)
-    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)):
+    with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)), one_if_busy(device):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
         module, averages = on_all_ranks(lambda: load_every_average(cfg.ckpt, cfg.trust))
         axes = on_all_ranks(lambda: _axes(cfg, module, averages))

@@ -1,10 +1,11 @@
-"""One CPU thread or all of them, by the times that steps took; and a fixed number for a while.
+"""One CPU thread or all of them, by the times that steps or a trial took; and a fixed number for a while.
 
 PyTorch's threads wait for each other at every operation. When another program takes one core, a step of a small model
 with all threads takes 3 to 30 times as long as alone, and one of one thread about as long as before.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ FEW = 5  # steps that make a usual time
 REMEMBERED = 50  # steps of which the usual time is the median
 COST = 0.02  # most of the time that tries of all threads may lose
 FIRST_WAIT, LONGEST_WAIT = 50, 5000  # steps of one thread before all are tried again
+TRIAL, TRIAL_SIDE = 5, 512  # matrix products of a trial, and their rows
 
 Threads = Generator[int, float, None]
 
@@ -108,6 +110,34 @@ class ThreadChoice:
 def may_choose() -> bool:
     """Return whether this process has several threads whose number the user has not set in the environment."""
     return torch.get_num_threads() > 1 and not any(os.environ.get(name) for name in CHOSEN_BY_USER)
+
+
+@contextmanager
+def one_if_busy(device: torch.device | str) -> Iterator[None]:
+    """Use one thread in the block, and print a line, if now a trial takes longer with all; otherwise change nothing.
+
+    It acts on a CPU, where ``may_choose`` holds.
+    """
+    most = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or not may_choose():
+        yield
+        return
+    one, every = _trial(1), _trial(most)
+    if one < every:
+        print(f"threads: 1 (a trial takes {one:.2g} s with one thread and {every:.2g} s with {most})", flush=True)
+    with fixed(1 if one < every else None):
+        yield
+
+
+def _trial(threads: int) -> float:
+    """Return the seconds of a few matrix products with ``threads`` threads."""
+    with fixed(threads):
+        square = torch.ones(TRIAL_SIDE, TRIAL_SIDE)
+        (square @ square).exp()  # starts the threads
+        begun = time.perf_counter()
+        for _ in range(TRIAL):
+            (square @ square).exp()
+        return time.perf_counter() - begun
 
 
 @contextmanager

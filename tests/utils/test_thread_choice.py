@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pmf_lightning.utils import threads
-from pmf_lightning.utils.threads import ThreadChoice, fixed, may_choose
+from pmf_lightning.utils.threads import CHOSEN_BY_USER, ThreadChoice, fixed, may_choose, one_if_busy
 
 CALM = {1: 0.2, 4: 0.1}
 BUSY = {1: 0.25, 4: 4.0}
@@ -110,3 +110,28 @@ def test_a_fixed_number_ends_with_its_block():
     with pytest.raises(KeyboardInterrupt), fixed(before + 1):
         raise KeyboardInterrupt
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "variable", "used"),
+    [(BUSY, "cpu", "", 1), (CALM, "cpu", "", 4), (BUSY, "cuda", "", 4), (BUSY, "cpu", "4", 4)],
+    ids=["busy", "calm", "GPU", "set by the user"],
+)
+def test_one_thread_while_all_are_slower(machine, device, variable, used, monkeypatch, capsys):
+    for name in CHOSEN_BY_USER:
+        monkeypatch.setenv(name, variable)
+    monkeypatch.setattr(threads, "_trial", machine.get)
+    with fixed(4):
+        with one_if_busy(device):
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == 4
+    line = "threads: 1 (a trial takes 0.25 s with one thread and 4 s with 4)\n"
+    assert capsys.readouterr().out == (line if used == 1 else "")
+
+
+def test_a_trial_runs_with_its_number_of_threads(monkeypatch):
+    seen = []
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: seen.append(torch.get_num_threads()) or 2.0 * len(seen))
+    before = torch.get_num_threads()
+    assert threads._trial(2) == 2.0
+    assert (seen, torch.get_num_threads()) == ([2, 2], before)
