@@ -58,9 +58,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _opened(cfg: DictConfig, device: torch.device) -> tuple[Path, SampleSource]:
     """Return the output folder and the source of the images, with a line about it printed; raises UserError."""
     out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
-    subject = on_all_ranks(lambda: images_of_checkpoint(cfg, device) if cfg.images is None else existing_images(cfg))
+    subject = on_all_ranks(lambda: _source(cfg, device))
     print_on_main(subject.summary())
     return out, subject
+
+
+def _source(cfg: DictConfig, device: torch.device) -> SampleSource:
+    """Return the source of the images: ``ckpt=``, or ``images=`` with the channels of ``data=`` if that is set."""
+    if cfg.images is None:
+        return images_of_checkpoint(cfg, device)
+    return existing_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
 
 
 def _finished(

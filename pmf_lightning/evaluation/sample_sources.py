@@ -45,10 +45,10 @@ class SampleSource:
     conversions: Callable[[], list[str]] = list
 
 
-def existing_images(cfg: DictConfig) -> SampleSource:
-    """Return the image files of ``images=`` as a source, with the channels of ``data=`` if set; raises UserError."""
-    images = open_images(cfg.images, 3 if cfg.get("data") is None else cfg.data.channels, cfg.background)
-    about = {"judged": str(cfg.images), "quantiser": "none: the images were uint8 already"}
+def existing_images(folder: str, channels: int, background: str) -> SampleSource:
+    """Return the image files of ``folder`` (``images=``), converted to ``channels``, as a source; raises UserError."""
+    images = open_images(folder, channels, background)
+    about = {"judged": str(folder), "quantiser": "none: the images were uint8 already"}
     return SampleSource(
         generate=lambda labels, first: images(first, first + len(labels)),
         shape=images.shape,
@@ -72,22 +72,22 @@ def images_of_checkpoint(cfg: DictConfig, device: torch.device) -> SampleSource:
         shape=module.image_shape,
         n=None,
         classes=module.network.classes,
-        about=_about(cfg, module, options),
+        about=_about(cfg.ckpt, cfg.seed, module, options),
         config=module.config,
     )
 
 
-def _about(cfg: DictConfig, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of the evaluated weights and their sampling options."""
+def _about(ckpt: str, seed: int, module: GenerativeModule, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of the evaluated weights of ``ckpt`` and their sampling options."""
     options = options | {"sampler": options["sampler"] or module.objective.samplers[0]}
     return {
-        "judged": str(cfg.ckpt),
+        "judged": str(ckpt),
         "model": module.config["name"],
-        "checkpoint_sha256": file_sha256(weights_file(located(cfg.ckpt))),
+        "checkpoint_sha256": file_sha256(weights_file(located(ckpt))),
         "ema": module.average,
         **options,
         "nfe": network_evaluations(module.objective, **options),
-        "seed": cfg.seed,
+        "seed": seed,
     }
 
 

@@ -180,9 +180,10 @@ def evaluate(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: O
     labels = torch.full((known.points,), network.classes)
     images = generate(network, noise, labels, known.steps, sampler=known.get("sampler"), objective=objective)
     points, off = project(images, plane)
+    along = directions(known.seed, known.directions, 2)
     return {
         "v_loss": mean(sums) / arm.dimension,
-        "distance": sliced_wasserstein(points, fresh_points(cfg, "truth"), _along(cfg)).item(),
+        "distance": sliced_wasserstein(points, fresh_points(cfg, "truth"), along).item(),
         "off_plane": off.square().mean().sqrt().item(),
         "points": [[round(value, 4) for value in point] for point in points[: known.shown].tolist()],
     }
@@ -213,13 +214,14 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
     truth = fresh_points(cfg, "truth")
     begin = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
     noise, shown = project(begin, plane)[0], truth[: known.shown]
+    along = directions(known.seed, known.directions, 2)
     return {
         "v_loss": {prediction: mean(values) for prediction, values in losses.items()},
         "noise": {
-            "distance": sliced_wasserstein(noise, truth, _along(cfg)).item(),
+            "distance": sliced_wasserstein(noise, truth, along).item(),
             "off_roll": nearest(noise[: known.shown], shown).item(),
         },
-        "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, _along(cfg)).item(),
+        "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, along).item(),
         "points": [[round(value, 4) for value in point] for point in shown.tolist()],
     }
 
@@ -241,7 +243,3 @@ def fresh_points(cfg: DictConfig, name: str, count: int | None = None) -> Tensor
     """Sample points of the roll that no arm is trained on, float32 [count, 2]."""
     uniform = rng.uniform(cfg.evaluation.seed, name, count=count or cfg.evaluation.points)
     return swiss_roll(uniform, cfg.radius).float()
-
-
-def _along(cfg: DictConfig) -> Tensor:
-    return directions(cfg.evaluation.seed, cfg.evaluation.directions, 2)
