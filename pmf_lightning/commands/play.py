@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
+from pmf_lightning.evaluation.nearest import TrainingImages, training_images
 from pmf_lightning.playground.drawing import draw_seed, labels_of, own_settings
 from pmf_lightning.playground.models import PlayModel, load_models
-from pmf_lightning.playground.nearest import TrainingImages, training_images
 
 
 def run(cfg: DictConfig) -> None:

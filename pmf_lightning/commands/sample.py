@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
 from pmf_lightning.data.transforms import to_float
+from pmf_lightning.evaluation.nearest import above_their_nearest, training_images
 from pmf_lightning.pipeline.class_names import class_numbers, column_titles
 from pmf_lightning.pipeline.images import check_generates, draw, prepare_decoder, sampling_options
 from pmf_lightning.pipeline.loading import load_configured
@@ -39,12 +40,17 @@ def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
     chosen = list(range(known)) if cfg.classes is None else OmegaConf.to_container(cfg)["classes"]
     classes = class_numbers(chosen, known, names)
     labels = torch.tensor([classes[i % len(classes)] for i in range(cfg.n)])
+    compared = training_images(module, cfg.nearest_images, cfg.cache_dir) if cfg.nearest_images else None
     levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.batch_size, options)
     columns, shown = _columns(len(classes), cfg.n), levels[:MOST_ON_GRID]
     titles = column_titles(labels[: len(shown)].tolist(), columns, names if known > 1 else None)
     grid = save_grid(to_float(shown), columns, out / "grid.png", titles)
     np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    return {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
+    written = {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
+    if compared is not None:
+        pairs, closer = above_their_nearest(shown, compared, columns)
+        written |= {"nearest": save_grid(to_float(pairs), columns, out / "nearest.png", titles), "closer_than": closer}
+    return written
 
 
 def _columns(classes: int, images: int) -> int:

@@ -157,6 +157,8 @@ SAMPLE: Table = {
     **HOW_TO_SAMPLE,
     "device": DEVICE,
     "batch_size": COUNT,
+    "nearest_images": integer(0, MOST),
+    "cache_dir": PATH.or_null(),
     "decoder": WEIGHTS,
     "decoder.weights": PATH.or_null(),
 }

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from playing import module, write_run
 from stored import write_folder
 
-from pmf_lightning import UserError, compose, sample_images
-from pmf_lightning.data.dataset import ArrayDataset
+from pmf_lightning import UserError, sample_images
 from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.evaluation.nearest import Neighbours
 from pmf_lightning.playground import walking
 from pmf_lightning.playground.comparing import Column, compare, first_columns
 from pmf_lightning.playground.drawing import (
@@ -27,7 +26,6 @@ from pmf_lightning.playground.drawing import (
 from pmf_lightning.playground.films import ffmpeg, formats, save_film
 from pmf_lightning.playground.inside import look_inside
 from pmf_lightning.playground.models import PlayModel, load_models
-from pmf_lightning.playground.nearest import Neighbours, TrainingImages, training_images
 from pmf_lightning.playground.page import markup
 
 KINDS = ("pmf_tiny", "jit_tiny", "drifting_tiny")
@@ -234,41 +232,6 @@ def test_fields_lead_from_the_noise_to_the_image(model):
     if model == "pmf_tiny":
         (whole,) = [field for field in found.fields if (field.r, field.t) == (0, 1)]
         assert_close(to_uint8(whole.x), image)
-
-
-def test_a_copy_is_found():
-    images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    there = TrainingImages(
-        lambda levels: levels.flatten(1).float(),
-        ArrayDataset(images[:30], torch.arange(30)),
-        ArrayDataset(images[30:], torch.arange(10)),
-    )
-    copy = there.nearest(images[7:8], 3)
-    assert (copy.labels[0], copy.distances[0], copy.closer_than) == (7, 0, 1)
-    assert torch.equal(copy.images[0], images[7])
-    assert copy.distances.tolist() == sorted(copy.distances.tolist())
-    real = there.nearest(images[30:31])
-    expected = (images[:30].flatten(1).float() - images[30].flatten().float()).norm(dim=1).min()
-    assert real.distances[0] == pytest.approx(expected.item())
-    assert real.closer_than < 1
-
-
-@pytest.mark.parametrize(("data", "words"), [("imagenet256", "nowhere"), ("imagenet256_latents", "latents")])
-def test_data_that_are_not_at_hand(tmp_path, monkeypatch, data, words):
-    made = module("pmf_tiny")
-    section = OmegaConf.to_container(compose([f"data={data}", "data.root=nowhere"]).data, resolve=True)
-    monkeypatch.setitem(made.config, "data", section)
-    with pytest.raises(UserError, match=words):
-        training_images(made, 10, str(tmp_path))
-
-
-@pytest.mark.slow
-def test_training_images_of_digits(tmp_path):
-    there = training_images(module("pmf_tiny"), 300, str(tmp_path))
-    assert len(there.train) == 300
-    found = there.nearest(there.train.batch([5])[0])
-    assert found.distances[0] == pytest.approx(0, abs=1e-3)
-    assert found.closer_than > 0.9
 
 
 def test_models_have_different_names_and_stay_apart(tmp_path):

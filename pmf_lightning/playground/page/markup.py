@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from pmf_lightning.data.transforms import to_uint8
+from pmf_lightning.evaluation.nearest import Neighbours
 from pmf_lightning.playground.comparing import Column
 from pmf_lightning.playground.drawing import Drawn
 from pmf_lightning.playground.inside import Fields
-from pmf_lightning.playground.nearest import Neighbours
 from pmf_lightning.toys.fields import noise_content
 from pmf_lightning.utils.errors import UserError
 

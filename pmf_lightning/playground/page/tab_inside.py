@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
+from pmf_lightning.evaluation.nearest import TrainingImages
 from pmf_lightning.playground.drawing import draw_seed, labels_of
 from pmf_lightning.playground.inside import look_inside
 from pmf_lightning.playground.models import PlayModel
-from pmf_lightning.playground.nearest import TrainingImages
 from pmf_lightning.playground.page import markup
 from pmf_lightning.playground.page.parts import (
     class_choice,

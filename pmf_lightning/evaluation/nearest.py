@@ -1,5 +1,6 @@
 """The training images nearest to a generated one in encoder space: is it a copy?"""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from pmf_lightning.utils.errors import UserError
 Levels = UInt8[Tensor, "n c h w"]
 Embed = Callable[[Levels], Float[Tensor, "n f"]]
 BATCH = 120  # images that are encoded at a time
+GREY = 128
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class TrainingImages:
         return torch.cdist(self.embed(images), self.features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def above_their_nearest(
+    images: UInt8[Tensor, "n c h w"], there: TrainingImages, columns: int
+) -> tuple[UInt8[Tensor, "m c h w"], float]:
+    """Return a grid of ``columns``, each image above its nearest training image, and the median of ``closer_than``.
+
+    The last row is filled with grey.
+    """
+    found = [there.nearest(image[None], 1) for image in images]
+    missing = -len(images) % columns
+    filling = images.new_full((missing, *images.shape[1:]), GREY)
+    above, below = (torch.cat([part, filling]) for part in (images, torch.cat([near.images for near in found])))
+    rows = [row for pair in zip(above.split(columns), below.split(columns), strict=True) for row in pair]
+    return torch.cat(rows), statistics.median(near.closer_than for near in found)
+
+
 def _batches(images: ImageDataset):
     for first in range(0, len(images), BATCH):
         yield images.batch(range(first, min(first + BATCH, len(images))))
@@ -66,6 +83,8 @@ def training_images(module: GenerativeModule, most: int, cache_dir: str | None) 
     The classifier is read from the cache, or trained in seconds. Raises UserError if the data are latents, have no
     held-out images, or are not on this machine.
     """
+    if not module.config.get("data"):
+        raise UserError("nearest training images: the model does not say which data it was trained on")
     source = build_part("data", module.config["data"])
     check_source(source)
     if source.latents:
