@@ -673,6 +673,7 @@ def test_bad_input_is_one_line(few, call, arguments, words):
         ("x*.tar", "out", [], ["in=x*.tar: no such file"]),
         ("packed.tar.gz", "out", [], ["packed.tar.gz", "no image with a label", "empty file"]),
         ("file.txt", "out", [], ["file.txt is not a tar; unpack it"]),
+        ("few/ants/00.jpg", "out", [], ["few/ants/00.jpg is one image; give the folder"]),
         ("text.tar", "out", [], ["text.tar", "no image with a label", "cannot be read any further"]),
         ("tars", "out", ["classes=1"], ["classes=1, but 01 has the label 1; raise classes"]),
         ("tars", "out", ["class_names=nowhere.txt"], ["class_names=nowhere.txt: cannot be read"]),

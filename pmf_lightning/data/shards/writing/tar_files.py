@@ -14,7 +14,7 @@ from typing import IO
 
 from webdataset.shardlists import expand_urls
 
-from pmf_lightning.data.images.kinds import HIDDEN, is_hidden
+from pmf_lightning.data.images.kinds import HIDDEN, is_hidden, is_image
 from pmf_lightning.data.images.listing import DANGLING, LeftOut
 from pmf_lightning.utils.errors import UserError
 
@@ -52,6 +52,8 @@ def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
     for tar in found:
         if not tar.is_file():
             raise UserError(f"in={pattern}: {tar} is missing ({len(found)} tars in all); fetch it or name fewer")
+        if is_image(tar.name):
+            raise UserError(f"in={pattern}: {tar} is one image; give the folder that holds the images")
         if not is_tar(tar.name):
             raise UserError(f"in={pattern}: {tar} is not a tar; unpack it, and give the images as class folders")
     if len({tar.name for tar in found}) < len(found):
