@@ -1,6 +1,7 @@
 """Build Lightning's Trainer of a run, and show what its profiler measured."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def make_trainer(parts: Parts, folder: Path, callbacks: list[Callback], loggers:
     settings = parts.settings
     torch.set_float32_matmul_precision(settings.matmul_precision)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hides its hints and hardware lists
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # Lightning 2.6 with new torch
     options = trainer_options(settings.trainer, compiled=parts.module.config["compile"])
     options = {name: value for name, value in options.items() if value is not None}
     try:

@@ -14,6 +14,7 @@ from pmf_lightning.pipeline.checkpoints import load_checkpoint
 from pmf_lightning.pipeline.class_names import class_numbers, column_titles
 from pmf_lightning.pipeline.conversion import from_checkpoint
 from pmf_lightning.reports.plots import strip_of
+from pmf_lightning.reports.runs import Run, Samples
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.grid_titles import HEIGHT
 
@@ -70,10 +71,6 @@ def test_columns_have_the_title_of_their_class(tmp_path):
     assert inked == [True] * 10
     assert not (strip[::66] < 128).any()  # a long title stays within its column
 
-    class Run:
-        config = {"sample_grid": {"columns": 10}, "data": {"classes": 10}}
-
-        class samples:
-            path, box = tmp_path / "titled.png", None
-
-    assert np.array_equal(np.asarray(strip_of(Run, 1)), np.asarray(plain)[: 66 + 2])
+    config = {"sample_grid": {"columns": 10}, "data": {"classes": 10}}
+    run = Run(tmp_path, "run", "config.yaml", config, {}, {}, None, [], Samples(tmp_path / "titled.png"))
+    assert np.array_equal(np.asarray(strip_of(run, 1)), np.asarray(plain)[: 66 + 2])
