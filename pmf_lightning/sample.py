@@ -10,8 +10,9 @@ from pmf_lightning.cli import command
 def sample(cfg: DictConfig) -> dict[str, Any]:
     """Sample the images that ``cfg`` (conf/commands/sample.yaml) requests; return "grid", "images" (paths) and "nfe".
 
-    With ``nearest_images`` also "nearest" (a path) and "closer_than" (a fraction, evaluation/nearest.py). Image i has
-    label ``classes[i % len(classes)]`` and otherwise depends only on (seed, i). Raises UserError for bad input.
+    With ``nearest_images`` also "nearest" (a path), "close" (a fraction, evaluation/nearest.py) and "compared" (the
+    number of training images). Image i has label ``classes[i % len(classes)]`` and otherwise depends only on (seed, i).
+    Raises UserError for bad input.
     """
     from pmf_lightning.commands import sample as work  # imports PyTorch, which --help and refusals do without
 
@@ -24,9 +25,9 @@ def main(cfg: DictConfig) -> None:
     paths = sample(cfg)
     print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
     if "nearest" in paths:
-        share = f"{100 * paths['closer_than']:.0f} %"
-        print(f"{paths['nearest']}: each image above its nearest training image, in the features of a classifier;")
-        print(f"  half of them are closer to it than {share} of held-out images are to theirs (copies: 100 %)")
+        among, close = f"{paths['compared']:,} training images", f"{100 * paths['close']:.0f} %"
+        print(f"{paths['nearest']}: each image above the nearest of {among}, in the features of a classifier")
+        print(f"  {close} are closer to it than 95 % of held-out images are to theirs; of new images about 5 % are")
     print(f"{paths['nfe']} network evaluation{'s' * (paths['nfe'] != 1)} per image")
 
 

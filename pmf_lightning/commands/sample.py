@@ -48,8 +48,9 @@ def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
     np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
     written = {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
     if compared is not None:
-        pairs, closer = above_their_nearest(shown, compared, columns)
-        written |= {"nearest": save_grid(to_float(pairs), columns, out / "nearest.png", titles), "closer_than": closer}
+        pairs, close = above_their_nearest(shown, compared, columns)
+        nearest = save_grid(to_float(pairs), columns, out / "nearest.png", titles)
+        written |= {"nearest": nearest, "close": close, "compared": len(compared.train)}
     return written
 
 

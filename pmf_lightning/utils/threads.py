@@ -124,20 +124,22 @@ def one_if_busy(device: torch.device | str) -> Iterator[None]:
         return
     one, every = _trial(1), _trial(most)
     if one < every:
-        print(f"threads: 1 (a trial takes {one:.2g} s with one thread and {every:.2g} s with {most})", flush=True)
+        print(f"threads: 1 (a product takes {one:.2g} s with one thread and {every:.2g} s with {most})", flush=True)
     with fixed(1 if one < every else None):
         yield
 
 
 def _trial(threads: int) -> float:
-    """Return the seconds of a few matrix products with ``threads`` threads."""
+    """Return the seconds of a matrix product with ``threads`` threads, the median of a few: one may be disturbed."""
     with fixed(threads):
         square = torch.ones(TRIAL_SIDE, TRIAL_SIDE)
         (square @ square).exp()  # starts the threads
-        begun = time.perf_counter()
+        seconds = []
         for _ in range(TRIAL):
+            begun = time.perf_counter()
             (square @ square).exp()
-        return time.perf_counter() - begun
+            seconds.append(time.perf_counter() - begun)
+        return median(seconds)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_sample_writes_them(tmp_path, images, monkeypatch, capsys):
     given = [f"ckpt={run}", f"out={tmp_path / 'out'}", "n=4", "classes=[3,7]", "nearest_images=30"]
     monkeypatch.setattr("sys.argv", ["sample", *given])
     sample_command.main()
-    assert "each image above its nearest training image" in capsys.readouterr().out
+    assert "each image above the nearest of 30 training images" in capsys.readouterr().out
     grid, pairs = (np.asarray(Image.open(tmp_path / "out" / name)) for name in ("grid.png", "nearest.png"))
     assert pairs.shape[1] == grid.shape[1]
     assert pairs.shape[0] > 1.8 * grid.shape[0]
@@ -68,6 +68,15 @@ def test_data_that_are_not_at_hand(tmp_path, monkeypatch, data, words):
     section = OmegaConf.to_container(compose([f"data={data}", "data.root=nowhere"]).data, resolve=True)
     monkeypatch.setitem(made.config, "data", section)
     with pytest.raises(UserError, match=words):
+        training_images(made, 10, str(tmp_path))
+
+
+def test_data_without_held_out_images(tmp_path, monkeypatch):
+    Image.new("L", (32, 32)).save(tmp_path / "0.png")
+    made = module("pmf_tiny")
+    given = ["data=folder", f"data.root={tmp_path}", "data.held_out_fraction=0"]
+    monkeypatch.setitem(made.config, "data", OmegaConf.to_container(compose(given).data, resolve=True))
+    with pytest.raises(UserError, match="folder was trained without held-out images"):
         training_images(made, 10, str(tmp_path))
 
 

@@ -47,7 +47,7 @@ def sorted_projections(rows: Float[Tensor, "n d"], directions: Float[Tensor, "d 
     On a CPU and without a gradient NumPy sorts: it takes a tenth of torch's time and returns the same numbers.
     """
     with no_autocast(rows), full_products():
-        along = directions.to(rows).mT @ rows.mT
+        along = directions.to(rows, non_blocking=True).mT @ rows.mT
     if along.requires_grad or along.device.type != "cpu":
         return along.sort(dim=1).values
     return torch.from_numpy(np.sort(along.numpy(), axis=1))

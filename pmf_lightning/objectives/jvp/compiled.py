@@ -40,7 +40,7 @@ class CompiledNetwork:
         blocks = blocks_of(network)
         if not blocks:
             raise ValueError(f"{type(network).__name__} has no module with is_block, which could be compiled")
-        logging.getLogger("torch.utils.cpp_extension").addFilter(_concerns_a_cpu)
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_is_no_missing_gpu)
         values, both = (torch.compile(run, backend=backend, dynamic=False) for run in (_values, _values_and_tangents))
         self._blocks = {block: _compiled(block.forward, values, both) for block in blocks}
 
@@ -84,8 +84,8 @@ def _compiled(forward: Callable[..., Tensor], values: Callable, both: Callable) 
     return run
 
 
-def _concerns_a_cpu(record: logging.LogRecord) -> bool:
-    """Return False for torch's warning that no GPU was found, which a compilation for the CPU logs."""
+def _is_no_missing_gpu(record: logging.LogRecord) -> bool:
+    """Return False for torch's warning that no GPU was found, which a compilation for a CPU logs, True for others."""
     return not record.getMessage().startswith("No CUDA runtime is found")
 
 
