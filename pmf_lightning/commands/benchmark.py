@@ -25,7 +25,8 @@ from pmf_lightning.utils.rng import BatchRows
 
 
 def _optimizer(cfg: DictConfig) -> dict:
-    return {"model": cfg.name, **benchmark_optimizer(build(cfg).network, cfg.repeats)}
+    ns_dtype = cfg.optimizer.get("ns_dtype", "auto")  # only Muon has it
+    return {"model": cfg.name, **benchmark_optimizer(build(cfg).network, cfg.repeats, ns_dtype)}
 
 
 def _optimizer_in_words(result: dict) -> str:

@@ -370,5 +370,7 @@ def test_benchmark_reports_both_rivals_and_leaves_the_module_alone():
 def test_benchmark_refuses_nothing_to_measure():
     with pytest.raises(UserError, match="repeats is 0"):
         benchmark_optimizer(tagged(), repeats=0)
+    with pytest.raises(UserError, match="ns_dtype=half"):
+        benchmark_optimizer(tagged(), ns_dtype="half")
     with pytest.raises(UserError, match="no trainable parameters"):
         benchmark_optimizer(tagged().requires_grad_(False))

@@ -15,14 +15,17 @@ from pmf_lightning.utils.errors import UserError
 RATE = 1e-3  # the time does not depend on it
 
 
-def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[str, int | float]]:
+def benchmark_optimizer(
+    module: nn.Module, repeats: int = 20, ns_dtype: str = "auto"
+) -> dict[str, dict[str, int | float]]:
     """Time MuonAdam against torch.optim.Muon on the matrices of ``module`` and torch.optim.NAdam on the rest.
 
     Returns one table for each kind of parameter of ``module``, "muon" and "adam": ``count``, ``elements``, the medians
     ``ours_ms`` and ``torch_ms`` in milliseconds per step, ``ratio`` (the median of torch's time over ours) and its
     range ``ratio_min``, ``ratio_max``. "step" has ``ours_ms`` of the complete step. The two optimisers alternate in one
-    process, each on its own copies with the same gradients; ``module`` is not changed. Raises UserError for fewer than
-    one repeat, or a module without trainable parameters.
+    process, each on its own copies with the same gradients; ``module`` is not changed. ``ns_dtype`` is MuonAdam's;
+    torch.optim.Muon always iterates in bfloat16. Raises UserError for fewer than one repeat, or a module without
+    trainable parameters.
     """
     if repeats < 1:
         raise UserError(f"repeats is {repeats}; give at least 1")
@@ -36,10 +39,12 @@ def benchmark_optimizer(module: nn.Module, repeats: int = 20) -> dict[str, dict[
     tables = {}
     for group in groups:
         kind, parameters = group["kind"], group["params"]
-        ours = MuonAdam([{"params": _copies(parameters), "kind": kind}], lr=RATE)
+        ours = MuonAdam([{"params": _copies(parameters), "kind": kind}], lr=RATE, ns_dtype=ns_dtype)
         table = _race(ours.step, references[kind](_copies(parameters)).step, repeats)
         tables[kind] = {"count": len(parameters), "elements": sum(p.numel() for p in parameters), **table}
-    optimizer = MuonAdam([{**group, "params": _copies(group["params"])} for group in groups], lr=RATE)
+    optimizer = MuonAdam(
+        [{**group, "params": _copies(group["params"])} for group in groups], lr=RATE, ns_dtype=ns_dtype
+    )
     optimizer.step()
     tables["step"] = {"ours_ms": statistics.median(milliseconds(optimizer.step) for _ in range(repeats))}
     return tables
