@@ -288,7 +288,8 @@ class _Leaf:
             value = self.value
         except (InterpolationKeyError, UnsupportedInterpolationType) as error:
             why = str(error).splitlines()[0]
-            raise UserError(f"{self.option}={self.node._value()}: {why}; it refers to nothing") from error
+            given = self.option if self.is_mapping else f"{self.option}={self.node._value()}"  # mappings are long
+            raise UserError(f"{given}: {why}; it refers to nothing") from error
         except (OmegaConfBaseException, UserError):
             return  # the value depends on the running job, or is checked elsewhere
         kind.check(self.option, value)

@@ -326,7 +326,7 @@ DRIFT_FEATURES: Table = {
     "sets": TEXT,
     "every_block": COUNT,
     **below("convnext", FEATURES),
-    "classifier": part("seed", "side", words="give the settings of conf/classifier, or null for none").or_null(),
+    "classifier": part("seed", "side", words="give the settings of conf/classifier").or_null(),
     **below("classifier", CLASSIFIER),
     **below("network.encoder", ENCODER),
     **below("settings", MAE),

@@ -253,6 +253,8 @@ def test_unknown_names_are_refused_with_the_near_ones():
         compose(["batchsize=3"])
     with pytest.raises(UserError, match=r"modl: there is no such option; did you mean model\b"):
         compose(["modl=pmf_xs8"])
+    with pytest.raises(UserError, match=r"^study: Interpolation key 'study.bind.context.huge' not found; it refers"):
+        compose(["experiment=jit_table4", "study.vary.network=huge"])
 
 
 def test_the_readme_of_conf_names_every_group():
