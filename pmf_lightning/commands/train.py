@@ -78,11 +78,11 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
         log.open(folder)
         save_hydra_files(cfg, folder)
         announce(parts, folder, start)
-        trainer, callbacks = fit(parts, folder, start, memory_of_a_step(cfg, parts))
+        trainer, callbacks = fit(parts, folder, start, memory_of_a_step(cfg, parts), started)
         if callbacks.checkpoint.signals.requeue:
             slurm.requeue(resumes=request.run_dir is not None and request.ckpt in ("auto", "last"))  # time is short
         with _room(folder):
-            return finish(parts, trainer, callbacks, folder, started)
+            return finish(parts, trainer, callbacks, folder)
 
 
 def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
@@ -124,15 +124,15 @@ def room(accelerator: str) -> int:
 
 
 def fit(
-    parts: Parts, folder: Path, start: Start, memory: CountedMemory | None = None
+    parts: Parts, folder: Path, start: Start, memory: CountedMemory | None = None, started: float | None = None
 ) -> tuple[Trainer, TrainingCallbacks]:
     """Train ``parts`` in ``folder`` from ``start``; return the trainer and our callbacks.
 
-    With ``memory``, the micro-batch is chosen by it.
+    With ``memory``, the micro-batch is chosen by it. ``started`` is time.perf_counter() at the start; None: now.
 
     Raises Diverged, ProcessLost if another process of the run ended, and NotSaved.
     """
-    callbacks = make_callbacks(parts, folder, memory)
+    callbacks = make_callbacks(parts, folder, memory, started)
     run = LoggedRun(folder, parts.settings.batch, parts.module.config, start.step, start.wandb_run)
     loggers = make_loggers(parts.loggers, run)
     resuming = [WandbResume(logger.version) for logger in loggers if isinstance(logger, WandbLogger)]

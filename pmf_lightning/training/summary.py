@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,11 +22,8 @@ _UNLESS_ZERO = ("skipped_steps", "failed_saves", "thread_changes")  # printed if
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
 
 
-def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder: Path, started: float) -> dict:
-    """Draw the final grid and the curves, write summary.json, print the table; return the summary.
-
-    ``started`` is time.perf_counter() at the start of the run.
-    """
+def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder: Path) -> dict:
+    """Draw the final grid and the curves, write summary.json, print the table; return the summary."""
     if not trainer.is_global_zero:
         return {}
     module, ema = parts.module, parts.settings.sampling["ema"]
@@ -47,11 +43,11 @@ def finish(parts: Parts, trainer: Trainer, callbacks: TrainingCallbacks, folder:
         "ema": ema,
         **(_sampling(parts, callbacks) if module.objective.samplers else {}),
         **(getattr(callbacks.grids, "latest", None) or {}),
-        "images_per_second": round(callbacks.progress.images_per_second, 1),
+        "images_per_second": round(callbacks.progress.overall_images_per_second, 1),
         "threads": callbacks.threads.chosen or torch.get_num_threads(),
         "thread_changes": callbacks.threads.changes,
         "steps": trainer.global_step,
-        "wall_seconds": round(time.perf_counter() - started, 1),
+        "wall_seconds": round(callbacks.progress.wall_seconds, 1),
         "checkpoint": str(callbacks.checkpoint.path),
         "best": callbacks.checkpoint.best,
         "grid": grid and str(grid),

@@ -58,13 +58,18 @@ class TrainingCallbacks:
         return early_stop(self.added)
 
 
-def make_callbacks(parts: Parts, folder: Path, memory: CountedMemory | None = None) -> TrainingCallbacks:
-    """Build the callbacks of a run that writes to ``folder``; with ``memory``, the micro-batch is chosen by it."""
+def make_callbacks(
+    parts: Parts, folder: Path, memory: CountedMemory | None = None, started: float | None = None
+) -> TrainingCallbacks:
+    """Build the callbacks of a run that writes to ``folder``; with ``memory``, the micro-batch is chosen by it.
+
+    ``started`` is time.perf_counter() at the start of the run; None: now.
+    """
     settings = parts.settings
     averages = EMA(settings.ema.halflife_kimg, settings.ema.rampup_ratio, settings.batch)
     signals = StopSignals()
     finite = SkipNonFinite(settings.most_skipped, folder, signals)
-    progress = ThroughputBar(settings.batch, settings.log_every_steps)
+    progress = ThroughputBar(settings.batch, settings.log_every_steps, started)
     shared = {"averages": averages, "progress": progress}
     evaluation = make_evaluation(parts, sampling=settings.sampling, **shared)
     for callback in parts.callbacks:
