@@ -19,7 +19,7 @@ from pmf_lightning.profiling.benchmarks.optimizer import benchmark_optimizer
 from pmf_lightning.profiling.benchmarks.sampling import benchmark_sampling, describe_sampling
 from pmf_lightning.profiling.step_memory import real_counts_of, step_flops
 from pmf_lightning.sampling.generate import OPTIONS
-from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.cache import check_not_there, writable
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.rng import BatchRows
 
@@ -113,6 +113,7 @@ def run(cfg: DictConfig) -> dict:
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: there is no such benchmark; {suggestions(cfg.what, BENCHMARKS)}")
     if cfg.out is not None:
+        check_not_there(cfg.out, [Path(cfg.out)], cfg.force)
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]
     cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "growth", "sampling") else (cfg, None)

@@ -19,7 +19,7 @@ from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchr
 from pmf_lightning.evaluation.battery.report import save_bars, score_table
 from pmf_lightning.evaluation.battery.scores import FLAGS as BATTERY_FLAGS
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.image_files import KINDS, ImageSaver
+from pmf_lightning.evaluation.image_files import KINDS, NPZ, ImageSaver
 from pmf_lightning.evaluation.sample_sources import (
     SampleSource,
     evaluator_of,
@@ -29,12 +29,13 @@ from pmf_lightning.evaluation.sample_sources import (
 )
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import atomic_write, no_empty_folder, writable
+from pmf_lightning.utils.cache import atomic_write, check_not_there, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.provenance import versions
 from pmf_lightning.utils.threads import one_if_busy
 
 SHOWN, COLUMNS = 100, 10  # maximum number of images on the grid (from the first chunk), and its columns
+REPORT, GRID, BARS = "evaluation.json", "grid.png", "ratios.png"
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
 
 
@@ -80,11 +81,11 @@ def _finished(
         "seconds": round(time.perf_counter() - started, 2),
         "images_per_second": round(n / (saver.latest - started), 2),
         "images": saver.path and str(saver.path),
-        "grid": str(out / "grid.png"),
+        "grid": str(out / GRID),
     }
     if rank_and_world()[0] == 0:
-        save_grid(to_float(saver.first_images), COLUMNS, out / "grid.png")
-        with atomic_write(out / "evaluation.json") as draft:
+        save_grid(to_float(saver.first_images), COLUMNS, out / GRID)
+        with atomic_write(out / REPORT) as draft:
             draft.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -110,10 +111,10 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
             "fingerprints": judge.battery.fingerprints(),
             "data": setup.source.name,
             **_surroundings(cfg, device),
-            "bars": str(out / "ratios.png"),
+            "bars": str(out / BARS),
         }
         if rank_and_world()[0] == 0:
-            save_bars(scores, out / "ratios.png")
+            save_bars(scores, out / BARS)
             Console(width=max(100, Console().width)).print(
                 score_table(scores, f"{report['metric']}: {cfg.ckpt or cfg.images}")
             )
@@ -121,7 +122,7 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the options that need no file; raises UserError."""
+    """Check the options that need no weights, and that no result is at ``out``; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         given = "ckpt and images are not set" if cfg.ckpt is None else f"ckpt={cfg.ckpt} images={cfg.images}"
         raise UserError(f"{given}: give one of the two to evaluate")
@@ -130,6 +131,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.images is not None and cfg.save != "none":
         raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
     validate.torch_device(cfg.device)
+    check_not_there(cfg.out, (Path(cfg.out) / name for name in (REPORT, GRID, BARS, NPZ)), cfg.force)
 
 
 def images_asked(cfg: DictConfig, subject: SampleSource, default: Callable[[], int]) -> int:
@@ -182,7 +184,7 @@ def show(report: dict[str, Any]) -> None:
     for flag in report["flags"]:
         table.add_row(flag, FLAGS[flag])
     Console(width=max(100, Console().width)).print(table)
-    print(f"{Path(report['grid']).with_name('evaluation.json')} and {report['grid']}")
+    print(f"{Path(report['grid']).with_name(REPORT)} and {report['grid']}")
     if report["images"]:
         print(f"images: {report['images']}")
 
@@ -193,7 +195,7 @@ def _show_battery(report: dict[str, Any]) -> None:
         print(f"{name}: {value:.4g}")
     for flag in report["flags"]:
         print(f"{flag}: {BATTERY_FLAGS[flag]}")
-    print(f"{Path(report['grid']).with_name('evaluation.json')}, {report['bars']} and {report['grid']}")
+    print(f"{Path(report['grid']).with_name(REPORT)}, {report['bars']} and {report['grid']}")
 
 
 def run_and_show(cfg: DictConfig) -> None:

@@ -11,14 +11,15 @@ from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
 from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchrun_group
 from pmf_lightning.encoders.base import Extractor
+from pmf_lightning.encoders.battery.reference_files import INDEX
 from pmf_lightning.encoders.build import make_battery
 from pmf_lightning.evaluation.battery.references import ReferenceSettings, write_references
 from pmf_lightning.evaluation.build import complete_extractor
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.evaluation.references import Reference
-from pmf_lightning.evaluation.statistics import labelled_images, save_all, split_statistics, statistics
+from pmf_lightning.evaluation.statistics import labelled_images, paths_of, save_all, split_statistics, statistics
 from pmf_lightning.pipeline.parts import make_part
-from pmf_lightning.utils.cache import writable
+from pmf_lightning.utils.cache import check_not_there, writable
 from pmf_lightning.utils.errors import UserError
 
 
@@ -51,6 +52,7 @@ def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
         raise UserError(
             f"out={cfg.out}: statistics are written as .npz (with a .pkl next to it); set out={out.stem}.npz"
         )
+    check_not_there(cfg.out, paths_of(out) if cfg.get("battery") is None else [out / INDEX], cfg.force)
     validate.torch_device(cfg.device)
     has_data = cfg.get("data") is not None
     if cfg.get("battery") is not None and not (has_data and cfg.images is None):

@@ -15,11 +15,12 @@ from pmf_lightning.pipeline.images import check_generates, draw, prepare_decoder
 from pmf_lightning.pipeline.loading import load_configured
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
-from pmf_lightning.utils.cache import no_empty_folder, writable
+from pmf_lightning.utils.cache import check_not_there, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.threads import one_if_busy
 
 MOST_ON_GRID = 400
+GRID, IMAGES, NEAREST = "grid.png", "samples.npz", "nearest.png"
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
+    check_not_there(cfg.out, (Path(cfg.out) / name for name in (GRID, IMAGES, NEAREST)), cfg.force)
     with no_empty_folder(Path(cfg.out)), one_if_busy(cfg.device):
         return _sampled(cfg, writable(Path(cfg.out), "out"))
 
@@ -44,12 +46,13 @@ def _sampled(cfg: DictConfig, out: Path) -> dict[str, Any]:
     levels = draw(module.to(cfg.device), labels, cfg.seed, cfg.batch_size, options)
     columns, shown = _columns(len(classes), cfg.n), levels[:MOST_ON_GRID]
     titles = column_titles(labels[: len(shown)].tolist(), columns, names if known > 1 else None)
-    grid = save_grid(to_float(shown), columns, out / "grid.png", titles)
-    np.savez(out / "samples.npz", arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    written = {"grid": grid, "images": out / "samples.npz", "nfe": network_evaluations(module.objective, **options)}
+    grid = save_grid(to_float(shown), columns, out / GRID, titles)
+    np.savez(out / IMAGES, arr_0=levels.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    written = {"grid": grid, "images": out / IMAGES, "nfe": network_evaluations(module.objective, **options)}
+    (out / NEAREST).unlink(missing_ok=True)  # of other samples
     if compared is not None:
         pairs, close = above_their_nearest(shown, compared, columns)
-        nearest = save_grid(to_float(pairs), columns, out / "nearest.png", titles)
+        nearest = save_grid(to_float(pairs), columns, out / NEAREST, titles)
         written |= {"nearest": nearest, "close": close, "compared": len(compared.train)}
     return written
 

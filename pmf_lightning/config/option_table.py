@@ -149,6 +149,7 @@ SAMPLE: Table = {
     **RUN,  # of model= and data=, which describe a released file
     "ckpt": PATH,
     "out": PATH,
+    "force": YES_NO,
     "n": IMAGES,
     "classes": list_of(
         either(integer(-MOST), TEXT, words=""), words="give a list of numbers or names, such as classes=[3,7]"
@@ -187,6 +188,7 @@ EVALUATE: Table = {
     "precision_recall_reference": PATH.or_null(),
     "n": integer(2, 100_000_000).or_null(),
     "out": PATH,
+    "force": YES_NO,
     "save": TEXT,
     "background": TEXT,
     "seed": SEED,
@@ -227,6 +229,7 @@ STATS: Table = {
     "images": PATH.or_null(),
     "background": TEXT,
     "out": PATH,
+    "force": YES_NO,
     "n": integer(2).or_null(),
     "features": integer(0),
     **BATTERY_CHOICE,
@@ -295,6 +298,7 @@ BENCHMARK: Table = {
     "what": TEXT,
     "repeats": integer(1, 1_000_000),
     "out": PATH.or_null(),
+    "force": YES_NO,
     "images_at_once": COUNT.or_null(),
     "against": TEXT.or_null(),
     "sampling_batches": list_of(integer(), least=1),

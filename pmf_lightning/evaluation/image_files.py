@@ -28,6 +28,7 @@ from pmf_lightning.utils.cache import atomic_write
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("none", "png", "npz")
+NPZ = "images.npz"  # file of kind "npz"
 
 Levels = UInt8[Tensor, "b c h w"]
 
@@ -51,7 +52,7 @@ class ImageSaver:
     @property
     def path(self) -> Path | None:
         """Final path of the images."""
-        return {"png": self._folder, "npz": self.out / "images.npz"}.get(self.kind)
+        return {"png": self._folder, "npz": self.out / NPZ}.get(self.kind)
 
     def __call__(self, images: Levels, labels: Int64[Tensor, " b"], first: int) -> None:
         """Save the images number ``first``, ``first + 1``, ..."""
@@ -75,7 +76,7 @@ class ImageSaver:
 
     def _write_npz(self) -> None:
         parts = sorted(self._folder.glob("*.npz"))
-        with atomic_write(self.out / "images.npz") as draft, zipfile.ZipFile(draft, "w") as archive:
+        with atomic_write(self.out / NPZ) as draft, zipfile.ZipFile(draft, "w") as archive:
             for name in ("arr_0", "arr_1"):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     _concatenate(file, parts, name)

@@ -166,7 +166,7 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
 
     These are ``<name>_ref.npz`` (ref_mu, ref_sigma) and ``<name>.pkl`` (EDM2's). Raises OSError.
     """
-    other, pickled = out.with_name(f"{out.stem}_ref.npz"), out.with_suffix(".pkl")
+    _, other, pickled = paths_of(out)
     save_npz(reference, out)
     moments = {"ref_mu": reference.mu.numpy(), "ref_sigma": reference.sigma.numpy()}
     _write_npz(other, moments | {"about": np.array(json.dumps(dict(reference.about)))})
@@ -174,7 +174,12 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
     arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
     with atomic_write(pickled) as draft, draft.open("wb") as file:
         pickle.dump({EDM2_NAMES.get(name, name): arrays, "about": dict(reference.about)}, file)
-    return [out, other, pickled]
+    return paths_of(out)
+
+
+def paths_of(out: Path) -> list[Path]:
+    """Return the files that ``save_all`` writes."""
+    return [out, out.with_name(f"{out.stem}_ref.npz"), out.with_suffix(".pkl")]
 
 
 def save_npz(reference: Reference, path: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,14 @@ def writable(folder: Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); set another {key}") from error
     return folder
+
+
+def check_not_there(out: str | Path, results: Iterable[Path], force: bool) -> None:
+    """Raise UserError if one of the files ``results`` of ``out`` exists, unless ``force`` allows to replace it."""
+    there = next((path for path in results if path.exists()), None)
+    if there is not None and not force:
+        name = "" if there == Path(out).expanduser() else f"{there} "
+        raise UserError(f"out={out}: {name}exists already; set another out, or force=true to replace it")
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -59,6 +61,34 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
     assert call("sample", f"ckpt={trained}", *wanted[:-2], "batch_size=7", "out=again")[0] == 0
     with np.load(tmp_path / "again" / "samples.npz") as arrays:
         assert np.abs(arrays["arr_0"].astype(int) - images.astype(int)).max() <= 1  # chunks change rounding only
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "there", "named"),
+    [
+        ("sample", ["ckpt=x", "out=made"], "made/samples.npz", "out=made: made/samples.npz exists"),
+        ("evaluate", ["images=x", "out=made"], "made/evaluation.json", "out=made: made/evaluation.json exists"),
+        ("make_stats", ["data=digits", "n=2", "out=s.npz"], "s.pkl", "out=s.npz: s.pkl exists"),
+        (
+            "make_stats",
+            ["data=digits", "battery=digits", "out=m"],
+            "m/reference.json",
+            "out=m: m/reference.json exists",
+        ),
+        ("benchmark", ["what=step", "out=speed.json"], "speed.json", "out=speed.json: exists"),
+    ],
+)
+def test_no_command_replaces_results_unless_told_to(call_command, tmp_path, monkeypatch, name, arguments, there, named):
+    command = import_module(f"pmf_lightning.{name}").main
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("older")
+    status, _, printed = call_command(command, *arguments)
+    assert (status, len(printed.splitlines())) == (2, 1)
+    assert f"{named} already; set another out, or force=true to replace it" in printed
+    assert (tmp_path / there).read_text() == "older"
+    work = import_module(f"pmf_lightning.commands.{name}")
+    monkeypatch.setattr(work, "writable", lambda folder, key: sys.exit(f"{key} may be written"))
+    assert call_command(command, *arguments, "force=true")[0] == "out may be written"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def judge(cache, tmp_path):
     """Evaluate with the classifier, beside the training split of digits."""
 
     def run(*arguments, parts=CLASSIFIER):
-        return evaluate(compose([*parts, f"cache_dir={cache}", f"out={tmp_path}/out", *arguments], "evaluate"))
+        shared = [*parts, f"cache_dir={cache}", f"out={tmp_path}/out", "force=true"]
+        return evaluate(compose([*shared, *arguments], "evaluate"))
 
     return run
 
@@ -151,7 +152,7 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
     assert "40 images of digits (32 px), features of classifier of digits" in output
     assert "stats.npz, stats_ref.npz, stats.pkl; features of 40 images" in output
     for name in ("stats.npz", "stats_ref.npz", "stats.pkl"):
-        asked = [f"ckpt={trained}", f"reference={name}", "n=12", "out=judged", "protocol=drifting"]
+        asked = [f"ckpt={trained}", f"reference={name}", "n=12", "out=judged", "force=true", "protocol=drifting"]
         status, output, _ = call_command(evaluate_main, *shared, *asked)
         assert status == 0
         assert "fd12_classifier_drifting" in output

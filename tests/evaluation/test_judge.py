@@ -214,6 +214,7 @@ def test_the_command_judges_real_images_as_real(tmp_path):
             f"cache_dir={tmp_path}",
             f"out={tmp_path}/out",
             f"images={tmp_path}/held_out.npz",
+            "force=true",
         ],
         "evaluate",
     )
@@ -238,7 +239,7 @@ def test_the_command_judges_real_images_as_real(tmp_path):
                     "data.resolution=16",
                     "battery=digits",
                     f"images={tmp_path}/held_out.npz",
-                    f"out={tmp_path}/out",
+                    f"out={tmp_path}/refused",
                 ],
                 "evaluate",
             )

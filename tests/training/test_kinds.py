@@ -104,7 +104,7 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         return
     cfg = compose([f"ckpt={folder}", f"out={tmp_path}", "n=3", "classes=[1]"], "sample")
     assert sample(cfg)["nfe"] == {"jit_tiny": 187, "drifting_tiny": 1}[model]
-    other = compose([f"ckpt={folder}", f"out={tmp_path}", "n=1", "steps=2", "sampler=euler", "omega=1"], "sample")
+    other = compose([f"ckpt={folder}", f"out={tmp_path}/other", "n=1", "steps=2", "sampler=euler", "omega=1"], "sample")
     if model == "jit_tiny":
         assert sample(other)["nfe"] == 2
     else:
