@@ -28,6 +28,12 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(home, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def from_shard(shard: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor sharded like ``like``, and on its device, whose part on this device is ``shard``."""
+    layout = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(shard.to(like.device), like.device_mesh, like.placements, **layout)
+
+
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all tensors together, over all shards."""
     return full_tensor(get_total_norm(tensors))

@@ -223,7 +223,8 @@ NOTE = (
     "networks, data and sample grids are not included. network: forwards, derivative and backward; few images per "
     "GPU reach a smaller share of the peak than assumed. orthog.: Newton-Schulz, distributed over the GPUs; single: on "
     "one GPU. exchanged: GB that a GPU receives in a step; exposed: exchange time that no arithmetic hides. "
-    "stored: GB of weights, gradients, moments and averages on a GPU."
+    "stored: GB of weights, gradients, moments and averages on a GPU; with ema.device=cpu, averages and "
+    "their update are not included."
 )
 
 
@@ -240,7 +241,7 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
         cfg.batch,
         list(cfg.gpus),
         make_part(cfg, "cluster"),
-        averages=len(cfg.ema.halflife_kimg),
+        averages=len(cfg.ema.halflife_kimg) if cfg.ema.device is None else 0,
         muon=isinstance(model.make_optimizer(), MuonAdam),
         real_counts=real_counts_of(cfg, model.objective),
     )

@@ -80,6 +80,7 @@ class Facts:
         table["block_forwards"]["total"] = self.block_forwards.total
         table["official"] = self.official and asdict(self.official) | {"total": self.official.total}
         table["memory"] |= {"fixed": self.memory.fixed, "peak": self.memory.peak, "process": self.memory.process}
+        table["memory"]["host"] = self.memory.host
         table["memory"]["largest_micro_batch"] = self.largest_micro_batch
         table["difference_percent"] = self.differences()
         return table
@@ -155,7 +156,12 @@ def count_memory(
         real_counts=real_counts_of(cfg, objective),
     )
     known = (count for count in encoders.values() if count is not None)
-    return replace(counted, encoders=4 * sum(known), queues=queue_bytes(cfg, source, objective))
+    return replace(
+        counted,
+        encoders=4 * sum(known),
+        queues=queue_bytes(cfg, source, objective),
+        averages_on_host=cfg.ema.device == "cpu",
+    )
 
 
 def frozen_weights(cfg: DictConfig, objective: Objective, source: DataSource) -> dict[str, int | None]:

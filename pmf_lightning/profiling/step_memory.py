@@ -86,6 +86,7 @@ class StepMemory:
     ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step,
     ``update_on_cpu`` that of the step on a CPU, where Muon takes matrices in smaller parts,
     ``encoders`` the weights of a battery, as far as they are known; ``queues`` those of real images in host memory.
+    ``averages_on_host`` says whether averages are kept in host memory beside a GPU (ema.device=cpu).
     """
 
     micro_batch: int
@@ -98,10 +99,20 @@ class StepMemory:
     update_on_cpu: int
     encoders: int = 0
     queues: int = 0
+    averages_on_host: bool = False
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the micro-batch, without ``update``."""
+        """Bytes on the device that do not depend on the micro-batch, without ``update``."""
+        return self._all - self.averages * self.averages_on_host
+
+    @property
+    def host(self) -> int:
+        """Bytes in host memory beside a GPU: averages, and the buffers that weights are copied to."""
+        return (self.averages + self.gradients) * self.averages_on_host
+
+    @property
+    def _all(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.averages + self.encoders
 
     @property
@@ -120,14 +131,16 @@ class StepMemory:
 
         The C library keeps most of what the passes have freed, so activations and the optimiser's tensors add up.
         """
-        return self.fixed + self.activations + self.update_on_cpu + self.queues
+        return self._all + self.activations + self.update_on_cpu + self.queues
 
     def line(self) -> str:
         """Return the peak of a step and its parts in one line."""
         images = f"{self.micro_batch} image{'s' * (self.micro_batch > 1)} at once x {self.per_image / 1e9:.3g} GB"
+        there = "gradients and moments" if self.averages_on_host else "gradients, moments and averages"
+        host = f"; beside a GPU, {self.host / 1e9:.3g} GB of averages and copied weights in host memory"
         return (
-            f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of weights, gradients, moments "
-            f"and averages + {images} (counted in float32, without what the encoders of the loss compute)"
+            f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of weights, {there} + {images} "
+            f"(counted in float32, without what the encoders of the loss compute){host * self.averages_on_host}"
         )
 
     def largest_micro_batch(self, available: Number) -> int:

@@ -101,12 +101,14 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
         ("  weights", gigabytes(memory.weights)),
         ("  gradients", gigabytes(memory.gradients)),
         ("  moments of the optimiser", gigabytes(memory.optimizer)),
-        ("  averages of the weights", gigabytes(memory.averages)),
+        ("  averages of the weights", gigabytes(0 if memory.averages_on_host else memory.averages)),
         (f"  activations, {memory.micro_batch} x {gigabytes(memory.per_image)}", gigabytes(memory.activations)),
     ]
     for name, count in facts.encoders.items():
         known = "unknown" if count is None else gigabytes(4 * count)
         rows.append((f"  frozen encoder {name}" + ("" if count is None else f", {count:,} weights"), known))
+    if memory.host:
+        rows.append(("GB of averages and copied weights in host memory", gigabytes(memory.host)))
     if facts.gpu_gb is not None:
         rows.append((f"images at once in {facts.gpu_gb:g} GB", f"{facts.largest_micro_batch:,}"))
     return rows

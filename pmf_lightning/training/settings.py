@@ -48,10 +48,11 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class EMASettings:
-    """Half-lives of the averages in thousands of images, and their bound ``rampup_ratio`` (see callbacks/ema.py)."""
+    """Half-lives of the averages in thousands of images, their bound ``rampup_ratio`` and device (callbacks/ema.py)."""
 
     halflife_kimg: Sequence[Number]
     rampup_ratio: Number | None
+    device: str | None
 
 
 @dataclass(frozen=True)

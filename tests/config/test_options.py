@@ -120,7 +120,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("make_stats", "out=null", "out=./null"),
         ("train", "ckpt=''", "the value is empty"),
         # mappings
-        ("train", "ema=500k", "ema.halflife_kimg, ema.rampup_ratio"),
+        ("train", "ema=500k", "ema.halflife_kimg, ema.rampup_ratio, ema.device"),
         ("train", "seed={a: 1}", "seed={'a': 1}: set it to an integer"),
         ("train", "seed=${nowhere}", "seed=${nowhere}"),
         ("train", "backbone.patch={_target_: os.system}", "integer"),
@@ -153,7 +153,7 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
         ("train", "objective._target_=last", "can be imported"),
         ("train", "data._target_=pmf_lightning.data.Nothing", "can be imported"),
         ("train", "optimizer._target_=[]", "dotted name"),
-        ("train", "ema=[1]", "set the options below it: ema.halflife_kimg, ema.rampup_ratio"),
+        ("train", "ema=[1]", "set the options below it: ema.device, ema.halflife_kimg, ema.rampup_ratio"),
         ("train", "sample_grid={colums: 5}", "did you mean sample_grid.columns"),
     ],
 )

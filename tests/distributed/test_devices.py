@@ -131,7 +131,8 @@ def test_two_processes_are_one_with_two_micro_batches_to_the_last_bit(tmp_path):
 def in_turns(folder):
     """On two ranks: with weights in parts, then on from step 2 with whole ones, then on from step 3 in parts again."""
     two, three = Path(folder) / "two.ckpt", Path(folder) / "three.ckpt"
-    short = ["steps=4", "activation_checkpointing=true"]  # which must not stay in the network that training gives back
+    # which must not stay in the network that training gives back
+    short = ["steps=4", "activation_checkpointing=true", "ema.device=cpu"]
     run = fit("pmf_tiny", f"{folder}/parts", "trainer=fsdp", *short, *DRAWN, at=(4,), keep={2: two}, finish=True)
     dist.barrier()
     whole_again = fit("pmf_tiny", f"{folder}/whole", "trainer=ddp", "steps=4", f"ckpt={two}", at=(4,), keep={3: three})

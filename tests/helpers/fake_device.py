@@ -1,6 +1,7 @@
 """A pretended GPU: the operations of a training step run on tensors without values, and what would wait is noted."""
 
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -17,17 +18,25 @@ class FakeDevice(TorchDispatchMode):
 
     Two devices in one operation, and everything that needs a value of the device (``item``, ``nonzero``, a boolean
     index), are errors of FakeTensorMode. ``waits`` counts what the host would wait for without such an error: a copy
-    to the device that is blocking, an index on the CPU of a tensor on the device, and any copy to the CPU. ``copies``
-    is the number of copies to the device that do not wait, ``operations`` that of the others, views among them.
-    ``dtypes`` has the floating dtypes of the arguments that each operation got, by its name.
+    to the device that is blocking, an index on the CPU of a tensor on the device, and any copy to the CPU, other than
+    one that does not block into page-locked memory (which is ordinary memory here). ``copies`` is the number of copies
+    to the device that do not wait, ``saved`` that of those from it, ``operations`` that of the others, views among
+    them. ``dtypes`` has the floating dtypes of the arguments that each operation got, by its name.
+
+    Streams and events note in ``events`` who waits: the device for a stream, or the host for an event.
     """
 
     def __init__(self, monkeypatch):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[str] = Counter()
-        self.copies = self.operations = 0
+        self.copies = self.saved = self.operations = 0
+        self.events: list[str] = []
+        self._locked: set[int] = set()  # addresses of page-locked tensors
         self.dtypes: defaultdict[str, set[torch.dtype]] = defaultdict(set)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: _Stream(self.events))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the kernels")
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(Dual, "__new__", _wrapped)
         monkeypatch.setattr(Dual, "__torch_dispatch__", classmethod(_refuse), raising=False)
 
@@ -59,8 +68,12 @@ class FakeDevice(TorchDispatchMode):
         target = kwargs.get("device")
         there = target is not None and torch.device(target).type == "cuda"
         if not inside and not there:
+            locked = kwargs.pop("pin_memory", False)
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                made = func(*args, **kwargs)
+            if locked:
+                self._locked.add(made.data_ptr())
+            return made
         self._note(func, tensors, args, kwargs)
         return func(*args, **kwargs)
 
@@ -72,6 +85,9 @@ class FakeDevice(TorchDispatchMode):
         elif func is torch.ops.aten.copy_.default:
             target, source = devices
             kwargs = {"non_blocking": len(args) > 2 and args[2]}
+            if (target, source) == ("cpu", "cuda") and kwargs["non_blocking"] and args[0].data_ptr() in self._locked:
+                self.saved += 1
+                return
         elif func is torch.ops.aten.index.Tensor and "cpu" in devices[1:]:
             self.waits["an index on the CPU"] += 1
             return
@@ -84,6 +100,20 @@ class FakeDevice(TorchDispatchMode):
             self.waits[f"a copy from {source} to {target}"] += 1
         else:
             self.copies += 1
+
+
+class _Stream:
+    def __init__(self, events):
+        self.events = events
+
+    def wait_stream(self, other):
+        self.events.append(f"the stream waits for {other}")
+
+    def record_event(self):
+        return self
+
+    def synchronize(self):
+        self.events.append("the host waits")
 
 
 def _wrapped(cls, value, tape, tangent=None):

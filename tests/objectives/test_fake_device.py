@@ -169,6 +169,16 @@ def test_what_needs_a_value_or_two_devices_is_an_error(how, device):
         ERRORS[how](device.tensor(torch.empty(3)), torch.ones(3))
 
 
+def test_copies_to_page_locked_memory_do_not_wait(device):
+    with device:
+        there, buffer = device.tensor(torch.empty(3)), torch.empty(3, pin_memory=True)
+        buffer.copy_(there, non_blocking=True)
+        assert (device.saved, device.waits.total()) == (1, 0)
+        buffer.copy_(there)
+        torch.empty(3).copy_(there, non_blocking=True)
+    assert (device.saved, device.waits.total()) == (1, 2)
+
+
 def test_copies_that_do_not_wait_are_only_counted(device):
     with device:
         moved = torch.ones(3).to(CUDA, non_blocking=True)[torch.arange(2).to(CUDA, non_blocking=True)]

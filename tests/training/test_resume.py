@@ -100,6 +100,7 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
         (["metrics=small"], " -> SmallDataSettings"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices 1 -> 2"),
         (["trainer.precision=bf16-mixed"], "trainer.precision 32-true -> bf16-mixed"),
+        (["ema.device=cpu"], "ema.device null -> cpu"),
         (["compile=true", "activation_checkpointing=true"], "activation_checkpointing false -> true"),
         (["checkpoint.keep_last=3", "sample_grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
         (["sampling.omega=3", "sampling.steps=2"], "sampling.omega 2.0 -> 3"),

@@ -66,7 +66,7 @@ def make_callbacks(
     ``started`` is time.perf_counter() at the start of the run; None: now.
     """
     settings = parts.settings
-    averages = EMA(settings.ema.halflife_kimg, settings.ema.rampup_ratio, settings.batch)
+    averages = EMA(settings.ema.halflife_kimg, settings.ema.rampup_ratio, settings.batch, settings.ema.device)
     signals = StopSignals()
     finite = SkipNonFinite(settings.most_skipped, folder, signals)
     progress = ThroughputBar(settings.batch, settings.log_every_steps, started)
