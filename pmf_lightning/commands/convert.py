@@ -13,7 +13,7 @@ from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format,
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
 from pmf_lightning.pipeline.conversion import from_checkpoint, heads_of, official_dict
-from pmf_lightning.pipeline.loading import holds_release, stored_release
+from pmf_lightning.pipeline.loading import holds_release, stored_release, with_last_run
 from pmf_lightning.pipeline.sources import is_hub_id, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
 from pmf_lightning.utils.cache import atomic_write, writable
@@ -26,6 +26,7 @@ _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
 
 def run(cfg: DictConfig) -> StoredWeights:
     """Convert weights as ``pmf_lightning.convert.convert`` describes it."""
+    cfg = with_last_run(cfg, "in")
     source, out = _path(cfg, "in"), _path(cfg, "out")
     check_format(cfg.format)
     _check_out(out, source, cfg.force, cfg.format)

@@ -28,6 +28,7 @@ from pmf_lightning.evaluation.sample_sources import (
     judge_of,
 )
 from pmf_lightning.evaluation.scores import FLAGS, Scores
+from pmf_lightning.pipeline.loading import with_last_run
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import atomic_write, check_not_there, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
@@ -42,6 +43,7 @@ PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fide
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate as ``pmf_lightning.evaluate.evaluate`` describes it."""
     check(cfg)
+    cfg = with_last_run(cfg)
     if cfg.get("battery") is not None:
         return evaluate_battery(cfg)
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)), one_if_busy(device):

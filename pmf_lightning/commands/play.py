@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import validate
 from pmf_lightning.evaluation.nearest import TrainingImages, training_images
+from pmf_lightning.pipeline.loading import with_last_run
 from pmf_lightning.playground.drawing import draw_seed, labels_of, own_settings
 from pmf_lightning.playground.models import PlayModel, load_models
 
@@ -31,6 +32,7 @@ def run(cfg: DictConfig) -> None:
 @contextmanager
 def served(cfg: DictConfig) -> Iterator[tuple[str, list[PlayModel]]]:
     """Serve the page while it lasts; yield its address and the models. Raises UserError."""
+    cfg = with_last_run(cfg)
     models = load_models(_paths(cfg), cfg.ema, list(cfg.trust), _device(cfg.device), cfg.decoder.weights)
     for model in models:  # the first pass allocates, so it is not what the page measures
         draw_seed(model.using(), labels_of(0, 1, 1), 0, own_settings(model.module))

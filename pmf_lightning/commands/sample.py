@@ -12,7 +12,7 @@ from pmf_lightning.data.transforms import to_float
 from pmf_lightning.evaluation.nearest import above_their_nearest, training_images
 from pmf_lightning.pipeline.class_names import class_numbers, column_titles
 from pmf_lightning.pipeline.images import check_generates, draw, prepare_decoder, sampling_options
-from pmf_lightning.pipeline.loading import load_configured
+from pmf_lightning.pipeline.loading import load_configured, with_last_run
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import check_not_there, no_empty_folder, writable
@@ -28,6 +28,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
+    cfg = with_last_run(cfg)
     check_not_there(cfg.out, (Path(cfg.out) / name for name in (GRID, IMAGES, NEAREST)), cfg.force)
     with no_empty_folder(Path(cfg.out)), one_if_busy(cfg.device):
         return _sampled(cfg, writable(Path(cfg.out), "out"))

@@ -24,7 +24,7 @@ from pmf_lightning.evaluation.sample_sources import evaluator_of
 from pmf_lightning.evaluation.scores import FLAGS
 from pmf_lightning.pipeline.checkpoints import weights_file
 from pmf_lightning.pipeline.images import check_generates, prepare_decoder
-from pmf_lightning.pipeline.loading import load_every_average
+from pmf_lightning.pipeline.loading import load_every_average, with_last_run
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import located
 from pmf_lightning.sampling.generate import network_evaluations
@@ -47,6 +47,7 @@ PASSED_ON = (
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Search as ``pmf_lightning.search_guidance.search`` describes it."""
     check(cfg)
+    cfg = with_last_run(cfg)
     with torchrun_group(cfg.device) as device, no_empty_folder(Path(cfg.out)), one_if_busy(device):
         out = on_all_ranks(lambda: writable(Path(cfg.out), "out"))
         module, averages = on_all_ranks(lambda: load_every_average(cfg.ckpt, cfg.trust))

@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pmf_lightning.config.compose import compose
+from pmf_lightning.distributed.launch import print_on_main
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, load_with_averages, module_of
 from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.sources import is_pipeline, is_released_file, located
+from pmf_lightning.pipeline.sources import LAST, RUNS, is_pipeline, is_released_file, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
@@ -64,6 +65,24 @@ def load_configured(
     if cfg is not None and cfg.get("name"):
         raise UserError(f"model={cfg.name}: {source} has its own configuration; leave model out")
     return _with_its_decoder(load_checkpoint(path, ema, trust), path)
+
+
+def with_last_run(cfg: DictConfig, key: str = "ckpt") -> DictConfig:
+    """Return ``cfg`` in which "last", as the option ``key`` or in its list, is the newest run below runs/; print that.
+
+    The newest run is the one whose last checkpoint is. Raises UserError if there is none.
+    """
+    given = None if OmegaConf.is_missing(cfg, key) else cfg[key]
+    names = list(given) if isinstance(given, ListConfig) else [given]
+    if LAST not in names:
+        return cfg
+    found = sorted(RUNS.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"{key}=last: no run with a checkpoint under {RUNS.absolute()}; give a run directory or a file")
+    run = str(found[-1].parent.parent)
+    print_on_main([f"{key}=last: {run}"])
+    named = [run if name == LAST else name for name in names]
+    return OmegaConf.merge(cfg, {key: named if isinstance(given, ListConfig) else named[0]})
 
 
 def load_every_average(source: str | Path, trust: Sequence[str]) -> tuple[GenerativeModule, dict[str, Mapping]]:

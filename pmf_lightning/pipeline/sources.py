@@ -9,6 +9,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError
 
+RUNS, LAST = Path("runs"), "last"  # where runs are made, and the word for the newest of them
 DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
 PIPELINE = "PMFLightningPipeline"  # class in that index
 RELEASED_SUFFIXES = (".pt", ".pth", ".safetensors")

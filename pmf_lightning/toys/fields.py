@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pmf_lightning.config import validate
 from pmf_lightning.objectives.fields import Image, image_from_velocity
-from pmf_lightning.pipeline.loading import load
+from pmf_lightning.pipeline.loading import load, with_last_run
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.sampling import ode
 from pmf_lightning.sampling.generate import image_noise, noise_shape
@@ -68,6 +68,7 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
     Raises UserError for bad input.
     """
     check(cfg)
+    cfg = with_last_run(cfg)
     with no_empty_folder(Path(cfg.out)):
         out = writable(Path(cfg.out), "out")
         module = load(cfg.ckpt, cfg.ema, cfg.trust)

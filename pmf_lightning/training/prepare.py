@@ -27,13 +27,13 @@ from pmf_lightning.pipeline.batches import micro_batch_of, rows_of_step
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.parts import make_part, make_source
+from pmf_lightning.pipeline.sources import RUNS
 from pmf_lightning.training import initial_weights
 from pmf_lightning.training.callbacks.added import make_added
 from pmf_lightning.training.callbacks.battery import BatterySettings
 from pmf_lightning.training.callbacks.fid import FidSettings
 from pmf_lightning.training.initial_weights import InitRequest
 from pmf_lightning.training.loggers.build import RUN_DIR, check_packages
-from pmf_lightning.training.run_dir import ROOT
 from pmf_lightning.training.settings import (
     CheckpointSettings,
     EMASettings,
@@ -101,7 +101,7 @@ def run_request(cfg: DictConfig) -> RunRequest:
     """Return the run directory and the checkpoint that a configuration names, with the configuration itself."""
     folder = None if cfg.run_dir is None else Path(cfg.run_dir)
     name = cfg.name if cfg.posttrain is None else f"{cfg.name}-{cfg.posttrain.name}"
-    return RunRequest(folder, cfg.ckpt, ROOT / f"{name}-{cfg.data.name}", cfg.steps, stored(cfg))
+    return RunRequest(folder, cfg.ckpt, RUNS / f"{name}-{cfg.data.name}", cfg.steps, stored(cfg))
 
 
 def init_request(cfg: DictConfig) -> InitRequest | None:

@@ -17,7 +17,7 @@ from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.locks import LockHeld, held
 
-ROOT, CHECKPOINTS = Path("runs"), "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 def known(request: RunRequest) -> Path | None:
