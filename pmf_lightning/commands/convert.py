@@ -1,6 +1,5 @@
 """Read weights in one format and write them in another (command convert)."""
 
-import re
 import shlex
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pmf_lightning.pipeline.loading import holds_release, stored_release, with_l
 from pmf_lightning.pipeline.sources import is_hub_id, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
 from pmf_lightning.utils.cache import atomic_write, writable
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, options_called
 from pmf_lightning.utils.pasted import path_argument
 
 _FILES = (".pt", ".pth")  # official weights
@@ -32,14 +31,12 @@ def run(cfg: DictConfig) -> StoredWeights:
     _check_out(out, source, cfg.force, cfg.format)
     if not source.exists() and not is_hub_id(source):
         raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
-    try:
+    with options_called(ckpt="in"):
         source = located(source)
         stored = _read(source, out, cfg)
         if cfg.format in FORMATS[1:]:
             _export(out, stored, source, cfg)
             return stored
-    except UserError as error:  # raised by code that names the source ckpt
-        raise UserError(re.sub(r"\bckpt=", "in=", str(error))) from error
     _write(out, stored, source, cfg)
     return stored
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pmf_lightning.config.validate import ema_names
-from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.errors import UserError, called, suggestions
 from pmf_lightning.utils.precision import Number
 
 _UNITS = {"": 1, "k": 1000, "kimg": 1000, "m": 1000**2, "mimg": 1000**2}
@@ -33,10 +33,10 @@ def find_average(requested: str | Number, known: Iterable[str], config: Mapping[
     if len(fitting) == 1:
         return fitting[0]
     if decay is None and not fitting:
-        raise UserError(f"ema={requested}: the checkpoint has no such average; {suggestions(text, known)}")
+        raise UserError(f"{called('ema')}={requested}: the checkpoint has no such average; {suggestions(text, known)}")
     listed = ", ".join(f"{name} ({_shown(value)})" for name, value in decays.items())
     many = "the checkpoint has several such averages" if fitting else "the checkpoint has no such average"
-    raise UserError(f"ema={requested}: {many}; known, with the decay per step: {listed}, raw; give a name")
+    raise UserError(f"{called('ema')}={requested}: {many}; known, with the decay per step: {listed}, raw; give a name")
 
 
 def _half_lives(config: Mapping[str, Any]) -> dict[str, Number]:

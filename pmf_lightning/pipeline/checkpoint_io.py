@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pmf_lightning.utils.cache import to_disk
+from pmf_lightning.utils.errors import called
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -130,7 +131,7 @@ def newest_intact(folder: Path, but: Path | None = None) -> Path | None:
 def intact_alternative(path: Path) -> str:
     """Return a hint at an intact checkpoint in the folder of a damaged one."""
     other = newest_intact(path.parent, but=path)
-    return f"intact next to it: ckpt={other}" if other else "no other checkpoint next to it is intact"
+    return f"intact next to it: {called('ckpt')}={other}" if other else "no other checkpoint next to it is intact"
 
 
 def _written(path: Path) -> tuple[int, str]:

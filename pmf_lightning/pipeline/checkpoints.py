@@ -22,7 +22,7 @@ from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
 from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.tensor_files import at_most_weights, load_tensors
 from pmf_lightning.weights import flax
@@ -34,15 +34,15 @@ RELEASED = "official"  # name of the weights of a release
 
 def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file ``path``, or the last checkpoint of the run directory ``path``; UserError if none."""
-    path = Path(path)
+    path, source = Path(path), f"{called('ckpt')}={path}"
     if weights_folder.is_weights_folder(path):
-        raise UserError(f"ckpt={path}: this folder holds weights to sample with; training resumes from a checkpoint")
+        raise UserError(f"{source}: this folder holds weights to sample with; training resumes from a checkpoint")
     if path.is_dir():
         if not (path / "checkpoints" / "last.ckpt").is_file():
-            raise UserError(f"ckpt={path}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
+            raise UserError(f"{source}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
         return path / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise UserError(f"ckpt={path}: no such file; give a checkpoint file or a run directory")
+        raise UserError(f"{source}: no such file; give a checkpoint file or a run directory")
     return path
 
 
@@ -56,15 +56,16 @@ def weights_file(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this package without executing pickled code; UserError for anything else."""
     path = find_checkpoint(path)
+    source = f"{called('ckpt')}={path}"
     try:
         checkpoint = load_tensors(path, mmap=True)  # tensors are read when used
     except Exception as error:
         trouble = f"cannot be read as a checkpoint ({type(error).__name__})"
-        raise UserError(f"ckpt={path}: {trouble}; {intact_alternative(path)}") from error
+        raise UserError(f"{source}: {trouble}; {intact_alternative(path)}") from error
     parts = ("config", "state_dict", "ema")
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
-        raise UserError(f"ckpt={path}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
-    return unwrap_checkpoint(checkpoint, f"ckpt={path}")
+        raise UserError(f"{source}: not a checkpoint of pmf_lightning (it lacks config, state_dict or ema)")
+    return unwrap_checkpoint(checkpoint, source)
 
 
 def load_checkpoint(path: str | Path, ema: str | Number | None = None, trust: Sequence[str] = ()) -> GenerativeModule:
@@ -99,10 +100,10 @@ def load_with_averages(
     if holds_one_set(path):
         module, name = _load_one_set(Path(path), None, trust)
         return module, {name: {}}
-    checkpoint = read_checkpoint(path)
+    checkpoint, source = read_checkpoint(path), f"{called('ckpt')}={path}"
     averages = checkpoint["ema"]
     raw = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
-    module = build_stored(checkpoint["config"], f"ckpt={path}", len(raw), trust)
+    module = build_stored(checkpoint["config"], source, len(raw), trust)
     classes = getattr(module.network, "classes", None)
     names = stored_names(checkpoint.get("class_names"), classes)
     module.class_names = names_beside(find_checkpoint(path), classes) if names is None else names
@@ -111,7 +112,7 @@ def load_with_averages(
     for name, values in averages.items():
         fits = isinstance(values, Mapping) and trained <= values.keys() <= raw.keys()
         if not fits or any(_shape(value) != raw[key].shape for key, value in values.items()):
-            raise UserError(f"ckpt={path}: its average {name} is not one of this network; {intact_alternative(path)}")
+            raise UserError(f"{source}: its average {name} is not one of this network; {intact_alternative(path)}")
     return module.eval(), {**averages, "raw": raw}
 
 
@@ -126,7 +127,7 @@ def build_stored(config: Any, source: str, stored: int, trust: Sequence[str] = (
         with at_most_weights(stored):
             return build(OmegaConf.create(migrate_config(config)), empty=True)
     except UserError as error:
-        raise UserError(shorten(str(error), 500, placeholder=" ...")) from error
+        raise UserError(shorten(f"{source}: {error}", 500, placeholder=" ...")) from error
     except Exception as error:  # values of the wrong kind fail in many places
         message = shorten(one_line(error), 200, placeholder=" ...")
         raise UserError(
@@ -145,13 +146,13 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
     If ``cfg`` is None, the preset with the file's sizes is used, on its data. Raises UserError, naming the path as
     ckpt.
     """
-    source = f"ckpt={path}"
+    source = f"{called('ckpt')}={path}"
     try:
         file, _ = flax.find(path)
         arrays = read_msgpack(file)
     except UserError as error:
         named = str(error).startswith(str(Path(path).expanduser()))
-        raise UserError(f"ckpt={error}" if named else f"{source}: {error}") from error
+        raise UserError(f"{called('ckpt')}={error}" if named else f"{source}: {error}") from error
     if cfg is None:
         name = generator_preset(arrays, source)
         cfg = compose([f"model={name}", f"data={published()[name].data}"])
@@ -169,7 +170,8 @@ def _load_one_set(folder: Path, ema: str | Number | None, trust: Sequence[str]) 
     stored = weights_folder.read(folder) if weights_folder.is_weights_folder(folder) else read_release(folder)
     about = stored.about
     if ema is not None and not _is_average(ema, about):
-        raise UserError(f"ema={ema}: {folder} holds one set of weights, {about.weights}; leave ema out")
+        key = called("ema")
+        raise UserError(f"{key}={ema}: {folder} holds one set of weights, {about.weights}; leave {key} out")
     return module_of(stored, folder, trust), about.weights
 
 
@@ -179,7 +181,7 @@ def module_of(stored: StoredWeights, source: str | Path, trust: Sequence[str] = 
     ``trust`` is that of ``check_stored``.
     """
     about = stored.about
-    module = build_stored(about.config, f"ckpt={source}", len(stored.network), trust)
+    module = build_stored(about.config, f"{called('ckpt')}={source}", len(stored.network), trust)
     _place(module.network, stored.network, source)
     module.average = about.weights
     module.class_names = stored_names(about.class_names, getattr(module.network, "classes", None))

@@ -15,7 +15,7 @@ from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoints import build_stored, load_checkpoint, read_release
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import (
     FAMILIES,
@@ -40,7 +40,7 @@ def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeight
     ``cfg.ema`` selects one of several sets of weights. Raises UserError if no preset or several fit, and the errors of
     ``bare`` and ``translate``.
     """
-    weights = bare(contents, f"official weights {path}", cfg.ema, key="ema")
+    weights = bare(contents, f"official weights {path}", cfg.ema, key=called("ema"))
     module, ours, aside = _fitting(weights, cfg)
     config = copy.deepcopy(module.config)
     if "heads" in config["backbone"]:  # only networks with optional heads have this option
@@ -56,7 +56,7 @@ def from_release(path: Path, cfg: DictConfig) -> StoredWeights:
     Raises the UserErrors of ``read_release``, and one for options that do not apply to such a file.
     """
     if cfg.ema is not None:
-        raise UserError(f"ema={cfg.ema}: {path} holds one set of weights; leave ema out")
+        raise UserError(f"{called('ema')}={cfg.ema}: {path} holds one set of weights; leave {called('ema')} out")
     if cfg.get("name"):
         return read_release(path, _run_config(cfg.name, cfg))
     if cfg.get("data") is not None:

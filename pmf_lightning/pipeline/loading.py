@@ -17,7 +17,7 @@ from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import LAST, RUNS, is_pipeline, is_released_file, located
 from pmf_lightning.pipeline.weights_folder import StoredWeights
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import flax, read_tensors
 
@@ -117,8 +117,8 @@ def stored_release(path: Path, source: str | Path, cfg: DictConfig) -> StoredWei
     except UserError as error:
         text = str(error)
         kind = "a release of flax (.msgpack)" if drifting else "official weights"
-        named = text.startswith(("ckpt=", "ema=", "model=", "data=", "backbone"))
-        raise UserError(text if named else f"ckpt={source}: recognised as {kind}; {text}") from error
+        named = text.startswith((f"{called('ckpt')}=", f"{called('ema')}=", "model=", "data=", "backbone"))
+        raise UserError(text if named else f"{called('ckpt')}={source}: recognised as {kind}; {text}") from error
 
 
 def holds_release(path: Path) -> bool:
@@ -141,11 +141,12 @@ def _official_contents(path: Path) -> Any:
         return None
     if path.suffix == ".safetensors":
         if weights_folder.is_weights_folder(path.parent) and path == weights_folder.weights_in(path.parent):
-            raise UserError(f"ckpt={path}: it is part of the folder {path.parent}; give that folder")
+            raise UserError(f"{called('ckpt')}={path}: it is part of the folder {path.parent}; give that folder")
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"ckpt={path}: cannot be read as safetensors ({type(error).__name__})") from error
+            trouble = f"cannot be read as safetensors ({type(error).__name__})"
+            raise UserError(f"{called('ckpt')}={path}: {trouble}") from error
     contents = read_tensors(path)
     return None if is_checkpoint(contents) else contents
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.utils.bounded_files import read_json
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, called
 
 RUNS, LAST = Path("runs"), "last"  # where runs are made, and the word for the newest of them
 DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
@@ -53,12 +53,13 @@ def _network_of_pipeline(path: Path, source: str | Path) -> Path:
     try:
         index: Any = read_json(path / DIFFUSERS_INDEX)
     except (OSError, ValueError) as error:
-        raise UserError(f"ckpt={source}: its {DIFFUSERS_INDEX} cannot be read ({type(error).__name__})") from error
+        trouble = f"its {DIFFUSERS_INDEX} cannot be read ({type(error).__name__})"
+        raise UserError(f"{called('ckpt')}={source}: {trouble}") from error
     name = index.get("_class_name") if isinstance(index, dict) else None
     name = name[-1] if isinstance(name, list) and name else name
     if name != PIPELINE or not weights_folder.is_weights_folder(path / NETWORK):
         raise UserError(
-            f"ckpt={source}: recognised as a diffusers pipeline ({name!s:.60}), but not one that "
+            f"{called('ckpt')}={source}: recognised as a diffusers pipeline ({name!s:.60}), but not one that "
             "pmf_lightning.convert wrote; give one of format=diffusers"
         )
     return path / NETWORK
@@ -69,10 +70,11 @@ def fetched(hub_id: str, **options: Any) -> Path:
 
     ``options`` are those of huggingface_hub.snapshot_download, such as ``token``. Raises UserError.
     """
+    here = f"{called('ckpt')}={hub_id}: no such file or folder here"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise UserError(f"ckpt={hub_id}: no such file or folder here; as an id of the hub: {INSTALL_HUB}") from error
+        raise UserError(f"{here}; as an id of the hub: {INSTALL_HUB}") from error
     repository, _, revision = hub_id.partition("@")
     try:
         return Path(
@@ -81,6 +83,6 @@ def fetched(hub_id: str, **options: Any) -> Path:
     except Exception as error:  # of the network, of the hub, or of its cache
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
         raise UserError(
-            f"ckpt={hub_id}: no such file or folder here, and the Hugging Face hub gave nothing of this name ({why}); "
+            f"{here}, and the Hugging Face hub gave nothing of this name ({why}); "
             f"where there is a network: hf download {repository} --local-dir FOLDER, then give that folder"
         ) from error

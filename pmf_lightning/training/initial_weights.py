@@ -1,7 +1,8 @@
 """Weights that a new run starts from (``init_from=``): read them, check that they fit the network, load them."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pmf_lightning.pipeline.sources import located
 from pmf_lightning.training.run_dir import first_process
 from pmf_lightning.training.same_run import compare, listed
 from pmf_lightning.utils.cache import file_sha256
-from pmf_lightning.utils.errors import UserError, some_of, suggestions
+from pmf_lightning.utils.errors import UserError, options_called, some_of, suggestions
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import bare, chosen_set, flax, positions_are_trained, read_tensors, translate
 
@@ -86,10 +87,8 @@ def load(request: InitRequest, module: GenerativeModule) -> list[str]:
     missing, foreign or of another shape. Then the network is unchanged.
     """
     skip = [prefix.strip(".") for prefix in request.skip]
-    try:
+    with options_called(ckpt="init_from", ema="init_ema"):
         found = _read(request, skip, module)
-    except UserError as error:  # raised by code that names the source ckpt and the average ema
-        raise UserError(_in_our_options(str(error), request)) from error
     ours = module.network.state_dict()
     _check_prefixes(skip, [*ours, *found.weights])
     weights, dropped = _without_other_heads(found.weights, ours)
@@ -109,10 +108,11 @@ def _read(request: InitRequest, skip: Sequence[str], module: GenerativeModule) -
     path = located(request.path)
     if flax.is_release(path) and not skip:  # with other sizes it is read as the preset of its own sizes
         if request.ema is not None:
-            raise UserError(f"ema={request.ema}: {path} holds one set of weights; leave ema out")
+            raise UserError(f"init_ema={request.ema}: {path} holds one set of weights; leave init_ema out")
         return _Found(read_release(path, OmegaConf.create(module.config)).network, RELEASED)
     if path.is_file() and not flax.is_release(path):
-        contents = read_tensors(path)
+        with _naming_source(request):
+            contents = read_tensors(path)
         if not (isinstance(contents, Mapping) and {"state_dict", "config"} <= contents.keys()):
             return _official(contents, request, skip, module)
     stored = load_checkpoint(path, request.ema, request.trust)
@@ -134,7 +134,7 @@ def _check_patches(path: Path, stored: nn.Module, module: GenerativeModule) -> N
 
 def _official(contents: object, request: InitRequest, skip: Sequence[str], module: GenerativeModule) -> _Found:
     """Translate the contents of an official PyTorch file for the network of this run."""
-    weights = bare(contents, f"official weights {request.path}", request.ema, key="ema")
+    weights = bare(contents, f"official weights {request.path}", request.ema, key="init_ema")
     network = module.network
     if isinstance(network, JiTViT) and network.positions is None and positions_are_trained(weights):
         raise UserError(
@@ -142,17 +142,19 @@ def _official(contents: object, request: InitRequest, skip: Sequence[str], modul
             "backbone.positions=learned"
         )
     without = [name for name in network.state_dict() if _below(name, skip)]
-    ours, unused = translate(weights, network, without)
+    with _naming_source(request):
+        ours, unused = translate(weights, network, without)
     heads = {name[0] for name in unused if re.match(r"[a-z]_(heads|final_layer)\.", name)}
     return _Found(ours, chosen_set(contents, request.ema) or RELEASED, sorted(heads))
 
 
-def _in_our_options(text: str, request: InitRequest) -> str:
-    """Name ``init_from`` and ``init_ema`` in an error message about ``ckpt`` and ``ema``."""
-    text = re.sub(r"\bckpt=", "init_from=", text)
-    text = re.sub(r"^ema=", "init_ema=", text).replace("leave ema out", "leave init_ema out")
-    named = text.startswith(("init_", "trust=", "PMF_TRUST="))
-    return text if named else f"init_from={request.path}: {text}"
+@contextmanager
+def _naming_source(request: InitRequest) -> Iterator[None]:
+    """Begin errors of code that knows no options with the source."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"init_from={request.path}: {error}") from error
 
 
 def _below(name: str, prefixes: Iterable[str]) -> bool:

@@ -2,7 +2,11 @@
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_CALLED: ContextVar[Mapping[str, str]] = ContextVar("names of options in error messages")
 
 
 class UserError(Exception):
@@ -47,6 +51,21 @@ def translate_os_error(error: BaseException) -> BaseException:
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return OutOfResources("out of memory; set a smaller n=, batch=, micro_batch= or batch_size=")
     return error
+
+
+@contextmanager
+def options_called(**names: str) -> Iterator[None]:
+    """Let errors inside name options as the caller's user knows them, such as ``options_called(ckpt="init_from")``."""
+    before = _CALLED.set(names)
+    try:
+        yield
+    finally:
+        _CALLED.reset(before)
+
+
+def called(option: str) -> str:
+    """Return the name of ``option`` in error messages: its own, or that of ``options_called``."""
+    return _CALLED.get({}).get(option, option)
 
 
 def some_of(names: Sequence[str], most: int = 6, separator: str = ", ") -> str:
