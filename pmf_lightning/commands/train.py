@@ -20,6 +20,7 @@ from pmf_lightning.profiling import model_cost
 from pmf_lightning.profiling.model_facts import count_memory, frozen_weights
 from pmf_lightning.profiling.step_memory import on_meta
 from pmf_lightning.sweeps import subprocess_run
+from pmf_lightning.sweeps.jobs import in_multirun
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.callbacks.build import TrainingCallbacks, make_callbacks
 from pmf_lightning.training.callbacks.micro_batch import CountedMemory
@@ -46,7 +47,8 @@ def run(cfg: DictConfig) -> dict:
     """Run a training as ``pmf_lightning.train.train`` describes it."""
     log = RunLog()
     given = None if cfg.threads == threads.AUTO else cfg.threads
-    with log.recording(), run_dir.record_errors(cfg.run_dir, cfg.get("ckpt")), threads.fixed(given):
+    recorded = run_dir.record_errors(cfg.run_dir, cfg.get("ckpt"), in_multirun())
+    with log.recording(), recorded, threads.fixed(given):
         return _train(cfg, log)
 
 

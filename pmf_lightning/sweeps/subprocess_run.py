@@ -35,6 +35,7 @@ def train_in_subprocess(request: RunRequest) -> dict:
     """
     overrides = job_overrides()
     folder = request.run_dir or run_dir.choose(request)
+    folder.mkdir(parents=True, exist_ok=True)  # a run that is refused keeps its error.txt in a folder that was there
     if request.run_dir is None:
         overrides.append(f"run_dir={folder}")
     os.environ[RUN_DIR] = str(folder)  # jobs.run reads the directory of this job from here

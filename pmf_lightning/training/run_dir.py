@@ -1,6 +1,7 @@
 """Choose and lock a run directory, record errors in it, and choose the checkpoint to resume."""
 
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.pipeline.checkpoint_io import LAST, intact_alternative, is_intact, newest_intact
 from pmf_lightning.pipeline.checkpoints import find_checkpoint
+from pmf_lightning.pipeline.sources import RUNS
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
 from pmf_lightning.utils.errors import NotResumed, UserError
@@ -90,12 +92,13 @@ def first_process() -> bool:
 
 
 @contextmanager
-def record_errors(run_dir: str | None, ckpt: str | None) -> Iterator[None]:
+def record_errors(run_dir: str | None, ckpt: str | None, in_sweep: bool = False) -> Iterator[None]:
     """Write an exception that ends the run to error.txt of its directory, as one line; a later success deletes it.
 
-    If there is no directory yet, one is created only for ckpt=auto (runs of a sweep): the report shows why an arm is
-    missing.
+    A run that is refused (UserError) before its first logged step leaves no directory behind, unless it was there
+    before. In a sweep the error is kept, with ckpt=auto in a new directory: the report shows why an arm is missing.
     """
+    there = run_dir is not None and Path(run_dir).exists()
     if _is_first():
         os.environ.pop(RUN_DIR, None)  # set by the previous job of a multirun
     try:
@@ -104,7 +107,9 @@ def record_errors(run_dir: str | None, ckpt: str | None) -> Iterator[None]:
         raise  # the files there belong to the other run
     except Exception as error:
         folder = _own(run_dir)
-        if folder and (folder.is_dir() or ckpt == "auto"):
+        if folder and isinstance(error, UserError) and not (in_sweep or there or _began(folder)):
+            _remove(folder)
+        elif folder and (folder.is_dir() or ckpt == "auto"):
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +117,19 @@ def record_errors(run_dir: str | None, ckpt: str | None) -> Iterator[None]:
         raise
     if folder := _own(run_dir):
         (folder / ERROR).unlink(missing_ok=True)
+
+
+def _began(folder: Path) -> bool:
+    """Return whether a run directory holds a logged step or a checkpoint."""
+    return (folder / "metrics.jsonl").exists() or any((folder / CHECKPOINTS).glob("*.ckpt"))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run directory, and under runs/ the folder of its model and data if it is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if RUNS in folder.parents:
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _is_first() -> bool:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_commit_is_the_one_of_git():
     ("error", "line"), [(UserError("a=1: no"), "a=1: no"), (ValueError("b\nc"), "ValueError: b c")]
 )
 def test_a_failure_is_kept_until_an_attempt_ends_well(error, line, tmp_path):
-    where = str(tmp_path / "run"), "auto"
+    where = str(tmp_path / "run"), "auto", True
     with pytest.raises(type(error)), record_errors(str(tmp_path / "none"), None):
         raise error
     assert not (tmp_path / "none").exists()
@@ -108,10 +109,36 @@ def test_a_failure_is_not_kept_in_the_directory_of_another_job(tmp_path, monkeyp
     def fail_late():
         with record_errors(None, None):
             folders.append(choose(request))
-            raise UserError("after it")
+            raise ValueError("after it")
 
     folders = []
-    with pytest.raises(UserError):
+    with pytest.raises(ValueError, match="after it"):
         fail_late()
     (second,) = folders
-    assert (second / "error.txt").read_text() == "after it\n"
+    assert (second / "error.txt").read_text() == "ValueError: after it\n"
+
+
+def test_a_refused_run_leaves_no_directory_unless_it_was_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    request, folders = run_request(compose(["experiment=smoke"])), []
+
+    def work(run_dir, written):
+        folders.append(Path(run_dir) if run_dir else choose(request))
+        if written is not None:
+            (folders[-1] / written).parent.mkdir(parents=True, exist_ok=True)
+            (folders[-1] / written).write_text("kept")
+        raise UserError("a=1: no")
+
+    def refuse(run_dir, ckpt=None, written=None):
+        with pytest.raises(UserError), record_errors(run_dir, ckpt):
+            work(run_dir, written)
+        return {path.name for path in folders[-1].glob("*")} if folders[-1].exists() else None
+
+    assert refuse(None) is None
+    assert refuse(None, written="config.yaml") is None
+    assert not list((tmp_path / "runs").glob("*"))
+    assert refuse("new", "auto") is None
+    assert refuse("new", "auto", "metrics.jsonl") == {"metrics.jsonl", "error.txt"}
+    assert refuse("other", "auto", "checkpoints/last.ckpt") == {"checkpoints", "error.txt"}
+    Path("mine").mkdir()
+    assert refuse("mine", written="notes.txt") == {"notes.txt", "error.txt"}
