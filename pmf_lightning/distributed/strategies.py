@@ -22,16 +22,11 @@ from pmf_lightning.utils.hydra_compat import instantiate
 OLDEST_FSDP = (2, 13)
 
 
-def trainer_options(options: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
-    """Return the arguments of Lightning's Trainer from the section ``trainer``, with the strategy instantiated.
-
-    Raises UserError for a strategy that cannot train a ``compiled`` network.
-    """
+def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer from the section ``trainer``, with the strategy instantiated."""
     options = dict(options)
     if isinstance(options["strategy"], Mapping):
         options["strategy"] = instantiate(options["strategy"], _convert_="all")
-    if isinstance(options["strategy"], FullySharded) and compiled:
-        raise UserError("compile=true: trainer=fsdp gathers weights around passes that are not compiled; drop one")
     return options
 
 
@@ -69,9 +64,10 @@ class FullySharded(DDPStrategy):
     """FSDP2 with one gather per step: weights, gradients, moments and averages are sharded over all devices.
 
     The full weights are gathered at the first forward pass of a step (guidance, if there is one) and freed after their
-    backward pass, since the derivative needs them. Checkpoints hold the full state in single-device format, so a run
-    resumes with any strategy and any number of devices. After training every device gets the full network, and the
-    method ``gather`` of callbacks that have one is called.
+    backward pass, since the derivative needs them. FSDP's hooks run around a block; compiled code and recomputation run
+    inside it. Checkpoints hold the full state in single-device format, so a run resumes with any strategy and any
+    number of devices. After training every device gets the full network, and the method ``gather`` of callbacks that
+    have one is called.
     """
 
     def __init__(self, gather_dtype: str | None):
@@ -122,7 +118,8 @@ class FullySharded(DDPStrategy):
                     callback.gather()
             weights = _whole_state(module.network.state_dict(), True)
             self._plain.load_state_dict(weights, assign=True)
-            module.network, self._plain = self._plain, None
+            module.set_network(self._plain)
+            self._plain = None
         super().teardown()
 
 

@@ -47,10 +47,10 @@ class GenerativeModule(LightningModule):
         augment: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ):
         super().__init__()
-        self.network = network
+        self.config = config
+        self.set_network(network)
         self.objective = objective
         self.seed = seed
-        self.config = config
         self.decoder = decoder
         self.augment = augment
         self.average: str | None = None  # name of the average that was loaded from a checkpoint
@@ -61,7 +61,6 @@ class GenerativeModule(LightningModule):
         self._means: dict[str, Tensor] = {}  # to log, of the running micro-batch on this device
         self._shown: Collection[str] = ()  # those in the progress bar
         self._encoders: list[Any] = [None]  # in a list, so that they are not part of parameters and checkpoints
-        self._compiled = CompiledNetwork(network) if config["compile"] else None
         self._optimizer = optimizer
         self._rate_factor = rate_factor
 
@@ -74,6 +73,11 @@ class GenerativeModule(LightningModule):
     def compiled_network(self) -> Any:
         """The network that the loss calls: compiled if the configuration sets it."""
         return self._compiled or self.network
+
+    def set_network(self, network: nn.Module) -> None:
+        """Set the network, of which the loss calls the compiled form if the configuration says so."""
+        self.network = network
+        self._compiled = CompiledNetwork(network) if self.config["compile"] else None
 
     def set_encoders(self, encoders: Any) -> None:
         """Set ``encoders``."""

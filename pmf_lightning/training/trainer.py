@@ -31,7 +31,7 @@ def make_trainer(parts: Parts, folder: Path, callbacks: list[Callback], loggers:
     torch.set_float32_matmul_precision(settings.matmul_precision)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hides its hints and hardware lists
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # Lightning 2.6 with new torch
-    options = trainer_options(settings.trainer, compiled=parts.module.config["compile"])
+    options = trainer_options(settings.trainer)
     options = {name: value for name, value in options.items() if value is not None}
     try:
         trainer = Trainer(

@@ -363,8 +363,8 @@ def test_how_many_devices_train_together(devices, size, monkeypatch):
     assert validate.world_size(cfg.trainer) == size
 
 
-def options_of(*overrides, compiled=False):
-    return trainer_options(training_settings(compose(list(overrides))).trainer, compiled)
+def options_of(*overrides):
+    return trainer_options(training_settings(compose(list(overrides))).trainer)
 
 
 @NEEDS_FSDP
@@ -375,14 +375,6 @@ def test_trainers_build_their_strategies():
     assert isinstance(options["fsdp"]["strategy"], FullySharded)
     with pytest.raises(UserError, match="gather_dtype=int8: use bfloat16"):
         fsdp("int8")
-
-
-@NEEDS_FSDP
-def test_what_fsdp_cannot_do_is_refused():
-    with pytest.raises(
-        UserError, match="compile=true: trainer=fsdp gathers weights around passes that are not compiled"
-    ):
-        options_of("trainer=fsdp", compiled=True)
 
 
 def test_slurm_is_told_how_many_tasks_there_are():
