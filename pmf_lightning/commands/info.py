@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pmf_lightning.config.compose import choices, compose
 from pmf_lightning.config.one_class import for_its_classes
-from pmf_lightning.config.presets import published
+from pmf_lightning.config.presets import published_of
 from pmf_lightning.profiling import communication
 from pmf_lightning.profiling.communication import Estimate
 from pmf_lightning.profiling.model_cost import NotCountedError
@@ -66,9 +66,8 @@ def _on_its_data(overrides: Sequence[str]) -> list[str]:
     """Add the default data of the model, unless the overrides choose data."""
     models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
     data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
-    if data_chosen or not models or models[-1] not in published():
-        return list(overrides)
-    return [f"data={published()[models[-1]].data}", *overrides]
+    preset = published_of(models[-1]) if models and not data_chosen else None
+    return [*overrides] if preset is None else [f"data={preset.data}", *overrides]
 
 
 def run_and_show(cfg: DictConfig) -> None:

@@ -45,6 +45,11 @@ def published() -> dict[str, Published]:
     return {name: _read(file_of("model", name)) for name in choices("model")}
 
 
+def published_of(name: str) -> Published | None:
+    """Return what is published of one preset; None if there is no such preset."""
+    return _read(file_of("model", name)) if name in choices("model") else None
+
+
 @cache
 def _read(file: Path) -> Published:
     stated = OmegaConf.load(file).get("paper", {})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pmf_lightning.config.compose import compose
-from pmf_lightning.config.presets import published
+from pmf_lightning.config.presets import published, published_of
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoints import build_stored, load_checkpoint, read_release
 from pmf_lightning.pipeline.module import GenerativeModule
@@ -135,9 +135,10 @@ def _run_config(name: str, cfg: DictConfig) -> DictConfig:
     """Compose the configuration of ``train model=name`` on the preset's data, with the changes in ``cfg``."""
     choices = [f"model={name}"]
     if cfg.get("data") is None:
-        if name not in published():
+        known = published_of(name)
+        if known is None:
             raise UserError(f"model={name}: it has no data of its own; add data=")
-        choices.append(f"data={published()[name].data}")
+        choices.append(f"data={known.data}")
     run = compose(choices)
     # ``ema`` has another meaning in this command, and its trainer has only what a recipe sets
     changed = [key for key in cfg if key in run and key not in ("ema", "hydra", "trainer")]

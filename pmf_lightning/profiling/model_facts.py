@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pmf_lightning.config import validate
-from pmf_lightning.config.presets import Published, published
+from pmf_lightning.config.presets import Published, published_of
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.encoders.build import count_weights
 from pmf_lightning.objectives.base import Objective
@@ -122,7 +122,7 @@ def find_facts(cfg: DictConfig) -> Facts:
         memory=count_memory(cfg, network, objective, model.make_optimizer, micro_batches, source, encoders),
         encoders=encoders,
         gpu_gb=cfg.get("gpu_gb"),
-        paper=published().get(cfg.name),
+        paper=published_of(cfg.name),
     )
 
 
