@@ -122,11 +122,17 @@ def one_if_busy(device: torch.device | str) -> Iterator[None]:
     if torch.device(device).type != "cpu" or not may_choose():
         yield
         return
-    one, every = _trial(1), _trial(most)
-    if one < every:
-        print(f"threads: 1 (a product takes {one:.2g} s with one thread and {every:.2g} s with {most})", flush=True)
-    with fixed(1 if one < every else None):
+    with fixed(faster_in_trial(most)):
         yield
+
+
+def faster_in_trial(most: int) -> int:
+    """Return 1, with a printed line, or ``most``: the number of threads with which a matrix product takes less time."""
+    one, every = _trial(1), _trial(most)
+    if every <= one:
+        return most
+    print(f"threads: 1 (a product takes {one:.2g} s with one thread and {every:.2g} s with {most})", flush=True)
+    return 1
 
 
 def _trial(threads: int) -> float:

@@ -53,8 +53,8 @@ class Machine:
         return self.used
 
 
-def started(machine, threads="auto", state=None):
-    callback = CpuThreads(ThroughputBar(16, 1), threads)
+def started(machine, threads="auto", state=None, compiled=False):
+    callback = CpuThreads(ThroughputBar(16, 1), threads, compiled)
     if state is not None:
         callback.load_state_dict(state)
     callback.on_train_start(machine.trainer, MODULE)
@@ -82,6 +82,17 @@ def test_a_resumed_run_starts_with_the_stored_number(two_threads, monkeypatch):
     assert machine.train(callback, 10) == [1] * 10
     callback.on_exception(machine.trainer, MODULE, KeyboardInterrupt())
     assert callback.state_dict() == {"threads": 1, "changes": 3}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("stored", "trial", "used"), [(None, 1, 1), (None, 2, 2), (1, 2, 1)])
+def test_a_compiled_run_keeps_one_number_since_another_compiles_anew(stored, trial, used, two_threads, monkeypatch):
+    monkeypatch.setattr(callback_file, "faster_in_trial", lambda most: {2: trial}[most])
+    machine = Machine(monkeypatch, {1: 0.2, 2: 0.1})
+    callback = started(machine, state={"threads": stored, "changes": 0}, compiled=True)
+    assert machine.train(callback, 9) == [used] * 9
+    assert callback.state_dict() == {"threads": used, "changes": 0}
+    callback.on_train_end(machine.trainer, MODULE)
     assert torch.get_num_threads() == 2
 
 

@@ -82,7 +82,7 @@ def make_callbacks(
         finite=finite,
         progress=progress,
         checkpoint=CheckpointWriter(folder / "checkpoints", *saving, finite, signals, evaluation),
-        threads=CpuThreads(progress, settings.threads),
+        threads=CpuThreads(progress, settings.threads, parts.module.config["compile"]),
         grids=_make_grids(parts, folder / "grids", **shared),
         evaluation=evaluation,
         sync=None if settings.sync_tolerance is None else RankConsistencyCheck(settings.sync_tolerance),

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.training.callbacks.throughput import ThroughputBar
-from pmf_lightning.utils.threads import AUTO, ThreadChoice, may_choose
+from pmf_lightning.utils.threads import AUTO, ThreadChoice, faster_in_trial, may_choose
 
 _MOST_LINES = 5  # printed changes of a run; all of them are counted
 
@@ -18,18 +18,20 @@ class CpuThreads(OncePerStep):
 
     It acts on a CPU in a run of one process, unless the environment sets the number of threads. Pauses of ``progress``,
     in which callbacks evaluate and draw, and the time between steps are not counted. The number is stored in
-    checkpoints, and a resumed run starts with it.
+    checkpoints, and a resumed run starts with it. Compiled code is made for one number of threads, so with ``compiled``
+    a trial before the first step decides, and the number stays.
 
     Args:
         progress: the clock that evaluation pauses.
         threads: the option ``threads=``; nothing is chosen unless it is "auto".
+        compiled: the option ``compile=``.
 
     Attributes:
         changes: how often the choice was made or changed, over the complete run.
     """
 
-    def __init__(self, progress: ThroughputBar, threads: int | str | None):
-        self.progress, self.threads = progress, threads
+    def __init__(self, progress: ThroughputBar, threads: int | str | None, compiled: bool = False):
+        self.progress, self.threads, self.compiled = progress, threads, compiled
         self.changes = 0
         self._stored: int | None = None
         self._choice: ThreadChoice | None = None
@@ -45,8 +47,13 @@ class CpuThreads(OncePerStep):
         """Start to choose, if there is a choice."""
         super().on_train_start(trainer, pl_module)
         alone = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
-        if self.threads == AUTO and alone and may_choose():
-            self._most = torch.get_num_threads()
+        if self.threads != AUTO or not alone or not may_choose():
+            return
+        self._most = torch.get_num_threads()
+        if self.compiled:
+            self._stored = self._stored or faster_in_trial(self._most)
+            torch.set_num_threads(self._stored)
+        else:
             self._choice = ThreadChoice(self._most, self._stored)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
@@ -75,6 +82,7 @@ class CpuThreads(OncePerStep):
         """Go back to all threads."""
         if self._choice is not None:
             self._stored, self._choice = self._choice.chosen, None
+        if self._most > 1:
             torch.set_num_threads(self._most)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
