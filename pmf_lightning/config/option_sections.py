@@ -232,6 +232,7 @@ OBJECTIVE: Table = {
     "attraction": number(),
     "repulsion": number(),
     "normalisation": TEXT,
+    "affinity_floor": number(0),
     "patch": COUNT,
     **MASKING,
     "steps": COUNT,

@@ -60,8 +60,8 @@ class Drifting(ObjectiveBase):
     Fields: ``samples_per_label`` images per label, G; ``noise_scale`` the standard deviation of the noise;
     ``alpha_max``, ``alpha_power`` the distribution of alpha in [1, alpha_max], density ~ alpha^-power, but 1 for a
     fraction ``unguided_fraction`` of the labels; ``style_codes`` the number of style codes per image, with
-    ``style_values`` values each; ``temperatures`` of the kernel; ``attraction``, ``repulsion``, ``normalisation``: see
-    drift_loss.
+    ``style_values`` values each; ``temperatures`` of the kernel; ``attraction``, ``repulsion``, ``normalisation``,
+    ``affinity_floor``: see drift_loss.
 
     Raises ValueError for values out of range.
     """
@@ -89,6 +89,7 @@ class Drifting(ObjectiveBase):
     attraction: Number
     repulsion: Number
     normalisation: str
+    affinity_floor: Number
 
     def __post_init__(self):
         if self.samples_per_label < 2:
@@ -163,6 +164,7 @@ class Drifting(ObjectiveBase):
                 attraction=self.attraction,
                 repulsion=self.repulsion,
                 normalisation=self.normalisation,
+                affinity_floor=self.affinity_floor,
                 mean=devices.mean,
             )
             losses.append(loss.mean())

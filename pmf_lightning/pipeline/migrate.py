@@ -54,11 +54,12 @@ RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
 # Options missing in earlier configurations, with the values that those runs used.
 ADDED_OPTIONS = {"flip": False, "decoder": None, "activation_checkpointing": False, "compile": False, "augment": None}
 ADDED_OBJECTIVE_OPTIONS = {
+    "pmf_lightning.objectives.drifting.Drifting": {"affinity_floor": 1e-6},
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {
         "omega_min": 1.0,
         "jvp_tangent": "network",
         "sample_interval": True,
-    }
+    },
 }
 ADDED_BACKBONE_OPTIONS = {"pmf_lightning.models.jit_vit.JiTViT": {"positions": "sincos"}}
 

@@ -36,7 +36,7 @@ GENERATORS = {
         lambda: Drifting(
             **{"samples_per_label": 3, "noise_scale": 0.5, "alpha_max": 4.0, "alpha_power": 3.0},
             **{"unguided_fraction": 0.0, "temperatures": [0.2], "attraction": 1.0, "repulsion": 1.0},
-            **{"normalisation": "both", "style_codes": 3, "style_values": 4},
+            **{"normalisation": "both", "affinity_floor": 1e-6, "style_codes": 3, "style_values": 4},
         ),
         {**LABEL, "alpha": {"kind": "scalar", "tokens": 1}, "style": STYLE},
     ),

@@ -147,6 +147,17 @@ def test_the_floor_of_affinities_is_an_option(floor):
     assert relative(loss, written_out(**plain, **options)[0]) > 1e-4
 
 
+@pytest.mark.parametrize(("floor", "grows"), [(1e-6, False), (0, True)])
+def test_the_floor_draws_many_samples_to_their_mean(floor, grows):
+    """Samples with half of the data's spread move apart; the floor of the far positives turns that around."""
+    points = torch.Generator().manual_seed(0)
+    pos, other = torch.randn(2, 1, 64, 256, generator=points)
+    gen = (other / 2).requires_grad_()
+    drift_loss(gen, pos, temperatures=(0.02,), affinity_floor=floor)[0].sum().backward()
+    from_the_mean = gen.detach() - gen.detach().mean(1, keepdim=True)
+    assert ((-gen.grad * from_the_mean).sum() > 0) == grows
+
+
 def test_the_defaults_are_the_balanced_field():
     given = problem()
     loss, _ = drift_loss(**given)

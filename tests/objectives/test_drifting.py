@@ -37,7 +37,8 @@ def law(**changes) -> Drifting:
         "alpha_power": 3.0,
         "unguided_fraction": 0.25,
     }
-    kernel = {"temperatures": [0.2, 0.05], "attraction": 1.0, "repulsion": 1.0, "normalisation": "both"}
+    kernel = {"temperatures": [0.2, 0.05], "attraction": 1.0, "repulsion": 1.0}
+    kernel |= {"normalisation": "both", "affinity_floor": 1e-3}
     return Drifting(**{**numbers, **kernel, "style_codes": 3, "style_values": 4, **changes})
 
 
@@ -75,7 +76,8 @@ def test_loss_is_the_sum_over_features_of_the_mean_over_problems():
                     problems[key].append(points[:, place])
                 weights.append(((draws.alpha[row] - 1) * (G - 1) / N).expand(N))
         stacked = {key: torch.stack(points) for key, points in problems.items()}
-        loss, info = drift_loss(**stacked, weight_neg=torch.stack(weights), temperatures=(0.2, 0.05))
+        options = {"temperatures": (0.2, 0.05), "affinity_floor": 1e-3}
+        loss, info = drift_loss(**stacked, weight_neg=torch.stack(weights), **options)
         total = total + loss.mean()
         norms.append(info["force_norm"])
     assert relative(losses.total, total) < 1e-9
