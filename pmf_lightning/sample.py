@@ -5,6 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pmf_lightning.cli import command
+from pmf_lightning.utils.counted import counted
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
@@ -23,12 +24,12 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     """Sample what the command line requests and print the paths."""
     paths = sample(cfg)
-    print(f"{cfg.n} images: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
+    print(f"{counted(cfg.n, 'image')}: {paths['images']} (uint8 NHWC arr_0, labels arr_1) and {paths['grid']}")
     if "nearest" in paths:
-        among, close = f"{paths['compared']:,} training images", f"{100 * paths['close']:.0f} %"
+        among, close = f"{counted(paths['compared'], 'training image')}", f"{100 * paths['close']:.0f} %"
         print(f"{paths['nearest']}: each image above the nearest of {among}, in the features of a classifier")
         print(f"  {close} are closer to it than 95 % of held-out images are to theirs; of new images about 5 % are")
-    print(f"{paths['nfe']} network evaluation{'s' * (paths['nfe'] != 1)} per image")
+    print(f"{counted(paths['nfe'], 'network evaluation')} per image")
 
 
 if __name__ == "__main__":

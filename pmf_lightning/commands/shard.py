@@ -29,6 +29,7 @@ from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.models.sd_vae import SDVAE
 from pmf_lightning.utils.cache import no_empty_folder, writable
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.free_space import all_cores
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -155,33 +156,38 @@ def _verify(cfg: DictConfig) -> None:
         problems = verify(out, manifest, cfg.num_workers or all_cores(), lambda done: bar.update(done - bar.n))
     if problems:
         print("\n".join(problems), file=sys.stderr)
-        print(f"error: {len(problems)} problems in {out}; they were made from in={manifest.origin}", file=sys.stderr)
+        print(
+            f"error: {counted(len(problems), 'problem')} in {out}; they were made from in={manifest.origin}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     print(f"{out}: no problems: {_contents(manifest)}")
 
 
 def _contents(manifest: Manifest) -> str:
     size = amount(sum(shard.bytes for shard in manifest.shards))
-    classes, shards = len(manifest.class_names), len(manifest.shards)
+    records, shards = counted(manifest.count, "record"), counted(len(manifest.shards), "shard")
+    classes = counted(len(manifest.class_names), "class", "classes")
     what = f"{manifest.kind} {manifest.channels}x{manifest.resolution}x{manifest.resolution} as {manifest.payload}"
-    return f"{manifest.count:,} records of {classes:,} classes in {shards:,} shards, {size}, {what}"
+    return f"{records} of {classes} in {shards}, {size}, {what}"
 
 
 def _report(out: str, made: ShardingResult) -> None:
     """Print what was made and where it is."""
-    reused = f", {made.reused:,} shards reused" if made.reused else ""
-    speed = f"{made.images:,} images in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
+    reused = f", {counted(made.reused, 'shard')} reused" if made.reused else ""
+    speed = f"{counted(made.images, 'image')} in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
     speed = speed if made.images else "nothing was missing"
     print(f"{out}: {_contents(made.manifest)} ({speed}{reused})")
     if made.manifest.done:
         print(describe_conversions(made.manifest.done))
     if made.unreadable:
-        print(f"{len(made.unreadable):,} inputs cannot be read and are skipped")
+        print(f"skipped because they cannot be read: {counted(len(made.unreadable), 'input')}")
     if made.manifest.skipped:
         print(f"inputs that are not used are listed with the reason in {Path(out) / LIST}")
     empty = [name for name, count in zip(made.manifest.class_names, made.manifest.per_class, strict=True) if not count]
     if empty:
-        print(f"{len(empty):,} classes have no record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
+        classes = counted(len(empty), "class", "classes")
+        print(f"{classes} without a record: {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}")
     data = "shards" if made.manifest.kind == "pixels" else "imagenet256_latents"
     print(f"to train on it: data={data} {path_argument('data.root', out)}")
     if made.unpacked:

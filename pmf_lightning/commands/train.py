@@ -35,6 +35,7 @@ from pmf_lightning.training.summary import evaluations, finish, pictures
 from pmf_lightning.training.trainer import make_trainer, show_profile
 from pmf_lightning.utils import threads
 from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import Diverged, ProcessLost, UserError
 from pmf_lightning.utils.free_space import free_memory
 from pmf_lightning.utils.pasted import path_argument
@@ -210,7 +211,8 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
     is_generator = bool(module.objective.samplers)
     weights = sum(weight.numel() for weight in module.network.parameters())
     print(f"  {model_cost.count(module.network) if is_generator else f'{weights:,} parameters'}")
-    print(f"  {settings.steps:,} steps of {settings.batch} images{begin}; everything is written to {folder}")
+    steps, images = counted(settings.steps, "step"), counted(settings.batch, "image")
+    print(f"  {steps} of {images}{begin}; everything is written to {folder}")
     if start.checkpoint:
         print(f"  {start.line}")
     if module.config["compile"]:

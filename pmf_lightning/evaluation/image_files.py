@@ -25,6 +25,7 @@ from pmf_lightning.data.images.listing import describe_extensions, describe_skip
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero, total
 from pmf_lightning.utils.bounded_files import open_npz
 from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("none", "png", "npz")
@@ -134,7 +135,7 @@ class FolderImages:
 
     def summary(self) -> list[str]:
         """Return lines that describe the images and the files left out."""
-        lines = [f"{len(self):,} images in {printable(str(self.folder))}{describe_extensions(self.names)}"]
+        lines = [f"{counted(len(self), 'image')} in {printable(str(self.folder))}{describe_extensions(self.names)}"]
         return lines + ([describe_skipped(self.left_out)] if self.left_out else [])
 
     def conversions(self) -> list[str]:
@@ -188,7 +189,7 @@ class NpzImages:
 
     def summary(self) -> list[str]:
         """Return a line that describes the images."""
-        return [f"{len(self):,} images in {self.path}"]
+        return [f"{counted(len(self), 'image')} in {self.path}"]
 
     def conversions(self) -> list[str]:
         """Return no lines: the images are not converted."""

@@ -7,6 +7,7 @@ from pmf_lightning.reports.committed import README, is_generated, save_runs, wri
 from pmf_lightning.reports.runs_file import RUNS
 from pmf_lightning.reports.sweeps import read_sweeps
 from pmf_lightning.reports.writing import WrittenReport, write_report
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 CLOSING = (
@@ -25,7 +26,7 @@ def work(folders: Sequence[Path], out: Path | None, save: Path | None, index: Pa
         yield from _lines(write_report(read_sweeps(folders), out or folders[0]))
     if index is not None:
         path, number = write_index(index)
-        yield f"written: {path}, {number} studies"
+        yield f"written: {path}, {counted(number, 'study', 'studies')}"
 
 
 def write_page(folder: Path) -> WrittenReport:

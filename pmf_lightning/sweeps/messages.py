@@ -7,6 +7,7 @@ from typing import Any
 
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.utils.cache import ERROR
+from pmf_lightning.utils.counted import counted
 
 
 def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Path) -> list[str]:
@@ -14,8 +15,8 @@ def start_message(arms: Sequence[SweepRun], about: Mapping[str, Any], folder: Pa
     names, seeds = list(dict.fromkeys(arm.arm for arm in arms)), sorted({arm.seed for arm in arms})
     counts = Counter(arm.state for arm in arms)
     lines = [f"{about['study']}: {about['title']}"] if about["study"] else []
-    product = f"{_plural(len(names), 'arm')} x {_plural(len(seeds), 'seed')}"
-    runs = product if len(names) * len(seeds) == len(arms) else _plural(len(arms), "run")
+    product = f"{counted(len(names), 'arm')} x {counted(len(seeds), 'seed')}"
+    runs = product if len(names) * len(seeds) == len(arms) else counted(len(arms), "run")
     where = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "missing")
     scale = f" at scale {about['scale']}" if about["scale"] else ""
     lines.append(f"{runs}{scale} in {folder}: {where or 'none begun'}")
@@ -35,7 +36,7 @@ def end_message(arms: Sequence[SweepRun], folder: Path) -> list[str]:
     counts = Counter(arm.state for arm in arms)
     left = counts["missing"] + counts["stopped"]
     lines = [
-        f"sweep of {_plural(len(arms), 'run')}: {counts['finished']} finished, {counts['failed']} failed, {left} left"
+        f"sweep of {counted(len(arms), 'run')}: {counts['finished']} finished, {counts['failed']} failed, {left} left"
     ]
     failed = [arm for arm in arms if arm.state == "failed"]
     reasons = {arm.error or _stored_error(arm) for arm in failed}
@@ -64,7 +65,3 @@ def _label(arm: SweepRun) -> str:
 def _stored_error(arm: SweepRun) -> str:
     """Return the error stored in the run directory."""
     return (arm.run_dir / ERROR).read_text().strip()
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

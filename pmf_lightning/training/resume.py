@@ -15,6 +15,7 @@ from pmf_lightning.training import run_dir
 from pmf_lightning.training.same_run import Change, Comparison, compare, listed
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.bounded_files import read_json, read_yaml
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import NotResumed, UserError
 from pmf_lightning.utils.hydra_compat import yaml_loader
 
@@ -42,7 +43,8 @@ class Start:
     @property
     def line(self) -> str:
         """The line printed when a run resumes."""
-        return f"resumes {self.checkpoint} after {self.step:,} steps ({self.images:,} images); {self.changes}"
+        done = f"{counted(self.step, 'step')} ({counted(self.images, 'image')})"
+        return f"resumes {self.checkpoint} after {done}; {self.changes}"
 
 
 def find(request: RunRequest, folder: Path | None) -> Start:

@@ -399,7 +399,7 @@ def test_a_full_disk_is_named_before_and_during_work(few, tmp_path, monkeypatch)
 def test_the_announced_size_is_about_right(few, tmp_path, capsys):
     for payload in PAYLOADS:
         made = run(few, tmp_path / payload, f"payload={payload}", "records_per_shard=23").manifest
-        told = capsys.readouterr().out.split("about ")[1].split(" kB for 23 images in 1 shards")[0]
+        told = capsys.readouterr().out.split("about ")[1].split(" kB for 23 images in 1 shard")[0]
         assert float(told) * 1000 == pytest.approx(made.shards[0].bytes, rel=0.15, abs=tarfile.RECORDSIZE)
 
 
@@ -588,7 +588,7 @@ def test_verify_by_command(few, tmp_path, call):
     assert status == 1
     assert "no problems" not in output
     assert "shard-000001.tar: 9,000 bytes instead of" in errors
-    assert f"error: 1 problems in {out}; they were made from in={few}" in errors
+    assert f"error: 1 problem in {out}; they were made from in={few}" in errors
 
 
 @pytest.fixture
@@ -623,7 +623,7 @@ def test_the_command_says_what_it_made(few, tmp_path, call):
     status, output, errors = call(f"in={few}", "out=a {b},c", f"size={SIZE}", "num_workers=2")
     assert status == 0, errors
     assert "23 images of 2 classes (ants, bees) in" in output
-    assert "a {b},c: 23 records of 2 classes in 1 shards, " in output
+    assert "a {b},c: 23 records of 2 classes in 1 shard, " in output
     assert "images in" in output
     assert (tmp_path / "a {b},c" / "manifest.json").is_file()
     assert "sharding" in errors, "the progress bar"

@@ -13,6 +13,7 @@ from pmf_lightning.data.images.files import Files, FolderFiles, ZipFiles, open_f
 from pmf_lightning.data.images.kinds import is_hidden, is_image
 from pmf_lightning.data.images.labels import EDM, check_rule, classes_of, edm_labels
 from pmf_lightning.data.images.listing import LeftOut, Listing, describe_extensions, describe_skipped, printable
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 ORDER = "numbers by value, other names by letters"  # order of classes; part of cache keys
@@ -62,7 +63,7 @@ class ImageTree:
     def summary(self) -> list[str]:
         """Return a few lines that describe the images, classes and skipped files."""
         classes = describe_classes(self.class_names)
-        images = f"{len(self.names):,} image{'s' * (len(self.names) != 1)}"
+        images = counted(len(self.names), "image")
         lines = [f"{images} of {classes} in {printable(str(self.root))}{describe_extensions(self.names)}"]
         if self.classes.undivided:
             lines.append(f"all of them are one class: {self.classes.undivided}")
@@ -79,7 +80,7 @@ def in_order(names: list[str]) -> list[str]:
 def describe_classes(names: list[str]) -> str:
     """Return the number of classes with the first and last names, as text."""
     some = names if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], "...", names[-1]]
-    return f"{len(names):,} class{'es' * (len(names) != 1)} ({printable(', '.join(some))})"
+    return f"{counted(len(names), 'class', 'classes')} ({printable(', '.join(some))})"
 
 
 def count_class_folders(root: str | None, label: str = "auto") -> int:

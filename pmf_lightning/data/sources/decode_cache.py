@@ -20,6 +20,7 @@ from torch import Tensor
 from pmf_lightning.data.transforms import Square, read_square
 from pmf_lightning.utils.bounded_files import open_npz, read_json
 from pmf_lightning.utils.cache import atomic_write, sole_writer
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 WINDOW = 256  # files decoded ahead of the writer; bounds the memory
@@ -124,7 +125,10 @@ def _done(found: Any) -> dict[str, int]:
 def _decode(partial: Path, folder: Path, job: DecodeJob, fail: bool) -> None:
     free = shutil.disk_usage(partial).free
     shape = (job.channels, job.resolution, job.resolution)
-    print(f"decoding {len(job.names)} images to {shape} once: {job.bytes / 2**30:.2f} GiB at {folder}", flush=True)
+    print(
+        f"decoding {counted(len(job.names), 'image')} to {shape} once: {job.bytes / 2**30:.2f} GiB at {folder}",
+        flush=True,
+    )
     if job.bytes > 0.98 * free:
         raise UserError(
             f"decoded images need {job.bytes / 2**30:.1f} GiB and {folder.parent} has {free / 2**30:.1f} GiB free: "

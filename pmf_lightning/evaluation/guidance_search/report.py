@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
+from pmf_lightning.utils.counted import counted
 
 MOST_PRINTED = 12
 _COLUMNS = ("ema", "omega", "t_min", "t_max", "steps", "sampler", "n", "nfe")
@@ -24,7 +25,7 @@ def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence
     intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
     least, most = min(evaluations), max(evaluations)
     spread = f"{least}" if least == most else f"{least} to {most}"
-    count = f"{'at most ' if strategy == 'coordinate' else ''}{len(axes):,} points"
+    count = f"{'at most ' if strategy == 'coordinate' else ''}{counted(len(axes), 'point')}"
     print(f"{model}: {'; '.join(listed)}; intervals {intervals}")
     print(f"  {count}, {spread} network evaluation(s) for an image: {what}")
 

@@ -17,6 +17,7 @@ from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, folder_
 from pmf_lightning.data.shards.writing.processes import in_processes
 from pmf_lightning.data.shards.writing.tar_files import find_tars, is_tar
 from pmf_lightning.data.shards.writing.tar_records import LABEL, TarListing, TarTask, list_tar, needed
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 
@@ -137,7 +138,7 @@ def _numbered(chosen: list[str]) -> tuple[np.ndarray, list[str]]:
 
 def _summary(tars: list[Path], found: _Found, left_out: list[LeftOut]) -> list[str]:
     where = tars[0] if len(tars) == 1 else f"{len(tars):,} tars"
-    lines = [f"{len(found.keys):,} images of {describe_classes(found.names)} in {where}"]
+    lines = [f"{counted(len(found.keys), 'image')} of {describe_classes(found.names)} in {where}"]
     return lines + [found.summary] * bool(found.summary) + ([describe_skipped(left_out)] if left_out else [])
 
 

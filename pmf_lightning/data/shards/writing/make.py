@@ -20,6 +20,7 @@ from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable
 from pmf_lightning.data.shards.writing.pixels import encode_as, read_piece
 from pmf_lightning.data.shards.writing.progress import Finished, making, read_note, write_list
 from pmf_lightning.data.shards.writing.recipe import Recipe, ShardTask, shard_name, shard_tasks
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.free_space import free_disk
 from pmf_lightning.utils.precision import Number
@@ -51,9 +52,11 @@ def bytes_per_record(inputs: Inputs, recipe: Recipe, latent_shape: tuple[int, ..
 def check_disk(out: Path, inputs: Inputs, recipe: Recipe, waiting: int, per_record: float | None) -> str:
     """Return a line with the size of all shards and the free space; UserError if ``waiting`` records do not fit."""
     if per_record is None:
-        return f"{len(inputs):,} images; their size on disk is unknown: none of a sample can be read"
+        return f"{counted(len(inputs), 'image')}; their size on disk is unknown: none of a sample can be read"
     free, needed = free_disk(out), waiting * per_record
-    of_all = f"{amount(len(inputs) * per_record)} for {len(inputs):,} images in {recipe.shards:,} shards"
+    of_all = (
+        f"{amount(len(inputs) * per_record)} for {counted(len(inputs), 'image')} in {counted(recipe.shards, 'shard')}"
+    )
     if needed > free:
         raise UserError(
             f"out={out}: the shards need about {amount(needed)} more and {amount(free)} are free; set out to a larger "
@@ -133,7 +136,7 @@ def make_shards(job: ShardingJob, maker: Maker) -> ShardingResult:
 def _announce(job: ShardingJob, reused: dict[int, Finished]) -> int:
     """Print the planned work and return the number of remaining images."""
     if reused:
-        print(f"{len(reused):,} of {job.recipe.shards:,} shards are finished already", flush=True)
+        print(f"finished already: {len(reused):,} of {counted(job.recipe.shards, 'shard')}", flush=True)
     done = sum(found.entry.count + len(found.unreadable) for found in reused.values())
     waiting = len(job.inputs) - done
     per_record = bytes_per_record(job.inputs, job.recipe, job.latent_shape)

@@ -14,6 +14,7 @@ from pmf_lightning.data.images.class_folders import describe_classes
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, record_keys
 from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
 from pmf_lightning.data.sources.hf.files import OpenTables, OptionNames, open_tables
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 PREFIX = "hf:"  # of in=
@@ -32,7 +33,7 @@ def table_inputs(
     tables = open_tables(given.removeprefix(PREFIX), subset, split, OPTIONS)
     column, labels = image_column(tables, image), labels_of(tables, label)
     count = len(labels.labels)
-    print(f"{count:,} images of {describe_classes(labels.names)} in {given}, split {split}", flush=True)
+    print(f"{counted(count, 'image')} of {describe_classes(labels.names)} in {given}, split {split}", flush=True)
     places, broken = _copied(tables, column, unpacked, given)
     rows = [row for row, place in enumerate(places) if place is not None]
     found = np.array([places[row] for row in rows], np.int64).reshape(-1, 3)

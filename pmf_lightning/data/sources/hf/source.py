@@ -15,6 +15,7 @@ from pmf_lightning.data.sources.hf.files import OpenTables, open_tables
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError, suggestions
 
 POLICIES = ("skip", "fail")
@@ -132,7 +133,8 @@ class Tables(DataSourceBase):
             channels=self.channels,
             background=self.background,
         )
-        print(f"{len(labels):,} images of {split} in {self.root}, {len(self.class_names)} class(es)", flush=True)
+        images, classes = counted(len(labels), "image"), counted(len(self.class_names), "class", "classes")
+        print(f"{images} of {split} in {self.root}, {classes}", flush=True)
         decoded = open_decoded(cache_root(self.cache_dir) / f"hf-{self._key(split)}", job, self.unreadable == "fail")
         if decoded.done:
             print(describe_conversions(decoded.done), flush=True)
