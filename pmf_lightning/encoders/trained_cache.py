@@ -1,6 +1,7 @@
 """Cache of small trained networks: read from the cache folder, or trained again if missing or damaged."""
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +20,13 @@ Trained = TypeVar("Trained", bound=nn.Module)
 def load_or_train(path: Path, empty: Callable[[], Trained], trained: Callable[[], Trained], what: str) -> Trained:
     """Return the frozen network with the weights at ``path``, or that of ``trained()``, which is written there.
 
-    ``empty()`` returns a network to load weights into. ``what`` is its name in the notice that a damaged file is
-    replaced.
+    ``empty()`` returns a network to load weights into. ``what`` is its name in the notices that it is
+    trained and that a damaged file is replaced.
     """
     with sole_writer(path):
         network = _load(path, empty(), what) if path.exists() else None
-        if network is None:
+        if network is None:  # the bar of the training is shown on terminals only
+            print(f"{what} is trained on these data once, and stored in {path}", file=sys.stderr, flush=True)
             network = trained()
             with atomic_write(path) as partial:
                 torch.save({"weights": network.state_dict(), "checksum": checksum(network)}, partial)
