@@ -37,6 +37,7 @@ from pmf_lightning.utils.threads import one_if_busy
 
 SHOWN, COLUMNS = 100, 10  # maximum number of images on the grid (from the first chunk), and its columns
 REPORT, GRID, BARS = "evaluation.json", "grid.png", "ratios.png"
+LATEST = "evaluation"  # the default of out=, which the next command replaces
 PACKAGES = ("pmf_lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
 
 
@@ -124,7 +125,7 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the options that need no weights, and that no result is at ``out``; raises UserError."""
+    """Check the options that need no weights, and that no result is at a named ``out``; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         given = "ckpt and images are not set" if cfg.ckpt is None else f"ckpt={cfg.ckpt} images={cfg.images}"
         raise UserError(f"{given}: give one of the two to evaluate")
@@ -133,7 +134,8 @@ def check(cfg: DictConfig) -> None:
     if cfg.images is not None and cfg.save != "none":
         raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
     validate.torch_device(cfg.device)
-    check_not_there(cfg.out, (Path(cfg.out) / name for name in (REPORT, GRID, BARS, NPZ)), cfg.force)
+    results = (Path(cfg.out) / name for name in (REPORT, GRID, BARS, NPZ))
+    check_not_there(cfg.out, results, cfg.force or cfg.out == LATEST)
 
 
 def images_asked(cfg: DictConfig, subject: SampleSource, default: Callable[[], int]) -> int:

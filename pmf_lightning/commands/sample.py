@@ -21,6 +21,7 @@ from pmf_lightning.utils.threads import one_if_busy
 
 MOST_ON_GRID = 400
 GRID, IMAGES, NEAREST = "grid.png", "samples.npz", "nearest.png"
+LATEST = "samples"  # the default of out=, which the next command replaces
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
     cfg = with_last_run(cfg)
-    check_not_there(cfg.out, (Path(cfg.out) / name for name in (GRID, IMAGES, NEAREST)), cfg.force)
+    check_not_there(cfg.out, (Path(cfg.out) / name for name in (GRID, IMAGES, NEAREST)), cfg.force or cfg.out == LATEST)
     with no_empty_folder(Path(cfg.out)), one_if_busy(cfg.device):
         return _sampled(cfg, writable(Path(cfg.out), "out"))
 

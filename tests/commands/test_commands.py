@@ -91,6 +91,15 @@ def test_no_command_replaces_results_unless_told_to(call_command, tmp_path, monk
     assert call_command(command, *arguments, "force=true")[0] == "out may be written"
 
 
+@pytest.mark.parametrize(("name", "given"), [("sample", "ckpt=x"), ("evaluate", "images=x")])
+def test_the_default_folder_holds_the_results_of_the_last_command(call_command, tmp_path, monkeypatch, name, given):
+    work = import_module(f"pmf_lightning.commands.{name}")
+    monkeypatch.setattr(work, "writable", lambda folder, key: sys.exit(f"{key} may be written"))
+    (tmp_path / work.LATEST).mkdir()
+    (tmp_path / work.LATEST / "grid.png").write_text("older")
+    assert call_command(import_module(f"pmf_lightning.{name}").main, given)[0] == "out may be written"
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
