@@ -54,7 +54,7 @@ step() {  # step <model> <images at once> <repeats> <more overrides>...
   [ -n "$SMALL" ] && images=2 repeats=1
   one=$(mktemp)
   timeout "$(entry)" $PY -m pmf_lightning.benchmark what=step model="$model" data=imagenet256 perceptual=none \
-    trainer="$DEVICE" images_at_once="$images" repeats="$repeats" out="$one" "${shrink[@]}" "$@" 2>&1 | tail -n 3
+    trainer="$DEVICE" images_at_once="$images" repeats="$repeats" out="$one" force=true "${shrink[@]}" "$@" 2>&1 | tail -n 3
   $PY -c "import json, sys; print(json.dumps(json.load(open(sys.argv[1]))))" "$one" >>"$BENCH" 2>/dev/null || echo "failed: $model $*"
   rm -f "$one"
 }

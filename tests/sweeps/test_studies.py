@@ -141,6 +141,8 @@ def step(cfg: DictConfig) -> None:
     """Build an arm with a tiny network and let it take a step on made-up images."""
     cfg = copy.deepcopy(cfg)
     shrink(cfg)
+    if "affinity_floor" in cfg.objective:
+        cfg.objective.affinity_floor = 1e-6  # without it, made-up images are too far to attract at low temperatures
     module = build(cfg)
     network, objective = module.network, module.objective
     shape = (network.channels, network.resolution, network.resolution)
