@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from pmf_lightning.config.compose import compose, one_line
-from pmf_lightning.config.presets import published
+from pmf_lightning.config.presets import published_of
 from pmf_lightning.models.drifting_vit import DriftingViT
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.averages import find_average
@@ -155,7 +155,7 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
         raise UserError(f"{called('ckpt')}={error}" if named else f"{source}: {error}") from error
     if cfg is None:
         name = generator_preset(arrays, source)
-        cfg = compose([f"model={name}", f"data={published()[name].data}"])
+        cfg = compose([f"model={name}", f"data={published_of(name).data}"])
     module = build(cfg, empty=True)
     if not isinstance(module.network, DriftingViT):
         raise UserError(f"{source}: holds weights of Drifting; choose model={generator_preset(arrays, source)}")

@@ -15,7 +15,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, load_with_averages, module_of
 from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.sources import LAST, RUNS, is_pipeline, is_released_file, located
+from pmf_lightning.pipeline.sources import LAST, RUNS, is_pipeline, is_released_file, located, newest_run
 from pmf_lightning.pipeline.weights_folder import StoredWeights
 from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
@@ -76,12 +76,11 @@ def with_last_run(cfg: DictConfig, key: str = "ckpt") -> DictConfig:
     names = list(given) if isinstance(given, ListConfig) else [given]
     if LAST not in names:
         return cfg
-    found = sorted(RUNS.glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    run = newest_run(RUNS, below="**")
+    if run is None:
         raise UserError(f"{key}=last: no run with a checkpoint under {RUNS.absolute()}; give a run directory or a file")
-    run = str(found[-1].parent.parent)
     print_on_main([f"{key}=last: {run}"])
-    named = [run if name == LAST else name for name in names]
+    named = [str(run) if name == LAST else name for name in names]
     return OmegaConf.merge(cfg, {key: named if isinstance(given, ListConfig) else named[0]})
 
 

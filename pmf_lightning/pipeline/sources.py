@@ -31,6 +31,13 @@ def located(source: str | Path) -> Path:
     return _network_of_pipeline(path, source) if is_pipeline(path) else path
 
 
+def newest_run(parent: Path, below: str = "*") -> Path | None:
+    """Return the run directory at ``below`` in ``parent`` whose last checkpoint is the newest, None without one."""
+    found = parent.glob(f"{below}/checkpoints/last.ckpt")
+    last = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return last and last.parent.parent
+
+
 def is_pipeline(folder: Path) -> bool:
     """Whether ``folder`` is a pipeline of diffusers."""
     return (folder / DIFFUSERS_INDEX).is_file()

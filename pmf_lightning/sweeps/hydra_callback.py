@@ -24,6 +24,7 @@ from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.training.run_dir import first_process
 from pmf_lightning.utils.bounded_files import read_json
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.locks import LockHeld, held
 from pmf_lightning.utils.provenance import SWEEP, command_line
@@ -120,7 +121,7 @@ class Sweep(Callback):
             reasons.append(reason)
         if reasons:
             others = len(set(reasons)) - 1
-            more = f" (and {others} other reason{'s' * (others > 1)})" if others else ""
+            more = f" (and {counted(others, 'other reason')})" if others else ""
             runs = "the only remaining run is" if len(reasons) == 1 else f"all {len(reasons)} remaining runs are"
             _end(f"{runs} refused: {reasons[0]}{more}")
 

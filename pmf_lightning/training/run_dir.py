@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.pipeline.checkpoint_io import LAST, intact_alternative, is_intact, newest_intact
 from pmf_lightning.pipeline.checkpoints import find_checkpoint
-from pmf_lightning.pipeline.sources import RUNS
+from pmf_lightning.pipeline.sources import RUNS, newest_run
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import ERROR, RUN_DIR, writable
 from pmf_lightning.utils.errors import NotResumed, UserError
@@ -183,12 +183,12 @@ def _warn(text: str) -> None:
 
 
 def _newest(parent: Path) -> Path:
-    found = sorted(parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    found = newest_run(parent)
+    if found is None:
         raise UserError(
             f"ckpt=last: no run with a checkpoint under {parent}; give model= and data= of the run, or its run_dir="
         )
-    return found[-1].parent.parent
+    return found
 
 
 def _fresh(parent: Path) -> Path:
