@@ -160,10 +160,20 @@ def _factor(item: Mapping[str, Any], key: str | None, needed: bool, where: str) 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict: ``answer`` is yes, no, partly or open ("best: ..." without a paper); ``words`` explain it."""
+    """A verdict: ``answer`` is yes, no, partly or open ("best: ..." without a paper); ``words`` explain it.
+
+    ``held`` of ``claims`` claims hold.
+    """
 
     answer: str
     words: str
+    held: int = 0
+    claims: int = 0
+
+    @property
+    def short(self) -> str:
+        """The answer; if some of the claims hold, with their number."""
+        return f"{self.answer} ({self.held} of {self.claims})" if self.answer == "partly" else self.answer
 
 
 def verdict_of(findings: Sequence[Finding]) -> Verdict:
@@ -177,7 +187,8 @@ def verdict_of(findings: Sequence[Finding]) -> Verdict:
         which = "The one claim" if len(findings) == 1 else f"None of the {len(findings)} claims"
         return Verdict("open", f"{which} could {'not ' if len(findings) == 1 else ''}be checked yet.")
     answer = "yes" if held == len(findings) else "no" if held == 0 else "partly"
-    return Verdict(answer, " ".join([_count(held, failed, unknown, len(findings)), *_caution(findings)]))
+    words = " ".join([_count(held, failed, unknown, len(findings)), *_caution(findings)])
+    return Verdict(answer, words, held, len(findings))
 
 
 def _count(held: int, failed: int, unknown: int, total: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmf_lightning.reports.claims import Verdict
 from pmf_lightning.reports.formatting import slugs
 from pmf_lightning.reports.markdown import MARK, headlines
 from pmf_lightning.reports.plots import save_strips
@@ -14,6 +15,7 @@ from pmf_lightning.reports.runs_file import RUNS, SAMPLES, pack, to_text
 from pmf_lightning.reports.section import section_of
 from pmf_lightning.reports.sweeps import Sweep, read_sweeps
 from pmf_lightning.utils.cache import atomic_write, writable
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 README = "README.md"
@@ -114,8 +116,21 @@ def write_index(folder: Path) -> tuple[Path, int]:
             "<!-- /studies --> after it, each once"
         )
     saved = sorted(path.parent for path in folder.glob(f"*/{RUNS}") if is_generated(path.parent / README))
-    lines = [section_of(sweep).headline for place in saved for sweep in read_sweeps([place])]
+    sections = [section_of(sweep) for place in saved for sweep in read_sweeps([place])]
+    lines = [section.headline for section in sections]
     table = headlines(lines, [place.name for place in saved]) if lines else "There is no study yet."
     with atomic_write(path) as draft:
-        draft.write_text(f"{text[: marks[0].end()]}\n\n{table}\n\n{text[marks[1].start() :]}", newline="\n")
+        written = "\n\n".join([*_total([section.verdict for section in sections]), table])
+        draft.write_text(f"{text[: marks[0].end()]}\n\n{written}\n\n{text[marks[1].start() :]}", newline="\n")
     return path, len(lines)
+
+
+def _total(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a sentence on all studies with claims: how many are reproduced, and how many claims hold."""
+    answers = [verdict.answer for verdict in verdicts if verdict.claims]
+    if not answers:
+        return []
+    yes, partly, no = (answers.count(answer) for answer in ("yes", "partly", "no"))
+    held, claims = (sum(getattr(verdict, name) for verdict in verdicts) for name in ("held", "claims"))
+    studies = counted(len(answers), "study", "studies")
+    return [f"{studies}: {yes} reproduced, {partly} partly, {no} not. {held} of {claims} claims hold."]

@@ -180,7 +180,7 @@ def _headline(sweep: Sweep, findings: Sequence[Finding], verdict: Verdict) -> In
         source=study.source if study else "",
         paper="; ".join(f"{arm} {show_paper(paper[arm])}" for arm in shown if arm in paper),
         ours="; ".join(f"{arm} {spreads[arm]}" for arm in shown if arm in spreads),
-        answer=verdict.answer,
+        answer=verdict.short,
         seeds=re.sub(r"^one seed$", "1", seeds.removesuffix(" seeds")),
         cost=cost,
     )

@@ -573,7 +573,9 @@ def test_the_index_lists_the_saved_studies(tmp_path, only_samples):
         "| x-large 8 (7 to 9); u-large 125 (120 to 130) | yes | 2 | 4 arms, 2 min each |"
     )
     table = f"| finding | paper | ours | reproduced | seeds | cost |\n{'|---' * 6}|\n{line}"
-    assert readme.read_text() == f"# Experiments\n\n<!-- studies -->\n\n{table}\n\n<!-- /studies -->\n\nrest\n"
+    total = "1 study: 1 reproduced, 0 partly, 0 not. 2 of 2 claims hold."
+    between = f"<!-- studies -->\n\n{total}\n\n{table}\n\n<!-- /studies -->"
+    assert readme.read_text() == f"# Experiments\n\n{between}\n\nrest\n"
     main(["--index", str(experiments)])
     assert readme.read_text().count(line) == 1
     assert is_generated(folder / "README.md")

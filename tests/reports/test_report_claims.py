@@ -151,6 +151,7 @@ def test_the_verdict_follows_from_the_claims_alone(holds, answer, words):
     verdict = verdict_of(findings(*holds))
     assert verdict.answer == answer
     assert verdict.words.startswith(words)
+    assert verdict.short == (f"partly (1 of {len(holds)})" if answer == "partly" else answer)
     assert ("One seed per arm." in verdict.words) == (answer != "open")
 
 
