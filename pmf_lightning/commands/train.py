@@ -222,5 +222,6 @@ def announce(parts: Parts, folder: Path, start: Start) -> None:
             print(f"  {line}")
     if is_generator:
         steps = settings.sampling["steps"]
-        print(f"  evaluated by samples of {steps} step(s), {evaluations(parts, steps)} network evaluation(s) per image")
+        cost = counted(evaluations(parts, steps), "network evaluation")
+        print(f"  evaluated by samples of {counted(steps, 'step')}, {cost} per image")
     announce_classes(source, folder)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.encoders.base import Features
 from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian, Moments
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | ImageDataset  # of uint8 pixels
@@ -75,7 +76,7 @@ class FeatureSums:
     def statistics(self, what: str) -> FeatureStatistics:
         """Return mean and covariance; UserError, which calls the images ``what``, for fewer than two."""
         if self._moments is None or self._count < 2:
-            raise UserError(f"Frechet distance: {self._count} {what} image(s), give at least 2")
+            raise UserError(f"Frechet distance: {counted(self._count, f'{what} image')}, give at least 2")
         return self._moments.compute()
 
 

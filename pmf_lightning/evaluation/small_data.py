@@ -18,6 +18,7 @@ from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.evaluation.frechet import Embed, FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 # (labels [B], number of the first image) -> float images [B, C, H, W] in about [-1, 1], unclipped
@@ -178,7 +179,9 @@ class SmallDataEvaluator:
         """
         source, train, held_out = self.source, self.source.train(), self.source.held_out()
         if len(held_out) < 2:
-            raise UserError(f"data {source.name} holds out {len(held_out)} image(s), give at least 2 or metrics=none")
+            raise UserError(
+                f"data {source.name} holds out {counted(len(held_out), 'image')}, give at least 2 or metrics=none"
+            )
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)

@@ -17,6 +17,7 @@ from pmf_lightning.training.callbacks.build import TrainingCallbacks
 from pmf_lightning.training.plots import save_curves, save_time_bins
 from pmf_lightning.training.prepare import Parts
 from pmf_lightning.utils.cache import atomic_write
+from pmf_lightning.utils.counted import counted
 
 _UNLESS_ZERO = ("skipped_steps", "failed_saves", "thread_changes")  # printed if there were any
 NOT_MEASURED = dict.fromkeys(("fd", "fd_floor", "n", "class_accuracy", "real_accuracy"))
@@ -112,7 +113,7 @@ def _print(summary: dict, titles: Mapping[str, str]) -> None:
     if best := rows.pop("best"):
         rows["best.ckpt"] = f"{best['metric']} {best['value']:.4g} at step {best['step']}"
     for steps, numbers in rows.pop("by_steps", {}).items():
-        rows[f"in {steps} step(s), nfe {numbers['nfe']}"] = _listed(numbers)
+        rows[f"in {counted(int(steps), 'step')}, nfe {numbers['nfe']}"] = _listed(numbers)
     if before := rows.pop("before", {}):
         rows["before the first step"] = _listed(before)
     rows = {title: rows.pop(name) for name, title in titles.items()} | rows

@@ -158,7 +158,7 @@ def test_damaged_files_are_refused_in_one_line_and_run_nothing(tmp_path):
     good = path.read_bytes()
     for content, reason in (
         (good[: len(good) // 2], "damaged gzip"),
-        (b"text", "it is no idx file of bytes in 3 dimension(s)"),
+        (b"text", "it is no idx file of bytes in 3 dimensions"),
         (idx(pixels(2**4, 28, 28))[:-1], "it does not hold the 12,544 bytes that its header states"),
         (gzip.compress(idx(pixels(4, 28, 28))), "4 images and 30 labels"),
     ):

@@ -18,6 +18,7 @@ from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_r
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 POLICIES = ("skip", "fail")
@@ -113,8 +114,9 @@ class Folder(DataSourceBase):
             lowest = float(decoded.quantiles[0])
             above = f"set it above {lowest:.3g}, or " if lowest < 0.5 else ""  # 0.5: one image in every class
             raise UserError(
-                f"data.held_out_fraction={self.held_out_fraction} holds out none of the {len(decoded.images)} image(s) "
-                f"in {self.root}: {above}train without held-out images, metrics=none"
+                f"data.held_out_fraction={self.held_out_fraction} holds out none of the "
+                f"{counted(len(decoded.images), 'image')} in {self.root}: "
+                f"{above}train without held-out images, metrics=none"
             )
         return ArrayDataset(decoded.images[rows], decoded.labels[rows])
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting, SearchSpace, show
+from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.figures import subplots
 
 COLOURS = "viridis_r"  # light means a small distance
@@ -81,7 +82,7 @@ def _panels(axes: SearchSpace, width: float, height: float, **shared):
     panels = []
     for row, ema in zip(grid, axes.ema, strict=True):
         for panel, (steps, sampler) in zip(row, ways, strict=True):
-            panel.set_title(f"ema {ema}, {steps} step(s) of {sampler}", fontsize=9)
+            panel.set_title(f"ema {ema}, {counted(steps, 'step')} of {sampler}", fontsize=9)
             panels.append((panel, SamplingSetting(ema, axes.omega[0], axes.interval[0], steps, sampler)))
     return figure, panels
 

@@ -24,10 +24,10 @@ def announce(model: str, axes: SearchSpace, strategy: str, evaluations: Sequence
     listed = [f"{name} {', '.join(map(show, tried))}" for name, tried in values.items()]
     intervals = ", ".join(f"[{show(low)}, {show(high)}]" for low, high in axes.interval)
     least, most = min(evaluations), max(evaluations)
-    spread = f"{least}" if least == most else f"{least} to {most}"
+    spread = counted(most, "network evaluation") if least == most else f"{least} to {most} network evaluations"
     count = f"{'at most ' if strategy == 'coordinate' else ''}{counted(len(axes), 'point')}"
     print(f"{model}: {'; '.join(listed)}; intervals {intervals}")
-    print(f"  {count}, {spread} network evaluation(s) for an image: {what}")
+    print(f"  {count}, {spread} for an image: {what}")
 
 
 def write_csv(records: Sequence[Record], path: Path) -> Path:

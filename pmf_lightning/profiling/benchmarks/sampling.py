@@ -11,6 +11,7 @@ from pmf_lightning.profiling import model_cost
 from pmf_lightning.profiling.benchmarks.step import HALF, casting
 from pmf_lightning.profiling.benchmarks.timing import matmul_flops, time_interleaved
 from pmf_lightning.sampling.generate import generate, image_noise, network_evaluations, noise_shape
+from pmf_lightning.utils.counted import counted
 
 
 def benchmark_sampling(
@@ -54,7 +55,8 @@ def make_sampler(module: GenerativeModule, size: int, precision: str, options: d
 
 def describe_sampling(result: dict[str, Any]) -> str:
     """Format the result of ``benchmark_sampling`` as text."""
-    lines = [f"{result['model']} on {result['device']}, {result['nfe']} evaluation(s) of the network per image"]
+    evaluations = counted(result["nfe"], "evaluation")
+    lines = [f"{result['model']} on {result['device']}, {evaluations} of the network per image"]
     for size, found in result["batches"].items():
         lines.append(
             f"batch {size}: {found['ms']:.1f} ms, {found['images_per_second']:.1f} images/s, "

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from pmf_lightning.utils.array_pickles import read_array_pickle
+from pmf_lightning.utils.counted import counted
 
 GZIP = b"\x1f\x8b"
 MOST_BYTES = 2**33  # of an unpacked idx file; MNIST's have 47 MB
@@ -46,7 +47,7 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
         with gzip.open(path) if packed else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) != 4 + 4 * dimensions:
-                raise ValueError(f"it is no idx file of bytes in {dimensions} dimension(s)")
+                raise ValueError(f"it is no idx file of bytes in {counted(dimensions, 'dimension')}")
             shape = tuple(np.frombuffer(header, ">i4", offset=4).tolist())
             size = math.prod(shape)
             if min(shape) < 1 or size > MOST_BYTES:
