@@ -16,6 +16,8 @@ from pmf_lightning.config import validate
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.distributed import slurm
+from pmf_lightning.pipeline.loading import with_last_run
+from pmf_lightning.pipeline.sources import LAST
 from pmf_lightning.profiling import model_cost
 from pmf_lightning.profiling.model_facts import count_memory, frozen_weights
 from pmf_lightning.profiling.step_memory import on_meta
@@ -66,6 +68,8 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
     cfg, unguided = for_its_classes(cfg)
     if unguided:
         rank_zero_only(print)(unguided, flush=True)
+    if cfg.init_from == LAST:
+        cfg = from_last_run(cfg)
     request = run_request(cfg)
     if (summary := resume.finished(request)) is not None:
         print(f"{request.run_dir} is finished already; nothing to do")
@@ -86,6 +90,14 @@ def _train(cfg: DictConfig, log: RunLog) -> dict:
             slurm.requeue(resumes=request.run_dir is not None and request.ckpt in ("auto", "last"))  # time is short
         with _room(folder):
             return finish(parts, trainer, callbacks, folder)
+
+
+def from_last_run(cfg: DictConfig) -> DictConfig:
+    """Return ``cfg`` whose ``init_from`` is the newest run; raises UserError where that may be a run of its own."""
+    if cfg.ckpt is not None or in_multirun():
+        where = "in a sweep" if in_multirun() else f"with ckpt={cfg.ckpt}"
+        raise UserError(f"init_from=last: {where} the newest run may be one of this command; name the run")
+    return with_last_run(cfg, "init_from")
 
 
 def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:

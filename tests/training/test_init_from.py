@@ -12,6 +12,7 @@ from lightning import Trainer
 from shrunk import BACKBONE, RUN
 
 from pmf_lightning import UserError, build, compose, load_checkpoint, sample_images
+from pmf_lightning.commands.train import from_last_run
 from pmf_lightning.convert import convert
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.train import main, train
@@ -181,6 +182,21 @@ def test_refusals_are_one_line_and_change_nothing(converted, case):
     assert "\n" not in str(caught.value)
     assert "ckpt=" not in str(caught.value)
     assert same_weights(module, fresh)
+
+
+def test_last_is_the_newest_run_but_never_one_of_this_command(old, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cfg = settings("init_from=last")
+    with pytest.raises(UserError, match=r"^init_from=last: no run with a checkpoint under "):
+        from_last_run(cfg)
+    shutil.copytree(old, "runs/mine/first")
+    assert from_last_run(cfg).init_from == "runs/mine/first"
+    assert capsys.readouterr().out == "init_from=last: runs/mine/first\n"
+    with pytest.raises(UserError, match=r"^init_from=last: with ckpt=auto the newest run may be one of this command"):
+        from_last_run(settings("init_from=last", "ckpt=auto"))
+    monkeypatch.setattr("pmf_lightning.commands.train.in_multirun", lambda: True)
+    with pytest.raises(UserError, match="in a sweep the newest run"):
+        from_last_run(cfg)
 
 
 @pytest.mark.slow
