@@ -23,11 +23,11 @@ def cut(path: str, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def strips() -> list[tuple[str, np.ndarray]]:
-    """Return title and two rows of samples of each method, trained on equal numbers of images of Fashion-MNIST."""
+    """Return title and two rows of samples of each method on Fashion-MNIST."""
     results = json.loads((EXPERIMENTS / "fashion" / "results.json").read_text())["runs"]
     found = []
-    for method in ("pMF", "iMF", "Drifting", "JiT"):
-        run = results[method]
+    for name in ("pMF", "iMF", "Drifting, 32 samples of a label", "JiT"):
+        run, method = results[name], name.partition(",")[0]
         evaluations = "1 network evaluation" if run["nfe"] == 1 else f"{run['nfe']} network evaluations"
         picture = cut(f"fashion/{method.lower()}.png", (0, 82, 662, 216))  # below the names of the classes
         found.append((f"{method}  ·  {evaluations}  ·  fd {run['fd']:.1f}", picture))
