@@ -128,7 +128,8 @@ def memory_of_a_step(cfg: DictConfig, parts: Parts) -> CountedMemory | None:
     rank_zero_only(print)(f"  {memory.line()}{remedy}", flush=True)
     if not chooses:
         return None
-    return CountedMemory(memory.gradients, memory.optimizer, memory.update, memory.per_image)
+    moments = 0 if memory.moments_on_host and cfg.trainer.accelerator != "cpu" else memory.optimizer
+    return CountedMemory(memory.gradients, moments, memory.update, memory.per_image)
 
 
 def room(accelerator: str) -> int:

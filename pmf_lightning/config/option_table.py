@@ -107,6 +107,7 @@ RUN: Table = {
     "ema.halflife_kimg": list_of(number(above=0)),
     "ema.rampup_ratio": number(0).or_null(),
     "ema.device": choice("cpu").or_null(),
+    "moments.device": choice("cpu").or_null(),
     "sampling.steps": integer(0),
     "sampling.sampler": TEXT.or_null(),
     "sampling.omega": number(),

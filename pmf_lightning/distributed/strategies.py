@@ -12,9 +12,10 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from pmf_lightning.distributed.dtensor import differences, spread_like, to_cpu
+from pmf_lightning.distributed.dtensor import differences, from_shard, local_tensor, spread_like, to_cpu
 from pmf_lightning.objectives.jvp.fsdp_hooks import open_duals
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -97,8 +98,11 @@ class FullySharded(DDPStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the full state of the optimizer on rank 0, {} elsewhere. A collective: all ranks must call it."""
         state = super().optimizer_state(optimizer)
-        zero = self.is_global_zero
-        whole_state = {number: _whole_state(moments, zero) for number, moments in state["state"].items()}
+        zero, weights = self.is_global_zero, [weight for group in optimizer.param_groups for weight in group["params"]]
+        whole_state = {
+            number: _whole_state(_sharded_state(moments, weights[number]), zero)
+            for number, moments in state["state"].items()
+        }
         return {**state, "state": whole_state} if zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -169,6 +173,18 @@ def _without_weights(network: nn.Module) -> nn.Module:
 def _whole_state(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
     found = {name: to_cpu(value, keep) if isinstance(value, Tensor) else value for name, value in state.items()}
     return found if keep else {}
+
+
+@torch.no_grad()
+def _sharded_state(state: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:
+    """Join this device's shards of the moments of a weight that are plain tensors, in host memory, to DTensors."""
+    shape = local_tensor(weight).shape
+
+    def joined(value: Any) -> Any:
+        is_shard = isinstance(value, Tensor) and not isinstance(value, DTensor) and value.shape == shape
+        return from_shard(value, weight) if is_shard else value
+
+    return {name: joined(value) for name, value in state.items()}
 
 
 def _spread_state(state: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:

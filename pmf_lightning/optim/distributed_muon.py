@@ -6,6 +6,7 @@ each orthogonalises a share and the results are all-gathered, so they are bit-id
 orthogonalised there and sent back. The number of ranks only changes the order of work.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -129,14 +130,14 @@ def _deal(shapes: tuple[Shape, ...], workers: int) -> tuple[tuple[int, ...], ...
     return tuple(map(tuple, shares))
 
 
-def chunks(shapes: Sequence[Shape], elements: int) -> Iterator[slice]:
-    """Split a list of matrices into slices of at most ``elements`` elements, or of one matrix."""
+def chunks(shapes: Sequence[tuple[int, ...]], elements: int) -> Iterator[slice]:
+    """Split a list of tensors, such as matrices, into slices of at most ``elements`` elements, or of one tensor."""
     start, held = 0, 0
     for end, shape in enumerate(shapes):
-        if held and held + _numel(shape) > elements:
+        if held and held + math.prod(shape) > elements:
             yield slice(start, end)
             start, held = end, 0
-        held += _numel(shape)
+        held += math.prod(shape)
     if held:
         yield slice(start, len(shapes))
 

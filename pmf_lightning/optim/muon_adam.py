@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.distributed.dtensor import local_tensor
 from pmf_lightning.optim.distributed_muon import chunks, distribution_of
+from pmf_lightning.optim.host_moments import HostMoments
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
 from pmf_lightning.optim.side_by_side import side_by_side
 from pmf_lightning.utils.errors import UserError
@@ -25,7 +26,7 @@ CPU_ELEMENTS = 2**18  # the same for one CPU, whose cache holds a stack of this 
 NS_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class MuonAdam(torch.optim.Optimizer):
+class MuonAdam(HostMoments):
     """Update each group by its ``kind``: "muon" (2-D parameters only) or "adam"; any other kind raises ValueError.
 
     Muon: momentum with Nesterov and bias correction, orthogonalised by Newton-Schulz, times sqrt(max(1, rows/cols)) of
@@ -43,8 +44,7 @@ class MuonAdam(torch.optim.Optimizer):
     ``lr``, ``weight_decay`` and the constants may also be set per group. Negative ``lr`` or ``weight_decay`` raises
     UserError.
 
-    Attributes:
-        part_elements: most elements of matrices that are orthogonalised at once; None, the default: by the device.
+    With ``moments_device`` "cpu" beside weights on a GPU, the moments are in host memory (HostMoments).
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class MuonAdam(torch.optim.Optimizer):
         ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
         distribute: bool = True,
         ns_dtype: str = "auto",
+        moments_device: str | None = None,
     ):
         if ns_dtype not in NS_DTYPES:
             raise UserError(f"optimizer.ns_dtype={ns_dtype}: give {', '.join(NS_DTYPES)}")
-        self.part_elements: int | None = None
         self.distribute, self.ns_dtype = distribute, NS_DTYPES[ns_dtype]
         defaults = {
             "lr": lr,
@@ -73,7 +73,7 @@ class MuonAdam(torch.optim.Optimizer):
             "ns_steps": ns_steps,
             "ns_coefficients": tuple(ns_coefficients),
         }
-        super().__init__(param_groups, defaults)
+        super().__init__(param_groups, defaults, moments_device=moments_device)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group after checking its kind, the shapes of its parameters and its hyperparameters."""
@@ -114,16 +114,21 @@ class MuonAdam(torch.optim.Optimizer):
                 self._muon(parameters, group)
             else:
                 for bucket in self._buckets(parameters, by_shape=False):
-                    self._adam(bucket, group)
+                    for part in self.parts(bucket):
+                        self._adam(part, group)
         return loss
 
     def _advance(self, parameter: nn.Parameter, moments: tuple[str, ...]) -> None:
-        """Increment the step count of ``parameter``; initialise its moments with zeros before the first step."""
+        """Increment the step count of ``parameter``; initialise its moments with zeros before the first step.
+
+        The moments are then where they are kept, also after a state was loaded.
+        """
         state = self.state[parameter]
         if not state:
             state["step"] = 0
             for name in moments:
                 state[name] = torch.zeros_like(parameter)
+        self._keep(parameter)
         state["step"] += 1
 
     def _buckets(self, parameters: list[nn.Parameter], by_shape: bool) -> Iterable[list[nn.Parameter]]:
@@ -151,9 +156,9 @@ class MuonAdam(torch.optim.Optimizer):
 
     def _muon_part(self, parameters: list[nn.Parameter], group: dict) -> None:
         """Update matrices of the same step by Muon; without distribution they have the same shape."""
-        momenta, looks_ahead = self._momentum(parameters, group["momentum"])
+        with self.beside_weights(parameters):
+            combined = self._look_ahead(parameters, group["momentum"])
         _decay(parameters, group)
-        combined = _combine(momenta, parameters, looks_ahead)
 
         def work(stack: Tensor) -> Tensor:
             return newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], group["eps"], self.ns_dtype)
@@ -169,31 +174,36 @@ class MuonAdam(torch.optim.Optimizer):
     def _distribution(self, parameters: list[nn.Parameter]):
         return distribution_of(parameters, self.distribute, self.ns_dtype or working_dtype(parameters[0]))
 
-    def _adam(self, parameters: list[nn.Parameter], group: dict) -> None:
+    def _adam(self, parameters: Sequence[nn.Parameter], group: dict) -> None:
         """Update parameters of any shapes by Adam."""
-        decay = group["betas"][1]
+        with self.beside_weights(parameters):
+            ahead = self._look_ahead(parameters, group["betas"][0])
+            scales = self._scales(parameters, group["betas"][1])
+        torch._foreach_add_(scales, group["eps"])
+        _decay(parameters, group)
+        torch._foreach_addcdiv_(_parts(parameters), ahead, scales, value=-group["lr"])
+
+    def _look_ahead(self, parameters: Sequence[nn.Parameter], decay: float) -> Sequence[Tensor]:
+        """Update the momenta; return the Nesterov updates, which are weighted sums of momentum and gradient."""
         step = self.state[parameters[0]]["step"]
-        momenta, looks_ahead = self._momentum(parameters, group["betas"][0])
-        variances = _parts(self.state[p]["variance"] for p in parameters)
-        gradients = _gradients(parameters)
+        momenta, gradients = _parts(self.state[p]["momentum"] for p in parameters), _gradients(parameters)
+        torch._foreach_lerp_(momenta, gradients, 1 - decay)
+        combined = torch._foreach_mul(momenta, decay / (1 - decay ** (step + 1)))
+        torch._foreach_add_(combined, gradients, alpha=(1 - decay) / (1 - decay**step))
+        return combined
+
+    def _scales(self, parameters: Sequence[nn.Parameter], decay: float) -> Sequence[Tensor]:
+        """Update the variances; return their square roots without the bias of the first steps."""
+        step = self.state[parameters[0]]["step"]
+        variances, gradients = _parts(self.state[p]["variance"] for p in parameters), _gradients(parameters)
         torch._foreach_mul_(variances, decay)
         torch._foreach_addcmul_(variances, gradients, gradients, value=1 - decay)
         scales = torch._foreach_sqrt(variances)
         torch._foreach_div_(scales, math.sqrt(1 - decay**step))
-        torch._foreach_add_(scales, group["eps"])
-        _decay(parameters, group)
-        ahead = _combine(momenta, parameters, looks_ahead)
-        torch._foreach_addcdiv_(_parts(parameters), ahead, scales, value=-group["lr"])
-
-    def _momentum(self, parameters: list[nn.Parameter], decay: float) -> tuple[list[Tensor], tuple[float, float]]:
-        """Update the momenta; return them with the weights of (momentum, gradient) in the Nesterov update."""
-        momenta = _parts(self.state[p]["momentum"] for p in parameters)
-        torch._foreach_lerp_(momenta, _gradients(parameters), 1 - decay)
-        step = self.state[parameters[0]]["step"]
-        return momenta, (decay / (1 - decay ** (step + 1)), (1 - decay) / (1 - decay**step))
+        return scales
 
 
-def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [local_tensor(p.grad).to(p.dtype) for p in parameters]
 
 
@@ -202,14 +212,7 @@ def _parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [local_tensor(tensor) for tensor in tensors]
 
 
-def _combine(momenta: list[Tensor], parameters: list[nn.Parameter], weights: tuple[float, float]) -> Sequence[Tensor]:
-    """Return weights[0] * momentum + weights[1] * gradient for each parameter."""
-    combined = torch._foreach_mul(momenta, weights[0])
-    torch._foreach_add_(combined, _gradients(parameters), alpha=weights[1])
-    return combined
-
-
-def _decay(parameters: list[nn.Parameter], group: dict) -> None:
+def _decay(parameters: Sequence[nn.Parameter], group: dict) -> None:
     """Apply decoupled weight decay (Loshchilov and Hutter 2019)."""
     if group["weight_decay"]:
         torch._foreach_mul_(_parts(parameters), 1 - group["lr"] * group["weight_decay"])

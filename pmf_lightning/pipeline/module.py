@@ -13,6 +13,7 @@ from pmf_lightning.data.transforms import preprocess_latents, preprocess_pixels
 from pmf_lightning.distributed.collectives import Devices, gather_rows, of_rank_zero, sum_over_ranks
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Losses, Objective, QueueBatch, State
 from pmf_lightning.objectives.jvp.compiled import CompiledNetwork
+from pmf_lightning.optim.host_moments import HostMoments
 from pmf_lightning.optim.optimizers import make_optimizer
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
@@ -104,7 +105,13 @@ class GenerativeModule(LightningModule):
                 encoder.to(self.device)
 
     def on_train_start(self) -> None:
-        """Set the objective's state before the first step, or move a restored one to the device."""
+        """Set the objective's state before the first step, or move a restored one to the device.
+
+        Restored moments, which Lightning moves to the device, return to host memory if they are kept there.
+        """
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, HostMoments):
+                optimizer.keep_moments()
         if not self.state:
             with torch.no_grad():
                 state = self.objective.initial_state(self.network, self.encoders, self.seed)

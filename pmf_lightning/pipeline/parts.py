@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -19,6 +19,7 @@ from pmf_lightning.data.dataset import DataSource, check_source
 from pmf_lightning.models.activation_checkpointing import recompute_blocks
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.base import Objective, check_contract
+from pmf_lightning.optim.host_moments import with_moments_on
 from pmf_lightning.optim.optimizers import make_optimizer
 from pmf_lightning.optim.schedules import DECAYS, rate_factor
 from pmf_lightning.utils import rng
@@ -52,6 +53,8 @@ def make_model(cfg: DictConfig, empty: bool = False) -> ModelParts:
     validate.model(cfg)
     validate.objective(cfg)
     objective, optimizer = make_objective(cfg), make_part(cfg, "optimizer")
+    if (device := OmegaConf.select(cfg, "moments.device")) is not None:  # missing in older checkpoints
+        optimizer = with_moments_on(device, optimizer)
     augment = make_augment(cfg, objective)
     validate.sampler(cfg.sampling.get("sampler"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():

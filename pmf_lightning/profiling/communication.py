@@ -98,11 +98,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes of a network: number of weights, shapes of Muon's matrices, number of averages."""
+    """Sizes of a network: number of weights, shapes of Muon's matrices, number of averages; are moments on the GPU?"""
 
     weights: int
     matrices: list[tuple[int, int]]
     averages: int
+    moments: bool
 
     @property
     def in_matrices(self) -> int:
@@ -118,16 +119,17 @@ def estimates(
     *,
     averages: int,
     muon: bool,
+    moments: bool = True,
     real_counts: RealCounts = (1, 0),
 ) -> list[Estimate]:
     """Estimate a step of ``batch`` images for each number of ``gpus``, with DDP and with FSDP2.
 
-    ``network`` must be on the meta device; ``muon`` says whether matrices are orthogonalised. Every number of ``gpus``
-    must divide ``batch``.
+    ``network`` must be on the meta device; ``muon`` says whether matrices are orthogonalised, ``moments`` whether
+    the moments are on the GPU. Every number of ``gpus`` must divide ``batch``.
     """
     groups = {group["kind"]: group["params"] for group in parameter_groups(network)}
     matrices = [tuple(p.shape) for p in groups.get("muon", [])] if muon else []
-    sizes = _Sizes(sum(p.numel() for ps in groups.values() for p in ps), matrices, averages)
+    sizes = _Sizes(sum(p.numel() for ps in groups.values() for p in ps), matrices, averages, moments)
     found = []
     for count in gpus:
         flops = step_flops(network, objective, batch // count, BatchRows(count - 1, count), real_counts)
@@ -213,7 +215,7 @@ def newton_schulz_flops(shape: tuple[int, int], steps: int = STEPS) -> int:
 
 def _state(sizes: _Sizes) -> Number:
     moments = sizes.in_matrices + 2 * (sizes.weights - sizes.in_matrices)
-    return FLOAT * (sizes.weights * (2 + sizes.averages) + moments)
+    return FLOAT * (sizes.weights * (2 + sizes.averages) + moments * sizes.moments)
 
 
 WIDTH = 130  # width of the table in characters
@@ -224,7 +226,7 @@ NOTE = (
     "GPU reach a smaller share of the peak than assumed. orthog.: Newton-Schulz, distributed over the GPUs; single: on "
     "one GPU. exchanged: GB that a GPU receives in a step; exposed: exchange time that no arithmetic hides. "
     "stored: GB of weights, gradients, moments and averages on a GPU; with ema.device=cpu, averages and "
-    "their update are not included."
+    "their update are not included, and with moments.device=cpu, moments and their copies are not."
 )
 
 
@@ -243,6 +245,7 @@ def estimate(cfg: DictConfig) -> list[Estimate]:
         make_part(cfg, "cluster"),
         averages=len(cfg.ema.halflife_kimg) if cfg.ema.device is None else 0,
         muon=isinstance(model.make_optimizer(), MuonAdam),
+        moments=cfg.moments.device is None,
         real_counts=real_counts_of(cfg, model.objective),
     )
 

@@ -161,6 +161,7 @@ def count_memory(
         encoders=4 * sum(known),
         queues=queue_bytes(cfg, source, objective),
         averages_on_host=cfg.ema.device == "cpu",
+        moments_on_host=cfg.moments.device == "cpu",
     )
 
 

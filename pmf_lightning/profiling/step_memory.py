@@ -8,7 +8,7 @@ whole runs to 15 % (test_step_memory.py; scripts/measure_memory.py for large net
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Objective, QueueBatch
-from pmf_lightning.optim.muon_adam import CPU_ELEMENTS, MuonAdam
+from pmf_lightning.optim.host_moments import HostMoments
+from pmf_lightning.optim.muon_adam import CPU_ELEMENTS
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
@@ -86,7 +87,9 @@ class StepMemory:
     ``activations`` is the peak of forward and backward pass of a micro-batch, ``update`` that of the optimiser step,
     ``update_on_cpu`` that of the step on a CPU, where Muon takes matrices in smaller parts,
     ``encoders`` the weights of a battery, as far as they are known; ``queues`` those of real images in host memory.
-    ``averages_on_host`` says whether averages are kept in host memory beside a GPU (ema.device=cpu).
+    ``averages_on_host`` says whether averages are kept in host memory beside a GPU (ema.device=cpu),
+    ``moments_on_host`` whether the moments of the optimiser are (moments.device=cpu); ``update`` then has those of a
+    part.
     """
 
     micro_batch: int
@@ -100,16 +103,24 @@ class StepMemory:
     encoders: int = 0
     queues: int = 0
     averages_on_host: bool = False
+    moments_on_host: bool = False
 
     @property
     def fixed(self) -> int:
         """Bytes on the device that do not depend on the micro-batch, without ``update``."""
-        return self._all - self.averages * self.averages_on_host
+        return self._all - self.averages * self.averages_on_host - self.optimizer * self.moments_on_host
 
     @property
     def host(self) -> int:
-        """Bytes in host memory beside a GPU: averages, and the buffers that weights are copied to."""
-        return (self.averages + self.gradients) * self.averages_on_host
+        """Bytes in host memory beside a GPU: moments, averages, and the buffers that weights are copied to."""
+        averages = (self.averages + self.gradients) * self.averages_on_host
+        return averages + self.optimizer * self.moments_on_host
+
+    @property
+    def on_host(self) -> str:
+        """What is in host memory beside a GPU, in words."""
+        held = ["moments"] * self.moments_on_host + ["averages", "copied weights"] * self.averages_on_host
+        return _listed(held)
 
     @property
     def _all(self) -> int:
@@ -136,11 +147,12 @@ class StepMemory:
     def line(self) -> str:
         """Return the peak of a step and its parts in one line."""
         images = f"{self.micro_batch} image{'s' * (self.micro_batch > 1)} at once x {self.per_image / 1e9:.3g} GB"
-        there = "gradients and moments" if self.averages_on_host else "gradients, moments and averages"
-        host = f"; beside a GPU, {self.host / 1e9:.3g} GB of averages and copied weights in host memory"
+        there = ["weights", "gradients"]
+        there += ["moments"] * (not self.moments_on_host) + ["averages"] * (not self.averages_on_host)
+        host = f"; beside a GPU, {self.host / 1e9:.3g} GB of {self.on_host} in host memory" if self.on_host else ""
         return (
-            f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of weights, {there} + {images} "
-            f"(counted in float32, without what the encoders of the loss compute){host * self.averages_on_host}"
+            f"memory of a device: {self.peak / 1e9:.3g} GB = {self.fixed / 1e9:.3g} GB of {_listed(there)} + {images} "
+            f"(counted in float32, without what the encoders of the loss compute){host}"
         )
 
     def largest_micro_batch(self, available: Number) -> int:
@@ -148,6 +160,11 @@ class StepMemory:
         if self.fixed + self.update > available:
             return 0
         return int((available - self.fixed) // self.per_image)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Join words by commas and "and"."""
+    return " and ".join([part for part in (", ".join(words[:-1]), *words[-1:]) if part])
 
 
 def step_memory(
@@ -178,8 +195,8 @@ def step_memory(
     optimizer = make_optimizer()
     optimizer.step()  # the first step creates the moments
     update = update_on_cpu = peak_bytes(optimizer.step)
-    if isinstance(optimizer, MuonAdam):
-        optimizer.part_elements = CPU_ELEMENTS
+    if isinstance(optimizer, HostMoments):
+        optimizer.part_elements, optimizer.moments_device = CPU_ELEMENTS, None
         update_on_cpu = peak_bytes(optimizer.step)
     moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return StepMemory(

@@ -100,7 +100,7 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
         ("  of a process on a CPU", gigabytes(memory.process)),
         ("  weights", gigabytes(memory.weights)),
         ("  gradients", gigabytes(memory.gradients)),
-        ("  moments of the optimiser", gigabytes(memory.optimizer)),
+        ("  moments of the optimiser", gigabytes(0 if memory.moments_on_host else memory.optimizer)),
         ("  averages of the weights", gigabytes(0 if memory.averages_on_host else memory.averages)),
         (f"  activations, {memory.micro_batch} x {gigabytes(memory.per_image)}", gigabytes(memory.activations)),
     ]
@@ -108,7 +108,7 @@ def _memory(facts: Facts) -> list[tuple[str, str]]:
         known = "unknown" if count is None else gigabytes(4 * count)
         rows.append((f"  frozen encoder {name}" + ("" if count is None else f", {count:,} weights"), known))
     if memory.host:
-        rows.append(("GB of averages and copied weights in host memory", gigabytes(memory.host)))
+        rows.append((f"GB of {memory.on_host} in host memory", gigabytes(memory.host)))
     if facts.gpu_gb is not None:
         rows.append((f"images at once in {facts.gpu_gb:g} GB", f"{facts.largest_micro_batch:,}"))
     return rows

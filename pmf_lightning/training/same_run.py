@@ -18,7 +18,7 @@ from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 CHANGEABLE = (
     *("steps", "images", "schedule.*"),
     *("optimizer.lr", "posttrain_lr", "posttrain_lr.*", "optimizer.weight_decay"),
-    *("optimizer.distribute", "optimizer.ns_dtype", "ema.device"),
+    *("optimizer.distribute", "optimizer.ns_dtype", "ema.device", "moments", "moments.device"),
     *(
         "trainer.*",
         "micro_batch",
@@ -42,7 +42,8 @@ UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logge
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
     *("micro_batch", "num_workers", "threads", "compile", "activation_checkpointing", "matmul_precision"),
-    *("sync_tolerance", "backbone.attention", "ema.device", "log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
+    *("sync_tolerance", "backbone.attention", "ema.device", "moments", "moments.device"),
+    *("log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
     *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
 )
@@ -50,7 +51,7 @@ WITHOUT_EFFECT = (
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
 WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
-WHEN_ABSENT |= {"battery.floors": None, "threads": None, "ema.device": None}
+WHEN_ABSENT |= {"battery.floors": None, "threads": None, "ema.device": None, "moments": {"device": None}}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")

@@ -101,6 +101,7 @@ def test_every_way_to_resume_compares_and_touches_nothing(tmp_path, ckpt):
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices 1 -> 2"),
         (["trainer.precision=bf16-mixed"], "trainer.precision 32-true -> bf16-mixed"),
         (["ema.device=cpu"], "ema.device null -> cpu"),
+        (["moments.device=cpu"], "moments.device null -> cpu"),
         (["compile=true", "activation_checkpointing=true"], "activation_checkpointing false -> true"),
         (["checkpoint.keep_last=3", "sample_grid.rows=2"], "checkpoint.keep_last 1 -> 3"),
         (["sampling.omega=3", "sampling.steps=2"], "sampling.omega 2.0 -> 3"),
@@ -122,7 +123,15 @@ def test_a_derived_option_is_named_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lacking", [["flip"], ["compile", "activation_checkpointing"], ["objective.sample_interval"], ["decoder"], ["seed"]]
+    "lacking",
+    [
+        ["flip"],
+        ["moments"],
+        ["compile", "activation_checkpointing"],
+        ["objective.sample_interval"],
+        ["decoder"],
+        ["seed"],
+    ],
 )
 def test_checkpoints_that_lack_newer_options_resume(tmp_path, lacking):
     config = plain()
