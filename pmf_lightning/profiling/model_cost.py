@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pmf_lightning.profiling.meta_results import MetaResults
 from pmf_lightning.utils.errors import UserError
 
 
@@ -46,7 +47,7 @@ def _multiply_adds(network: nn.Module, head: str) -> int:
     on_meta = {name: torch.empty_like(weight, device="meta") for name, weight in network.named_parameters()}
     image = torch.empty(1, network.channels, network.resolution, network.resolution, device="meta")
     conditions = {name: _blank(embed) for name, embed in network.conditions.items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), MetaResults(), FlopCounterMode(display=False) as counter:
         call = {"heads": (head,), "attention": "plain"}
         torch.func.functional_call(network, on_meta, (image, conditions), call)
     return counter.get_total_flops() // 2

@@ -8,7 +8,8 @@ whole runs to 15 % (test_step_memory.py; scripts/measure_memory.py for large net
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning.objectives.base import AnyBatch, Batch, LabelBatch, Objective, QueueBatch
+from pmf_lightning.optim.distributed_muon import chunks
 from pmf_lightning.optim.host_moments import HostMoments
-from pmf_lightning.optim.muon_adam import CPU_ELEMENTS
+from pmf_lightning.optim.muon_adam import CPU_ELEMENTS, STACK_ELEMENTS, MuonAdam
 from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
@@ -192,23 +194,52 @@ def step_memory(
     objective, encoders = objective.counted()
     batch, draws = meta_batch(network, objective, micro_batch, shard, real_counts)
     activations = peak_bytes(lambda: objective(network, batch, draws, encoders).total.backward())
-    optimizer = make_optimizer()
-    optimizer.step()  # the first step creates the moments
-    update = update_on_cpu = peak_bytes(optimizer.step)
-    if isinstance(optimizer, HostMoments):
-        optimizer.part_elements, optimizer.moments_device = CPU_ELEMENTS, None
-        update_on_cpu = peak_bytes(optimizer.step)
-    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    moments, update, update_on_cpu = optimizer_memory(make_optimizer(), weights)
     return StepMemory(
         micro_batch=micro_batch,
         weights=_bytes(network.parameters()),
         gradients=_bytes(weights),
-        optimizer=_bytes(moments),
+        optimizer=moments,
         averages=averages * sum(weight.numel() * max(4, weight.element_size()) for weight in weights),
         activations=activations,
         update=update,
         update_on_cpu=update_on_cpu,
     )
+
+
+def optimizer_memory(optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]) -> tuple[int, int, int]:
+    """Return the bytes of the moments, and the peaks of a step and of a step on a CPU.
+
+    ``weights`` must have gradients on the meta device; some of these are dropped.
+    """
+    like = _skip_repeated(optimizer, STACK_ELEMENTS)
+    optimizer.step()  # the first step creates the moments
+    states = [optimizer.state.get(like.get(weight, weight), {}) for weight in weights]
+    moments = _bytes(value for state in states for value in state.values() if isinstance(value, Tensor))
+    update = update_on_cpu = peak_bytes(optimizer.step)
+    if isinstance(optimizer, HostMoments):
+        _skip_repeated(optimizer, CPU_ELEMENTS)
+        optimizer.part_elements, optimizer.moments_device = CPU_ELEMENTS, None
+        update_on_cpu = peak_bytes(optimizer.step)
+    return moments, update, update_on_cpu
+
+
+def _skip_repeated(optimizer: torch.optim.Optimizer, part_elements: int) -> dict[nn.Parameter, nn.Parameter]:
+    """Drop the gradients of weights whose update repeats that of others; return these weights with one of the others.
+
+    Muon takes the matrices of a shape in parts, one after the other. The first part takes the most memory.
+    """
+    like: dict[nn.Parameter, nn.Parameter] = {}
+    for group in optimizer.param_groups if isinstance(optimizer, MuonAdam) else ():
+        alike: dict[Hashable, list[nn.Parameter]] = defaultdict(list)
+        for weight in group["params"] if group["kind"] == "muon" else ():
+            alike[weight.shape, weight.dtype].append(weight)
+        for (shape, _), weights in alike.items():
+            first = next(chunks([tuple(shape)] * len(weights), part_elements))
+            like |= dict.fromkeys(weights[first.stop :], weights[0])
+    for weight in like:
+        weight.grad = None
+    return like
 
 
 def _bytes(tensors) -> int:
