@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pmf_lightning.reports.formatting import Spread, counted, higher_is_better, is_number, show, show_paper, spread
+from pmf_lightning.reports.formatting import Spread, higher_is_better, in_words, is_number, show, show_paper, spread
 from pmf_lightning.utils.errors import UserError, suggestions
 
 KINDS = {"lower": ("than", "by"), "ordered": (), "best": (), "alike": ("within",)}
@@ -221,7 +221,7 @@ def seeds_of(spreads: Sequence[Spread]) -> str:
     if not counts:
         return ""
     if len(counts) == 1:
-        return f"{counted(counts[0], 'seed')} per arm"
+        return f"{in_words(counts[0], 'seed')} per arm"
     return f"{counts[0]} to {counts[-1]} seeds per arm"
 
 

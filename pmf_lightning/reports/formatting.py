@@ -68,7 +68,7 @@ def show_time(seconds: float | int) -> str:
     return f"{seconds:.0f} s"
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def in_words(number: int, one: str, many: str | None = None) -> str:
     """Format a count with its noun: "one arm", "3 arms"."""
     return f"one {one}" if number == 1 else f"{number} {many or one + 's'}"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pmf_lightning.reports.claims import Finding, Verdict, check, compare_arms, seeds_of, sentence, verdict_of
-from pmf_lightning.reports.formatting import counted, higher_is_better, is_number, show_paper, show_time, spread
+from pmf_lightning.reports.formatting import higher_is_better, in_words, is_number, show_paper, show_time, spread
 from pmf_lightning.reports.sweeps import Sweep
 from pmf_lightning.reports.table import Table, table_of
 
@@ -148,7 +148,7 @@ def _machine(record) -> str:
     threads, cores = record.get("threads"), record.get("cores")
     parts = [
         str(record.get("device") or ""),
-        f"{counted(threads, 'thread')} of {counted(cores, 'core')}" if threads and cores else "",
+        f"{in_words(threads, 'thread')} of {in_words(cores, 'core')}" if threads and cores else "",
     ]
     return ", ".join(part for part in parts if part)
 
@@ -173,7 +173,7 @@ def _headline(sweep: Sweep, findings: Sequence[Finding], verdict: Verdict) -> In
     shown = _headline_arms(sweep, findings)
     paper = {arm.name: arm.paper for arm in sweep.arms if arm.paper is not None}
     seconds = spread([run.number("wall_seconds") for run in sweep.runs if run.state == "finished"])
-    cost = counted(len(sweep.arms), "arm") + (f", {show_time(seconds.mean)} each" if seconds else "")
+    cost = in_words(len(sweep.arms), "arm") + (f", {show_time(seconds.mean)} each" if seconds else "")
     seeds = re.sub(" per arm$", "", seeds_of(list(spreads.values())))
     return IndexRow(
         finding=study.title if study else f"sweep {sweep.name}",
