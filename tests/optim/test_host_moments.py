@@ -11,6 +11,7 @@ from torch import nn
 from pmf_lightning.optim import host_moments, muon_adam
 from pmf_lightning.optim.host_moments import Adam, AdamW, with_moments_on
 from pmf_lightning.optim.muon_adam import MuonAdam
+from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
@@ -160,15 +161,20 @@ def moments_of(optimizer):
     return [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
 
 
-def test_the_meta_device_counts_the_moments_without_memory():
-    _, optimizer = begun("muon", "cpu")
-    for group in optimizer.param_groups:
-        group["params"] = [nn.Parameter(weight.to("meta")) for weight in group["params"]]
-        for weight in group["params"]:
-            weight.grad = torch.empty_like(weight)
-    optimizer.step()
-    optimizer.step()
-    assert {value.device.type for value in moments_of(optimizer)} == {"meta"}
+@pytest.mark.parametrize(("kind", "copies"), [("muon", 0), ("adam", 2)])  # Muon's are gone before Newton-Schulz
+def test_the_meta_device_counts_the_copies_without_memory(kind, copies):
+    peaks = []
+    for device in (None, "cpu"):
+        _, optimizer = begun(kind, device)
+        for group in optimizer.param_groups:
+            group["params"] = [nn.Parameter(weight.to("meta")) for weight in group["params"] if weight.ndim == 2]
+            for weight in group["params"]:
+                weight.grad = torch.empty_like(weight)
+        optimizer.param_groups = optimizer.param_groups[:1]
+        optimizer.step()
+        peaks.append(peak_bytes(optimizer.step))
+        assert {value.device.type for value in moments_of(optimizer)} == {"meta"}
+    assert peaks[1] - peaks[0] == copies * sum(4 * weight.numel() for weight in optimizer.param_groups[0]["params"])
 
 
 def test_the_loss_of_a_closure_comes_back_and_its_gradients_count():
