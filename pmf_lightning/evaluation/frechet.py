@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.encoders.base import Features
@@ -15,6 +16,7 @@ from pmf_lightning.utils.errors import UserError
 
 Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | ImageDataset  # of uint8 pixels
 Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
+LATE_BAR = {"delay": 2, "leave": False, "disable": None}  # a bar on a terminal, for work that takes over two seconds
 
 
 class NonFiniteError(UserError):
@@ -26,12 +28,12 @@ class FrechetDistance:
 
     See ``Gaussian.distance`` for the formula; means and unbiased covariances of the features are in float64. Features
     are computed ``batch`` images at a time, without autocast. A module must be in evaluation mode, and ``embed`` must
-    do any resizing. There is no communication: every process that calls it needs all images. Raises UserError for fewer
-    than two images.
+    do any resizing. There is no communication: every process that calls it needs all images. ``name`` is that of the
+    distance in progress bars, which appear after two seconds. Raises UserError for fewer than two images.
     """
 
-    def __init__(self, embed: Embed, reference: Pictures, batch: int) -> None:
-        self._embed, self._batch = embed, batch
+    def __init__(self, embed: Embed, reference: Pictures, batch: int, name: str = "fd") -> None:
+        self._embed, self._batch, self._name = embed, batch, name
         statistics = self._summed(reference).statistics("reference")
         self._reference = Gaussian(statistics.mu, statistics.sigma)
 
@@ -50,8 +52,11 @@ class FrechetDistance:
 
     def _summed(self, images: Pictures) -> "FeatureSums":
         sums = self.new_sums()
-        for part in in_batches(images, self._batch):
-            sums.add(part)
+        parts = in_batches(images, self._batch)
+        with tqdm(total=len(images), desc=f"features for {self._name}", unit="image", **LATE_BAR) as bar:
+            for part in parts:
+                sums.add(part)
+                bar.update(len(part))
         return sums
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pmf_lightning.data.dataset import DataSource, Head, ImageDataset
 from pmf_lightning.data.transforms import to_uint8
@@ -17,7 +18,7 @@ from pmf_lightning.encoders.base import Extractor, check_channels, extract
 from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.evaluation.frechet import Embed, FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.evaluation.frechet import LATE_BAR, Embed, FrechetDistance, Pictures, check_finite, in_batches
 from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
@@ -95,7 +96,9 @@ class RealImageScorer:
         self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
-        self.others = {name: FrechetDistance(embed, train_images, batch) for name, embed in (others or {}).items()}
+        self.others = {
+            name: FrechetDistance(embed, train_images, batch, name) for name, embed in (others or {}).items()
+        }
 
     @cached_property
     def other_floors(self) -> dict[str, float]:
@@ -196,7 +199,7 @@ class SmallDataEvaluator:
         """
         scorer = self.scorer
         labels = balanced_labels(len(scorer.held_out_labels), self.source.classes)
-        firsts = range(0, len(labels), self.settings.batch_size)
+        firsts = tqdm(range(0, len(labels), self.settings.batch_size), "evaluating", unit="batch", **LATE_BAR)
         parts = zip(firsts, labels.split(self.settings.batch_size), strict=True)
         return scorer.measure_parts((_levels(generate(part, first)), part) for first, part in parts)
 
