@@ -98,7 +98,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Sizes of a network: number of weights, shapes of Muon's matrices, number of averages; are moments on the GPU?"""
+    """Sizes of a network: number of weights, shapes of Muon's matrices, averages; whether moments are on the GPU."""
 
     weights: int
     matrices: list[tuple[int, int]]

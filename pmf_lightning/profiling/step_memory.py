@@ -23,6 +23,7 @@ from pmf_lightning.optim.distributed_muon import chunks
 from pmf_lightning.optim.host_moments import HostMoments
 from pmf_lightning.optim.muon_adam import CPU_ELEMENTS, STACK_ELEMENTS, MuonAdam
 from pmf_lightning.profiling.live_bytes import peak_bytes
+from pmf_lightning.profiling.meta_results import MetaResults
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
@@ -256,7 +257,7 @@ def step_flops(
     """
     objective, encoders = objective.counted()
     batch, draws = meta_batch(network, objective, micro_batch, shard, real_counts)
-    with FlopCounterMode(display=False) as counter:
+    with MetaResults(), FlopCounterMode(display=False) as counter:
         objective(network, batch, draws, encoders).total.backward()
     network.zero_grad()
     return counter.get_total_flops()
