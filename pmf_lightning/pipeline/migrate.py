@@ -53,6 +53,7 @@ MOVED_TARGETS = {
 RENAMED_CALLBACKS = {"LastCheckpoint": "CheckpointWriter"}
 # Options missing in earlier configurations, with the values that those runs used.
 ADDED_OPTIONS = {"flip": False, "decoder": None, "activation_checkpointing": False, "compile": False, "augment": None}
+ADDED_OPTIONS |= {"moments": {"device": None}}
 ADDED_OBJECTIVE_OPTIONS = {
     "pmf_lightning.objectives.drifting.Drifting": {"affinity_floor": 1e-6},
     "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow": {

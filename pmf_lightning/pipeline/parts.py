@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -53,8 +53,8 @@ def make_model(cfg: DictConfig, empty: bool = False) -> ModelParts:
     validate.model(cfg)
     validate.objective(cfg)
     objective, optimizer = make_objective(cfg), make_part(cfg, "optimizer")
-    if (device := OmegaConf.select(cfg, "moments.device")) is not None:  # missing in older checkpoints
-        optimizer = with_moments_on(device, optimizer)
+    if cfg.moments.device is not None:
+        optimizer = with_moments_on(cfg.moments.device, optimizer)
     augment = make_augment(cfg, objective)
     validate.sampler(cfg.sampling.get("sampler"), objective.samplers, cfg.sampling.steps, "sampling.")
     with torch.device("meta") if empty else nullcontext():

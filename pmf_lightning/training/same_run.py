@@ -51,7 +51,7 @@ WITHOUT_EFFECT = (
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
 WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
-WHEN_ABSENT |= {"battery.floors": None, "threads": None, "ema.device": None, "moments": {"device": None}}
+WHEN_ABSENT |= {"battery.floors": None, "threads": None, "ema.device": None}
 WHEN_ABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
