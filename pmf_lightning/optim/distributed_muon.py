@@ -54,7 +54,7 @@ class ReplicatedMuon(_Several):
         shares = assign(shapes, self.size)
         mine = shares[self.group.rank()]
         done = _in_stacks([matrices[i] for i in mine], work)
-        longest = max(sum(_numel(shapes[i]) for i in share) for share in shares)
+        longest = max(sum(math.prod(shapes[i]) for i in share) for share in shares)
         sent = matrices[0].new_zeros(longest, dtype=self.exact)
         if done:
             flat = torch.cat([matrix.to(self.exact).flatten() for matrix in done])
@@ -63,7 +63,7 @@ class ReplicatedMuon(_Several):
         dist.all_gather_into_tensor(received, sent, group=self.group)
         results: dict[int, Tensor] = {}
         for share, row in zip(shares, received.view(self.size, longest), strict=True):
-            sizes = [_numel(shapes[i]) for i in share]
+            sizes = [math.prod(shapes[i]) for i in share]
             for i, flat in zip(share, row[: sum(sizes)].split(sizes), strict=True):
                 results[i] = flat.view(shapes[i]).to(matrices[0].dtype)
         return [results[i] for i in range(len(shapes))]
@@ -75,9 +75,9 @@ class ShardedMuon(_Several):
     def orthogonalised(self, matrices: Sequence[Tensor], shapes: Sequence[Shape], work: Work) -> list[Tensor]:
         """Return this rank's rows of ``work`` of each matrix, in order."""
         shares, me = assign(shapes, self.size), self.group.rank()
-        own = [[_numel((_rows(shapes[i][0], me, self.size), shapes[i][1])) for i in share] for share in shares]
+        own = [[math.prod((_rows(shapes[i][0], me, self.size), shapes[i][1])) for i in share] for share in shares]
         theirs = [
-            [_numel((_rows(shapes[i][0], rank, self.size), shapes[i][1])) for i in shares[me]]
+            [math.prod((_rows(shapes[i][0], rank, self.size), shapes[i][1])) for i in shares[me]]
             for rank in range(self.size)
         ]
         order = [i for share in shares for i in share]
@@ -165,10 +165,6 @@ def _rows(rows: int, rank: int, size: int) -> int:
     """Return the number of ``rows`` on a rank, sharded as by torch.chunk."""
     chunk = -(-rows // size)
     return max(0, min(rows, (rank + 1) * chunk) - rank * chunk)
-
-
-def _numel(shape: Shape) -> int:
-    return shape[0] * shape[1]
 
 
 def _totals(sizes: list[list[int]]) -> list[int]:

@@ -94,10 +94,7 @@ class _InParts(HostMoments):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Take one step and return the loss of ``closure``, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         groups = self.param_groups
         try:
             for group in groups:
@@ -134,6 +131,14 @@ def with_moments_on(device: str, make: Callable[[list[dict]], Optimizer]) -> Cal
             "optimizer=muon, adam or adamw, or leave moments.device out"
         )
     return partial(kind, *make.args, **make.keywords, moments_device=device)
+
+
+def loss_of(closure: Callable | None) -> Any:
+    """Return the loss that the ``closure`` of a step computes with its gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def _moments(state: Mapping[str, Any]) -> dict[str, Tensor]:

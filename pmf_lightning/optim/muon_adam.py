@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pmf_lightning.distributed.dtensor import local_tensor
 from pmf_lightning.optim.distributed_muon import chunks, distribution_of
-from pmf_lightning.optim.host_moments import HostMoments
+from pmf_lightning.optim.host_moments import HostMoments, loss_of
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
 from pmf_lightning.optim.side_by_side import side_by_side
 from pmf_lightning.utils.errors import UserError
@@ -101,10 +101,7 @@ class MuonAdam(HostMoments):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Take one step and return the loss of ``closure``, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             muon = group["kind"] == "muon"

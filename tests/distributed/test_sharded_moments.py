@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fake_device import ELSEWHERE
 from ranks import together
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,7 +24,6 @@ from pmf_lightning.utils import rng
 
 OLD = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < OLDEST_FSDP
 NEEDS_FSDP = pytest.mark.skipif(OLD, reason="FSDP2 takes forward-mode derivatives from torch 2.13")
-ELSEWHERE = "cpu:0"  # the same memory by another name, so that the moments are not beside the weights
 SHAPES = [(5, 3), (3, 5), (1, 4)]  # rows that two ranks cannot share evenly, or at all
 KINDS = {"muon": partial(MuonAdam, lr=0.1), "adam": partial(torch.optim.Adam, lr=0.1)}
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from pmf_lightning.objectives.jvp.forward_mode import Dual
 
 CUDA = torch.device("cuda", 0)
+ELSEWHERE = "cpu:0"  # the same memory by another name, so that the moments are not beside the weights
 
 
 class FakeDevice(TorchDispatchMode):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from fake_device import CUDA, FakeDevice
+from fake_device import CUDA, ELSEWHERE, FakeDevice
 from torch import nn
 
 from pmf_lightning.optim import host_moments, muon_adam
@@ -15,7 +15,6 @@ from pmf_lightning.profiling.live_bytes import peak_bytes
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
 
-ELSEWHERE = "cpu:0"  # the same memory by another name, so that the moments are not beside the weights
 SHAPES = ((6, 6), (9, 4), (6, 6), (4, 9), (5,), (1, 3, 4), (7,))
 KINDS = {
     "muon": partial(MuonAdam, lr=1e-2, weight_decay=0.1),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
+from fake_device import ELSEWHERE
 from kept import assert_same, state
 from shrunk import RUN
 
@@ -18,7 +19,6 @@ from pmf_lightning.pipeline import parts
 from pmf_lightning.profiling.step_memory import StepMemory
 from pmf_lightning.training.prepare import Parts
 
-ELSEWHERE = "cpu:0"  # the same memory by another name, so that the moments are not beside the weights
 SOURCE = Shapes("shapes", 16, 3, 10, 64, 10)
 
 
