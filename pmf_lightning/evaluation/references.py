@@ -1,7 +1,8 @@
-"""Read statistics of real images in the three published file formats, without running code."""
+"""Read and write statistics of real images; the three published file formats are read without running code."""
 
+import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from pmf_lightning.evaluation.moments import Gaussian
+from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.utils.array_pickles import read_array_pickle
 from pmf_lightning.utils.bounded_files import Npz, open_npz, parse_json
-from pmf_lightning.utils.cache import file_sha256
+from pmf_lightning.utils.cache import atomic_write, cache_root, digest, file_sha256, sole_writer
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.moments import MOST_BYTES, checked_moments
 
@@ -144,3 +145,37 @@ def read_about(text: Any, option: str, path: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise UserError(f"{option}={path}: its metadata is not a JSON object; make it again")
     return about
+
+
+def save_npz(reference: Reference, path: Path) -> None:
+    """Write mu, sigma, features if there are any, and the metadata ``about``."""
+    arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
+    if reference.features is not None:
+        arrays["features"] = reference.features.numpy()
+    write_npz(path, arrays | {"about": np.array(json.dumps(dict(reference.about)))})
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to a .npz, which appears complete or not at all."""
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def cached_file(cache_dir: str | None, *key: int | str | None) -> Path:
+    """Return the .npz of statistics with this ``key`` in the cache; its folder is created."""
+    folder = cache_root(cache_dir) / "statistics"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{digest(*key)}.npz"
+
+
+def cached_moments(path: Path, extractor: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
+    """Return the moments in the file ``path`` of features of ``extractor``, measured and stored there if it is missing.
+
+    One process measures while others wait. Raises UserError for a damaged file.
+    """
+    with sole_writer(path):
+        if not path.is_file():
+            measured = measure()
+            save_npz(Reference(measured.mu, measured.sigma, about={"n": measured.n, "extractor_name": extractor}), path)
+    stored = load_reference(path, extractor)
+    return FeatureStatistics(stored.n, stored.mu, stored.sigma, None, None)

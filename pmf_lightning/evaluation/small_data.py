@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,17 @@ from pmf_lightning.encoders.base import Extractor, check_channels, extract
 from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.evaluation.frechet import LATE_BAR, Embed, FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.evaluation.frechet import (
+    LATE_BAR,
+    Embed,
+    FrechetDistance,
+    Pictures,
+    Recall,
+    check_finite,
+    in_batches,
+)
+from pmf_lightning.evaluation.moments import FeatureStatistics
+from pmf_lightning.evaluation.references import cached_file, cached_moments
 from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
@@ -75,11 +85,19 @@ class SmallDataScores:
     other_floors: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FurtherFeatures:
+    """Features of uint8 images for a ``FrechetDistance``; ``recall`` stores the moments of real images, if given."""
+
+    embed: Embed
+    recall: Recall | None = None
+
+
 class RealImageScorer:
     """Classifier with the real images of the comparison; scores of the real images are computed once.
 
     ``labelled`` is False if the classifier does not know the labels: then only distances are measured. ``others`` are
-    further features of uint8 images by the name of their distance.
+    further features by the name of their distance.
     """
 
     def __init__(
@@ -90,20 +108,21 @@ class RealImageScorer:
         held_out_labels: Int64[Tensor, " m"],
         batch: int,
         labelled: bool = True,
-        others: Mapping[str, Embed] | None = None,
+        others: Mapping[str, "FurtherFeatures"] | None = None,
     ) -> None:
         self.classifier, self.batch, self.labelled = classifier, batch, labelled
         self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
         self.others = {
-            name: FrechetDistance(embed, train_images, batch, name) for name, embed in (others or {}).items()
+            name: FrechetDistance(one.embed, train_images, batch, name, one.recall)
+            for name, one in (others or {}).items()
         }
 
     @cached_property
     def other_floors(self) -> dict[str, float]:
         """Distance of the held-out images to the training split in each of the other features."""
-        return {name: distance(self.held_out_images) for name, distance in self.others.items()}
+        return {name: distance.of_real(self.held_out_images, "held-out") for name, distance in self.others.items()}
 
     @cached_property
     def floor(self) -> float:
@@ -163,8 +182,8 @@ class SmallDataEvaluator:
     """Evaluator of a generator against ``source``'s images; the classifier and ``fd_floor`` are computed once.
 
     It runs without communication, so one process may evaluate while others do not: the classifier on the CPU,
-    ``settings.extractors`` on ``device``. Raises UserError if the weights of an extractor are missing or it does not
-    take such images.
+    ``settings.extractors`` on ``device``. The moments of real images in their features are cached for later runs.
+    Raises UserError if the weights of an extractor are missing or it does not take such images.
     """
 
     def __init__(self, source: DataSource, settings: SmallDataSettings, cache_dir: str | None):
@@ -188,9 +207,19 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
-        others = {f"fd_{name}": _embed(extractor, self.device) for name, extractor in self.extractors.items()}
+        others = {
+            f"fd_{name}": FurtherFeatures(_embed(extractor, self.device), partial(self._recall, extractor))
+            for name, extractor in self.extractors.items()
+        }
         labelled = source.classes > 1
         return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled, others)
+
+    def _recall(self, extractor: Extractor, what: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
+        first = self.settings.reference_images if what == "reference" else None
+        # the number of images at a time and the device, since the last bits depend on them
+        place = (self.settings.batch_size, self.device.type)
+        key = ("moments", self.source.fingerprint(), extractor.fingerprint(), what, first, *place)
+        return cached_moments(cached_file(self.cache_dir, *key), extractor.name, measure)
 
     def __call__(self, generate: Generate) -> SmallDataScores:
         """Generate as many images as are held out, with labels ``i % classes``, and return their scores.

@@ -17,9 +17,9 @@ from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
 from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import measure
-from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, load_reference
+from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, cached_file, load_reference, save_npz, write_npz
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.cache import atomic_write, cache_root, digest, sole_writer
+from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.errors import UserError
 
 FORMAT = "pmf_lightning statistics 1"
@@ -143,9 +143,7 @@ def cached_statistics(
     cache_dir: str | None,
 ) -> Reference:
     """Return ``split_statistics`` of the complete training split, computed once and cached."""
-    folder = cache_root(cache_dir) / "statistics"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{digest(FORMAT, source.fingerprint(), extractor.fingerprint(), features)}.npz"
+    path = cached_file(cache_dir, FORMAT, source.fingerprint(), extractor.fingerprint(), features)
     if not on_rank_zero(path.is_file):
         measured = split_statistics(source, extractor, None, batch_size, features, device)
         on_rank_zero(lambda: _save(measured, path))
@@ -169,7 +167,7 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
     _, other, pickled = paths_of(out)
     save_npz(reference, out)
     moments = {"ref_mu": reference.mu.numpy(), "ref_sigma": reference.sigma.numpy()}
-    _write_npz(other, moments | {"about": np.array(json.dumps(dict(reference.about)))})
+    write_npz(other, moments | {"about": np.array(json.dumps(dict(reference.about)))})
     name = reference.about["extractor_name"]
     arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
     with atomic_write(pickled) as draft, draft.open("wb") as file:
@@ -180,16 +178,3 @@ def save_all(reference: Reference, out: Path) -> list[Path]:
 def paths_of(out: Path) -> list[Path]:
     """Return the files that ``save_all`` writes."""
     return [out, out.with_name(f"{out.stem}_ref.npz"), out.with_suffix(".pkl")]
-
-
-def save_npz(reference: Reference, path: Path) -> None:
-    """Write mu, sigma, features if there are any, and the metadata ``about``."""
-    arrays = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
-    if reference.features is not None:
-        arrays["features"] = reference.features.numpy()
-    _write_npz(path, arrays | {"about": np.array(json.dumps(dict(reference.about)))})
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with atomic_write(path) as draft, draft.open("wb") as file:
-        np.savez(file, **arrays)

@@ -12,8 +12,7 @@ from pmf_lightning import UserError, compose
 from pmf_lightning.encoders.inception import Inception
 from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.evaluation.evaluator import Evaluator, check_same_features
-from pmf_lightning.evaluation.references import Reference, load_reference
-from pmf_lightning.evaluation.statistics import save_npz
+from pmf_lightning.evaluation.references import Reference, load_reference, save_npz
 from pmf_lightning.pipeline.parts import make_part
 
 CPU = torch.device("cpu")

@@ -334,6 +334,31 @@ def test_probe_asks_for_balanced_labels_in_chunks_and_prepares_once(tmp_path, tr
     assert len(trainings) == 1
 
 
+def test_moments_of_real_images_in_further_features_are_measured_once_and_then_equal(tmp_path):
+    source, settings = Patches(), quick_probe(tmp_path).settings
+
+    def measured(**changes):
+        seen = []
+
+        class Counting(Tiny):
+            def open(self, device):
+                network = super().open(device)
+                return lambda images: seen.append(len(images)) or network(images)
+
+        probe = SmallDataEvaluator(source, replace(settings, extractors={"tiny": Counting()}, **changes), str(tmp_path))
+        images = source.held_out().images.flip(-1)
+        return probe(lambda labels, first: to_float(images[first : first + len(labels)])), sum(seen)
+
+    train, held_out = len(source.train()), len(source.held_out())
+    quality, seen = measured()
+    assert seen == train + 2 * held_out
+    assert measured() == (quality, held_out)  # the generated images alone
+    changed, seen = measured(reference_images=train - 1)
+    assert seen == train - 1 + held_out  # the held-out images are the same
+    assert changed.others != quality.others
+    assert measured(batch_size=settings.batch_size + 1)[1] == train + 2 * held_out
+
+
 def test_distances_in_further_features_have_their_names_and_floors(tmp_path):
     source, settings = Patches(), quick_probe(tmp_path).settings
     probe = SmallDataEvaluator(source, replace(settings, extractors={"tiny": Tiny()}), str(tmp_path))
@@ -345,6 +370,7 @@ def test_distances_in_further_features_have_their_names_and_floors(tmp_path):
     )
     assert quality.others == {"fd_tiny": pytest.approx(numpy_frechet(real, made), abs=1e-6)}
     assert quality.other_floors == {"fd_tiny": pytest.approx(numpy_frechet(real, held), abs=1e-6)}
+    assert len(list((tmp_path / "statistics").glob("*.npz"))) == 2
     plain = quick_probe(tmp_path)(lambda labels, first: to_float(images[first : first + len(labels)]))
     assert replace(quality, others={}, other_floors={}) == plain
     others = {"averages": Mock(spec=EMA), "progress": Mock(spec=ThroughputBar)}

@@ -13,6 +13,8 @@ from pmf_lightning.encoders.battery.timm_member import TimmMember, timm_width
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
+CPU_IMAGES = 16  # at a time on a CPU: the maps of more do not fit into its caches
+
 
 @dataclass(frozen=True)
 class EncoderFeatures:
@@ -53,7 +55,8 @@ class EncoderFeatures:
         member = self.opened.to(device)
 
         def network(images: Levels) -> Features:
-            return Features(member(to_float(images)), None)
+            parts = images.split(CPU_IMAGES) if device.type == "cpu" else [images]
+            return Features(torch.cat([member(to_float(part)) for part in parts]), None)
 
         return network
 

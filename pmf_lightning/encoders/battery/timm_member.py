@@ -73,6 +73,7 @@ class TimmMember(Member):
         published = self.published(name)
         state = published.read(weights) if weights else self.default_weights(published)
         self.net = self._network(state, published, weights or model)
+        self.net.to(memory_format=torch.channels_last)  # faster convolutions: EfficientNet-Lite0 by 1.2 to 1.5 on a CPU
         self.width = _width(self.net, pool)
         if width not in (None, self.width):
             raise UserError(f"{self.option}.width={width}: {model} gives {self.width} numbers with pool={pool}")
