@@ -16,8 +16,8 @@ from pmf_lightning.utils.errors import UserError
 
 Pictures = UInt8[Tensor, "n c h w"] | UInt8[np.ndarray, "n c h w"] | ImageDataset  # of uint8 pixels
 Embed = Callable[[Tensor], Tensor]  # uint8 [B, C, H, W] -> float [B, features]
-# (what the images are, measurement of them) -> the moments, stored by an earlier run or measured now
-Recall = Callable[[str, Callable[[], FeatureStatistics]], FeatureStatistics]
+# (what the images are, measurement of them) -> their moments, stored by an earlier run or measured now
+Stored = Callable[[str, Callable[[], FeatureStatistics]], FeatureStatistics]
 LATE_BAR = {"delay": 2, "leave": False, "disable": None}  # a bar on a terminal, for work that takes over two seconds
 
 
@@ -31,15 +31,15 @@ class FrechetDistance:
     See ``Gaussian.distance`` for the formula; means and unbiased covariances of the features are in float64. Features
     are computed ``batch`` images at a time, without autocast. A module must be in evaluation mode, and ``embed`` must
     do any resizing. There is no communication: every process that calls it needs all images. ``name`` is that of the
-    distance in progress bars, which appear after two seconds. ``recall`` may store the moments of real images, of the
+    distance in progress bars, which appear after two seconds. ``stored`` may keep the moments of real images, of the
     "reference" and of sets given to ``of_real``. Raises UserError for fewer than two images.
     """
 
     def __init__(
-        self, embed: Embed, reference: Pictures, batch: int, name: str = "fd", recall: Recall | None = None
+        self, embed: Embed, reference: Pictures, batch: int, name: str = "fd", stored: Stored | None = None
     ) -> None:
         self._embed, self._batch, self._name = embed, batch, name
-        self._recall = recall or (lambda what, measure: measure())
+        self._stored = stored or (lambda what, measure: measure())
         moments = self._real(reference, "reference")
         self._reference = Gaussian(moments.mu, moments.sigma)
 
@@ -48,7 +48,7 @@ class FrechetDistance:
         return self.of_sums(self._summed(images))
 
     def of_real(self, images: Pictures, what: str) -> float:
-        """Return the distance of real ``images``, which ``recall`` knows as ``what``."""
+        """Return the distance of real ``images``, whose moments are stored as those of ``what``."""
         moments = self._real(images, what)
         return self._reference.distance(moments.mu, moments.sigma)
 
@@ -62,7 +62,7 @@ class FrechetDistance:
         return self._reference.distance(statistics.mu, statistics.sigma)
 
     def _real(self, images: Pictures, what: str) -> FeatureStatistics:
-        return self._recall(what, lambda: self._summed(images).statistics(what))
+        return self._stored(what, lambda: self._summed(images).statistics(what))
 
     def _summed(self, images: Pictures) -> "FeatureSums":
         sums = self.new_sums()

@@ -1,6 +1,7 @@
 """Read and write statistics of real images; the three published file formats are read without running code."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pmf_lightning.utils.bounded_files import Npz, open_npz, parse_json
 from pmf_lightning.utils.cache import atomic_write, cache_root, digest, file_sha256, sole_writer
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.moments import MOST_BYTES, checked_moments
+
+log = logging.getLogger(__name__)
 
 # Naming of mean and covariance: the .npz of ADM and JiT, the .npz of the JAX codes of pMF and iMF, EDM2's .pkl.
 DIALECTS = ("mu_sigma", "ref_mu_sigma", "edm2")
@@ -168,14 +171,26 @@ def cached_file(cache_dir: str | None, *key: int | str | None) -> Path:
     return folder / f"{digest(*key)}.npz"
 
 
-def cached_moments(path: Path, extractor: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
-    """Return the moments in the file ``path`` of features of ``extractor``, measured and stored there if it is missing.
+def read_cached(path: Path, extractor: str) -> Reference | None:
+    """Return the statistics that are cached in ``path``; None if the file is missing, or damaged, with a warning."""
+    if not path.is_file():
+        return None
+    try:
+        return load_reference(path, extractor)
+    except UserError:
+        log.warning("%s is damaged: measuring the real images again", path)
+        return None
 
-    One process measures while others wait. Raises UserError for a damaged file.
+
+def cached_moments(path: Path, extractor: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
+    """Return the moments in ``path`` of features of ``extractor``, measured and stored there if need be.
+
+    One process measures while others wait.
     """
     with sole_writer(path):
-        if not path.is_file():
-            measured = measure()
-            save_npz(Reference(measured.mu, measured.sigma, about={"n": measured.n, "extractor_name": extractor}), path)
-    stored = load_reference(path, extractor)
-    return FeatureStatistics(stored.n, stored.mu, stored.sigma, None, None)
+        stored = read_cached(path, extractor)
+        if stored is not None:
+            return FeatureStatistics(stored.n, stored.mu, stored.sigma, None, None)
+        measured = measure()
+        save_npz(Reference(measured.mu, measured.sigma, about={"n": measured.n, "extractor_name": extractor}), path)
+    return measured

@@ -23,7 +23,7 @@ from pmf_lightning.evaluation.frechet import (
     Embed,
     FrechetDistance,
     Pictures,
-    Recall,
+    Stored,
     check_finite,
     in_batches,
 )
@@ -87,10 +87,10 @@ class SmallDataScores:
 
 @dataclass(frozen=True)
 class FurtherFeatures:
-    """Features of uint8 images for a ``FrechetDistance``; ``recall`` stores the moments of real images, if given."""
+    """Features of uint8 images for a ``FrechetDistance``; ``stored`` keeps the moments of real images, if given."""
 
     embed: Embed
-    recall: Recall | None = None
+    stored: Stored | None = None
 
 
 class RealImageScorer:
@@ -115,7 +115,7 @@ class RealImageScorer:
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
         self.others = {
-            name: FrechetDistance(one.embed, train_images, batch, name, one.recall)
+            name: FrechetDistance(one.embed, train_images, batch, name, one.stored)
             for name, one in (others or {}).items()
         }
 
@@ -208,13 +208,13 @@ class SmallDataEvaluator:
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
         others = {
-            f"fd_{name}": FurtherFeatures(_embed(extractor, self.device), partial(self._recall, extractor))
+            f"fd_{name}": FurtherFeatures(_embed(extractor, self.device), partial(self._stored, extractor))
             for name, extractor in self.extractors.items()
         }
         labelled = source.classes > 1
         return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled, others)
 
-    def _recall(self, extractor: Extractor, what: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
+    def _stored(self, extractor: Extractor, what: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
         first = self.settings.reference_images if what == "reference" else None
         # the number of images at a time and the device, since the last bits depend on them
         place = (self.settings.batch_size, self.device.type)

@@ -17,7 +17,15 @@ from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
 from pmf_lightning.encoders.base import Extractor
 from pmf_lightning.evaluation.evaluator import measure
-from pmf_lightning.evaluation.references import EDM2_NAMES, Reference, cached_file, load_reference, save_npz, write_npz
+from pmf_lightning.evaluation.references import (
+    EDM2_NAMES,
+    Reference,
+    cached_file,
+    load_reference,
+    read_cached,
+    save_npz,
+    write_npz,
+)
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import atomic_write, sole_writer
 from pmf_lightning.utils.errors import UserError
@@ -144,12 +152,11 @@ def cached_statistics(
 ) -> Reference:
     """Return ``split_statistics`` of the complete training split, computed once and cached."""
     path = cached_file(cache_dir, FORMAT, source.fingerprint(), extractor.fingerprint(), features)
-    if not on_rank_zero(path.is_file):
+    reference = on_rank_zero(lambda: read_cached(path, extractor.name))  # other machines have other cache folders
+    if reference is None:
         measured = split_statistics(source, extractor, None, batch_size, features, device)
         on_rank_zero(lambda: _save(measured, path))
-    reference = on_rank_zero(
-        lambda: load_reference(path, extractor.name)
-    )  # read on rank 0: other machines have other cache folders
+        reference = on_rank_zero(lambda: load_reference(path, extractor.name))
     description = f"data={source.name} (cached at {reference.file['path']})"
     return replace(reference, file={**reference.file, "path": description})
 

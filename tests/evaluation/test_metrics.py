@@ -353,6 +353,9 @@ def test_moments_of_real_images_in_further_features_are_measured_once_and_then_e
     quality, seen = measured()
     assert seen == train + 2 * held_out
     assert measured() == (quality, held_out)  # the generated images alone
+    for stored in (tmp_path / "statistics").glob("*.npz"):
+        stored.write_bytes(stored.read_bytes()[:-50])
+    assert measured() == (quality, train + 2 * held_out)
     changed, seen = measured(reference_images=train - 1)
     assert seen == train - 1 + held_out  # the held-out images are the same
     assert changed.others != quality.others

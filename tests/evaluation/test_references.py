@@ -373,6 +373,10 @@ def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):
     )
     assert torch.equal(judge.reference.mu, first.mu)
     assert shelf.read == 2
+    for stored in (tmp_path / "statistics").glob("*.npz"):
+        stored.write_bytes(stored.read_bytes()[:-50])
+    assert torch.equal(cached_statistics(shelf, Tiny(), 8, 30, CPU, str(tmp_path)).sigma, first.sigma)
+    assert shelf.read == 3
 
 
 # A second file for precision and recall
