@@ -18,15 +18,7 @@ from pmf_lightning.encoders.base import Extractor, check_channels, extract
 from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
-from pmf_lightning.evaluation.frechet import (
-    LATE_BAR,
-    Embed,
-    FrechetDistance,
-    Pictures,
-    Stored,
-    check_finite,
-    in_batches,
-)
+from pmf_lightning.evaluation.frechet import LATE_BAR, Embed, FrechetDistance, Pictures, check_finite, in_batches
 from pmf_lightning.evaluation.moments import FeatureStatistics
 from pmf_lightning.evaluation.references import cached_file, cached_moments
 from pmf_lightning.utils.counted import counted
@@ -85,19 +77,11 @@ class SmallDataScores:
     other_floors: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class FurtherFeatures:
-    """Features of uint8 images for a ``FrechetDistance``; ``stored`` keeps the moments of real images, if given."""
-
-    embed: Embed
-    stored: Stored | None = None
-
-
 class RealImageScorer:
     """Classifier with the real images of the comparison; scores of the real images are computed once.
 
     ``labelled`` is False if the classifier does not know the labels: then only distances are measured. ``others`` are
-    further features by the name of their distance.
+    distances to the same real images in further features, by name.
     """
 
     def __init__(
@@ -108,16 +92,13 @@ class RealImageScorer:
         held_out_labels: Int64[Tensor, " m"],
         batch: int,
         labelled: bool = True,
-        others: Mapping[str, "FurtherFeatures"] | None = None,
+        others: Mapping[str, FrechetDistance] | None = None,
     ) -> None:
         self.classifier, self.batch, self.labelled = classifier, batch, labelled
         self.held_out_images, self.held_out_labels = held_out_images, held_out_labels
         self.shape = (len(held_out_images), *next(in_batches(held_out_images, 1)).shape[1:])
         self.distance = FrechetDistance(classifier.embed, train_images, batch)
-        self.others = {
-            name: FrechetDistance(one.embed, train_images, batch, name, one.stored)
-            for name, one in (others or {}).items()
-        }
+        self.others = dict(others or {})
 
     @cached_property
     def other_floors(self) -> dict[str, float]:
@@ -207,12 +188,14 @@ class SmallDataEvaluator:
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
             train = Head(train, self.settings.reference_images)
-        others = {
-            f"fd_{name}": FurtherFeatures(_embed(extractor, self.device), partial(self._stored, extractor))
-            for name, extractor in self.extractors.items()
-        }
+        named = {f"fd_{name}": extractor for name, extractor in self.extractors.items()}
+        others = {name: self._distance(name, extractor, train) for name, extractor in named.items()}
         labelled = source.classes > 1
         return RealImageScorer(classifier, train, held_out, held_out.labels, self.settings.batch_size, labelled, others)
+
+    def _distance(self, name: str, extractor: Extractor, train: ImageDataset) -> FrechetDistance:
+        embed = _embed(extractor, self.device)
+        return FrechetDistance(embed, train, self.settings.batch_size, name, partial(self._stored, extractor))
 
     def _stored(self, extractor: Extractor, what: str, measure: Callable[[], FeatureStatistics]) -> FeatureStatistics:
         first = self.settings.reference_images if what == "reference" else None

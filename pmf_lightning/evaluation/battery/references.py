@@ -18,6 +18,7 @@ from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.encoders.battery.reference_files import FORMAT, INDEX, KINDS
 from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.moments import FeatureStatistics
+from pmf_lightning.evaluation.references import write_npz
 from pmf_lightning.objectives.discrepancies.mmd import MMDReference
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import atomic_write
@@ -173,8 +174,7 @@ def _write(
             places = torch.searchsorted(store.kept, bank)
             files["rows"] = {"features": store.rows(name)[places].numpy(), "labels": labels[bank].numpy()}
         for kind, arrays in files.items():
-            with atomic_write(out / f"{name}{KINDS[kind]}.npz") as draft, draft.open("wb") as file:
-                np.savez(file, **arrays)
+            write_npz(out / f"{name}{KINDS[kind]}.npz", arrays)
         encoders[name] = {"fingerprint": fingerprints[name], "width": len(one.mu), "holds": sorted(files)}
     index = {"format": FORMAT, **about, **asdict(settings), "encoders": encoders}
     with atomic_write(out / INDEX) as draft:
