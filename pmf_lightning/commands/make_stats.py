@@ -48,6 +48,8 @@ def check(cfg: DictConfig) -> tuple[Path, DataSource | None]:
     out = Path(cfg.out).expanduser()
     if cfg.get("battery") is None and (given := [f"{name}={cfg[name]}" for name in ("nystrom", "bank") if cfg[name]]):
         raise UserError(f"{' '.join(given)}: these are of the encoders of a battery; set battery=")
+    if cfg.bandwidth_scale != 1 and not cfg.nystrom:
+        raise UserError(f"bandwidth_scale={cfg.bandwidth_scale}: it is of a Nystrom reference; set nystrom=4096")
     if cfg.get("battery") is None and out.suffix != ".npz":
         raise UserError(
             f"out={cfg.out}: statistics are written as .npz (with a .pkl next to it); set out={out.stem}.npz"

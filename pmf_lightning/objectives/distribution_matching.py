@@ -77,7 +77,8 @@ class DistributionMatching(OneStepObjective):
         encoders: names of the encoders of ``battery`` that the loss uses.
         weights: of the encoders' losses, by name; 1 for the others, None: 1 for all.
         controller: sets the weights by how far each encoder is above its floor (RDM), in place of ``weights``: the
-            arguments of ``GatedController`` without ``floors``; None: no controller.
+            arguments of ``GatedController`` without ``floors``; None: no controller. A discrepancy with a population
+            has none, since a floor is the distance of as many images as are compared.
         joint: compare the joint law of image and label: the scale of the label's code, 1 for RDM's; None: images alone.
         generator, omega, t_min, t_max: see ``OneStepObjective``.
         clamp: clip images to [-1, 1] in front of the encoders, with no gradient where they saturate (RDM).
@@ -113,6 +114,11 @@ class DistributionMatching(OneStepObjective):
             raise ValueError(f"weights.{unknown[0]}: it is not one of encoders=[{','.join(self.encoders)}]")
         if self.controller is not None and self.weights:
             raise ValueError("weights and controller: the controller sets the weights; leave one of the two out")
+        if self.controller is not None and self.discrepancy.fill:
+            raise ValueError(
+                f"controller: its floors are distances of batch={self.batch} images, and the discrepancy compares "
+                f"{self.discrepancy.fill} with past ones; leave it out, or set discrepancy.population=batch"
+            )
         if self.controller is not None:
             GatedController((0.0,), **{**self.controller, "relative": False})  # reports values out of range
         if self.batch < self.discrepancy.least_rows:
@@ -158,9 +164,8 @@ class DistributionMatching(OneStepObjective):
         for draw in range(FLOOR_DRAWS):
             rows = rng.permutation("floor", draw, count=len(real.held_out))[: self.batch]
             some = real.held_out[rows]
-            state = self.discrepancy.start(some) if self.discrepancy.fill else {}
             drawn = self.discrepancy.draw(self.batch, 0, draw)
-            found.append(self.discrepancy.loss(some, reference, state, drawn)[1][self.discrepancy.metric])
+            found.append(self.discrepancy.loss(some, reference, {}, drawn)[1][self.discrepancy.metric])
         return torch.stack(found).mean().item()
 
     # The state: populations by encoder, and the controller

@@ -246,3 +246,5 @@ def test_the_command_judges_real_images_as_real(tmp_path):
         )
     with pytest.raises(UserError, match="nystrom=4: these are of the encoders of a battery; set battery="):
         make_stats(compose(["data=digits", "nystrom=4", "out=stats.npz"], "make_stats"))
+    with pytest.raises(UserError, match=r"bandwidth_scale=0.5: it is of a Nystrom reference; set nystrom=4096"):
+        make_stats(compose(["data=digits", "battery=digits", "bandwidth_scale=0.5", "out=stats"], "make_stats"))

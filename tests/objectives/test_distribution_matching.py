@@ -18,6 +18,7 @@ from pmf_lightning.objectives.discrepancies.choices import (
     MMDNystrom,
     SlicedWasserstein,
 )
+from pmf_lightning.objectives.discrepancies.mmd import MMDReference
 from pmf_lightning.objectives.distribution_matching import FLOOR_DRAWS
 from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
 from pmf_lightning.utils.rng import BatchRows
@@ -70,7 +71,7 @@ def test_loss_is_the_sum_of_frechet_losses_of_the_images():
     for name, weight in {"a": 1, "b": 3}.items():
         reference = FrechetReference(*real(name).moments())
         start = {key.rpartition(".")[2]: value for key, value in state.items() if f".{name}." in key}
-        population = FeatureEMA.from_state(start)
+        population = FeatureEMA.from_state(start, FRECHET["beta"])
         loss, info = frechet_loss(features[name], population, reference)
         total = total + weight * loss
         assert relative(losses.scalars[f"fd_{name}"], info["fd"]) < 1e-12
@@ -169,7 +170,8 @@ REFUSED = {
     "encoders=\\[\\]: name at least one encoder": {"encoders": ()},
     r"weights\.c: it is not one of encoders=\[a,b\]": {"weights": {"c": 1}},
     "weights and controller": {"weights": {"a": 1}, "controller": {}},
-    "temperature=0": {"controller": {"temperature": 0}},
+    "temperature=0": {"controller": {"temperature": 0}, "discrepancy": CHOICES["mmd_nystrom"]},
+    "controller: its floors are distances of batch=12 images, and the discrepancy compares 24 with": {"controller": {}},
     "batch=1: so few images have no covariance": {"batch": 1, "discrepancy": CHOICES["batch"]},
     "discrepancy.rows=24: the population is smaller than batch=25": {"batch": 25},
     "omega=0.5 ": {"omega": 0.5},
@@ -180,6 +182,31 @@ REFUSED = {
 def test_refusals(message):
     with pytest.raises(ValueError, match=message):
         matching(**REFUSED[message])
+
+
+def test_a_ridge_is_of_the_batch_alone():
+    for change in ({"ridge": 0.1}, {"ridge": -0.1, "population": "batch"}):
+        with pytest.raises(ValueError, match=f"ridge={change['ridge']}: it is 0 or more, and 0 for population="):
+            Frechet(**{**FRECHET, **change})
+    some = real("a")
+    ridged = replace(CHOICES["batch"], ridge=0.1)
+    _, info = ridged.loss(some.rows, ridged.reference(some), {}, {})
+    assert abs(info["fd"]) < 1e-9  # both covariances have it
+
+
+def test_a_stored_nystrom_reference_has_the_settings_of_the_loss():
+    law, some = CHOICES["mmd_nystrom"], real("a")
+    stored = replace(some, nystrom=MMDReference.fit(some.rows, 16), nystrom_scale=1.0)
+    assert law.reference(stored) is stored.nystrom
+    assert law.reference(replace(stored, nystrom_scale=None)) is stored.nystrom
+    with pytest.raises(
+        ValueError, match=r"a: landmarks=8, and the stored .* 16; set posttrain.discrepancy.landmarks=16"
+    ):
+        replace(law, landmarks=8).reference(stored)
+    with pytest.raises(
+        ValueError, match=r"a: scale=0.5, and the stored .* with 1.0; set posttrain.discrepancy.scale=1"
+    ):
+        replace(law, scale=0.5).reference(stored)
 
 
 def test_refusals_of_references_and_generators():

@@ -154,7 +154,8 @@ def test_the_statistic_of_a_step_is_that_of_the_updated_population(mode):
         mu, sigma = population.statistics(new)
         assert mu.requires_grad
         assert sigma.requires_grad
-        restored = type(population).from_state(population.state_dict())
+        state = population.state_dict()
+        restored = FeatureQueue.from_state(state) if mode == "queue" else FeatureEMA.from_state(state, BETA)
         assert all(map(torch.equal, restored.statistics(new), (mu, sigma)))
         before = {name: value.clone() for name, value in population.state_dict().items()}
         after = population.updated(new)

@@ -65,7 +65,7 @@ def test_refusals(message):
 
 def test_more_landmarks_than_real_images_are_refused():
     cfg = settings_of((*BACKBONE, "model=pmf_digits", "posttrain=mmd", *PIXELS), "posttrain.discrepancy.landmarks=5000")
-    with pytest.raises(UserError, match=r"^posttrain.discrepancy.landmarks=5000: .* 1,437 in pixels8; set it to 1437"):
+    with pytest.raises(UserError, match=r"pixels8: landmarks=5000: .* 1,437; set posttrain.discrepancy.landmarks=1437"):
         make_encoders(cfg, open_source(cfg), build(cfg).objective)
 
 

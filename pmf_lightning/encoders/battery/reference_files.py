@@ -164,7 +164,8 @@ class _OwnFiles(_Files):
             raise self.missing(name, [])
         numbers = self.arrays(stored["moments"], {"mu": MOST_BYTES, "sigma": MOST_BYTES})
         found = {"count": int(self.index["n"]), **self.moments(numbers, ("mu", "sigma"), stored["moments"].name)}
-        found |= {"nystrom": self._nystrom(stored["nystrom"])} if "nystrom" in stored else {}
+        if "nystrom" in stored:
+            found |= {"nystrom": self._nystrom(stored["nystrom"]), "nystrom_scale": self.index.get("bandwidth_scale")}
         return found | (self._bank(stored["rows"]) if "rows" in stored else {})
 
     def _nystrom(self, file: Path) -> MMDReference:

@@ -19,7 +19,6 @@ from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_loss
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
 POPULATIONS = ("ema", "queue", "batch")
@@ -35,7 +34,7 @@ class Frechet(Discrepancy):
         rows: images generated before the first step, and rows of the queue.
         beta: weight of past moments in the average; it has no effect on the other two.
         eps: added to the distance by which the loss is divided (c of the paper).
-        ridge: added to the diagonal of the covariance of "batch"; RDM's ablation has 1e-6.
+        ridge: added to the diagonal of both covariances, for "batch" only; RDM's ablation has 1e-6.
 
     Raises ValueError for values out of range.
     """
@@ -55,6 +54,10 @@ class Frechet(Discrepancy):
             raise ValueError(f"rows={self.rows}: a population has at least 2")
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta={self.beta}: the weight of past moments is in [0, 1); the paper's is 0.999")
+        if self.ridge < 0 or (self.ridge and self.population != "batch"):
+            raise ValueError(
+                f"ridge={self.ridge}: it is 0 or more, and 0 for population={self.population}, which has none"
+            )
 
     @property
     def fill(self) -> int:
@@ -91,7 +94,7 @@ class Frechet(Discrepancy):
         return self._population(state).updated(features).state_dict() if state else state
 
     def _population(self, state: State) -> Population:
-        return (FeatureQueue if self.population == "queue" else FeatureEMA).from_state(state)
+        return FeatureQueue.from_state(state) if self.population == "queue" else FeatureEMA.from_state(state, self.beta)
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,23 @@ class MMDNystrom(Discrepancy):
     seed: int = 0
 
     def reference(self, real: RealFeatures) -> MMDReference:
-        """Return the stored reference, or one that is fitted to the rows; UserError for more landmarks than rows."""
+        """Return the stored reference, or one that is fitted to the rows.
+
+        Raises ValueError for more landmarks than rows, and for a stored reference of other settings.
+        """
         if real.nystrom is not None:
+            stored = {"landmarks": len(real.nystrom.landmarks), "scale": real.nystrom_scale}
+            for name, value in stored.items():
+                if value not in (None, getattr(self, name)):
+                    raise ValueError(
+                        f"{real.encoder}: {name}={getattr(self, name)}, and the stored Nystrom reference was made with "
+                        f"{value}; set posttrain.discrepancy.{name}={value}, or make the reference again"
+                    )
             return real.nystrom
         if self.landmarks > (most := min(len(real.pool()), KMEANS_ROWS)):
-            raise UserError(
-                f"posttrain.discrepancy.landmarks={self.landmarks}: they are centroids of the real images, {most:,} in "
-                f"{real.encoder}; set it to {most} or less"
+            raise ValueError(
+                f"{real.encoder}: landmarks={self.landmarks}: these are centroids of the real images, {most:,}; set "
+                f"posttrain.discrepancy.landmarks={most} or less"
             )
         return MMDReference.fit(real.pool(), self.landmarks, self.seed, scale=self.scale)
 

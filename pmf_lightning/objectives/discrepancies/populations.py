@@ -18,7 +18,7 @@ from pmf_lightning.objectives.discrepancies.balance import check_features
 from pmf_lightning.utils.precision import Number, at_least_float32, to_float64
 
 Moments = tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]
-BLOCK = 1024  # rows per block of a queue, and rows whose outer products are summed at once
+BLOCK = 1024  # rows whose outer products are summed at once
 
 
 @runtime_checkable
@@ -44,9 +44,9 @@ class FeatureQueue:
     """The newest N rows of features, first in, first out, with float64 sums of the rows and of their outer products.
 
     N, the number of rows of ``features`` [N,D], is constant: new rows replace the oldest ones before the statistic is
-    computed (queue.py:87-125). The covariance is divided by N-1. The sums follow the rows, so a step costs n rows and
-    not N (the official flag --fd_online_accum); the statistic is the same function of the rows. Rows are stored in the
-    dtype of ``features``, at least float32.
+    computed (queue.py:87-125). The covariance is divided by N-1. The sums follow the rows, so a step computes n outer
+    products and not N (the official flag --fd_online_accum); the statistic is the same function of the rows. Rows are
+    stored in the dtype of ``features``, at least float32.
 
     Raises ValueError for fewer than two rows, and in its methods for more rows than N or other features.
     """
@@ -55,18 +55,12 @@ class FeatureQueue:
         check_features(features, what="FeatureQueue")
         if len(features) < 2:
             raise ValueError("FeatureQueue: one row has no covariance; give at least 2")
-        rows = at_least_float32(features.detach())
-        self._set(rows, *moment_sums(rows))
+        self._set(at_least_float32(features.detach()).clone())
+        self._total, self._products = moment_sums(self.features)
 
-    def _set(self, rows: Tensor, total: Tensor, products: Tensor) -> None:
-        self._blocks = tuple(block.clone() for block in rows.split(BLOCK))  # oldest first; freed block by block
-        self.rows, self.width = rows.shape
-        self._total, self._products = total, products
-
-    @property
-    def features(self) -> Float[Tensor, "n d"]:
-        """The stored rows, oldest first."""
-        return torch.cat(self._blocks)
+    def _set(self, features: Tensor) -> None:
+        self.features = features  # oldest first
+        self.rows, self.width = features.shape
 
     def statistics(self, new: Float[Tensor, "..."]) -> Moments:
         """Return (mean [D], covariance [D,D] over N-1) after the rows ``new`` [n,D] replace the n oldest, float64."""
@@ -80,7 +74,7 @@ class FeatureQueue:
         new = self._checked(new.detach())
         other = copy.copy(self)
         other._total, other._products = self._sums_with(new)
-        other._blocks = (*_without(self._blocks, len(new)), new.clone())
+        other._set(torch.cat((self.features[len(new) :], new)))
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -89,9 +83,10 @@ class FeatureQueue:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "FeatureQueue":
-        """Return the queue of a ``state_dict``."""
+        """Return the queue of a ``state_dict``, whose tensors it keeps and does not change."""
         queue = cls.__new__(cls)
-        queue._set(state["features"], state["total"].clone(), state["products"].clone())
+        queue._set(state["features"])
+        queue._total, queue._products = state["total"], state["products"]
         return queue
 
     def to(self, device: torch.device | str) -> "FeatureQueue":
@@ -104,10 +99,11 @@ class FeatureQueue:
             raise ValueError(
                 f"population of {self.rows} rows, batch of {len(new)}: the population must be at least as large"
             )
-        return new.to(self._blocks[0].dtype)
+        return new.to(self.features.dtype)
 
     def _sums_with(self, new: Tensor) -> Moments:
-        old_total, old_products = moment_sums(_oldest(self._blocks, len(new)))
+        oldest = self.features[: len(new)].clone()  # in new memory, so that equal rows give equal bits
+        old_total, old_products = moment_sums(oldest)
         new_total, new_products = moment_sums(new)
         return self._total - old_total + new_total, self._products - old_products + new_products
 
@@ -145,20 +141,20 @@ class FeatureEMA:
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages and beta; an average made of them gives the same bits."""
-        beta = torch.tensor(self.beta, dtype=torch.float64)
-        return {"mean": self._mean, "second": self._second, "beta": beta}
+        """Return the averages; with the same ``beta``, an average made of them gives the same bits."""
+        return {"mean": self._mean, "second": self._second}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "FeatureEMA":
-        """Return the averages of a ``state_dict``."""
+    def from_state(cls, state: Mapping[str, Tensor], beta: Number) -> "FeatureEMA":
+        """Return the averages of a ``state_dict``, whose tensors it keeps and does not change."""
         average = cls.__new__(cls)
-        average._set(state["mean"].clone(), state["second"].clone(), state["beta"].item())
+        average._set(state["mean"], state["second"], beta)
         return average
 
     def to(self, device: torch.device | str) -> "FeatureEMA":
         """Return the averages on ``device``."""
-        return FeatureEMA.from_state({name: value.to(device) for name, value in self.state_dict().items()})
+        state = {name: value.to(device) for name, value in self.state_dict().items()}
+        return FeatureEMA.from_state(state, self.beta)
 
     def _moments_with(self, new: Tensor) -> Moments:
         check_features(new, self.width, "new features")
@@ -192,23 +188,3 @@ def moment_sums(rows: Float[Tensor, "n d"]) -> Moments:
         total = total + block.sum(0)
         products = products + block.mT @ block
     return total, products
-
-
-def _oldest(blocks: tuple[Tensor, ...], count: int) -> Tensor:
-    """Return the first ``count`` rows of the blocks in new memory, so that equal rows give equal bits."""
-    found, missing = [], count
-    for block in blocks:
-        if missing <= 0:
-            break
-        found.append(block[:missing])
-        missing -= len(block)
-    return torch.cat(found)
-
-
-def _without(blocks: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """Return the blocks without their first ``count`` rows."""
-    for index, block in enumerate(blocks):
-        if count < len(block):
-            return (block[count:], *blocks[index + 1 :])
-        count -= len(block)
-    return ()

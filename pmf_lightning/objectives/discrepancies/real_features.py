@@ -11,7 +11,7 @@ from pmf_lightning.objectives.discrepancies.balance import check_features
 from pmf_lightning.objectives.discrepancies.joint import JointLaw
 from pmf_lightning.objectives.discrepancies.mmd import MMDReference
 from pmf_lightning.objectives.discrepancies.populations import moment_sums
-from pmf_lightning.utils.precision import to_float64
+from pmf_lightning.utils.precision import Number, to_float64
 
 NEEDS = ("moments", "rows", "nystrom")  # what a discrepancy may need; rows give the other two as well
 
@@ -27,6 +27,7 @@ class RealFeatures:
         labels: the class of each row [n].
         mu, sigma: mean [D] and covariance [D,D] over count - 1, float64; None: computed from the rows.
         nystrom: a stored reference of RDM; None: fitted to the rows.
+        nystrom_scale: factor on the median bandwidth with which it was made; None: not known.
         held_out: rows of images that are not trained on [m,D], of which a controller measures its floors.
         held_out_labels: their classes [m].
 
@@ -40,6 +41,7 @@ class RealFeatures:
     mu: Float64[Tensor, "..."] | None = None
     sigma: Float64[Tensor, "..."] | None = None
     nystrom: MMDReference | None = None
+    nystrom_scale: Number | None = None
     held_out: Float[Tensor, "..."] | None = None
     held_out_labels: Int64[Tensor, "..."] | None = None
 
