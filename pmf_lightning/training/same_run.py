@@ -127,7 +127,8 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
     )
     found, seen = Comparison(without_effect=without_effect), set()
     for change in sorted(_differences(stored, requested), key=lambda change: change.key != "name"):
-        mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new))
+        kept = _matches(change.key, changeable)
+        mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new), kept)
         if _matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
             continue
         if change.old is _ABSENT and change.key in WHEN_ABSENT:
@@ -138,7 +139,7 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
             found.unknown.append(change)
         else:
             seen.add(mark)
-            (found.allowed if _matches(change.key, changeable) else found.refused).append(change)
+            (found.allowed if kept else found.refused).append(change)
     return found
 
 

@@ -183,6 +183,23 @@ def test_kinds_of_values_that_are_not_the_same():
     assert refused({"_target_": "a.B", "n": 1}, {"_target_": "a.C", "n": 1})
 
 
+def test_an_option_that_may_change_hides_no_other_of_its_name():
+    def config(size):
+        return {
+            "metrics": {"batch": size},
+            "features": {"batch": size},
+            "data": {"side": size},
+            "backbone": {"side": size},
+        }
+
+    found = compare(config(1), config(2))
+    assert [change.key for change in found.allowed] == ["metrics.batch"]
+    assert [change.key for change in found.refused] == [
+        "features.batch",
+        "data.side",
+    ]  # backbone.side follows data.side
+
+
 def test_weights_of_other_encoders_are_another_run():
     one, none, two = ({"posttrain": {"weights": weights}} for weights in ({"mae": 2}, {}, {"mae": 2, "clip": 1}))
     for old, new in ((none, one), (one, two), (two, one)):
