@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.precision import Number, no_autocast
 
 Images = Float32[Tensor, "b c side side"]
 Matrices = Float64[Tensor, "b 3 3"]
@@ -125,8 +125,9 @@ class EDMAugment:
             return images
         places = self.inverse(geometry)[rows, :2].float().to(images.device, non_blocking=True)
         rows = rows.to(images.device, non_blocking=True)
-        grid = functional.affine_grid(places, [len(rows), *images.shape[1:]], align_corners=False)
-        warped = functional.grid_sample(images[rows], grid, "bicubic", "reflection", align_corners=False)
+        with no_autocast(images):  # a grid in bfloat16 is wrong by up to a pixel
+            grid = functional.affine_grid(places, [len(rows), *images.shape[1:]], align_corners=False)
+            warped = functional.grid_sample(images[rows], grid, "bicubic", "reflection", align_corners=False)
         return images.index_copy(0, rows, warped.clamp(-1, 1))
 
     def inverse(self, geometry: Geometry) -> Matrices:

@@ -95,6 +95,13 @@ def test_hand_made_cases():
     assert EDM.apply(x * 9 / x.abs().max(), geometry(angle=0.3)).abs().max() <= 1
 
 
+def test_half_precision_of_a_run_does_not_reach_it():
+    x, turn = pictures(2, 3), geometry(angle=0.7, shift=(0.3, 0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(EDM.apply(x[:1], turn), half := EDM.apply(x[:1], turn))
+    assert torch.equal(half, EDM.apply(x[:1], turn))
+
+
 def test_each_transformation_has_its_probability():
     drawn, count = EDM.draw(torch.arange(4000), 0, 0), 4000
     for name in ("scale", "angle", "stretch", "shift"):
