@@ -171,6 +171,17 @@ def test_the_first_device_alone_opens_a_run(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_logged_without_a_step_belongs_to_the_last_one(tmp_path):
+    logger = WandbLogger(**OPTIONS, run=LoggedRun(tmp_path, 16, PLAIN))
+    logger.open()
+    for row, step in (({"own": 1.0}, None), ({"loss_u": 2.0}, 4), ({"own": 3.0}, None)):
+        logger.log_metrics(row, step)
+    logger.finalize("success")
+    (session,) = sessions(tmp_path)
+    rows = [row for row in read(session).rows if "images" in row]
+    assert [(row.get("own"), row["images"]) for row in rows] == [(1.0, 16), (None, 80), (3.0, 80)]
+
+
 def test_bad_input_is_said_before_training(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"logger\.wandb\.mode=ofline: .* did you mean offline"):
         WandbLogger(**{**OPTIONS, "mode": "ofline"}, run=LoggedRun(tmp_path, 16, PLAIN))

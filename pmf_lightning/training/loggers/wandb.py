@@ -48,6 +48,7 @@ class WandbLogger(Logger):
         at_home = run.wandb_run is not None and self._at_home() == run.wandb_run
         self._id = run.wandb_run if at_home else wandb_runs.new_id()
         self._run: Any = None
+        self._step = 0  # the last step that was logged
         if rank_zero_only.rank == 0:
             wandb_runs.check(self.options)
 
@@ -83,9 +84,10 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Send a row of metrics."""
+        """Send a row of metrics; without a step, as a user's callback may log, it belongs to the last one."""
+        self._step = self._step if step is None else step
         row = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._run.log({**row, "images": (step + 1) * self.batch})
+        self._run.log({**row, "images": (self._step + 1) * self.batch})
 
     @rank_zero_only
     def log_picture(self, name: str, path: Path, images: int, columns: Sequence[str] | None = None) -> None:
