@@ -26,7 +26,7 @@ _RULES = ("metric", "protocol", "extractor")
 # Entries of summary.json that are no scores.
 _NO_SCORES = {
     *("ema", "omega", "sampling_steps", "sampling_method", "nfe", "images_per_second", "steps", "wall_seconds"),
-    *("skipped_steps", "failed_saves", "stopped_early", "n"),
+    *("skipped_steps", "failed_saves", "stopped_early", "threads", "thread_changes", "fooled_warnings", "n"),
 }
 
 

@@ -16,6 +16,7 @@ from pmf_lightning.pipeline.sources import located
 
 SUMMARY = {"fd": 5.979436, "fd_floor": 2.54, "n": 360, "class_accuracy": 0.975, "ema": "raw", "steps": 680}
 SUMMARY |= {"metric": "fd_digits", "checkpoint": "/home/me/last.ckpt", "by_steps": {}, "best": {"value": 5.9}}
+SUMMARY |= {"threads": 2, "thread_changes": 1, "skipped_steps": 0, "fooled_warnings": 0}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,7 @@ def test_the_card_states_the_facts(run, tmp_path):
     assert (tmp_path / "out" / "grid.png").read_bytes() == b"a picture"
     assert "None" not in text
     assert "best" not in body
+    assert body.count("(360 images)") == 3  # fd, fd floor and class accuracy alone are scores
 
 
 def test_without_a_run_the_card_claims_no_scores(tmp_path):
