@@ -6,6 +6,7 @@ inside the interval. torch.func.jvp runs over the full batch with values and gra
 fused kernel has a forward-mode derivative. No redundant work is skipped.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,20 +48,23 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     """Return a batch's loss with the settings of a ``PixelMeanFlow``, and the sums of squares "loss_u", "loss_v" [B].
 
     ``draws`` are those of the objective.
-    Raises ValueError for variants not in the printed algorithm: perceptual terms, another target, v at the boundary.
+    Raises ValueError for variants not in the printed algorithm: perceptual terms, another target or tangent, v at the
+    boundary.
     """
-    if objective.perceptual or objective.v_target != "clipped" or objective.v_source != "head":
-        raise ValueError(
-            "the textbook step knows v_target=clipped, v_source=head and no perceptual terms; choose a model with these"
-        )
+    printed = {"v_target": "clipped", "v_source": "head", "jvp_tangent": "network"}
+    if objective.perceptual or any(getattr(objective, name) != value for name, value in printed.items()):
+        settings = ", ".join(f"{name}={value}" for name, value in printed.items())
+        raise ValueError(f"the textbook step knows {settings} and no perceptual terms; choose a model with these")
     on = draws.to(batch.x.device)
     z, none = noisy_image(batch.x, on.noise, on.t), torch.full_like(batch.y, network.classes)
     v_t = velocity_from_image(z, batch.x, on.t, objective.t_clip)
     start, end, one = torch.zeros_like(on.t), torch.ones_like(on.t), torch.ones_like(on.t)
 
+    fields_of = partial(objective._velocities, network, attention="plain", more=batch.conditions)
+
     def v_head(omega: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            return _fields(objective, network, z, on.t, on.t, omega, start, end, y, ("v",))["v"]
+            return fields_of(z, on.t, on.t, omega, start, end, y, heads=("v",))["v"]
 
     omega = omega_in_interval(on.t, on.omega, on.t_min, on.t_max)
     v_u = v_head(one, none)
@@ -70,7 +74,7 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     y = torch.where(on.drop, none, batch.y)
 
     def both(z: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        fields = _fields(objective, network, z, t, r, on.omega, on.t_min, on.t_max, y, ("u", "v"))
+        fields = fields_of(z, t, r, on.omega, on.t_min, on.t_max, y, heads=("u", "v"))
         return fields["u"], fields["v"]
 
     u, du_dt, v = torch.func.jvp(both, (z, on.t, on.r), (v_c, torch.ones_like(on.t), start), has_aux=True)
@@ -78,11 +82,3 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     sums = {"loss_u": (V - v_g).square().flatten(1).sum(1), "loss_v": (v - v_g).square().flatten(1).sum(1)}
     terms = [adaptive_weight(loss, objective.weight_power, objective.weight_eps) for loss in sums.values()]
     return sum(terms).mean(), {name: value.detach() for name, value in sums.items()}
-
-
-def _fields(objective, network, z, t, r, omega, t_min, t_max, y, heads) -> dict[str, Tensor]:
-    conditions = {"label": y, "omega": 1 - 1 / omega, "t_min": t_min, "t_max": t_max, "t": t, "h": t - r}
-    raw = network(z, conditions, heads=heads, attention="plain")
-    if objective.prediction == "u":
-        return raw
-    return {head: velocity_from_image(z, image, t, objective.t_clip) for head, image in raw.items()}

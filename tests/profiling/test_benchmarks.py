@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pmf_lightning import compose
 from pmf_lightning.benchmark import benchmark
 from pmf_lightning.objectives.meanflow_reference import textbook_loss
+from pmf_lightning.objectives.preconditioners import EDM
 from pmf_lightning.profiling.benchmarks.timing import ratios, time_interleaved
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.utils.errors import UserError
@@ -20,9 +21,9 @@ SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_
 
 
 @pytest.mark.parametrize("form", ["one_pass", "two_pass"])
-@pytest.mark.parametrize("prediction", ["x", "u"])
-def test_the_textbook_step_has_our_loss_and_gradients(form, prediction):
-    network, goal, (batch, draws) = tiny_network(), objective(jvp=form, prediction=prediction), rows()
+@pytest.mark.parametrize("change", [{}, {"prediction": "u"}, {"preconditioner": EDM(0.5)}], ids=["x", "u", "edm"])
+def test_the_textbook_step_has_our_loss_and_gradients(form, change):
+    network, goal, (batch, draws) = tiny_network(), objective(jvp=form, **change), rows()
     losses = goal(network, batch, draws)
     losses.total.backward()
     ours = torch.cat([weight.grad.flatten() for weight in network.parameters()])
@@ -36,7 +37,7 @@ def test_the_textbook_step_has_our_loss_and_gradients(form, prediction):
     assert relative(theirs, ours) < 1e-10
 
 
-@pytest.mark.parametrize("change", [{"v_target": "plain"}, {"v_source": "boundary"}])
+@pytest.mark.parametrize("change", [{"v_target": "plain"}, {"v_source": "boundary"}, {"jvp_tangent": "target"}])
 def test_the_textbook_knows_no_variants(change):
     batch, draws = rows()
     with pytest.raises(ValueError, match="the textbook step knows"):
