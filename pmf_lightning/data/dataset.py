@@ -47,6 +47,10 @@ class BatchDataset(Dataset):
         """Return images and labels (see ``ImageDataset``)."""
         raise NotImplementedError
 
+    def head(self, count: int) -> "BatchDataset":
+        """Return the first ``count`` images, or all if there are fewer."""
+        return Head(self, count)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.__getitems__([index])[0]
 
@@ -100,6 +104,11 @@ class Head(BatchDataset):
         return self.images.batch(indices)
 
 
+def head(images: ImageDataset, count: int) -> ImageDataset:
+    """Return the first ``count`` of ``images``, or all if there are fewer."""
+    return images.head(count) if isinstance(images, BatchDataset) else Head(images, count)
+
+
 class Rows(BatchDataset):
     """Some rows of ``images``, in the order of ``rows``."""
 
@@ -145,7 +154,7 @@ class FirstImages:
 
     def train(self) -> ImageDataset:
         """Return the first training images."""
-        return Head(self.source.train(), self.count)
+        return head(self.source.train(), self.count)
 
     def fingerprint(self) -> str:
         """Return a digest of the images."""

@@ -27,7 +27,8 @@ from pmf_lightning import UserError, compose
 from pmf_lightning.benchmark import benchmark
 from pmf_lightning.config.compose import one_line
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.dataset import DataSource, FirstImages, ImageDataset
+from pmf_lightning.data.loader import tally_of
 from pmf_lightning.data.order import micro_batch_indices
 from pmf_lightning.data.shards.bad_records import MOST_NAMED, BadRecord, BadRecordCounter
 from pmf_lightning.data.shards.manifest import read_manifest
@@ -347,6 +348,17 @@ def test_a_bad_record_is_replaced_counted_and_named_once(root, num_workers, caps
         assert output.count(f"cannot read image9 of {tar(root, 1)} (") == 1
         assert output.count(f"cannot read image17 of {tar(root, 2)} (") == 1
         assert "2 of 22 records could not be read" in output
+
+
+def test_the_first_images_are_replaced_by_one_another(root, capsys):
+    """train_images= of shards: bad records are counted by their caller, and no later image comes in."""
+    spoil(root, 3)
+    first = FirstImages(source(root, "data.max_bad=0.2"), 5).train()
+    images, labels, bad = first.fetch(range(5))
+    assert [record for record, _ in bad] == [3]
+    assert set(number(images)) == {0, 1, 2, 4}
+    assert torch.equal(labels, torch.tensor(number(images)) % 3)
+    assert tally_of(first, 1) is not None
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -51,6 +51,10 @@ class ShardImages(BatchDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def head(self, count: int) -> "ShardImages":
+        """Return the first ``count`` images, or all; replacements of unreadable ones are among them too."""
+        return ShardImages(self.records, self.rows[:count], self.format, self.tally)
+
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Int64[Tensor, " b"], list[BadRecord]]:
         """Return images [B, ...], labels [B], and the bad records.
 
