@@ -1,18 +1,23 @@
 """A battery on small data: one vector per image and member, gradients, fingerprints, what is refused."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from common import normal
 from features_of_tests import noise_levels, write_inception
+from tiny_battery import Small
 from torch.nn import functional
 
 from pmf_lightning import UserError, compose
+from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.encoders.battery.hub_members import TransformersMember
 from pmf_lightning.encoders.battery.inception_member import InceptionMember
 from pmf_lightning.encoders.battery.members import Pixels
+from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.encoders.build import make_battery
 from pmf_lightning.encoders.inception import Inception
 
@@ -77,6 +82,57 @@ def test_fingerprints_tell_members_apart(battery):
     two = Battery({name: battery.members[name] for name in ("mlp", "classifier0")})
     swapped = Battery({"mlp": battery.members["classifier0"], "classifier0": battery.members["mlp"]})
     assert two.fingerprint() != swapped.fingerprint() != battery.fingerprint()
+
+
+class Repaired(Digits):
+    """Digits whose first image cannot be read: the last stands in for it, with its label."""
+
+    def train(self):
+        images, labels = super().train().batch(range(30))
+        labels[0], images[0] = labels[-1], images[-1]
+        return Stated(images, labels)
+
+
+class Stated(ArrayDataset):
+    """Its ``labels`` are those of the index."""
+
+    def __init__(self, images, labels):
+        super().__init__(images, labels)
+        self.labels = 9 - labels
+
+    def batch(self, indices):
+        images, labels = super().batch(indices)
+        return images, 9 - labels
+
+
+def test_real_images_are_measured_once_with_the_labels_that_were_read(tmp_path, monkeypatch):
+    source, members = Repaired("digits", 8, 1, 10, 360), {"pixels": Small(2), "mixed": Small(4, 6)}
+    real = real_features(Battery(members), "data", source, ["rows"], str(tmp_path))
+    images, labels = source.train().batch(range(30))
+    for name, member in members.items():
+        assert member.calls == 1
+        assert torch.equal(real[name].rows, member.encode(to_float(images))["features"])
+        assert torch.equal(real[name].labels, labels)
+    first, second = sorted((tmp_path / "features").glob("*.pt"))
+    first.write_bytes(b"damaged")
+    second.unlink()
+    fresh = {"pixels": Small(2), "mixed": Small(4, 6)}
+    real_features(Battery(fresh), "data", source, ["rows"], str(tmp_path))
+    assert [member.calls for member in fresh.values()] == [1, 1]
+
+    @contextmanager
+    def waited(path):  # another process measured meanwhile
+        path.write_bytes(kept[path])
+        yield
+
+    kept = {path: path.read_bytes() for path in (first, second)}
+    first.unlink()
+    second.unlink()
+    monkeypatch.setattr("pmf_lightning.encoders.battery.real.sole_writer", waited)
+    theirs = {"pixels": Small(2), "mixed": Small(4, 6)}
+    again = real_features(Battery(theirs), "data", source, ["rows"], str(tmp_path))
+    assert [member.calls for member in theirs.values()] == [0, 0]
+    assert all(torch.equal(again[name].rows, real[name].rows) for name in real)
 
 
 def test_an_unknown_member_and_missing_weights_are_named(config, tmp_path):

@@ -1,11 +1,12 @@
 """Features of real images in the members of a battery: measured on the data at hand, once, and cached, or read."""
 
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,6 +21,7 @@ from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.tensor_files import load_tensors
 
 DATA = "data"  # as a reference: the training split of the configured data
+LabelledRows = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
 BATCH = 120  # images at a time; constant, because the last bits of convolutions depend on it
 
 
@@ -49,58 +51,65 @@ def real_features(
     if source.latents and (reference == DATA or held_out):
         raise UserError(f"battery.reference={reference}: {source.name} provides latents; features are of pixels")
     if reference == DATA:
-        labels = source.train().labels
-        rows = split_rows(battery, source, "train", cache_dir)
-        found = {name: RealFeatures(name, len(some), some, labels) for name, some in rows.items()}
+        measured = split_rows(battery, source, "train", cache_dir)
+        found = {name: RealFeatures(name, len(rows), rows, labels) for name, (rows, labels) in measured.items()}
     else:
         resolution = source.resolution * (1 if battery.decoder is None else battery.decoder.scale)
         found = read_references(reference, dict(battery.members), resolution, needs)
     if held_out:
-        others, labels = split_rows(battery, source, "held_out", cache_dir), source.held_out().labels
-        found = {name: replace(one, held_out=others[name], held_out_labels=labels) for name, one in found.items()}
+        others = split_rows(battery, source, "held_out", cache_dir)
+        for name, (rows, labels) in others.items():
+            found[name] = replace(found[name], held_out=rows, held_out_labels=labels)
     return found
 
 
-def split_rows(
-    battery: Battery, source: DataSource, split: str, cache_dir: str | None
-) -> dict[str, Float[Tensor, "n d"]]:
-    """Return one row of features per image of a split ("train" or "held_out"), by member; each is cached."""
+def split_rows(battery: Battery, source: DataSource, split: str, cache_dir: str | None) -> dict[str, LabelledRows]:
+    """Return one row of features and the label of each image of a split ("train" or "held_out"), by member.
+
+    Each member's are cached. One process measures while others wait, so that all have the same numbers.
+    """
     folder = cache_root(cache_dir) / "features"
     folder.mkdir(exist_ok=True)
     files = {
-        name: folder / f"{digest(source.fingerprint(), split, member.fingerprint(), BATCH)}.pt"
+        name: folder / f"{digest(source.fingerprint(), split, 'with labels', member.fingerprint(), BATCH)}.pt"
         for name, member in battery.members.items()
     }
-    found = {name: rows for name, path in files.items() if (rows := _stored(path)) is not None}
-    missing = [name for name in files if name not in found]
-    if missing:
-        images = source.train() if split == "train" else source.held_out()
-        measured = _measured({name: battery.members[name] for name in missing}, images, f"{split} images")
-        for name, rows in measured.items():
-            with sole_writer(files[name]), atomic_write(files[name]) as draft:
-                torch.save(rows, draft)
-        found |= measured
+    found = _stored(files)
+    missing = {name: files[name] for name in files.keys() - found.keys()}
+    with ExitStack() as locks:
+        for path in sorted({*missing.values()}):  # in one order, so that no two processes wait for each other
+            locks.enter_context(sole_writer(path))
+        found |= _stored(missing)
+        if lacking := {name: battery.members[name] for name in files if name not in found}:
+            images = source.train() if split == "train" else source.held_out()
+            for name, rows in _measured(lacking, images, f"{split} images").items():
+                found[name] = rows
+                with atomic_write(files[name]) as draft:
+                    torch.save(dict(zip(("rows", "labels"), rows, strict=True)), draft)
     return {name: found[name] for name in files}
 
 
-def _stored(path: Path) -> Tensor | None:
-    """Return cached rows, None if there are none or the file is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        return load_tensors(path)
-    except Exception:  # torch may raise any error for a damaged file; it is measured again
-        return None
+def _stored(files: Mapping[str, Path]) -> dict[str, LabelledRows]:
+    """Return the cached rows of those ``files`` that are there and can be read; damaged ones are measured again."""
+    found = {}
+    for name, path in files.items():
+        with suppress(Exception):  # torch may raise any error for a damaged file
+            stored = load_tensors(path)
+            found[name] = stored["rows"], stored["labels"]
+    return found
 
 
 @torch.no_grad()
-def _measured(members: Mapping[str, torch.nn.Module], images: ImageDataset, title: str) -> dict[str, Tensor]:
+def _measured(members: Mapping[str, torch.nn.Module], images: ImageDataset, title: str) -> dict[str, LabelledRows]:
     device = next((p.device for m in members.values() for p in m.parameters()), torch.device("cpu"))
     parts: dict[str, list[Tensor]] = {name: [] for name in members}
+    labels = []
     firsts = tqdm(range(0, len(images), BATCH), f"features of {title}", leave=False, disable=None)
     for first in firsts:
-        pixels = to_float(images.batch(range(first, min(first + BATCH, len(images))))[0].to(device))
+        pixels, theirs = images.batch(range(first, min(first + BATCH, len(images))))
+        labels.append(theirs)  # an unreadable image is replaced by another, with the label of that one
+        pixels = to_float(pixels.to(device))
         with full_precision(device):
             for name, member in members.items():
                 parts[name].append(member.encode(pixels)[FEATURES].float().cpu())
-    return {name: torch.cat(rows) for name, rows in parts.items()}
+    return {name: (torch.cat(rows), torch.cat(labels)) for name, rows in parts.items()}
