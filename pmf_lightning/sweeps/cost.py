@@ -21,7 +21,8 @@ from pmf_lightning.utils.hydra_compat import instantiate
 from pmf_lightning.utils.precision import Number
 
 EXA, DAY = 1e18, 86400
-PARTS = ("backbone", "objective", "queues")  # with the image shape, these determine the FLOPs
+# With the image shape, these determine the FLOPs.
+PARTS = ("backbone", "objective", "posttrain", "queues", "activation_checkpointing")
 # A run that sees fewer numbers (images x channels x pixels) takes at most an hour on a CPU: no FLOPs are counted.
 FEW = 1e10
 
@@ -53,7 +54,11 @@ class Arithmetic:
 
         Raises NotCountedError if block-forwards are unknown, as for autoencoders.
         """
-        parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in PARTS if name in cfg}
+        sections = {name: cfg[name] for name in PARTS if name in cfg}
+        parts = {
+            name: OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+            for name, section in sections.items()
+        }
         shape = [cfg.data.channels, cfg.data.resolution, cfg.data.classes]
         key = json.dumps([parts, shape], sort_keys=True)
         if key not in self._known:

@@ -386,7 +386,9 @@ def test_alike_runs_are_counted_once(monkeypatch):
     assert flops == [400364 * 1024e9, 400364 * 1024e9, 2048e9]
     arithmetic(compose([*base, "objective.prediction=u"]))
     arithmetic(compose([*base, "data.resolution=512", "backbone.patch=32"]))
-    assert arithmetic.counted == 3
+    arithmetic(compose([*base, "activation_checkpointing=true"]))
+    arithmetic(compose([*base, "posttrain=fd_sim"]))
+    assert arithmetic.counted == 5
 
 
 def test_what_is_said_on_paper():
