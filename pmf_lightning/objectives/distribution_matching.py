@@ -117,7 +117,7 @@ class DistributionMatching(OneStepObjective):
         if self.controller is not None and self.discrepancy.fill:
             raise ValueError(
                 f"controller: its floors are distances of batch={self.batch} images, and the discrepancy compares "
-                f"{self.discrepancy.fill} with past ones; leave it out, or set discrepancy.population=batch"
+                f"{self.discrepancy.fill} with past ones; leave it out, or set posttrain.discrepancy.population=batch"
             )
         if self.controller is not None:
             GatedController((0.0,), **{**self.controller, "relative": False})  # reports values out of range
