@@ -7,6 +7,7 @@ from typing import Any
 from pmf_lightning.reports.runs import Run
 
 _NOT_SETTINGS = ("seed", "run_dir", "ckpt", "cache_dir", "study", "logger", "num_workers", "hydra")
+_NOT_SETTINGS += ("sample_grid", "checkpoint", "diagnostics", "log_every_steps")
 ABSENT = "-"
 
 

@@ -1,6 +1,6 @@
 """Group runs into sweeps and arms: by their study, or by their overrides."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from pmf_lightning.reports.settings import fingerprint, settings_of
 from pmf_lightning.reports.study import Study, read_study
 
 MEASURES = ("fid", "fd", "class_accuracy")  # a sweep without a study uses the first that any run has
+MOST_LETTERS = 48  # of an arm's name, so that it fits beside a plot; the table has the settings
 _CHOICES = ("model", "experiment")  # their values are shown without the key
 
 
@@ -65,13 +66,14 @@ class Sweep:
 
 
 def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
-    """Return the studies below all ``roots``, and for each root its runs without a study as one more sweep.
+    """Return the studies below all ``roots``, and for each root a sweep of its other runs on each data set.
 
-    Raises UserError as ``read_runs`` does, and for an invalid study.
+    Runs on different data are not compared: their distances are in different features. Raises UserError as
+    ``read_runs`` does, and for an invalid study.
     """
     studies: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    others: dict[Path, list[Run]] = defaultdict(list)
-    failed_early: list[Run] = []  # runs that failed before they had a configuration
+    others: dict[tuple[Path, str], list[Run]] = defaultdict(list)  # by root and name of the data
+    failed_early: dict[Path, list[Run]] = defaultdict(list)  # runs that failed before they had a configuration
     seen: set[Path] = set()
     for root in roots:
         for run in read_runs(root):
@@ -79,13 +81,18 @@ def read_sweeps(roots: Sequence[Path]) -> list[Sweep]:
                 continue
             seen.add(place)
             if not run.config:
-                failed_early.append(run)
+                failed_early[root].append(run)
             elif block := run.config.get("study"):
                 studies[str(block.get("name")), str(block.get("scale"))].append(run)
             else:
-                others[root].append(run)
-    sweeps = [_of_study(runs, failed_early) for runs in studies.values()]
-    return sweeps + [_of_settings(root, runs, failed_early) for root, runs in others.items()]
+                others[root, str((run.config.get("data") or {}).get("name"))].append(run)
+    every_early = [run for runs in failed_early.values() for run in runs]
+    sweeps = [_of_study(runs, every_early) for runs in studies.values()]
+    sets = Counter(root for root, _ in others)
+    for (root, data), runs in others.items():
+        name = f"{root.resolve().name}-{data}" if sets[root] > 1 else root.resolve().name
+        sweeps.append(_of_settings(name, runs, failed_early.pop(root, [])))  # named once, in the first sweep of a root
+    return sweeps
 
 
 def _of_study(runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
@@ -116,7 +123,7 @@ def _early_error(arm: str, runs: Sequence[Run], failed_early: Sequence[Run]) -> 
     )
 
 
-def _of_settings(root: Path, runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
+def _of_settings(title: str, runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
     by_arm: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run, setting in zip(runs, settings_of(runs), strict=True):
         by_arm[(*((key, text(value)) for key, value in setting.items()), fingerprint(run))].append(run)
@@ -125,14 +132,16 @@ def _of_settings(root: Path, runs: Sequence[Run], failed_early: Sequence[Run]) -
         chosen, older = _one_per_seed(members)
         omitted += older
         name = ", ".join(value if key in _CHOICES else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
-        arms.append(ReportArm(name or _name_of(chosen[0], len(by_arm)), chosen, dict(setting)))
+        if not 0 < len(name) <= MOST_LETTERS:
+            name = _name_of(chosen[0], len(by_arm))
+        arms.append(ReportArm(name, chosen, dict(setting)))
     summaries = [run.summary for arm in arms for run in arm.finished]
     measure = next((key for key in MEASURES if any(is_number(summary.get(key)) for summary in summaries)), None)
-    return Sweep(root.resolve().name, _unique(arms), measure, None, omitted)
+    return Sweep(title, _unique(arms), measure, None, omitted)
 
 
 def _name_of(run: Run, arms: int) -> str:
-    """Return the name of an arm without overrides that differ: the model's, or of several arms the run's."""
+    """Return the name of an arm whose overrides are none or too many: the model's, or of several arms the run's."""
     return run.name if arms > 1 else str(run.config.get("name", "one arm"))
 
 

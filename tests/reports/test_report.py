@@ -273,6 +273,24 @@ def test_an_ad_hoc_sweep_has_arms_and_a_best_one(tmp_path):
     assert section.headline.ours == "patch 4 5.5 (5 to 6); patch 8 6.9 (5.8 to 8)"
 
 
+def test_runs_on_different_data_are_not_compared(tmp_path):
+    for data, patch, fd in (("digits", 4, 150.0), ("digits", 8, 140.0), ("folder", 4, 7.0)):
+        config = {"data": {"name": data, "classes": 10}, "backbone": {"patch": patch}}
+        write_run(tmp_path / "runs" / f"{data}{patch}", 0, fd, **config)
+    digits, folder = map(section_of, read_sweeps([tmp_path / "runs"]))
+    assert (digits.title, digits.answer) == ("Sweep runs-digits", "Best: patch 8")
+    assert (folder.title, folder.answer) == ("Sweep runs-folder", "Open")
+
+
+def test_arms_of_many_settings_have_the_names_of_their_runs(tmp_path):
+    for number in (1, 2):
+        options = {f"option_{name}": number for name in "abcdefgh"}
+        write_run(tmp_path / f"run{number}", 0, 5.0 * number, **options)
+    sweep = only(tmp_path)
+    assert [arm.name for arm in sweep.arms] == ["run1", "run2"]
+    assert sweep.arms[1].columns["option_h"] == "2"
+
+
 # The files
 
 
