@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from pmf_lightning.exporting.card import CARD, UNKNOWN, USAGE, card, facts_of, write_card
+from pmf_lightning.exporting.card import CARD, UNKNOWN, card, facts_of, usage_of, write_card
 from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format, export, is_export
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
@@ -96,7 +96,7 @@ def _export(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> 
 def _write_card(out: Path, stored: StoredWeights, source: Path, cfg: DictConfig) -> None:
     """Write the model card of a folder for the hub, and what it states."""
     facts, module = facts_of(source), module_of(stored, source, cfg.trust)
-    write_card(out, card(module, facts, USAGE.replace("FOLDER", out.name), cfg.licence, _command(cfg)), facts)
+    write_card(out, card(module, facts, usage_of(module, out.name), cfg.licence, _command(cfg)), facts)
 
 
 def _command(cfg: DictConfig) -> str:
@@ -133,10 +133,12 @@ def run_and_show(cfg: DictConfig) -> None:
         print(f"{Path(str(cfg.out)) / CARD} says how to open it")
         return
     about, heads = stored.about, heads_of(stored.network)
-    count = sum(value.numel() for value in stored.network.values())
-    print(f"{cfg.out}: weights {about.weights} of {about.config['name']}, {count:,} values, heads {', '.join(heads)}")
+    what = f"{cfg.out}: weights {about.weights} of {about.config['name']}"
     if Path(str(cfg.out)).suffix in _FILES:
-        print(f"under the official names of {about.family}")
-    else:
-        trust = f" trust=[{','.join(cfg.trust)}]" if cfg.trust else ""
-        print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}{trust}")
+        left_out = ", without the parts that only training uses" if cfg.inference else ""
+        print(f"{what}, under the official names of {about.family}{left_out}")
+        return
+    count = sum(value.numel() for value in stored.network.values())
+    print(f"{what}, {count:,} values, heads {', '.join(heads)}")
+    trust = f" trust=[{','.join(cfg.trust)}]" if cfg.trust else ""
+    print(f"images from them: python -m pmf_lightning.sample {path_argument('ckpt', cfg.out)}{trust}")

@@ -19,7 +19,7 @@ USAGE = """```python
 from pmf_lightning import HubGenerator  # pip install pmf_lightning
 
 generator = HubGenerator.from_pretrained("FOLDER")
-images = generator([3, 7], seed=0)  # [2, c, h, w] in [-1, 1]; omega=, steps= for other settings
+images = generator(LABELS, seed=0)  # [n, c, h, w] in [-1, 1]; omega=, steps= for other settings
 ```"""
 UNKNOWN = "unknown"  # licence, unless the user states one
 _RULES = ("metric", "protocol", "extractor")
@@ -83,6 +83,16 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
+def usage_of(module: GenerativeModule, folder: str) -> str:
+    """Return a block of Python that opens the folder and makes images of the first and the last class."""
+    return USAGE.replace("FOLDER", folder).replace("LABELS", str(example_labels(module)))
+
+
+def example_labels(module: GenerativeModule) -> list[int]:
+    """Return the labels of examples: the first and the last class."""
+    return sorted({0, module.network.classes - 1})
+
+
 def write_card(folder: Path, text: str, facts: RunFacts) -> None:
     """Write the card and its facts into a folder."""
     (folder / CARD).write_text(text)
@@ -91,7 +101,7 @@ def write_card(folder: Path, text: str, facts: RunFacts) -> None:
 
 def write_facts(folder: Path, facts: RunFacts) -> None:
     """Copy the grid of samples into a folder, and write the scores, from which ``facts_of`` reads them again."""
-    if facts.grid is not None and facts.grid != folder / GRID:
+    if facts.grid is not None and facts.grid.resolve() != (folder / GRID).resolve():
         shutil.copyfile(facts.grid, folder / GRID)
     kept = {name: value for name, value in facts.summary.items() if type(value) in (int, float)}
     kept |= {name: facts.summary[name] for name in (*_RULES, "ema") if isinstance(facts.summary.get(name), str)}

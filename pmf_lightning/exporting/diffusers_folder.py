@@ -5,6 +5,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pmf_lightning.exporting.card import example_labels
 from pmf_lightning.exporting.sampler import Sampler
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import DIFFUSERS_INDEX, NETWORK, PIPELINE
@@ -13,7 +14,7 @@ USAGE = """```python
 from diffusers import DiffusionPipeline  # pip install pmf_lightning diffusers
 
 pipeline = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
-images = pipeline(class_labels=[3, 7], guidance_scale=OMEGA, num_inference_steps=STEPS, seed=0).images
+images = pipeline(class_labels=LABELS, guidance_scale=OMEGA, num_inference_steps=STEPS, seed=0).images
 ```"""
 _FILES = {"pipeline.py": "diffusers_pipeline.py", f"{NETWORK}/pmf_network.py": "diffusers_network.py"}
 
@@ -43,6 +44,7 @@ def usage(module: GenerativeModule, folder: str) -> str:
     sampling = module.config["sampling"]
     return (
         USAGE.replace("FOLDER", folder)
+        .replace("LABELS", str(example_labels(module)))
         .replace("OMEGA", str(sampling["omega"]))
         .replace("STEPS", str(sampling["steps"]))
     )

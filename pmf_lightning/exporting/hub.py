@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pmf_lightning.exporting.card import UNKNOWN, USAGE, RunFacts, card, facts_of, write_facts
+from pmf_lightning.exporting.card import UNKNOWN, RunFacts, card, facts_of, usage_of, write_facts
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.conversion import stored_of
 from pmf_lightning.pipeline.loading import load
@@ -69,4 +69,4 @@ class HubGenerator(ModelHubMixin, library_name="pmf_lightning", tags=["pmf_light
 
     def generate_model_card(self, licence: str = UNKNOWN, name: str = "FOLDER", **unused: Any) -> ModelCard:
         """Return the card; ``save_pretrained`` and ``push_to_hub`` pass on ``model_card_kwargs={"licence": "mit"}``."""
-        return ModelCard(card(self.module, self.facts, USAGE.replace("FOLDER", name), licence))
+        return ModelCard(card(self.module, self.facts, usage_of(self.module, name), licence))

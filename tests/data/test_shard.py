@@ -342,6 +342,14 @@ def test_another_recipe_is_refused_by_name(few, tmp_path, change, words):
     assert files_of(tmp_path / "out") == before
 
 
+def test_without_a_finished_shard_other_options_are_taken(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "free_disk", lambda folder: 1000)
+    with pytest.raises(UserError, match="set out to a larger disk, or another payload"):
+        run(few, tmp_path / "out")
+    monkeypatch.undo()
+    assert run(few, tmp_path / "out", "payload=jpg").manifest.payload == "jpg"
+
+
 def test_two_at_once_and_foreign_folders_are_refused(few, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.05)
     out = tmp_path / "out"

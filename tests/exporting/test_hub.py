@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import families
 import huggingface_hub
@@ -85,6 +86,14 @@ def test_the_card_states_the_facts(run, tmp_path):
     assert "None" not in text
     assert "best" not in body
     assert body.count("(360 images)") == 3  # fd, fd floor and class accuracy alone are scores
+
+
+def test_the_example_of_the_card_names_classes_of_the_model(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    HubGenerator.from_pretrained(run).save_pretrained("saved")
+    assert "images = generator([0, 9], seed=0)" in Path("saved/README.md").read_text()
+    HubGenerator.from_pretrained("saved").save_pretrained("saved")  # into the folder that it comes from
+    assert Path("saved/grid.png").read_bytes() == b"a picture"
 
 
 def test_without_a_run_the_card_claims_no_scores(tmp_path):

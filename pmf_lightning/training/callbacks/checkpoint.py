@@ -103,8 +103,7 @@ class CheckpointWriter(OncePerStep):
         if self._failed_in_a_row:
             raise NotSaved(
                 f"step {trainer.global_step}: {self.path} could not be written ({self._disk.reason}); "
-                f"{self._previous()}. Free some space there, and resume with "
-                f"{path_argument('run_dir', self.path.parent.parent)} ckpt=last"
+                f"{self._previous()}. Free some space there, and {self._again()}"
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -146,6 +145,10 @@ class CheckpointWriter(OncePerStep):
 
     def _previous(self) -> str:
         return "the previous one remains" if self.path.is_file() else "there is no checkpoint yet"
+
+    def _again(self) -> str:
+        where = path_argument("run_dir", self.path.parent.parent)
+        return f"resume with {where} ckpt=last" if self.path.is_file() else f"start again with {where}"
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of failed saves, for the checkpoint."""

@@ -88,14 +88,18 @@ class SkipNonFinite(Callback):
                     f"{self._last_good()}. {self._remedy()}"
                 )
 
+    @property
+    def _last(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
     def _last_good(self) -> str:
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return f"the last good checkpoint is {path}" if path.is_file() else "there is no checkpoint yet"
+        return f"the last good checkpoint is {self._last}" if self._last.is_file() else "there is no checkpoint yet"
 
     def _remedy(self) -> str:
+        resume = "resume with ckpt=last or " if self._last.is_file() else ""
         return (
             f"Look at du_dt by time in {self.folder / 'time_bins.png'}; then lower optimizer.lr or raise the precision "
-            "(trainer.precision=32-true matmul_precision=highest), and resume with ckpt=last or start a new run"
+            f"(trainer.precision=32-true matmul_precision=highest), and {resume}start a new run"
         )
 
 

@@ -47,7 +47,7 @@ def making(out: Path, recipe: Recipe) -> Iterator[None]:
 
 def _claim(out: Path, recipe: Recipe) -> None:
     path = out / NOTES / "recipe.json"
-    if path.is_file():
+    if path.is_file() and any(out.glob("shard-*.tar")):  # without a shard, any recipe may take the place of this one
         try:
             stored = read_json(path)
             if isinstance(stored, dict):
