@@ -264,6 +264,17 @@ def test_bad_tars_inside_a_tar_are_listed(tmp_path):
     assert sum(reasons(found.left_out).values()) == 2
 
 
+def test_a_tar_cut_off_inside_a_tar_makes_no_class(tmp_path):
+    whole = tar_of([("1.png", 7), ("2.png", 8)])
+    second = whole.rindex(picture(8))
+    (tmp_path / "train.tar").write_bytes(
+        tar_of([("n01.tar", whole[: second + 9]), ("n02.tar", tar_of([("3.png", 9)]))])
+    )
+    run(tmp_path / "train.tar", tmp_path / "out", "max_unreadable=0.9")
+    assert contents(tmp_path / "out") == {"n01": [7], "n02": [9]}
+    assert "n01.tar" in (tmp_path / "out" / "unreadable.tsv").read_text()
+
+
 def test_a_tar_for_every_class(tmp_path):
     (tmp_path / "in").mkdir()
     for level, name in enumerate(("9", "10", "8")):
@@ -307,14 +318,16 @@ def test_folders_of_tars_name_what_is_no_tar(tmp_path):
     assert reasons(left_out) == {"hidden": 1, "not a tar": 1, "a link whose target is missing": 1}
 
 
-def test_plain_copies_keep_the_fingerprint():
+def test_plain_copies_keep_the_fingerprint(tmp_path):
     places = np.zeros(1, np.int64)
-    here = Inputs(Path("/a"), ["0.tgz"], places, places, places, ["k"], places, ["c"], [], unpacked={"0.tgz": "/tmp/x"})
+    here = Inputs(tmp_path, ["0.tgz"], places, places, places, ["k"], places, ["c"], [], unpacked={"0.tgz": "/tmp/x"})
     assert (
         here.fingerprint()
         == Inputs(Path("/b"), ["0.tgz"], places, places, places, ["k"], places, ["c"], []).fingerprint()
     )
-    assert here.original("/tmp/x") == "/a/0.tgz"
+    assert here.original("/tmp/x") == str(tmp_path)  # as of tables, whose copies have names of their own
+    (tmp_path / "0.tgz").touch()
+    assert here.original("/tmp/x") == str(tmp_path / "0.tgz")
 
 
 # --- other labels than .cls ---

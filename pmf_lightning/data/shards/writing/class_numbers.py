@@ -18,8 +18,8 @@ def by_number(
 ) -> tuple[Int64[np.ndarray, " n"], list[str], str | None]:
     """Return labels, class names, and a message if the numbers were remapped.
 
-    With ``classes`` or ``names_file``, which set the number of classes, the numbers are unchanged. Without them, sparse
-    numbers (WordNet ids, years) are remapped to 0 to K - 1 in order. Raises UserError for inconsistent input.
+    Sparse numbers (WordNet ids, years) are remapped to 0 to K - 1 in order, unless ``names_file`` names them or
+    ``classes`` is another number than K. Raises UserError for inconsistent input.
     """
     used, places = np.unique(labels, return_inverse=True)
     empty = int(used[-1]) + 1 - len(used)

@@ -124,8 +124,9 @@ class Inputs:
         )
 
     def original(self, file: str) -> str:
-        """Return the path of the compressed tar of the uncompressed copy ``file``; any other path is unchanged."""
-        return next((str(self.root / name) for name, plain in self.unpacked.items() if plain == file), file)
+        """Return what the uncompressed copy ``file`` was made of: a tar, or tables; any other path is unchanged."""
+        originals = (self.root / name for name, plain in self.unpacked.items() if plain == file)
+        return next((str(path if path.exists() else self.root) for path in originals), file)
 
     def fingerprint(self) -> str:
         """Return a hex digest of names, labels and positions, not of contents; it is independent of ``root``."""

@@ -143,6 +143,7 @@ class _Walk:
         except (tarfile.TarError, OSError) as error:
             reason = f"the tar inside the tar cannot be read any further ({type(error).__name__}: {error})"
             self.listing.broken.append(Unreadable(name, reason, self.listing.file))
+            self.group = {}  # the record at its end is cut off
 
     def _close(self, tar: tarfile.TarFile, inner: str, base: int) -> None:
         """Finish the current group of members."""
