@@ -18,7 +18,7 @@ ENTRY=${ENTRY:-75}
 DEVICE=${DEVICE:-gpu}
 SMALL=${SMALL:-}
 PY=${PY:-python3}
-HALF=${SMALL:+32-true}  # half precision is slow on a CPU
+HALF=${HALF:-${SMALL:+32-true}}  # half precision is slow on a CPU
 HALF=${HALF:-bf16-mixed}
 STAGES=("$@")
 [ ${#STAGES[@]} -gt 0 ] || STAGES=(check bench fit compiled train)
@@ -69,7 +69,7 @@ bench() {
   step pmf_h16 32 5 trainer.precision="$HALF" against=textbook
   step pmf_l16 64 5 trainer.precision="$HALF" against=textbook
   step pmf_b32 64 5 trainer.precision="$HALF" against=textbook data.resolution=512
-  step pmf_b16 64 5 against=textbook
+  step pmf_b16 64 5 trainer.precision=32-true against=textbook
   [ "$(left)" -lt 60 ] || timeout "$(entry)" $PY -m pmf_lightning.benchmark what=sampling model=pmf_b16 data=imagenet256 \
     perceptual=none trainer="$DEVICE" trainer.precision="$HALF" repeats=10 out="$PARTS/sampling.json" "${shrink[@]}" 2>&1 | tail -n 3
   keep sampling

@@ -84,6 +84,13 @@ def race(peer: Peer, overrides: list[str], other: Callable[[Peer, Any], Side]) -
     cfg = compose(overrides, "benchmark")
     if cfg.what not in OURS:
         raise UserError(f"what={cfg.what}: give one of {', '.join(OURS)}")
+    if cfg.trainer.accelerator != "cpu" or cfg.trainer.precision != "32-true":
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator} trainer.precision={cfg.trainer.precision}: the other side "
+            "runs on the CPU in float32, so this one does too; leave both out"
+        )
+    if cfg.what == "sampling" and cfg.compile:
+        raise UserError("compile=true: our sampling runs without the compiler; leave it out")
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     side, module = other(peer, cfg), build(cfg)
     ours = OURS[cfg.what](module, cfg)
@@ -100,7 +107,8 @@ def race(peer: Peer, overrides: list[str], other: Callable[[Peer, Any], Side]) -
         **{"what": cfg.what, "peer": peer.folder.name, "commit": peer.commit(), "model": cfg.name},
         **{"images": images(cfg), "repeats": cfg.repeats, "width": cfg.backbone.width},
         **{"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
-        **{"compile": cfg.compile, "parameters": {"ours": parameters, "peer": side.parameters}, "notes": side.notes},
+        **{"device": "cpu", "precision": "32-true", "compile": cfg.compile},
+        **{"parameters": {"ours": parameters, "peer": side.parameters}, "notes": side.notes},
         **timing.compare(times["ours"], times["peer"], "peer"),
         "processor": timing.compare(processor["ours"][1:], processor["peer"][1:], "peer"),  # without the first turns
     }

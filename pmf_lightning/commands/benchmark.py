@@ -25,8 +25,9 @@ from pmf_lightning.utils.rng import BatchRows
 
 
 def _optimizer(cfg: DictConfig) -> dict:
-    ns_dtype = cfg.optimizer.get("ns_dtype", "auto")  # only Muon has it
-    return {"model": cfg.name, **benchmark_optimizer(build(cfg).network, cfg.repeats, ns_dtype)}
+    device, ns_dtype = _device(cfg), cfg.optimizer.get("ns_dtype", "auto")  # only Muon has it
+    numbers = benchmark_optimizer(build(cfg).network.to(device), cfg.repeats, ns_dtype)
+    return {"model": cfg.name, "device": _name_of(device), **numbers}
 
 
 def _optimizer_in_words(result: dict) -> str:
@@ -80,6 +81,8 @@ def _growth(cfg: DictConfig) -> dict:
 
 
 def _sampling(cfg: DictConfig) -> dict:
+    if cfg.compile:
+        raise UserError("compile=true: what=sampling measures the network without the compiler; leave it out")
     device, options = _device(cfg), {name: cfg.sampling[name] for name in OPTIONS}
     module = build(cfg).eval().to(device)
     numbers = benchmark_sampling(module, list(cfg.sampling_batches), cfg.repeats, str(cfg.trainer.precision), options)
@@ -93,9 +96,13 @@ def _device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
 
 
+def _name_of(device: torch.device) -> str:
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
+
+
 def _circumstances(cfg: DictConfig, device: torch.device) -> dict:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "precision": str(cfg.trainer.precision), "compile": cfg.compile}
+    return {"device": _name_of(device), "precision": str(cfg.trainer.precision), "compile": cfg.compile}
 
 
 # name -> (function that measures, function that formats the result as text)

@@ -1,17 +1,20 @@
 """The rivals that benchmarks time do the same work, and the arithmetic they are held against is counted right."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from common import objective, relative, rows, tiny_network
 from shrunk import RUN
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmf_lightning import compose
 from pmf_lightning.benchmark import benchmark
 from pmf_lightning.objectives.meanflow_reference import textbook_loss
 from pmf_lightning.objectives.preconditioners import EDM
+from pmf_lightning.profiling.benchmarks.roofline import _by_kind
 from pmf_lightning.profiling.benchmarks.timing import ratios, time_interleaved
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.utils.errors import UserError
@@ -87,6 +90,21 @@ def test_step_without_a_derivative():
     assert "derivative" not in result["parts_ms"]
 
 
+def test_kernels_of_a_gpu_are_counted_once():
+    """The profiler lists a kernel in the operation that started it, and by itself."""
+
+    def event(key, device_type, ms):
+        shapes = {"input_shapes": [[4, 4], [4, 4]], "flops": 128}
+        times = {"self_device_time_total": 1e3 * ms, "self_cpu_time_total": 5e3 * ms}
+        return SimpleNamespace(key=key, device_type=device_type, count=1, **times, **shapes)
+
+    events = [event("aten::mm", DeviceType.CPU, 3), event("gemm_kernel", DeviceType.CUDA, 3)]
+    events += [event("aten::add", DeviceType.CPU, 1), event("guidance", DeviceType.CUDA, 4)]
+    rows = _by_kind(events, on_gpu=True)
+    assert {kind: row["ms"] for kind, row in rows.items() if row} == {"products": 3, "pointwise": 1}
+    assert _by_kind(events, on_gpu=False)["products"]["ms"] == 15
+
+
 @pytest.mark.slow
 def test_growth_command():
     points = ["growth.batch=[{images_at_once: 2}, {images_at_once: 4}]", "growth.size=[{backbone: {width: 64}}]"]
@@ -117,6 +135,8 @@ def test_sampling_command():
         (["what=growth", "curves=[size]", "growth.size=[{backbon: {width: 8}}]"], "growth: .* does not fit the config"),
         (["model=drifting_tiny", "against=textbook"], "against=textbook: Drifting has no textbook step"),
         (["against=textbook", "objective.v_source=boundary"], "against=textbook: the textbook step knows"),
+        (["what=sampling", "compile=true"], "compile=true: what=sampling measures the network without the compiler"),
+        (["what=optimizer", "trainer=gpu"], "trainer.accelerator=gpu"),
     ],
 )
 def test_refusals(changes, words):

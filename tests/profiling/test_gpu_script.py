@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_script_measures_what_it_names(tmp_path):
-    environment = {"DEVICE": "cpu", "SMALL": "1", "PY": sys.executable, "OUT": str(tmp_path), "ENTRY": "100"}
+    environment = {
+        "DEVICE": "cpu",
+        "SMALL": "1",
+        "PY": sys.executable,
+        "OUT": str(tmp_path),
+        "ENTRY": "100",
+        "HALF": "bf16-mixed",
+    }
     done = subprocess.run(
         ["bash", str(ROOT / "experiments/gpu/run.sh"), "bench", "fit"],
         **{"capture_output": True, "text": True, "timeout": 580, "check": False},
@@ -25,7 +32,11 @@ def test_the_script_measures_what_it_names(tmp_path):
     assert "failed" not in told
     assert "skipped" not in told
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert len(rows) == 5
+    timed = [(row["model"], row["precision"], "textbook" in row) for row in rows]
+    assert timed == [
+        *[(model, "bf16-mixed", True) for model in ("pmf_b16", "pmf_h16", "pmf_l16", "pmf_b32")],
+        ("pmf_b16", "32-true", True),
+    ]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results.keys() == {"machine", "sampling", "fit"}
     assert results["sampling"]

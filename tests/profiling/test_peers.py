@@ -53,6 +53,21 @@ def test_a_clone_without_the_file_or_the_package_is_refused(peers, tmp_path, mon
         peer.module("alien")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: the other side runs on the CPU in float32"),
+        ("trainer=gpu", "trainer.accelerator=gpu .* leave both out"),
+        ("compile=true", "compile=true: our sampling runs without the compiler"),
+    ],
+)
+def test_what_would_act_on_one_side_only_is_refused(peers, tmp_path, override, words):
+    from pmf_lightning.utils.errors import UserError
+
+    with pytest.raises(UserError, match=words):
+        peers.race(peers.Peer(tmp_path, "https://there"), ["what=sampling", *RUN, override], lambda peer, cfg: None)
+
+
 DENOISER = """
 import torch
 

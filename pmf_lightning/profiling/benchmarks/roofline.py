@@ -2,10 +2,11 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
@@ -41,16 +42,28 @@ def operations(step: Callable[[], object], device: torch.device, peak: Number) -
     step()
     with profile(activities=watched, record_shapes=True, with_flops=True) as seen:
         step()
+    rows = _by_kind(seen.key_averages(group_by_input_shape=True), on_gpu)
+    total, bandwidth = sum(row["ms"] for row in rows.values()), _copy_speed(device)
+    table = {kind: _limits(kind, row, total, peak, bandwidth) for kind, row in rows.items() if row["calls"]}
+    return {"copy_gb_per_second": bandwidth / 1e9, **table}
+
+
+def _by_kind(events: Iterable[Any], on_gpu: bool) -> dict[str, dict[str, Number]]:
+    """Return the sums over the operations of each kind.
+
+    The profiler of a GPU lists each kernel twice: in the operation that started it, and by itself. The latter is left
+    out.
+    """
     rows: dict[str, dict[str, Number]] = {kind: defaultdict(float) for kind in KINDS}
-    for event in seen.key_averages(group_by_input_shape=True):
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue
         row = rows[kind := _kind(event.key)]
         row["ms"] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
         row["calls"] += event.count
         row["flop"] += _attention_flops(event) if kind == "attention" else event.flops
         row["bytes"] += event.count * _bytes(event.input_shapes)
-    total, bandwidth = sum(row["ms"] for row in rows.values()), _copy_speed(device)
-    table = {kind: _limits(kind, row, total, peak, bandwidth) for kind, row in rows.items() if row["calls"]}
-    return {"copy_gb_per_second": bandwidth / 1e9, **table}
+    return rows
 
 
 def _kind(name: str) -> str:
