@@ -119,7 +119,7 @@ def world_size(trainer: DictConfig) -> int:
     """Return the number of devices that train together."""
     devices = trainer.devices
     if devices in ("auto", -1):  # Lightning's values for all devices
-        devices = max(1, torch.cuda.device_count())
+        devices = 1 if trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
     elif not isinstance(devices, int):
         devices = len(devices)
     return devices * trainer.num_nodes

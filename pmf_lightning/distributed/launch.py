@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pmf_lightning.distributed.launched import srun_tasks
 from pmf_lightning.utils.errors import UserError
 
 PATIENCE = timedelta(hours=2)  # ranks wait while rank 0 compares 50,000 features
@@ -30,8 +31,13 @@ def torchrun_group(device: str) -> Iterator[torch.device]:
     """Yield this process's device, after joining the process group if torchrun started one (WORLD_SIZE above 1).
 
     "cuda" becomes the GPU of the local rank. The backend is gloo on CPUs and NCCL on GPUs. Raises UserError for an
-    environment that is not torchrun's, or for fewer GPUs than local ranks.
+    environment that is not torchrun's, several tasks of srun, or fewer GPUs than local ranks.
     """
+    if "WORLD_SIZE" not in os.environ and (tasks := srun_tasks()) > 1:
+        raise UserError(
+            f"srun started {tasks} processes, each of which would do all the work of this command; use --ntasks=1, and "
+            "torchrun for several GPUs"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield torch.device(device)
         return

@@ -361,6 +361,8 @@ def test_how_many_devices_train_together(devices, size, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     cfg = compose(["trainer=ddp", f"trainer.devices={devices}", "trainer.num_nodes=2"])
     assert validate.world_size(cfg.trainer) == size
+    cfg.trainer.accelerator = "cpu"
+    assert validate.world_size(cfg.trainer) == (2 if devices in ("auto", "-1") else size)  # Lightning takes one
 
 
 def options_of(*overrides):

@@ -254,6 +254,13 @@ def test_torchrun_gives_the_same_images_and_numbers(judge, trained, cache, tmp_p
         assert np.array_equal(first["arr_0"], second["arr_0"])
 
 
+def test_several_tasks_of_srun_are_refused(judge, trained, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"srun started 2 processes, .* use --ntasks=1, and torchrun for several GPUs"):
+        judge(f"ckpt={trained}", "reference=data")
+
+
 def test_an_environment_that_is_not_torchruns(judge, trained, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="WORLD_SIZE=2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):

@@ -77,6 +77,8 @@ def test_one_that_has_patience_waits_for_the_end_of_the_other(tmp_path):
     with holder(path) as other:
         waiting = threading.Thread(target=lambda: taken.append(_pid_in(path)))
         waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
         assert taken == []
         other.communicate(b"\n")  # it takes its file away
         waiting.join()

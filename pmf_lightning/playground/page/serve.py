@@ -51,7 +51,9 @@ def serving(build: Callable[[], gr.Blocks], host: str, port: int, open_browser: 
                 app_kwargs={"middleware": [Middleware(OnlyThisHost)], "docs_url": None, "redoc_url": None},
             )
         except OSError as error:
-            raise UserError(f"host={host} port={port}: no page can be served there ({error}); set port=") from error
+            raise UserError(
+                f"host={host} port={port}: no page can be served there ({error}); set port={port + 1}"
+            ) from error
         try:
             yield address
         finally:
