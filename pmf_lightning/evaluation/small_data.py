@@ -19,6 +19,7 @@ from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.evaluation.frechet import LATE_BAR, Embed, FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.evaluation.metric_settings import check_metric_settings
 from pmf_lightning.evaluation.moments import FeatureStatistics
 from pmf_lightning.evaluation.references import cached_file, cached_moments
 from pmf_lightning.utils.counted import counted
@@ -48,12 +49,8 @@ class SmallDataSettings:
     extractors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("every_images", 1), ("batch_size", 1), ("reference_images", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"metrics.{name}={value}: set it to {least} or more")
-        if any(steps < 1 for steps in self.extra_steps):
-            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+        least = {"every_images": 1, "batch_size": 1, "reference_images": 2}
+        check_metric_settings(self, least, may_be_null=["reference_images"])
 
 
 @dataclass(frozen=True)
