@@ -8,7 +8,7 @@ distribution of times.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 import torch
@@ -16,7 +16,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.profiler import record_function
 
-from pmf_lightning.objectives.base import Batch, Description, Distance, EncoderRequest, Losses, Network, ObjectiveBase
+from pmf_lightning.objectives.base import (
+    Batch,
+    Description,
+    Distance,
+    Draws,
+    EncoderRequest,
+    Losses,
+    Network,
+    ObjectiveBase,
+)
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.fields import (
     Image,
@@ -25,6 +34,8 @@ from pmf_lightning.objectives.fields import (
     expand_like,
     noisy_image,
     path_velocity,
+    rows_of,
+    sum_of_squares,
     velocity_from_image,
 )
 from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, guided_velocity, omega_in_interval
@@ -34,11 +45,11 @@ from pmf_lightning.objectives.perceptual import perceptual_distances
 from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
 from pmf_lightning.objectives.time_sampling import ORDERS, logit_normal
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number
 
 
 @dataclass(frozen=True)
-class MeanFlowDraws:
+class MeanFlowDraws(Draws):
     """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
 
     ``crops`` are the boxes (top, left, height, width) of the perceptual distances, as fractions of the image; None
@@ -58,11 +69,6 @@ class MeanFlowDraws:
     def r_ne_t(self) -> Bool[Tensor, " b"]:
         """The rows with t != r, which need the derivative."""
         return self.t != self.r
-
-    def to(self, device: torch.device) -> "MeanFlowDraws":
-        """Return the draws on a device."""
-        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        return MeanFlowDraws(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
 
 
 CHOICES = {
@@ -348,16 +354,16 @@ class PixelMeanFlow(ObjectiveBase):
             v_g = guided_velocity(v_t, v_c, v_u, on_omega)
             return torch.where(expand_like(on_guided, z), v_g, v_t)
 
-        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[_rows(moving, z)]
+        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[rows_of(moving, z)]
         u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp)
         v_c = torch.where(expand_like(on_ask_c, z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
         errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.v_source == "head" else {})
-        near = _rows(draws.t < self.t_thr, z) if encoders else None
+        near = rows_of(draws.t < self.t_thr, z) if encoders else None
         distances = perceptual_distances(encoders, z, u, on.t, batch.x, on.crops, near) if encoders else {}
-        losses = self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
+        losses = self._losses(errors, distances, {"du_dt": sum_of_squares(du_dt)}, kept)
         return replace(losses, t=draws.t, diagnostic_rows=moving)
 
     def _guidance(self, network, batch, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
@@ -366,7 +372,7 @@ class PixelMeanFlow(ObjectiveBase):
         One pass through trunk and v-head, at h = 0 and the full interval, without a graph. ``omega`` is on the device
         of ``z``; the masks may be on the CPU.
         """
-        rows_c, rows_u = _rows(ask_c, z), _rows(ask_u, z)
+        rows_c, rows_u = rows_of(ask_c, z), rows_of(ask_u, z)
         rows = torch.cat((rows_c, rows_u))
         v_c = v_u = torch.zeros_like(z)
         if len(rows):
@@ -382,19 +388,9 @@ class PixelMeanFlow(ObjectiveBase):
 
     def _losses(self, errors, distances, diagnostics, kept: dict[str, Image] | None) -> Losses:
         """Sum the adaptively weighted terms: weight 1 for squared errors, ``perceptual`` for distances."""
-        sums = {name: _sum_of_squares(error) for name, error in errors.items()}
+        sums = {name: sum_of_squares(error) for name, error in errors.items()}
         terms = [adaptive_weight(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
         for name, distance in distances.items():
             terms.append(self.perceptual[name] * adaptive_weight(distance, self.weight_power, self.weight_eps))
         per_sample, distances = ({n: value.detach() for n, value in d.items()} for d in (sums, distances))
         return Losses(sum(terms).mean(), per_sample, kept, distances, diagnostics)
-
-
-def _sum_of_squares(field: Image) -> Float[Tensor, " b"]:
-    """Return the sums of squares over C, H, W."""
-    return at_least_float32(field).square().flatten(1).sum(1)
-
-
-def _rows(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
-    """Return the indices of the chosen rows, on the device of ``like``."""
-    return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)
