@@ -71,6 +71,29 @@ class MeanFlowDraws(Draws):
         return self.t != self.r
 
 
+@dataclass(frozen=True)
+class RowMasks:
+    """What each row of a batch needs, [B], on the device of the scalars of its draws.
+
+    ``moving`` rows, t != r, need du/dt. ``guided`` rows need v_u for their target. ``ask_c`` rows need v_c, which the
+    training pass does not compute for them.
+    """
+
+    moving: Bool[Tensor, " b"]
+    guided: Bool[Tensor, " b"]
+    ask_c: Bool[Tensor, " b"]
+
+    @classmethod
+    def of(cls, draws: MeanFlowDraws, omega: Time, jvp_tangent: str) -> "RowMasks":
+        """Return the masks of ``draws`` with the scales ``omega``, 1 outside the interval, and a direction of du/dt."""
+        moving = draws.r_ne_t
+        guided = ~draws.drop & (omega != 1)
+        # The training pass of a flow-matching row with its label already computes v_c.
+        answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
+        directed = moving if jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
+        return cls(moving, guided, ask_c=directed | (guided & ~answered))
+
+
 CHOICES = {
     "prediction": ("x", "u"),
     "jvp": get_args(Form),
@@ -332,17 +355,13 @@ class PixelMeanFlow(ObjectiveBase):
         v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
-        moving = draws.r_ne_t
         omega = omega_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
-        guided = ~draws.drop & (omega != 1)
-        # The training pass of a flow-matching row with its label already computes v_c.
-        answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
-        directed = moving if self.jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
-        ask_c, ask_u = directed | (guided & ~answered), guided
+        masks = RowMasks.of(draws, omega, self.jvp_tangent)
         # Copied once, without waiting: a blocking copy waits for all the work that the device has still to do.
-        on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in (omega, guided, ask_c))
+        chosen = (omega, masks.guided, masks.ask_c)
+        on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in chosen)
         with record_function("guidance"):  # label in profiler traces
-            v_c, v_u = self._guidance(network, batch, z, on.t, on_omega, ask_c, ask_u)
+            v_c, v_u = self._guidance(network, batch, z, on.t, on_omega, masks.ask_c, masks.guided)
 
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
@@ -354,8 +373,8 @@ class PixelMeanFlow(ObjectiveBase):
             v_g = guided_velocity(v_t, v_c, v_u, on_omega)
             return torch.where(expand_like(on_guided, z), v_g, v_t)
 
-        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[rows_of(moving, z)]
-        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp)
+        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[rows_of(masks.moving, z)]
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, masks.moving, self.jvp)
         v_c = torch.where(expand_like(on_ask_c, z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
@@ -364,7 +383,7 @@ class PixelMeanFlow(ObjectiveBase):
         near = rows_of(draws.t < self.t_thr, z) if encoders else None
         distances = perceptual_distances(encoders, z, u, on.t, batch.x, on.crops, near) if encoders else {}
         losses = self._losses(errors, distances, {"du_dt": sum_of_squares(du_dt)}, kept)
-        return replace(losses, t=draws.t, diagnostic_rows=moving)
+        return replace(losses, t=draws.t, diagnostic_rows=masks.moving)
 
     def _guidance(self, network, batch, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.
