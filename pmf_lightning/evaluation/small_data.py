@@ -116,11 +116,6 @@ class RealImageScorer:
         hits = [hits_of(self.classifier, *pair) for pair in zip(parts, labels, strict=True)]
         return torch.cat(hits).double().mean().item()
 
-    def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SmallDataScores:
-        """Score generated images against the requested labels; see ``measure_parts``."""
-        self._check(tuple(images.shape))
-        return self.measure_parts(zip(in_batches(images, self.batch), labels.split(self.batch), strict=True))
-
     def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> SmallDataScores:
         """Score uint8 generated images, given in parts with the requested labels; no part is stored.
 
@@ -235,23 +230,6 @@ def hits_of(classify: Classify, images: UInt8[Tensor, "b c h w"], labels: Int64[
 def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     check_finite(images, "generated images")
     return to_uint8(images.detach()).cpu()
-
-
-def measure_quality(
-    classifier: ImageClassifier,
-    train_images: Pictures,
-    held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
-    held_out_labels: Int64[Tensor, " m"],
-    generated_images: UInt8[Tensor, "k c2 h2 w2"],
-    generated_labels: Int64[Tensor, " k"],
-    batch: int,
-) -> SmallDataScores:
-    """Score one set of generated images; use a ``RealImageScorer`` for several sets.
-
-    Raises ValueError unless their number and size equal those of the held-out images.
-    """
-    scorer = RealImageScorer(classifier, train_images, held_out_images, held_out_labels, batch)
-    return scorer.measure(generated_images, generated_labels)
 
 
 def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:

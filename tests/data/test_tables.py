@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from read_images import read_image
 from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.tar import read_index
 from pmf_lightning.data.sources.hf import files
-from pmf_lightning.data.transforms import read_image
 from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.shard import shard
 
