@@ -27,7 +27,7 @@ def rows_of(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
     return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)
 
 
-def sum_of_squares(field: Image) -> Time:
+def sum_of_squares(field: Image) -> Float[Tensor, " b"]:
     """Return the sums of squares over C, H, W, at least in float32."""
     return at_least_float32(field).square().flatten(1).sum(1)
 

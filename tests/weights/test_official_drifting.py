@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax_files import nested, write
-from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
+from test_drifting_network import arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
 
 from pmf_lightning import UserError, compose, load_checkpoint, load_official, official_weights
 from pmf_lightning.config.presets import published
