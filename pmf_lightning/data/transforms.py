@@ -59,13 +59,6 @@ def read_square(source: Path | bytes, size: int, channels: int, background: str)
     return Square(np.ascontiguousarray(levels.transpose(2, 0, 1)), done)
 
 
-def read_image(
-    source: Path | bytes, size: int, channels: int, background: str = "white"
-) -> UInt8[np.ndarray, "c size size"]:
-    """Return only the levels of ``read_square``."""
-    return read_square(source, size, channels, background).levels
-
-
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     """Map levels 0..255 to [-1, 1]: ``x / 127.5 - 1``."""
     return images.float() / 127.5 - 1

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pmf_lightning.data.transforms import QUANTISERS
-from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, on_rank_zero, rank_and_world
-from pmf_lightning.encoders.base import Extractor, Network, extract
+from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
+from pmf_lightning.encoders.base import Extractor, Features, Network, extract
 from pmf_lightning.encoders.resizes import RESIZES
 from pmf_lightning.evaluation.frechet import check_finite
-from pmf_lightning.evaluation.moments import FeatureStatistics, Moments
+from pmf_lightning.evaluation.moments import FeatureStatistics, Moments, measured_in_chunks
 from pmf_lightning.evaluation.protocol import Protocol, score_name
 from pmf_lightning.evaluation.real_images import OPTION, RealImages
 from pmf_lightning.evaluation.references import Reference
@@ -164,18 +163,12 @@ def measure(
     ``stored_rows`` holds the numbers of the images whose features are stored, "all" or None. ``title`` is that of the
     progress bar.
     """
-    moments = Moments(extractor.features, extractor.logits, stored_rows).to(device)
-    rank, world = rank_and_world()
-    bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= batch_size, leave=False)
+    moments = {extractor.name: Moments(extractor.features, extractor.logits, stored_rows).to(device)}
 
-    def run() -> None:
-        for first, end in chunks_of_this_rank(n, batch_size):
-            moments.update(extract(network, levels(first, end), extractor.batch, device), first)
-            bar.update(min((end - first) * world, n - bar.n))
+    def encode(first: int, end: int) -> dict[str, Features]:
+        return {extractor.name: extract(network, levels(first, end), extractor.batch, device)}
 
-    with bar:
-        on_all_ranks(run)
-    return moments.compute()
+    return measured_in_chunks(encode, moments, n, batch_size, title)[extractor.name]
 
 
 def check_same_features(reference: Reference, extractor: Extractor, protocol: str) -> None:

@@ -1,12 +1,15 @@
 """Moments of features in float64 over all ranks, and the Frechet distance of two Gaussians."""
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torchmetrics import Metric
+from tqdm.auto import tqdm
 
+from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, rank_and_world
 from pmf_lightning.encoders.base import Features
 
 
@@ -94,6 +97,32 @@ class Moments(Metric):
 def _in_order(values: list[Tensor] | Tensor, rows: list[Tensor] | Tensor) -> Tensor:
     values, rows = (torch.cat(x) if isinstance(x, list) else x for x in (values, rows))
     return values[rows.argsort()].cpu()
+
+
+def measured_in_chunks(
+    encode: Callable[[int, int], Mapping[str, Features]],
+    moments: Mapping[str, Moments],
+    n: int,
+    batch_size: int,
+    title: str,
+) -> dict[str, FeatureStatistics]:
+    """Return statistics by encoder of images number 0 to n - 1, in chunks split over the ranks; all must call it.
+
+    ``encode(first, end)`` returns the features by encoder of images number ``first`` to ``end - 1``, which are added
+    to ``moments``. ``title`` is that of the progress bar.
+    """
+    rank, world = rank_and_world()
+    bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= batch_size, leave=False)
+
+    def run() -> None:
+        for first, end in chunks_of_this_rank(n, batch_size):
+            for name, features in encode(first, end).items():
+                moments[name].update(features, first)
+            bar.update(min((end - first) * world, n - bar.n))
+
+    with bar:
+        on_all_ranks(run)
+    return {name: one.compute() for name, one in moments.items()}
 
 
 TINY = 1e-12  # ratio of smallest to largest eigenvalue up to which a covariance counts as singular

@@ -19,6 +19,7 @@ from pmf_lightning.encoders.build import complete
 from pmf_lightning.encoders.classifier.network import ImageClassifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
 from pmf_lightning.evaluation.frechet import LATE_BAR, Embed, FrechetDistance, Pictures, check_finite, in_batches
+from pmf_lightning.evaluation.metric_settings import check_metric_settings
 from pmf_lightning.evaluation.moments import FeatureStatistics
 from pmf_lightning.evaluation.references import cached_file, cached_moments
 from pmf_lightning.utils.counted import counted
@@ -48,12 +49,8 @@ class SmallDataSettings:
     extractors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("every_images", 1), ("batch_size", 1), ("reference_images", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"metrics.{name}={value}: set it to {least} or more")
-        if any(steps < 1 for steps in self.extra_steps):
-            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+        least = {"every_images": 1, "batch_size": 1, "reference_images": 2}
+        check_metric_settings(self, least, may_be_null=["reference_images"])
 
 
 @dataclass(frozen=True)
@@ -118,11 +115,6 @@ class RealImageScorer:
         parts, labels = in_batches(self.held_out_images, self.batch), self.held_out_labels.split(self.batch)
         hits = [hits_of(self.classifier, *pair) for pair in zip(parts, labels, strict=True)]
         return torch.cat(hits).double().mean().item()
-
-    def measure(self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SmallDataScores:
-        """Score generated images against the requested labels; see ``measure_parts``."""
-        self._check(tuple(images.shape))
-        return self.measure_parts(zip(in_batches(images, self.batch), labels.split(self.batch), strict=True))
 
     def measure_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> SmallDataScores:
         """Score uint8 generated images, given in parts with the requested labels; no part is stored.
@@ -238,23 +230,6 @@ def hits_of(classify: Classify, images: UInt8[Tensor, "b c h w"], labels: Int64[
 def _levels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     check_finite(images, "generated images")
     return to_uint8(images.detach()).cpu()
-
-
-def measure_quality(
-    classifier: ImageClassifier,
-    train_images: Pictures,
-    held_out_images: UInt8[Tensor, "m c h w"] | UInt8[np.ndarray, "m c h w"] | ImageDataset,
-    held_out_labels: Int64[Tensor, " m"],
-    generated_images: UInt8[Tensor, "k c2 h2 w2"],
-    generated_labels: Int64[Tensor, " k"],
-    batch: int,
-) -> SmallDataScores:
-    """Score one set of generated images; use a ``RealImageScorer`` for several sets.
-
-    Raises ValueError unless their number and size equal those of the held-out images.
-    """
-    scorer = RealImageScorer(classifier, train_images, held_out_images, held_out_labels, batch)
-    return scorer.measure(generated_images, generated_labels)
 
 
 def balanced_labels(n: int, classes: int) -> Int64[Tensor, " n"]:

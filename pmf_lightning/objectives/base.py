@@ -6,9 +6,10 @@ what is missing when the objective is built.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -50,6 +51,16 @@ class LabelBatch:
 
     y: Int64[Tensor, " b"]
     shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Base of the random numbers of a batch: a subclass is a frozen dataclass of tensors."""
+
+    def to(self, device: torch.device) -> "Draws":
+        """Return the draws with all tensors on a device."""
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in given.items()})
 
 
 AnyBatch = Batch | QueueBatch | LabelBatch

@@ -7,7 +7,7 @@ evaluation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from pmf_lightning.objectives.base import (
     ONE_DEVICE,
     Description,
+    Draws,
     EncoderRequest,
     Losses,
     Network,
@@ -37,17 +38,12 @@ class DriftingBatch(QueueBatch):
 
 
 @dataclass(frozen=True)
-class DriftingDraws:
+class DriftingDraws(Draws):
     """The random numbers of ``n`` labels: alpha [n], noise [n,G,C,H,W] already scaled, style [n,G,codes]."""
 
     alpha: Float[Tensor, " n"]
     noise: Float[Tensor, "n g c h w"]
     style: Int64[Tensor, "n g codes"]
-
-    def to(self, device: torch.device) -> "DriftingDraws":
-        """Return the draws on a device."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return DriftingDraws(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
 
 
 Features = Callable[[Image], Mapping[str, Float[Tensor, "b locations channels"]]]

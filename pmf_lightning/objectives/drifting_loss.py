@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pmf_lightning.objectives.base import ONE_DEVICE
 from pmf_lightning.objectives.drifting_field import (
     LEAST_DISTANCE,
     affinities,
@@ -30,11 +31,6 @@ Numbers = Float[Tensor, " k"]
 Mean = Callable[[Numbers, Numbers], Numbers]
 
 
-def local_mean(sums: Numbers, counts: Numbers) -> Numbers:
-    """Return the means of one process. With several processes, both are all-reduced before the division."""
-    return sums / counts
-
-
 def drift_loss(
     gen: Float[Tensor, "..."],
     pos: Float[Tensor, "..."],
@@ -48,7 +44,7 @@ def drift_loss(
     repulsion: Number = 1.0,
     normalisation: str = "both",
     affinity_floor: Number = 1e-6,
-    mean: Mean = local_mean,
+    mean: Mean = ONE_DEVICE.mean,
 ) -> tuple[Float[Tensor, " b"], dict[str, Tensor]]:
     """Return the loss [B] of B independent problems (labels x locations), and metrics to log.
 

@@ -7,10 +7,10 @@ All conversions of the project are defined here. Fields are [B,C,H,W], times [B]
 
 from typing import Literal
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from pmf_lightning.utils.precision import Number
+from pmf_lightning.utils.precision import Number, at_least_float32
 
 Image = Float[Tensor, "b c h w"]
 Time = Float[Tensor, " b"]
@@ -20,6 +20,16 @@ Quantity = Literal["x", "eps", "v"]  # prediction types: the image x, the noise 
 def expand_like(values: Shaped[Tensor, " b"], like: Image) -> Shaped[Tensor, "b 1 1 1"]:
     """Reshape one value per sample for broadcasting over an image."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def rows_of(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
+    """Return the indices of the chosen rows, on the device of ``like``."""
+    return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)
+
+
+def sum_of_squares(field: Image) -> Float[Tensor, " b"]:
+    """Return the sums of squares over C, H, W, at least in float32."""
+    return at_least_float32(field).square().flatten(1).sum(1)
 
 
 def noisy_image(x: Image, e: Image, t: Time) -> Image:

@@ -5,22 +5,22 @@ objectives/fields.py turn prediction and ground truth into the quantity of the l
 paper's t is our 1 - t.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pmf_lightning.objectives.base import Batch, Description, Losses, Network, ObjectiveBase
-from pmf_lightning.objectives.fields import Image, Quantity, Time, convert, noisy_image, path_velocity
+from pmf_lightning.objectives.base import Batch, Description, Draws, Losses, Network, ObjectiveBase
+from pmf_lightning.objectives.fields import Image, Quantity, Time, convert, noisy_image, path_velocity, sum_of_squares
 from pmf_lightning.objectives.time_sampling import logit_normal
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number
 
 
 @dataclass(frozen=True)
-class JiTDraws:
+class JiTDraws(Draws):
     """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled.
 
     ``dropout`` holds the key of the dropout masks per row. The scalars may stay on the CPU.
@@ -30,12 +30,6 @@ class JiTDraws:
     noise: Float[Tensor, "b c h w"]
     drop: Bool[Tensor, " b"]
     dropout: Int64[Tensor, " b"]
-
-    def to(self, device: torch.device) -> "JiTDraws":
-        """Return the draws on a device."""
-        return JiTDraws(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
 
 
 # (prediction, loss space) -> the conversion, see objectives/fields.py; {} is the lower bound of divisors.
@@ -122,7 +116,7 @@ class JiT(ObjectiveBase):
             name: [convert(field, z, on.t, self.prediction, name, self.t_clip) for field in (answer, truth)]
             for name in dict.fromkeys((self.loss, "v"))
         }
-        sums = {f"loss_{name}": _squares(ours - theirs) for name, (ours, theirs) in both.items()}
+        sums = {f"loss_{name}": sum_of_squares(ours - theirs) for name, (ours, theirs) in both.items()}
         total = sums[f"loss_{self.loss}"].mean() / batch.x[0].numel()
         kept = {"z": z, "answer": answer, "v": both["v"][0]} if keep_fields else None
         return Losses(total, {name: values.detach() for name, values in sums.items()}, kept, t=draws.t)
@@ -176,7 +170,3 @@ class JiT(ObjectiveBase):
 
     def _answer(self, network: Network, z: Image, t: Time, y: Tensor, **more: Tensor) -> Image:
         return network(z, {"label": y, "t": t, **more}, heads=self.heads)["u"]
-
-
-def _squares(field: Image) -> Tensor:
-    return at_least_float32(field).square().flatten(1).sum(1)

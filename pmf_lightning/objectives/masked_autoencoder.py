@@ -6,7 +6,7 @@ w cross-entropy + (1 - w) reconstruction error, the loss of a batch is the mean 
 of a batch therefore equals the loss of the full batch. There is no time and no noise.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pmf_lightning.objectives.base import Batch, Losses, ObjectiveBase
+from pmf_lightning.objectives.base import Batch, Draws, Losses, ObjectiveBase
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes, resized_crops
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number, at_least_float32
@@ -32,7 +32,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(frozen=True)
-class MAEDraws:
+class MAEDraws(Draws):
     """The random numbers of one batch, and the classification weight of the step.
 
     ``hidden`` [B, rows, columns] is the mask of cells. ``crops`` holds the boxes (top, left, height, width) of the crop
@@ -43,11 +43,6 @@ class MAEDraws:
     class_weight: float
     crops: Float[Tensor, "b 4"] | None = None
     mirrored: Bool[Tensor, " b"] | None = None
-
-    def to(self, device: torch.device) -> "MAEDraws":
-        """Return the draws on a device."""
-        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in given.items()})
 
 
 @dataclass(frozen=True)

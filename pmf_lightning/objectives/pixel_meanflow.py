@@ -8,7 +8,7 @@ distribution of times.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 import torch
@@ -16,7 +16,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.profiler import record_function
 
-from pmf_lightning.objectives.base import Batch, Description, Distance, EncoderRequest, Losses, Network, ObjectiveBase
+from pmf_lightning.objectives.base import (
+    Batch,
+    Description,
+    Distance,
+    Draws,
+    EncoderRequest,
+    Losses,
+    Network,
+    ObjectiveBase,
+)
 from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.fields import (
     Image,
@@ -25,6 +34,8 @@ from pmf_lightning.objectives.fields import (
     expand_like,
     noisy_image,
     path_velocity,
+    rows_of,
+    sum_of_squares,
     velocity_from_image,
 )
 from pmf_lightning.objectives.guidance import adaptive_weight, guidance_scale, guided_velocity, omega_in_interval
@@ -34,11 +45,11 @@ from pmf_lightning.objectives.perceptual import perceptual_distances
 from pmf_lightning.objectives.preconditioners import Preconditioner, preconditioned
 from pmf_lightning.objectives.time_sampling import ORDERS, logit_normal
 from pmf_lightning.utils import rng
-from pmf_lightning.utils.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number
 
 
 @dataclass(frozen=True)
-class MeanFlowDraws:
+class MeanFlowDraws(Draws):
     """The random numbers of one batch: each [B], noise [B,C,H,W] already scaled, t_min=0 and t_max=1 where t == r.
 
     ``crops`` are the boxes (top, left, height, width) of the perceptual distances, as fractions of the image; None
@@ -59,10 +70,28 @@ class MeanFlowDraws:
         """The rows with t != r, which need the derivative."""
         return self.t != self.r
 
-    def to(self, device: torch.device) -> "MeanFlowDraws":
-        """Return the draws on a device."""
-        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        return MeanFlowDraws(**{name: value.to(device, non_blocking=True) for name, value in given.items()})
+
+@dataclass(frozen=True)
+class RowMasks:
+    """What each row of a batch needs, [B], on the device of the scalars of its draws.
+
+    ``moving`` rows, t != r, need du/dt. ``guided`` rows need v_u for their target. ``ask_c`` rows need v_c, which the
+    training pass does not compute for them.
+    """
+
+    moving: Bool[Tensor, " b"]
+    guided: Bool[Tensor, " b"]
+    ask_c: Bool[Tensor, " b"]
+
+    @classmethod
+    def of(cls, draws: MeanFlowDraws, omega: Time, jvp_tangent: str) -> "RowMasks":
+        """Return the masks of ``draws`` with the scales ``omega``, 1 outside the interval, and a direction of du/dt."""
+        moving = draws.r_ne_t
+        guided = ~draws.drop & (omega != 1)
+        # The training pass of a flow-matching row with its label already computes v_c.
+        answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
+        directed = moving if jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
+        return cls(moving, guided, ask_c=directed | (guided & ~answered))
 
 
 CHOICES = {
@@ -326,17 +355,13 @@ class PixelMeanFlow(ObjectiveBase):
         v_t = path_velocity(batch.x, on.noise) if plain else velocity_from_image(z, batch.x, on.t, self.t_clip)
         y = torch.where(on.drop, network.classes, batch.y)
 
-        moving = draws.r_ne_t
         omega = omega_in_interval(draws.t, draws.omega, draws.t_min, draws.t_max)
-        guided = ~draws.drop & (omega != 1)
-        # The training pass of a flow-matching row with its label already computes v_c.
-        answered = ~moving & (draws.t_min == 0) & (draws.t_max == 1)
-        directed = moving if self.jvp_tangent == "network" else moving & guided  # where du/dt needs v_c
-        ask_c, ask_u = directed | (guided & ~answered), guided
+        masks = RowMasks.of(draws, omega, self.jvp_tangent)
         # Copied once, without waiting: a blocking copy waits for all the work that the device has still to do.
-        on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in (omega, guided, ask_c))
+        chosen = (omega, masks.guided, masks.ask_c)
+        on_omega, on_guided, on_ask_c = (each.to(z.device, non_blocking=True) for each in chosen)
         with record_function("guidance"):  # label in profiler traces
-            v_c, v_u = self._guidance(network, batch, z, on.t, on_omega, ask_c, ask_u)
+            v_c, v_u = self._guidance(network, batch, z, on.t, on_omega, masks.ask_c, masks.guided)
 
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
@@ -348,17 +373,17 @@ class PixelMeanFlow(ObjectiveBase):
             v_g = guided_velocity(v_t, v_c, v_u, on_omega)
             return torch.where(expand_like(on_guided, z), v_g, v_t)
 
-        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[_rows(moving, z)]
-        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, moving, self.jvp)
+        tangent = (v_c if self.jvp_tangent == "network" else target(v_c))[rows_of(masks.moving, z)]
+        u, v, du_dt = velocities_and_derivative(velocities, z, on.t, on.r, tangent, masks.moving, self.jvp)
         v_c = torch.where(expand_like(on_ask_c, z), v_c, v.detach())
         v_g = target(v_c)
         V = compound_velocity(u, du_dt, on.t, on.r)
         kept = {"z": z, "v_g": v_g, "v_c": v_c, "u": u, "v": v, "V": V, "du_dt": du_dt} if keep_fields else None
         errors = {"loss_u": V - v_g} | ({"loss_v": v - v_g} if self.v_source == "head" else {})
-        near = _rows(draws.t < self.t_thr, z) if encoders else None
+        near = rows_of(draws.t < self.t_thr, z) if encoders else None
         distances = perceptual_distances(encoders, z, u, on.t, batch.x, on.crops, near) if encoders else {}
-        losses = self._losses(errors, distances, {"du_dt": _sum_of_squares(du_dt)}, kept)
-        return replace(losses, t=draws.t, diagnostic_rows=moving)
+        losses = self._losses(errors, distances, {"du_dt": sum_of_squares(du_dt)}, kept)
+        return replace(losses, t=draws.t, diagnostic_rows=masks.moving)
 
     def _guidance(self, network, batch, z, t, omega, ask_c, ask_u) -> tuple[Image, Image]:
         """Return v_c (label, scale omega) on rows ``ask_c`` and v_u (no label, scale 1) on ``ask_u``, zero elsewhere.
@@ -366,7 +391,7 @@ class PixelMeanFlow(ObjectiveBase):
         One pass through trunk and v-head, at h = 0 and the full interval, without a graph. ``omega`` is on the device
         of ``z``; the masks may be on the CPU.
         """
-        rows_c, rows_u = _rows(ask_c, z), _rows(ask_u, z)
+        rows_c, rows_u = rows_of(ask_c, z), rows_of(ask_u, z)
         rows = torch.cat((rows_c, rows_u))
         v_c = v_u = torch.zeros_like(z)
         if len(rows):
@@ -382,19 +407,9 @@ class PixelMeanFlow(ObjectiveBase):
 
     def _losses(self, errors, distances, diagnostics, kept: dict[str, Image] | None) -> Losses:
         """Sum the adaptively weighted terms: weight 1 for squared errors, ``perceptual`` for distances."""
-        sums = {name: _sum_of_squares(error) for name, error in errors.items()}
+        sums = {name: sum_of_squares(error) for name, error in errors.items()}
         terms = [adaptive_weight(loss, self.weight_power, self.weight_eps) for loss in sums.values()]
         for name, distance in distances.items():
             terms.append(self.perceptual[name] * adaptive_weight(distance, self.weight_power, self.weight_eps))
         per_sample, distances = ({n: value.detach() for n, value in d.items()} for d in (sums, distances))
         return Losses(sum(terms).mean(), per_sample, kept, distances, diagnostics)
-
-
-def _sum_of_squares(field: Image) -> Float[Tensor, " b"]:
-    """Return the sums of squares over C, H, W."""
-    return at_least_float32(field).square().flatten(1).sum(1)
-
-
-def _rows(chosen: Bool[Tensor, " b"], like: Tensor) -> Int64[Tensor, " n"]:
-    """Return the indices of the chosen rows, on the device of ``like``."""
-    return chosen.nonzero().squeeze(1).to(like.device, non_blocking=True)

@@ -124,11 +124,6 @@ def plain(config: Any, source: str) -> dict[str, Any]:
     return _Plain(source).copy(config, 0)
 
 
-def buildable() -> dict[str, dict[str, bool]]:
-    """Return part -> full name of each object that it may build -> whether conf/ builds it as a partial."""
-    return {part: _known(part) for part in _PARTS}
-
-
 @dataclass(frozen=True)
 class _Problem:
     """A forbidden object: its description, and the package that would have to be trusted, "" if that is no remedy."""

@@ -1,7 +1,7 @@
 """A W&B workspace as plain data: sections of panels from conf/commands/dashboard.yaml, checked, and printed as text."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -91,23 +91,6 @@ def read_layout(options: Mapping[str, Any]) -> Layout:
     name = options["name"] or f"pmf_lightning: {group or 'all runs'}"
     sections = tuple(_section(entry) for entry in options["sections"])
     return Layout(name, options["entity"], options["project"], group, sections)
-
-
-def requested_keys(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Yield the keys that the panels read from runs: ("metric" | "match" | "picture" | "config", name)."""
-    for section in layout.sections:
-        for panel in section.panels:
-            if isinstance(panel, Lines) and panel.match:
-                yield "match", panel.match
-            if isinstance(panel, Lines) and panel.x != TIME:
-                yield "metric", panel.x
-            for key in getattr(panel, "keys", ()):
-                if isinstance(panel, Pictures):
-                    yield "picture", key
-                elif key.startswith(CONFIG):
-                    yield "config", key.removeprefix(CONFIG)
-                else:
-                    yield "metric", key
 
 
 def _section(entry: Mapping[str, Any]) -> Section:

@@ -7,7 +7,6 @@ Names are mapped. Matrices are transposed from flax's layout to torch's ([in, ou
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +50,6 @@ _PRESETS = {
     (768, 12, 16): "drifting_b2",
     (1024, 24, 16): "drifting_l2",
 }
-_ALWAYS = ("use_qknorm", "use_swiglu", "use_rope", "use_rmsnorm")  # switches that are on in every release
 
 
 def generator_arrays(network: DriftingViT) -> dict[str, Tensor]:
@@ -104,38 +102,6 @@ def generator_preset(official: Mapping[str, Tensor], source: str) -> str:
     if sizes not in _PRESETS:
         raise UserError(f"{source}: {_sizes_text(sizes)}, which no preset has; give model= and its sizes to convert")
     return _PRESETS[sizes]
-
-
-def official_generator_sizes(path: str | Path) -> dict[str, Any]:
-    """Return the sizes in the metadata of a released folder, as arguments of DriftingViT.
-
-    Raises UserError if the metadata are missing, of another kind of network or of another architecture.
-    """
-    return flax.sizes(path, "a generator", lambda about: _sizes(about, path))
-
-
-def _sizes(about: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    width, ratio = int(about["hidden_size"]), float(about.get("mlp_ratio", 4.0))
-    off = [name for name in _ALWAYS if not about.get(name, False)]
-    if about["cond_dim"] != width or about["out_channels"] != about["in_channels"] or off:
-        raise UserError(
-            f"{path}: a generator of another architecture ({', '.join(off) or 'condition or output of another size'}); "
-            f"the released ones have cond_dim = hidden_size, out_channels = in_channels and {', '.join(_ALWAYS)} on"
-        )
-    codes = int(about["noise_coords"]) if about.get("noise_classes", 0) else 0
-    return {
-        "resolution": int(about["input_size"]),
-        "channels": int(about["in_channels"]),
-        "patch": int(about["patch_size"]),
-        "width": width,
-        "num_heads": int(about["num_heads"]),
-        "mlp_dim": -(-int(2 / 3 * int(width * ratio)) // 32) * 32,
-        "depth": int(about["depth"]),
-        "classes": int(about.get("num_classes", 1001)),
-        "context": int(about.get("n_cls_tokens", 0)),
-        "codes": codes,
-        "rows": int(about["noise_classes"]) if codes else 1,
-    }
 
 
 def _official_name(name: str) -> str:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from read_images import read_image
 from test_data import entry, noise
 
 from pmf_lightning.data.dataset import DataSource
 from pmf_lightning.data.images.class_folders import count_class_folders
 from pmf_lightning.data.sources import decode_cache
-from pmf_lightning.data.transforms import centre_crop, read_image, read_square
+from pmf_lightning.data.transforms import centre_crop, read_square
 from pmf_lightning.utils.cache import atomic_write, cache_root
 from pmf_lightning.utils.errors import UserError
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from read_images import read_image
 from test_data import entry, noise
 
 from pmf_lightning.data import transforms
@@ -26,7 +27,7 @@ from pmf_lightning.data.images.decoder import GREY as IN_GREY
 from pmf_lightning.data.images.files import open_files
 from pmf_lightning.data.images.kinds import endings, formats
 from pmf_lightning.data.images.listing import AGAIN, DANGLING, LOOP, describe_skipped, list_images, reasons
-from pmf_lightning.data.transforms import centre_crop, read_image, read_square
+from pmf_lightning.data.transforms import centre_crop, read_square
 from pmf_lightning.evaluation.image_files import open_images
 from pmf_lightning.training.class_names import announce_classes, check_same_classes
 from pmf_lightning.utils.errors import NotResumed, UserError

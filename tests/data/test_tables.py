@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from read_images import read_image
 from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.tar import read_index
 from pmf_lightning.data.sources.hf import files
-from pmf_lightning.data.transforms import read_image
 from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.shard import shard
 
@@ -100,6 +100,28 @@ def test_cells_without_an_image_are_counted_or_refused(tmp_path):
         assert len(source(tmp_path, tmp_path / "c", "data.held_out_fraction=0").train()) == 11
     with pytest.raises(UserError, match=r"cannot read .*row 3 .*the cell holds no image"):
         source(tmp_path, tmp_path / "d", "data.unreadable=fail").train()
+    with pytest.raises(UserError, match=r"cannot read .*row 3 .*the cell holds no image"):
+        source(tmp_path, tmp_path / "c", "data.unreadable=fail").train()  # decoded by a run that skipped it
+
+
+def test_a_class_without_a_readable_image_is_refused(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    cells = [{"bytes": encoded(n) if n % 2 else None, "path": f"{n}.png"} for n in range(12)]
+    parquet.write_table(table_of(range(12), image=pa.array(cells)), tmp_path / "train.parquet")
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(UserError, match=rf"^class cat of train in {tmp_path} holds no readable image: repair or"):
+            source(tmp_path, tmp_path / "cache").train()
+
+
+def test_a_class_without_rows_is_none_that_is_unreadable(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = table_of(range(12), label=pa.array([1] * 12, pa.int64()))
+    parquet.write_table(table, tmp_path / "train.parquet")
+    assert source(tmp_path, tmp_path / "cache").train().labels.tolist() == [1] * 11
 
 
 @pytest.mark.parametrize(

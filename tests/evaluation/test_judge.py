@@ -17,11 +17,12 @@ from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.evaluate import evaluate
 from pmf_lightning.evaluation.battery.build import JudgeSetup
-from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, moments_of, spread
+from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, spread
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.moments import Gaussian
 from pmf_lightning.make_stats import make_stats
+from pmf_lightning.objectives.discrepancies.populations import batch_statistics
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
 from pmf_lightning.pipeline.parts import make_source
@@ -176,7 +177,7 @@ def test_the_spread_is_that_of_real_images():
     """In many dimensions that are alike, distances of real sets vary less, and ours is the variation of fresh sets."""
     fresh = [rng.normal("spread", number, count=200 * 20).view(-1, 20) for number in range(30)]
     train = Gaussian(torch.zeros(20).double(), torch.eye(20).double())
-    distances = torch.tensor([train.distance(*moments_of(rows)) for rows in fresh]).log()
+    distances = torch.tensor([train.distance(*batch_statistics(rows)) for rows in fresh]).log()
     assert spread(train, torch.cat(fresh[:2]), 20) == pytest.approx(float(distances.std()) * 2**0.5, rel=0.5)
     wide = Gaussian(torch.zeros(2).double(), torch.eye(2).double())
     assert spread(wide, fresh[0][:, :2], 20) > 2 * spread(train, fresh[0], 20)

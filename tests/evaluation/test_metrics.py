@@ -19,12 +19,12 @@ from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.classifier import train as training
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier, shifted, train_classifier
-from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, frechet_distance
+from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, frechet_distance, in_batches
 from pmf_lightning.evaluation.small_data import (
+    RealImageScorer,
     SmallDataEvaluator,
     SmallDataSettings,
     balanced_labels,
-    measure_quality,
     metric_name,
 )
 from pmf_lightning.pipeline.parts import build_part
@@ -274,9 +274,8 @@ def classifier():
 
 def judged(classifier, images, labels):
     held_out = Patches().held_out()
-    return measure_quality(
-        classifier, Patches().train().images, held_out.images, held_out.labels, images, labels, batch=8
-    )
+    scorer = RealImageScorer(classifier, Patches().train().images, held_out.images, held_out.labels, batch=8)
+    return scorer.measure_parts(zip(in_batches(images, 8), labels.split(8), strict=True))
 
 
 def test_held_out_images_score_the_floor_and_worse_sets_score_worse(classifier):

@@ -19,7 +19,7 @@ from pmf_lightning.config.compose import CONF
 from pmf_lightning.pipeline import plugins
 from pmf_lightning.pipeline.checkpoints import build_stored
 from pmf_lightning.pipeline.migrate import MOVED_TARGETS
-from pmf_lightning.pipeline.trusted import buildable, check_stored, resolve
+from pmf_lightning.pipeline.trusted import _PARTS, _known, check_stored, resolve
 
 HUB = {"repo_or_dir": "{folder}", "model": "boom", "source": "local"}
 TOUCH = {"_args_": ["touch {mark}"]}
@@ -265,13 +265,16 @@ def targets_of_conf():
                 waiting += value
 
 
+BUILDABLE = {part: _known(part) for part in _PARTS}  # by part: names, and whether conf/ builds them as partials
+
+
 def test_the_list_is_that_of_conf():
-    listed = {target: partial for part in buildable().values() for target, partial in part.items()}
+    listed = {target: partial for part in BUILDABLE.values() for target, partial in part.items()}
     assert dict(targets_of_conf()) == listed
 
 
 def test_what_the_list_names_is_defined_there():
-    for part in buildable().values():
+    for part in BUILDABLE.values():
         for name in part:
             assert get_object(name) is resolve(name)  # what Hydra will build is what was compared
     for alias in (
@@ -288,7 +291,7 @@ def test_older_names_are_todays():
     config = stored.config()
     config["data"]["_target_"] = "pmf_lightning.data.imagenet.ImageNet"
     assert check_stored(config, "ckpt=x")["data"]["_target_"] == "pmf_lightning.data.shards.source.Shards"
-    assert set(MOVED_TARGETS.values()) <= {name for part in buildable().values() for name in part}
+    assert set(MOVED_TARGETS.values()) <= {name for part in BUILDABLE.values() for name in part}
 
 
 MINE = """

@@ -16,7 +16,7 @@ from pmf_lightning.evaluation.guidance_search.records import Record
 from pmf_lightning.evaluation.guidance_search.space import SamplingSetting
 from pmf_lightning.evaluation.guidance_search.wandb import rows, send
 from pmf_lightning.evaluation.protocol import score_name
-from pmf_lightning.tracking.workspace_layout import Lines, Pictures, read_layout, requested_keys, tree
+from pmf_lightning.tracking.workspace_layout import CONFIG, TIME, Lines, Pictures, read_layout, tree
 from pmf_lightning.train import train
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.hydra_compat import instantiate
@@ -60,6 +60,23 @@ def logged(trained):
 
 def layout_of(*overrides):
     return dashboard.describe(compose(["dry_run=true", *overrides], "dashboard"))
+
+
+def requested_keys(layout):
+    """Yield the keys that the panels read from runs: ("metric" | "match" | "picture" | "config", name)."""
+    for section in layout.sections:
+        for panel in section.panels:
+            if isinstance(panel, Lines) and panel.match:
+                yield "match", panel.match
+            if isinstance(panel, Lines) and panel.x != TIME:
+                yield "metric", panel.x
+            for key in getattr(panel, "keys", ()):
+                if isinstance(panel, Pictures):
+                    yield "picture", key
+                elif key.startswith(CONFIG):
+                    yield "config", key.removeprefix(CONFIG)
+                else:
+                    yield "metric", key
 
 
 RECORDS = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax_files import nested, write
-from test_drifting_network import TINY, arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
+from test_drifting_network import arrays, empty_network, golden, inputs  # noqa: F401  (fixtures)
 
 from pmf_lightning import UserError, compose, load_checkpoint, load_official, official_weights
 from pmf_lightning.config.presets import published
@@ -24,7 +24,6 @@ from pmf_lightning.weights.drifting import (
     generator_arrays,
     generator_tensors,
     load_official_generator,
-    official_generator_sizes,
 )
 
 # width, blocks, heads, SwiGLU hidden; image, channels, patch
@@ -33,12 +32,6 @@ SIZES = {
     "drifting_l16": (1024, 24, 16, 2752, 256, 3, 16),
     "drifting_b2": (768, 12, 12, 2048, 32, 4, 2),
     "drifting_l2": (1024, 24, 16, 2752, 32, 4, 2),
-}
-CONFIG = {  # model_config in metadata.json, of the tiny network
-    **{"cond_dim": 24, "num_classes": 7, "noise_classes": 4, "noise_coords": 5, "input_size": 12, "in_channels": 3},
-    **{"n_cls_tokens": 3, "patch_size": 4, "hidden_size": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0},
-    **{"out_channels": 3, "use_qknorm": True, "use_swiglu": True, "use_rope": True, "use_rmsnorm": True},
-    **{"use_bf16": True, "attn_fp32": True, "use_remat": True},
 }
 
 
@@ -99,7 +92,7 @@ def release(arrays, tmp_path):  # noqa: F811
     folder = tmp_path / "params_ema"
     folder.mkdir()
     write(folder / "ema_params.msgpack", nested({name: value.numpy() for name, value in arrays.items()}))
-    (folder / "metadata.json").write_text(json.dumps({"kind": "gen", "model_config": CONFIG}))
+    (folder / "metadata.json").write_text(json.dumps({"kind": "gen"}))
     return tmp_path
 
 
@@ -136,31 +129,6 @@ def test_a_dictionary_half_precision_and_an_outer_params_are_taken(arrays):  # n
     assert same(generator_arrays(made), {name: value.bfloat16().float() for name, value in arrays.items()})
     again = load_official(generator_arrays(made), empty_network())
     assert same(again.state_dict(), made.state_dict())
-
-
-def test_sizes_come_from_the_metadata(release):
-    sizes = official_generator_sizes(release)
-    assert sizes == {name: value for name, value in TINY.items() if name not in ("rope_theta", "attention")}
-    about = release / "params_ema" / "metadata.json"
-    large = {**CONFIG, "hidden_size": 1024, "cond_dim": 1024, "noise_classes": 0}
-    about.write_text(json.dumps({"model_config": large}))
-    sizes = official_generator_sizes(release)
-    assert (sizes["mlp_dim"], sizes["codes"], sizes["rows"]) == (2752, 0, 1)
-    for change, message in (
-        ({"use_rope": False}, r"another architecture \(use_rope\)"),
-        ({"out_channels": 4}, r"another architecture \(condition or output of another size\)"),
-        ({"cond_dim": 32}, "another architecture"),
-        ({"depth": "many"}, r"no model_config of a generator in it \(ValueError\)"),
-    ):
-        about.write_text(json.dumps({"model_config": {**CONFIG, **change}}))
-        with pytest.raises(UserError, match=message):
-            official_generator_sizes(release)
-    about.write_text(json.dumps({"model_config": {"base_channels": 32}}))
-    with pytest.raises(UserError, match=r"no model_config of a generator in it \(KeyError\)"):
-        official_generator_sizes(release)
-    about.unlink()
-    with pytest.raises(UserError, match=r"no metadata\.json next to the weights"):
-        official_generator_sizes(release)
 
 
 def changed(arrays, **changes):  # noqa: F811

@@ -1,42 +1,35 @@
 """Data source of the images in a folder or a zip."""
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
-from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
+from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.images.class_folders import ORDER, ImageTree, image_tree
-from pmf_lightning.data.images.decoder import check_background, describe_conversions
 from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.images.labels import check_rule
 from pmf_lightning.data.images.listing import LeftOut
-from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob, cannot_read, open_decoded
+from pmf_lightning.data.sources.decode_cache import Decoded, DecodeJob
+from pmf_lightning.data.sources.decoding import DecodingSource
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
-POLICIES = ("skip", "fail")
-
 
 @dataclass(frozen=True)
-class Folder(DataSourceBase):
+class Folder(DecodingSource):
     """Images ``root/<class>/**`` of any size, cropped to squares and decoded once into the cache.
 
     ``root`` is a folder, a zip, or a folder in a zip. ``label`` determines the labels (``class_folders.image_tree``):
     by default they follow the names of the class folders, and images without class folders are one class. Supported
-    formats are Pillow's (see data/images/kinds.py), at any depth; hidden files are ignored. ``unreadable`` determines
-    whether a broken file is skipped or fatal. A fraction ``held_out_fraction`` of every class, rounded, is held out.
-    ``cache_dir`` None means the user's cache folder. Transparent pixels show ``background``. See
-    ``transforms.read_square`` for decoding and cropping.
+    formats are Pillow's (see data/images/kinds.py), at any depth; hidden files are ignored. A fraction
+    ``held_out_fraction`` of every class, rounded, is held out. See ``transforms.read_square`` for decoding and
+    cropping, and ``DecodingSource`` for the other fields.
     """
-
-    crop: ClassVar[str] = CROP_RULE
 
     name: str
     root: str | None
@@ -51,15 +44,7 @@ class Folder(DataSourceBase):
 
     def check(self) -> None:
         """Raise UserError for invalid settings or an invalid folder, reading names only."""
-        if self.channels not in (1, 3):
-            raise UserError(f"data.channels={self.channels}: set data.channels to 3 (colour) or 1 (grey)")
-        if self.resolution < 1:
-            raise UserError(f"data.resolution={self.resolution}: set it to 1 or more")
-        if self.unreadable not in POLICIES:
-            raise UserError(f"data.unreadable={self.unreadable}: set it to {' or '.join(POLICIES)}")
-        if not 0 <= self.held_out_fraction < 1:
-            raise UserError(f"data.held_out_fraction={self.held_out_fraction}: set it from 0 to below 1")
-        check_background(self.background, "data.background")
+        self.check_decoding()
         check_rule(self.label, "data.label")
         found = len(self._tree.class_names)
         if found != self.classes:
@@ -150,27 +135,8 @@ class Folder(DataSourceBase):
             channels=self.channels,
             background=self.background,
         )
-        fail = self.unreadable == "fail"
-        decoded = open_decoded(cache_root(self.cache_dir) / f"folder-{self._decoded_key}", job, fail)
-        self._check_unreadable(decoded, fail)
-        return decoded
+        return self.open_images(f"folder-{self._decoded_key}", job, self._where)
 
-    def _check_unreadable(self, decoded: Decoded, fail: bool) -> None:
-        """Report conversions and unreadable files, now or of the cache; UserError if ``fail`` or a class is empty."""
-        if decoded.done:
-            print(describe_conversions(decoded.done), flush=True)
-        bad, tree = decoded.unreadable, self._tree
-        if bad and fail:
-            raise cannot_read(tree.root, bad[0])
-        for label, count in enumerate(torch.bincount(decoded.labels, minlength=len(tree.class_names)).tolist()):
-            if not count:
-                name = tree.class_names[label]
-                folder = f"class folder {tree.root / name}" if self.label == "auto" else f"class {name} of {tree.root}"
-                raise UserError(f"{folder} holds no readable image: repair or remove it")
-        if bad:
-            few = ", ".join(line.split("\t")[0] for line in bad[:3]) + (", ..." if len(bad) > 3 else "")
-            warnings.warn(
-                f"{len(bad)} of {len(tree.names)} images cannot be read and are skipped: {few} "
-                f"(all listed in {decoded.unreadable_file})",
-                stacklevel=2,
-            )
+    def _where(self, label: int) -> str:
+        root, name = self._tree.root, self.class_names[label]
+        return f"class folder {root / name}" if self.label == "auto" else f"class {name} of {root}"

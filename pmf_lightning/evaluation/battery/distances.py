@@ -9,11 +9,12 @@ from functools import cache
 from statistics import fmean
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
-from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
+from pmf_lightning.evaluation.moments import Gaussian
 from pmf_lightning.objectives.discrepancies.kernels import random_rows
+from pmf_lightning.objectives.discrepancies.populations import batch_statistics
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sorted_projections
 from pmf_lightning.utils import rng
 
@@ -58,12 +59,6 @@ class SlicedReference:
         return sorted_projections(rows.float().to(self.device), directions.to(self.device))
 
 
-def moments_of(rows: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """Return mean and unbiased covariance in float64 on the CPU."""
-    wide = rows.double()
-    return wide.mean(0).cpu(), torch.atleast_2d(torch.cov(wide.T)).cpu()
-
-
 def spread(train: Gaussian, held_out: Float[Tensor, "n d"], draws: int) -> float:
     """Return the standard deviation of the logarithm of FD ratios between random halves of the validation images.
 
@@ -77,11 +72,7 @@ def spread(train: Gaussian, held_out: Float[Tensor, "n d"], draws: int) -> float
     squares = []
     for draw in range(draws):
         order = rng.permutation(SEED, "spread", draw, count=len(held_out))
-        one, other = (train.distance(*moments_of(held_out[rows])) for rows in (order[:half], order[half : 2 * half]))
+        halves = held_out[order[:half]], held_out[order[half : 2 * half]]
+        one, other = (train.distance(*batch_statistics(rows)) for rows in halves)
         squares.append(math.log(one / other) ** 2)  # the mean is 0, as the order of the halves is random
     return math.sqrt(fmean(squares))
-
-
-def frechet(train: Gaussian, measured: FeatureStatistics) -> float:
-    """Return the Frechet distance of measured images to the training images."""
-    return train.distance(measured.mu, measured.sigma)

@@ -6,13 +6,11 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pmf_lightning.data.transforms import to_float, to_uint8
-from pmf_lightning.distributed.collectives import chunks_of_this_rank, on_all_ranks, rank_and_world
 from pmf_lightning.encoders.base import Features, full_precision
 from pmf_lightning.encoders.battery.battery import Battery
-from pmf_lightning.evaluation.moments import FeatureStatistics, Moments
+from pmf_lightning.evaluation.moments import FeatureStatistics, Moments, measured_in_chunks
 from pmf_lightning.utils.errors import UserError
 
 PIXELS = ("float", "uint8")
@@ -76,18 +74,11 @@ class BatteryEncoder:
         All ranks must call it. ``stored_rows`` are the numbers of the images whose features are kept, "all" or None.
         """
         moments = {name: Moments(width, 0, stored_rows).to(self.device) for name, width in self.widths.items()}
-        rank, world = rank_and_world()
-        bar = tqdm(total=n, desc=title, unit="image", disable=rank > 0 or n <= batch_size, leave=False)
 
-        def run() -> None:
-            for first, end in chunks_of_this_rank(n, batch_size):
-                found = self(images(first, end))
-                for name, one in moments.items():
-                    one.update(Features(found[name], None), first)
-                if store is not None:
-                    store(found, first)
-                bar.update(min((end - first) * world, n - bar.n))
+        def encode(first: int, end: int) -> dict[str, Features]:
+            found = self(images(first, end))
+            if store is not None:
+                store(found, first)
+            return {name: Features(values, None) for name, values in found.items()}
 
-        with bar:
-            on_all_ranks(run)
-        return {name: one.compute() for name, one in moments.items()}
+        return measured_in_chunks(encode, moments, n, batch_size, title)

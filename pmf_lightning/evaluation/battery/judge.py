@@ -12,7 +12,7 @@ from pmf_lightning.data.dataset import ImageDataset
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.distributed.collectives import on_rank_zero, total
 from pmf_lightning.encoders.battery.battery import Battery
-from pmf_lightning.evaluation.battery.distances import SEED, SlicedReference, frechet, moments_of, spread
+from pmf_lightning.evaluation.battery.distances import SEED, SlicedReference, spread
 from pmf_lightning.evaluation.battery.encode import BatteryEncoder
 from pmf_lightning.evaluation.battery.scores import FULL_SW, BatteryScores, EncoderScores, JudgeProtocol
 from pmf_lightning.evaluation.evaluator import Generate, SaveImages
@@ -20,6 +20,7 @@ from pmf_lightning.evaluation.frechet import check_finite, in_batches
 from pmf_lightning.evaluation.moments import FeatureStatistics, Gaussian
 from pmf_lightning.evaluation.small_data import Classify, balanced_labels, hits_of
 from pmf_lightning.objectives.discrepancies.kernels import random_rows
+from pmf_lightning.objectives.discrepancies.populations import batch_statistics
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.utils.errors import UserError
 
@@ -145,7 +146,7 @@ class Judge:
         rows, train = self.real_features[name].features, self.train[name]
         count = min(n, len(rows))
         some = random_rows(rows, count, SEED, "validation")
-        return self._once(("fd", name, count), lambda: train.distance(*moments_of(some)))
+        return self._once(("fd", name, count), lambda: train.distance(*batch_statistics(some)))
 
     def sw_floor(self, name: str, size: int) -> float:
         """Return SW_2 of ``size`` random validation images."""
@@ -184,7 +185,8 @@ class Judge:
         return set(self.names) <= self.floors.keys()
 
     def _of_encoder(self, name: str, measured: FeatureStatistics, n: int, size: int | None) -> EncoderScores:
-        found = {"fd": frechet(self.train[name], measured), "fd_floor": self.fd_floor(name, n)}
+        distance = self.train[name].distance(measured.mu, measured.sigma)
+        found = {"fd": distance, "fd_floor": self.fd_floor(name, n)}
         if name in self.sliced:
             found |= {"sw": self.sliced[name].distance(measured.features, size), "sw_floor": self.sw_floor(name, size)}
         return EncoderScores(trained=name in self.trained, spread=self.spread(name), **found)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from pmf_lightning.objectives.fields import Image, Time
+from pmf_lightning.objectives.fields import Image, Time, rows_of
 from pmf_lightning.objectives.jvp.forward_mode import derivative
 
 Form = Literal["one_pass", "two_pass"]
@@ -47,8 +47,7 @@ def velocities_and_derivative(
 
     ``tangent`` holds dz/dt of the moving rows only, in their order.
     """
-    rows = moving.nonzero().squeeze(1).to(z.device, non_blocking=True)
-    still = (~moving).nonzero().squeeze(1).to(z.device, non_blocking=True)
+    rows, still = rows_of(moving, z), rows_of(~moving, z)
     if not len(rows):
         u, v = velocities(z, t, r, slice(None), True, None)
         return u, v, torch.zeros_like(u)

@@ -12,8 +12,8 @@ from pmf_lightning.evaluation.battery.build import JudgeSetup
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import HELD_OUT, TRAINED, BatteryScores, JudgeProtocol
 from pmf_lightning.evaluation.battery.watch import DisagreementWatch
+from pmf_lightning.evaluation.metric_settings import check_metric_settings
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
-from pmf_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ class BatterySettings:
     sliced_images: int
 
     def __post_init__(self) -> None:
-        for name, least in {"every_images": 1, "n": 2, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"metrics.{name}={value}: set it to {least} or more")
-        if any(steps < 1 for steps in self.extra_steps):
-            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+        check_metric_settings(self, {"every_images": 1, "n": 2, "batch_size": 1}, may_be_null=["n"])
 
     @property
     def protocol(self) -> JudgeProtocol:

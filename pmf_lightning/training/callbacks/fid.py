@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pmf_lightning.evaluation.build import EvaluatorSetup
 from pmf_lightning.evaluation.evaluator import Evaluator
+from pmf_lightning.evaluation.metric_settings import check_metric_settings
 from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.evaluation.scores import Scores
 from pmf_lightning.training.callbacks.evaluation import SampleEvaluation
-from pmf_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,7 @@ class FidSettings:
     reference: str | None
 
     def __post_init__(self) -> None:
-        for name, least in {"every_images": 1, "n": 2, "batch_size": 1}.items():
-            if (value := getattr(self, name)) is None or value < least:
-                raise UserError(f"metrics.{name}={'null' if value is None else value}: set it to {least} or more")
-        if any(steps < 1 for steps in self.extra_steps):
-            raise UserError(f"metrics.extra_steps={list(self.extra_steps)}: each is 1 or more")
+        check_metric_settings(self, {"every_images": 1, "n": 2, "batch_size": 1})
 
 
 class FIDEvaluation(SampleEvaluation):

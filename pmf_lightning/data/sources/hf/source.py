@@ -1,28 +1,24 @@
 """Data source of images in tables: the Hugging Face hub, parquet files, folders of save_to_disk."""
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 
-from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase, ImageDataset, Rows
-from pmf_lightning.data.images.decoder import check_background, describe_conversions
-from pmf_lightning.data.sources.decode_cache import DecodeJob, open_decoded
+from pmf_lightning.data.dataset import ArrayDataset, ImageDataset, Rows
+from pmf_lightning.data.sources.decode_cache import DecodeJob
+from pmf_lightning.data.sources.decoding import DecodingSource
 from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
 from pmf_lightning.data.sources.hf.files import OpenTables, open_tables
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.utils.cache import cache_root, digest
 from pmf_lightning.utils.counted import counted
-from pmf_lightning.utils.errors import UserError, suggestions
-
-POLICIES = ("skip", "fail")
+from pmf_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Tables(DataSourceBase):
+class Tables(DecodingSource):
     """The images of ``split`` of a data set in tables, cropped to squares and decoded once into the cache.
 
     ``root`` is a name on the Hugging Face hub (owner/set), which the library datasets loads in full, or a folder:
@@ -30,8 +26,6 @@ class Tables(DataSourceBase):
     ``held_out_split`` is not trained on; without it a fraction ``held_out_fraction`` of every class is held out. See
     conf/data/hf.yaml for the other fields.
     """
-
-    crop: ClassVar[str] = CROP_RULE
 
     name: str
     root: str | None
@@ -50,13 +44,7 @@ class Tables(DataSourceBase):
 
     def check(self) -> None:
         """Raise UserError for invalid settings, missing tables or wrong columns, reading labels but no images."""
-        if self.channels not in (1, 3):
-            raise UserError(f"data.channels={self.channels}: set data.channels to 3 (colour) or 1 (grey)")
-        if self.unreadable not in POLICIES:
-            raise UserError(f"data.unreadable={self.unreadable}: {suggestions(self.unreadable, POLICIES)}")
-        if not 0 <= self.held_out_fraction < 1:
-            raise UserError(f"data.held_out_fraction={self.held_out_fraction}: set it from 0 to below 1")
-        check_background(self.background, "data.background")
+        self.check_decoding()
         if self.held_out_split == self.split:
             raise UserError(f"data.held_out_split={self.held_out_split}: it is trained on; name another split")
         for split in self._splits:
@@ -135,14 +123,13 @@ class Tables(DataSourceBase):
         )
         images, classes = counted(len(labels), "image"), counted(len(self.class_names), "class", "classes")
         print(f"{images} of {split} in {self.root}, {classes}", flush=True)
-        decoded = open_decoded(cache_root(self.cache_dir) / f"hf-{self._key(split)}", job, self.unreadable == "fail")
-        if decoded.done:
-            print(describe_conversions(decoded.done), flush=True)
-        if decoded.unreadable:
-            first = decoded.unreadable[0].replace("\t", ": ")
-            warnings.warn(
-                f"{len(decoded.unreadable)} of {len(labels)} images cannot be read and are skipped, first {first} "
-                f"(all listed in {decoded.unreadable_file})",
-                stacklevel=2,
-            )
+
+        def name_of(label: int) -> str:
+            return f"class {self.class_names[label]} of {split} in {self.root}"
+
+        decoded = self.open_images(f"hf-{self._key(split)}", job, name_of)
         return ArrayDataset(decoded.images, decoded.labels), decoded.quantiles
+
+    def describe(self, unreadable: list[str]) -> str:
+        """Return the end of a warning: the first unreadable row, with the reason."""
+        return ", first " + unreadable[0].replace("\t", ": ")

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.images.files import FolderFiles
 from pmf_lightning.data.sources.decode_cache import DecodeJob, open_decoded
+from pmf_lightning.data.sources.decoding import check_size
 from pmf_lightning.data.sources.named import finding, fitting, known, photos
 from pmf_lightning.data.sources.named.arrays import Arrays
 from pmf_lightning.data.sources.named.known import ArraySet, KnownSet
@@ -58,10 +59,7 @@ class NamedSet(DataSourceBase):
         """Raise UserError for invalid settings or missing files, which are downloaded with ``download``."""
         if self.dataset not in SETS:
             raise UserError(f"data.dataset={self.dataset}: unknown; {suggestions(self.dataset, SETS)}")
-        if self.channels not in (1, 3):
-            raise UserError(f"data.channels={self.channels}: set data.channels to 3 (colour) or 1 (grey)")
-        if self.resolution < 1:
-            raise UserError(f"data.resolution={self.resolution}: set it to 1 or more")
+        check_size(self.channels, self.resolution)
         self._check_splits()
         own = self._own_classes
         if self.classes not in (own, 1):

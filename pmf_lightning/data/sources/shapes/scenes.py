@@ -48,11 +48,6 @@ class Scenes:
         return Scenes(self.classes[chosen], self.unit[chosen])
 
 
-def intrinsic_dimension(label: int) -> int:
-    """Return the number of parameters of a class: 7, or 6 for shapes with full rotational symmetry."""
-    return len(NUMBERS) - (OUTLINES[label].symmetry == 0)
-
-
 def sample_scenes(name: str, split: str, indices: Sequence[int], classes: int) -> Scenes:
     """Sample the scenes ``indices`` of a split; scene i has class i % classes and depends only on (name, split, i)."""
     labels = torch.tensor([i % classes for i in indices], dtype=torch.int64)

@@ -1,7 +1,7 @@
 """Data source of shapes: coloured discs, squares, stars and others, rendered on access at any resolution.
 
 It is meant for studies and for use without ImageNet. Nothing is stored or downloaded, image i is the same scene at
-every resolution, and the dimension of the set of images is known (scenes.intrinsic_dimension).
+every resolution, and the dimension of the set of images is known (scenes.py).
 """
 
 from collections.abc import Sequence
