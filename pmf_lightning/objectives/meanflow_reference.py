@@ -60,7 +60,7 @@ def textbook_loss(objective: Any, network: nn.Module, batch: Batch, draws: Any) 
     v_t = velocity_from_image(z, batch.x, on.t, objective.t_clip)
     start, end, one = torch.zeros_like(on.t), torch.ones_like(on.t), torch.ones_like(on.t)
 
-    fields_of = partial(objective._velocities, network, attention="plain", more=batch.conditions)
+    fields_of = partial(objective.velocities, network, attention="plain", more=batch.conditions)
 
     def v_head(omega: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():

@@ -258,14 +258,14 @@ class PixelMeanFlow(ObjectiveBase):
 
         v is the output of the v-head, or u(z, t, t) with v_source="boundary".
         """
-        fields = self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
+        fields = self.velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
         if self.v_source == "head":
             return fields["u"], fields["v"]
-        return fields["u"], self._velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
+        return fields["u"], self.velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
 
     def average_velocity(self, network: Network, z, t, r, omega, t_min, t_max, y) -> Image:
         """Return u only, for sampling, without computing the v-head."""
-        return self._velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
+        return self.velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u",))["u"]
 
     def ode_velocity(
         self,
@@ -304,7 +304,7 @@ class PixelMeanFlow(ObjectiveBase):
         """Return the loss of the algorithm as printed; see objectives/meanflow_reference.py."""
         return textbook_loss(self, network, batch, draws)
 
-    def _velocities(
+    def velocities(
         self, network, z, t, r, omega, t_min, t_max, y, heads, attention=None, more: Mapping[str, Tensor] | None = None
     ) -> dict[str, Image]:
         """Run the network and convert its outputs to velocities; with v_source="boundary", "v" is the output "u".
@@ -366,7 +366,7 @@ class PixelMeanFlow(ObjectiveBase):
         def velocities(z, t, r, rows, with_v, attention):
             conditions = on.omega[rows], on.t_min[rows], on.t_max[rows], y[rows]
             heads = ("u", "v") if with_v else ("u",)
-            answer = self._velocities(network, z, t, r, *conditions, heads, attention, batch.conditions_of(rows))
+            answer = self.velocities(network, z, t, r, *conditions, heads, attention, batch.conditions_of(rows))
             return answer["u"], answer.get("v")
 
         def target(v_c):
@@ -400,7 +400,7 @@ class PixelMeanFlow(ObjectiveBase):
             more, t = batch.conditions_of(rows), t[rows]
             interval = torch.zeros_like(t), torch.ones_like(t)
             with torch.no_grad():
-                v = self._velocities(network, z[rows], t, t, scales, *interval, labels, ("v",), more=more)["v"]
+                v = self.velocities(network, z[rows], t, t, scales, *interval, labels, ("v",), more=more)["v"]
             v = v.to(z.dtype)
             v_c, v_u = v_c.index_copy(0, rows_c, v[: len(rows_c)]), v_u.index_copy(0, rows_u, v[len(rows_c) :])
         return v_c, v_u

@@ -60,7 +60,6 @@ def write_references(
     device: torch.device,
     about: Mapping[str, Any],
     out: Path,
-    precision: str = "float32",
 ) -> dict[str, Any]:
     """Measure images number 0 to n - 1 and write a folder that ``read_references`` reads; return its index.
 
@@ -69,7 +68,7 @@ def write_references(
     """
     settings.check(n)
     widths = battery.widths(about["channels"], about["resolution"])
-    encode = BatteryEncoder(battery, widths, "uint8", precision, device)
+    encode = BatteryEncoder(battery, widths, "uint8", "float32", device)
     kept = _kept_rows(n, settings)
     with _row_files(out / ".rows", widths, kept) as store:
         labels: dict[int, int] = {}
