@@ -25,6 +25,8 @@ def check(cfg: DictConfig, *options: str) -> None:
     """Raise UserError if an option, of ``PICKED`` without ``options``, names a row that its table does not have."""
     for option in options or PICKED:
         row, table = OmegaConf.select(cfg, option), OmegaConf.select(cfg, f"{option}s")
+        if table is not None and not OmegaConf.is_dict(table):
+            raise UserError(f"{option}s={table}: it is a table of rows; leave it out, and choose a row by {option}=")
         if table is not None and row not in table:
             raise UserError(f"{option}={row}: there is no such row of {option}s; {suggestions(str(row), table)}")
 
