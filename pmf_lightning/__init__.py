@@ -24,7 +24,7 @@ _HOMES = {
     "JiTDraws": "objectives.jit",
     "Losses": "objectives.base",
     "MMDReference": "objectives.discrepancies.mmd",
-    "MeanFlowDraws": "objectives.pixel_meanflow",
+    "MeanFlowDraws": "objectives.meanflow_draws",
     "MuonAdam": "optim.muon_adam",
     "PixelMeanFlow": "objectives.pixel_meanflow",
     "UserError": "utils.errors",

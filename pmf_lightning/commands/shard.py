@@ -174,11 +174,10 @@ def _contents(manifest: Manifest) -> str:
 
 def _report(out: str, made: ShardingResult) -> None:
     """Print what was made and where it is."""
-    reused = f", {counted(made.reused, 'shard')} reused" if made.reused else ""
-    reused += "; inputs with the same names were not read again" if made.reused else ""
+    reused = f", {counted(made.reused, 'shard')} reused; inputs with the same names were not read again"
     speed = f"{counted(made.images, 'image')} in {made.seconds:.0f} s, {made.images / made.seconds:.0f} a second"
     speed = speed if made.images else "nothing was missing"
-    print(f"{out}: {_contents(made.manifest)} ({speed}{reused})")
+    print(f"{out}: {_contents(made.manifest)} ({speed}{reused if made.reused else ''})")
     if made.manifest.done:
         print(describe_conversions(made.manifest.done))
     if made.unreadable:

@@ -33,7 +33,7 @@ def torchrun_group(device: str) -> Iterator[torch.device]:
     "cuda" becomes the GPU of the local rank. The backend is gloo on CPUs and NCCL on GPUs. Raises UserError for an
     environment that is not torchrun's, several tasks of srun, or fewer GPUs than local ranks.
     """
-    if "WORLD_SIZE" not in os.environ and (tasks := srun_tasks()) > 1:
+    if "WORLD_SIZE" not in os.environ and not dist.is_initialized() and (tasks := srun_tasks()) > 1:
         raise UserError(
             f"srun started {tasks} processes, each of which would do all the work of this command; use --ntasks=1, and "
             "torchrun for several GPUs"

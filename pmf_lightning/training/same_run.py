@@ -127,8 +127,8 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
     )
     found, seen = Comparison(without_effect=without_effect), set()
     for change in sorted(_differences(stored, requested), key=lambda change: change.key != "name"):
-        kept = _matches(change.key, changeable)
-        mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new), kept)
+        may_change = _matches(change.key, changeable)
+        mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new), may_change)
         if _matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
             continue
         if change.old is _ABSENT and change.key in WHEN_ABSENT:
@@ -139,7 +139,7 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
             found.unknown.append(change)
         else:
             seen.add(mark)
-            (found.allowed if kept else found.refused).append(change)
+            (found.allowed if may_change else found.refused).append(change)
     return found
 
 
