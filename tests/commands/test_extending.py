@@ -91,7 +91,7 @@ def installed(tmp_path_factory):
             "pmf_lightning",
         ],
     ):
-        done = subprocess.run([*pip, *arguments], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([*pip, *arguments], capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
     return folder / "site"
 
@@ -107,7 +107,7 @@ def shell(installed, tmp_path_factory):
 
     def run(line):
         return subprocess.run(
-            shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+            shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=1500
         )
 
     run.folder = folder

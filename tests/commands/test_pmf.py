@@ -31,7 +31,7 @@ def test_help_is_printed_without_heavy_imports():
         "main()\n"
         "print({'torch', 'hydra', 'lightning', 'yaml'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     lines = done.stdout.splitlines()
     assert lines.pop() == "set()", done.stderr
     assert "  train            Train a model" in lines
@@ -124,5 +124,7 @@ def test_completion_in_bash(tmp_path):
         "complete -p pmf >/dev/null && echo",
     ]
     environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=900, env=environment
+    )
     assert done.stdout == "[model=pmf_h16][model=pmf_h32][train ]\n"

@@ -37,7 +37,7 @@ def check(calls):
         [sys.executable, "-c", CALLS, *calls],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
@@ -61,5 +61,5 @@ def test_info_counts_a_model_without_lightning(model):
         f"import sys; from pmf_lightning.info import info; info(['model={model}'])\n"
         f"print(*sorted({NOT_IN_INFO} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

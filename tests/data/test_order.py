@@ -242,7 +242,7 @@ def test_a_signal_to_all_processes_does_not_end_those_that_load(number, monkeypa
     del stream
     for process in loading:
         process.terminate()  # as at the exit of a run that broke off
-        process.join(timeout=120)
+        process.join(timeout=600)
         assert process.exitcode == 0
 
 

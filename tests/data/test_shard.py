@@ -218,7 +218,7 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(gallery, made, tmp_p
     assert _nobody_left(child.pid)
 
 
-def _nobody_left(group, seconds=60):
+def _nobody_left(group, seconds=300):
     """Tell whether all processes of a group end, workers that only wait for work too."""
     for _ in range(int(seconds / 0.05)):
         try:

@@ -240,7 +240,7 @@ def test_torchrun_gives_the_same_images_and_numbers(judge, trained, cache, tmp_p
     command = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pmf_lightning.evaluate"]
     done = subprocess.run(
         [sys.executable, "-m", *command, *asked, f"out={tmp_path}/two"],
-        **{"capture_output": True, "text": True, "timeout": 300, "cwd": Path(__file__).parents[2]},
+        **{"capture_output": True, "text": True, "timeout": 900, "cwd": Path(__file__).parents[2]},
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -180,7 +180,7 @@ except ImportError as error:
     print(error)
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "timeout": 300}
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "timeout": 900}
     module, refusal = (subprocess.run([sys.executable, "-c", one], **options) for one in (code, without))
     assert module.stdout.startswith("diffusers_modules."), module.stderr
     assert refusal.stdout == "this model needs the code of its network: pip install pmf_lightning\n", refusal.stderr

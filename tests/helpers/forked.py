@@ -19,14 +19,14 @@ def start(overrides, log, fault=None, rank=None, world=2, port=None):
     return process
 
 
-def run(overrides, log, fault=None, code=0, seconds=240):
+def run(overrides, log, fault=None, code=0, seconds=600):
     """Run to the end; return what it printed."""
     process = start(overrides, log, fault)
     assert finish(process, seconds) == code, Path(log).read_text()[-3000:]
     return Path(log).read_text()
 
 
-def finish(process, seconds=240):
+def finish(process, seconds=600):
     """Wait; return the exit code (negative: the signal)."""
     process.join(seconds)
     if process.exitcode is None:

@@ -10,7 +10,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEAD = 32768, 7  # bytes; each piece of a record begins with its checksum, length and kind
-PATIENCE = 30  # seconds
+PATIENCE = 300  # seconds
 WHOLE, FIRST, LAST = 1, 2, 4
 
 

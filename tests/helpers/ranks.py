@@ -36,7 +36,7 @@ class _Rank:
     stack: Path  # where it writes what it is doing, when asked by a signal
 
 
-def together(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+def together(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 600) -> list[Any]:
     """Run ``work(*arguments)`` on ``size`` processes that know each other; return what each returned.
 
     What the first to fail raised is raised here, as an AssertionError with its traceback, and the others are ended at
@@ -98,7 +98,7 @@ def _answer(rank: _Rank) -> tuple[bool, Any]:
         return False, f"gone without an answer, exit code {rank.process.exitcode}"
 
 
-def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)

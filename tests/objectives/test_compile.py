@@ -34,7 +34,7 @@ def run(*arguments):
     """Run this file as a program and return the numbers that it prints."""
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
-        **{"capture_output": True, "text": True, "timeout": 550, "check": False},
+        **{"capture_output": True, "text": True, "timeout": 1500, "check": False},
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]

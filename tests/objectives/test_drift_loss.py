@@ -347,7 +347,7 @@ class Exchange:
     """Lets ``count`` threads add up their sums and counts, as processes do."""
 
     def __init__(self, count):
-        self.barrier, self.slots = threading.Barrier(count, timeout=30), [None] * count
+        self.barrier, self.slots = threading.Barrier(count, timeout=600), [None] * count
 
     def mean(self, place):
         def add_up(sums, counts):

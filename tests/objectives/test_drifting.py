@@ -147,7 +147,7 @@ def test_two_processes_are_one():
 
 def lock_step(net, objective, parts, draws):
     """Run both processes as threads that wait for each other in every mean."""
-    barrier, box, results = threading.Barrier(2, timeout=60), [None, None], [None, None]
+    barrier, box, results = threading.Barrier(2, timeout=600), [None, None], [None, None]
 
     def run(i):
         class Both(OneDevice):

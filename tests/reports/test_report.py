@@ -674,6 +674,6 @@ def test_help_comes_without_torch_and_matplotlib():
         "import pmf_lightning.report\n"
         "assert {'torch', 'lightning', 'hydra'}.isdisjoint(sys.modules), 'report'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "python -m pmf_lightning.report runs/pmf_table2/small" in done.stdout

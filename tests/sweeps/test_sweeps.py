@@ -577,6 +577,6 @@ def train_elsewhere(folder, *asked):
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "pmf_lightning.train", "-m", *asked],
-        **{"cwd": folder, "capture_output": True, "text": True, "timeout": 500},
+        **{"cwd": folder, "capture_output": True, "text": True, "timeout": 1500},
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
     )

@@ -301,7 +301,7 @@ def test_two_processes_decide_alike(tmp_path):
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch=4"]
     overrides = [*RUN, *two, f"run_dir={tmp_path}/run", "steps=9", EVERY_STEP, "skip_nonfinite.max_in_a_row=2"]
     done = subprocess.run(
-        [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=300, env=ONE_THREAD
+        [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=900, env=ONE_THREAD
     )
     assert done.returncode == 3, done.stderr[-2000:]
     assert "step 5: the loss is not finite, 2 steps in a row" in done.stderr

@@ -250,7 +250,7 @@ def test_two_processes_equal_one(tmp_path):
     shared = ["steps=3", "checkpoint.every_images=16"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     done = subprocess.run(
-        command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=300, env=ONE_THREAD
+        command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=900, env=ONE_THREAD
     )
     assert done.returncode == 0, done.stderr[-2000:]
     run(tmp_path / "one", *shared)

@@ -47,7 +47,7 @@ def test_importing_everything_leaves_the_backend_alone(tmp_path, backend):
     environment.pop("MPLBACKEND", None)
     environment |= {"MPLBACKEND": backend} if backend else {}
     command = [sys.executable, "-c", EVERYTHING]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -101,7 +101,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line():
     code = "import sys; sys.argv = ['-m']; import pmf_lightning; raise {}"
     for error, lines in (("KeyboardInterrupt", ["", "interrupted"]), ("KeyError('x')", None)):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(error)], capture_output=True, text=True, timeout=100, env=ENVIRONMENT
+            [sys.executable, "-c", code.format(error)], capture_output=True, text=True, timeout=900, env=ENVIRONMENT
         )
         assert done.returncode != 0
         assert (done.stderr.splitlines() == lines) if lines else ("KeyError: 'x'" in done.stderr)
@@ -113,7 +113,7 @@ def test_commands_into_a_closed_pipe(command):
     reader, writer = os.pipe()
     os.close(reader)
     arguments = [sys.executable, "-m", *f"pmf_lightning.{command}".split()]
-    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, env=ENVIRONMENT)
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=900, env=ENVIRONMENT)
     os.close(writer)
     assert (done.returncode, done.stderr) == (UNREAD, "")
 
@@ -141,7 +141,7 @@ for name, work in [("pmf", main), *mains.items()]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_help_of_every_command_into_a_closed_pipe():
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_HELP], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+        [sys.executable, "-c", EVERY_HELP], capture_output=True, text=True, timeout=900, env=ENVIRONMENT
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{name} {UNREAD}" for name in ("pmf", *COMMANDS)]
@@ -151,5 +151,5 @@ def test_help_of_every_command_into_a_closed_pipe():
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&-"])
 def test_commands_with_closed_streams(closed):
     line = f'"{sys.executable}" -m pmf_lightning.info {closed}'
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=300, env=ENVIRONMENT)
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=900, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")
