@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from pmf_lightning.config import job_arguments, search_path
@@ -19,7 +23,7 @@ from pmf_lightning.config.option_checks import check_values
 from pmf_lightning.distributed import launched
 from pmf_lightning.sweeps import jobs
 from pmf_lightning.utils.errors import UserError, translate_os_error
-from pmf_lightning.utils.hydra_compat import MAIN
+from pmf_lightning.utils.hydra_compat import MAIN, VERSION_BASE
 from pmf_lightning.utils.terminal import plain_ending
 
 _MULTIRUN = {"--multirun", "-m"}
@@ -57,8 +61,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             with plain_ending(), ExitStack() as ending:
                 with_one_line_errors(_settle)
                 with_one_line_errors(lambda: _add_folders(ending))
-                with_one_line_errors(lambda: _check_arguments(config_name))
-                if _MULTIRUN.isdisjoint(sys.argv[1:]):
+                cfg = with_one_line_errors(lambda: _check_arguments(config_name))
+                if cfg is not None:
+                    _run_composed(cfg, reporting)
+                elif _MULTIRUN.isdisjoint(sys.argv[1:]):
                     run()
                 else:
                     jobs.run_multirun(run)
@@ -66,6 +72,26 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return wrap
+
+
+def _run_composed(cfg: DictConfig, job: Callable[[DictConfig], Any]) -> None:
+    """Run a job as ``hydra.main`` does, without the two compositions of ``hydra.main``.
+
+    ``cfg`` is composed, with Hydra's section, which the job does not see. Errors of the job are raised as they are.
+    """
+    name, cfg.hydra.mode = cfg.hydra.job.config_name, RunMode.RUN
+    with hydra.initialize_config_dir(str(CONF), job_name=cfg.hydra.job.name, **VERSION_BASE):
+        callbacks = Callbacks(cfg)
+        callbacks.on_run_start(config=cfg, config_name=name)
+        done = run_job(
+            task_function=job,
+            config=cfg,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=HydraContext(GlobalHydra.instance().config_loader(), callbacks),
+        )
+        callbacks.on_run_end(config=cfg, config_name=name, job_return=done)
+        _ = done.return_value  # raises what the job raised
 
 
 def _settle() -> None:
@@ -85,8 +111,12 @@ def _add_folders(ending: ExitStack) -> None:
     ending.enter_context(search_path.added(entries))
 
 
-def _check_arguments(config_name: str) -> None:
-    """Compose once before Hydra, whose errors span many lines, and rewrite sys.argv for Hydra; print help and exit."""
+def _check_arguments(config_name: str) -> DictConfig | None:
+    """Check the arguments before Hydra, whose errors span many lines; print help and exit.
+
+    Returns the configuration of a single run, with Hydra's section. With flags and options of Hydra it returns None and
+    rewrites sys.argv for ``hydra.main``, which composes anew.
+    """
     several = not _MULTIRUN.isdisjoint(sys.argv[1:])
     at, given = _overrides_among(sys.argv[1:])
     overrides = prepared(given, config_name, several)
@@ -103,7 +133,10 @@ def _check_arguments(config_name: str) -> None:
     if several:
         _check_jobs(overrides, config_name)
     elif _HELP.isdisjoint(flags):
-        compose(overrides, config_name)
+        cfg = compose(overrides, config_name, with_hydra=True)
+        if not flags and not any("hydra" in one.partition("=")[0] for one in overrides) and cfg.hydra.mode is None:
+            return cfg
+    return None
 
 
 def _overrides_among(arguments: Sequence[str]) -> tuple[set[int], list[str]]:

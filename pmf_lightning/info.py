@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pmf_lightning.cli import command
+from pmf_lightning.cli import command, with_one_line_errors
+from pmf_lightning.config.presets import on_its_data
 
 
 def info(overrides: Sequence[str] = ()) -> list[Any]:
@@ -29,7 +30,8 @@ def _main(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Print the requested facts; model=all means every preset (there is no such file)."""
-    sys.argv[1:] = ["every_model=true" if argument == "model=all" else argument for argument in sys.argv[1:]]
+    arguments = ["every_model=true" if argument == "model=all" else argument for argument in sys.argv[1:]]
+    sys.argv[1:] = with_one_line_errors(lambda: on_its_data(arguments))
     _main()
 
 

@@ -93,7 +93,7 @@ def _device(cfg: DictConfig) -> torch.device:
     validate.device(cfg.trainer.accelerator, 1)
     validate.precision(cfg)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    return torch.device("cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu")
+    return torch.device("cuda" if cfg.trainer.accelerator == "gpu" else cfg.trainer.accelerator)
 
 
 def _name_of(device: torch.device) -> str:
@@ -123,6 +123,7 @@ def run(cfg: DictConfig) -> dict:
         check_not_there(cfg.out, [Path(cfg.out)], cfg.force)
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]
+    cfg = validate.settle_accelerator(cfg)
     cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "growth", "sampling") else (cfg, None)
     if unguided:
         print(unguided, file=sys.stderr)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pmf_lightning.config.compose import choices, compose
 from pmf_lightning.config.one_class import for_its_classes
-from pmf_lightning.config.presets import published_of
+from pmf_lightning.config.presets import on_its_data
 from pmf_lightning.profiling import communication
 from pmf_lightning.profiling.communication import Estimate
 from pmf_lightning.profiling.model_cost import NotCountedError
@@ -27,7 +27,11 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
 
     Without an override of data or experiment, a preset uses its default data. Raises UserError.
     """
-    cfg = compose(_on_its_data(overrides), "info")
+    return _facts(compose(on_its_data(overrides), "info"), overrides)
+
+
+def _facts(cfg: DictConfig, overrides: Sequence[str]) -> list[Facts]:
+    """Return the facts of the model of ``cfg``, or of every preset with ``overrides``; raises UserError."""
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}: there is no such format; {suggestions(str(cfg.format), FORMATS)}")
     if not cfg.every_model:
@@ -43,7 +47,10 @@ def info(overrides: Sequence[str] = ()) -> list[Facts]:
 
 def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
     """Return the estimates of a training step for each of ``gpus=``, an empty list without; raises UserError."""
-    cfg = compose(_on_its_data(overrides), "info")
+    return _estimates(compose(on_its_data(overrides), "info"))
+
+
+def _estimates(cfg: DictConfig) -> list[Estimate]:
     if cfg.gpus is None:
         return []
     if cfg.every_model:
@@ -54,7 +61,7 @@ def scaling(overrides: Sequence[str] = ()) -> list[Estimate]:
 def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
     """Return the facts of a preset; None, with a line on stderr, if its costs are not counted."""
     try:
-        return find_facts(for_its_classes(compose(_on_its_data([f"model={name}", *overrides]), "info"))[0])
+        return find_facts(for_its_classes(compose(on_its_data([f"model={name}", *overrides]), "info"))[0])
     except NotCountedError as error:
         print(f"left out: model={name} ({error})", file=sys.stderr)
         return None
@@ -62,18 +69,12 @@ def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
         raise UserError(f"model={name}: {error}") from error
 
 
-def _on_its_data(overrides: Sequence[str]) -> list[str]:
-    """Add the default data of the model, unless the overrides choose data."""
-    models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
-    data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
-    preset = published_of(models[-1]) if models and not data_chosen else None
-    return [*overrides] if preset is None else [f"data={preset.data}", *overrides]
-
-
 def run_and_show(cfg: DictConfig) -> None:
     """Print the facts and estimates that the command line requests, as tables or JSON."""
-    overrides = HydraConfig.get().overrides.task
-    models, steps = info(overrides), [] if cfg.gpus is None else scaling(overrides)
+    overrides = list(HydraConfig.get().overrides.task)
+    if (completed := on_its_data(overrides)) != overrides:  # in a multirun, each job has a model of its own
+        cfg = compose(completed, "info")
+    models, steps = _facts(cfg, overrides), _estimates(cfg)
     if cfg.format == "json":
         tables = [facts.as_json() for facts in models]
         if steps:
@@ -83,6 +84,4 @@ def run_and_show(cfg: DictConfig) -> None:
     width = max(100, Console().width)
     Console(width=width).print(all_models(models) if cfg.every_model else one_model(models[0]))
     if steps:  # a narrow console would truncate the many columns
-        Console(width=max(communication.WIDTH, width)).print(
-            "", communication.table(compose(_on_its_data(overrides), "info"), steps)
-        )
+        Console(width=max(communication.WIDTH, width)).print("", communication.table(cfg, steps))

@@ -64,6 +64,7 @@ def run_in_subprocess(cfg: DictConfig) -> dict | None:
 
 def _train(cfg: DictConfig, log: RunLog) -> dict:
     started = time.perf_counter()
+    cfg = validate.settle_accelerator(cfg)
     validate.training(cfg)
     cfg, unguided = for_its_classes(cfg)
     if unguided:

@@ -73,16 +73,17 @@ def _file_of(name: str, scale: str | None, experiments: Path) -> str:
     return f"{name}/{wanted}"
 
 
-def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+def compose(overrides: Sequence[str] = (), config_name: str = "train", with_hydra: bool = False) -> DictConfig:
     """Compose and check the configuration of a command from Hydra overrides, as the command line does.
 
-    Folders of the user are named by hydra.searchpath=[...] or PMF_CONF (config/search_path.py). Raises UserError for an
-    unknown group choice, an unknown option, a value of the wrong kind, or an unreadable override.
+    Folders of the user are named by hydra.searchpath=[...] or PMF_CONF (config/search_path.py). The result has Hydra's
+    own section, which describes the job, only ``with_hydra``. Raises UserError for an unknown group choice, an unknown
+    option, a value of the wrong kind, or an unreadable override.
     """
     left, entries = search_path.taken_from(overrides)
     with search_path.added(entries):
         overrides = prepared(left, config_name)
-        cfg = _composed(overrides, config_name)
+        cfg = _composed(overrides, config_name, with_hydra)
         option_checks.check(cfg, overrides, config_name, lambda fewer: _composed(fewer, config_name))
     return cfg
 
@@ -123,7 +124,7 @@ def _by_hydra(overrides: Sequence[str], config_name: str, with_hydra: bool = Fal
     outer = GlobalHydra.instance().hydra  # a running Hydra job; Hydra allows only one at a time
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), **VERSION_BASE):
+        with initialize_config_dir(str(CONF), job_name=config_name, **VERSION_BASE):
             return hydra_compose(command_file(config_name), list(overrides), return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = outer

@@ -1,5 +1,6 @@
 """What the papers report of each preset, from `paper:` of its file in conf/model (or in a folder of the user)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,14 @@ def published() -> dict[str, Published]:
 def published_of(name: str) -> Published | None:
     """Return what is published of one preset; None if there is no such preset."""
     return _read(file_of("model", name)) if name in choices("model") else None
+
+
+def on_its_data(overrides: Sequence[str]) -> list[str]:
+    """Add the data that the chosen preset is made for, unless the overrides choose data."""
+    models = [override.removeprefix("model=") for override in overrides if override.startswith("model=")]
+    data_chosen = any(override.startswith(("data=", "experiment=", "+experiment=")) for override in overrides)
+    preset = published_of(models[-1]) if models and not data_chosen else None
+    return [*overrides] if preset is None else [f"data={preset.data}", *overrides]
 
 
 @cache

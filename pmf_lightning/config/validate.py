@@ -1,5 +1,6 @@
 """Check before any work that options fit each other. Every error names the key, the value and the remedy."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -102,6 +103,19 @@ def device(accelerator: str, devices: int | str | Sequence[int], requested: str 
         raise UserError(
             f"trainer.devices={listed}: {wrong[0]} does not exist, or is listed twice; GPUs are 0 to {count - 1}"
         )
+
+
+def settle_accelerator(cfg: DictConfig) -> DictConfig:
+    """Return ``cfg``, with trainer.accelerator=auto a copy that names the accelerator of this machine.
+
+    Precision, micro-batch and loading follow the name.
+    """
+    if cfg.trainer.accelerator != "auto":
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    on_mac = torch.backends.mps.is_available()
+    cfg.trainer.accelerator = "gpu" if torch.cuda.is_available() else "mps" if on_mac else "cpu"
+    return cfg
 
 
 def torch_device(name: str) -> None:

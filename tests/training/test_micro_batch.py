@@ -178,6 +178,18 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
     validate.training(compose(["trainer=gpu", "trainer.precision=32-true"]))
 
 
+@pytest.mark.parametrize(
+    ("gpu", "wanted"), [(True, ("gpu", "bf16-mixed", "auto")), (False, ("cpu", "32-true", None))], ids=["gpu", "cpu"]
+)
+def test_accelerator_auto_is_the_gpu_where_there_is_one_also_for_what_follows_it(gpu, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    given = compose(["trainer.accelerator=auto"])
+    cfg = validate.settle_accelerator(given)
+    assert (cfg.trainer.accelerator, cfg.trainer.precision, cfg.micro_batch) == wanted
+    assert given.trainer.accelerator == "auto"
+
+
 def test_sharded_weights_need_a_share_of_gradients_and_moments(monkeypatch):
     monkeypatch.setattr(micro_batch, "FullySharded", SimpleNamespace)
     needed = MicroBatch(ImageData(SOURCE, 0, 24, None, 0), replace(MEMORY, update=0))._needed(3, device("cpu", 4))
