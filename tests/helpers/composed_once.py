@@ -12,6 +12,7 @@ from importlib import import_module
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -19,6 +20,8 @@ from pmf_lightning.config import search_path
 
 COMPOSING = import_module("pmf_lightning.config.compose")  # a function of the package has the same name
 by_hydra = COMPOSING._by_hydra
+FileSource = SourcesRegistry.instance().resolve("file")  # Hydra has imported it as a plugin, aside from sys.modules
+read_file = FileSource.load_config
 
 
 @cache
@@ -56,6 +59,19 @@ def settings_of(base, *overrides):
     return cfg
 
 
+@cache
+def _kept(config_path: str) -> bytes:
+    return pickle.dumps(read_file(FileSource("main", str(search_path.CONF)), config_path))
+
+
+def _read_once(source, config_path):
+    """Read a file for Hydra; one of conf/ is parsed once in each process, which is a third of a composition."""
+    if (source.provider, source.path) != ("main", str(search_path.CONF)):
+        return read_file(source, config_path)
+    return pickle.loads(_kept(config_path))
+
+
 def install():
-    """Replace the product's function in this process."""
+    """Replace the product's function, and Hydra's reading of files, in this process."""
     COMPOSING._by_hydra = composed
+    FileSource.load_config = _read_once
