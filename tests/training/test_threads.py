@@ -1,6 +1,7 @@
 """threads=auto in a run: what it times, where it acts, and what a checkpoint keeps of it."""
 
 import json
+import math
 from unittest.mock import Mock
 
 import pytest
@@ -125,7 +126,8 @@ def test_only_the_first_changes_are_printed(two_threads, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["pmf_digits", "imf_digits"])
-def test_weights_do_not_depend_on_the_number_of_threads(model, two_threads, tmp_path, monkeypatch):
+def test_weights_depend_on_the_number_of_threads_by_rounding_alone(model, two_threads, tmp_path, monkeypatch):
+    """On processors with AVX-512 not even by that."""
     monkeypatch.setattr(summary, "pictures", lambda folder: (None, None))
     weights = []
     for threads in (1, 2):
@@ -133,7 +135,8 @@ def test_weights_do_not_depend_on_the_number_of_threads(model, two_threads, tmp_
         options = [f"model={model}", f"threads={threads}", f"run_dir={folder}"]
         train(compose([*options, "steps=3", "metrics=none", "sample_grid.enabled=false"]))
         weights.append(read_checkpoint(folder)["state_dict"])
-    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+    apart = math.sqrt(sum((value - weights[1][name]).double().square().sum() for name, value in weights[0].items()))
+    assert apart < 1e-6 * math.sqrt(sum(value.double().square().sum() for value in weights[0].values()))
 
 
 @pytest.mark.slow
