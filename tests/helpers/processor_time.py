@@ -3,7 +3,7 @@
 A test that takes more than ``SLOW`` seconds is slow by definition, and carries the marker. Machines differ and share
 their cores, so the run fails only above ``FAILS``; the tests between are listed.
 
-With --minutes=45 no test begins later than 45 minutes after the first: the rest is skipped, which the summary counts.
+With --minutes=45 no test begins later than 45 minutes after the start: the rest is skipped, which the summary counts.
 The order of the files then changes from run to run, so that in time all are run on a slow machine, too.
 """
 
