@@ -9,7 +9,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pmf_lightning.config import option_checks, search_path
 from pmf_lightning.config.command_line import readable, refuse_empty
@@ -140,6 +140,8 @@ def scaled(overrides: Sequence[str]) -> list[str]:
 
 def one_line(error: BaseException) -> str:
     """Return the message of ``error`` on one line, or of the first UserError among its causes."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: it has no value; set it"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):

@@ -318,6 +318,8 @@ def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set
     """
     for one in _options(cfg):
         is_given = _is_below(one.option, given)
+        if one.option in given and one.node._is_missing():
+            raise UserError(f"{one.option}=???: ??? stands for a value that is missing; set one")
         if str(one.key).startswith("_"):
             if is_given:
                 _check_for_hydra(one)

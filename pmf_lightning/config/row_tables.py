@@ -4,10 +4,9 @@ Options below the same part take their values from that row, as ``width: ${picke
 line each of them can still be set by itself. Stored configurations and constructors get the values only.
 """
 
-import copy
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.utils.errors import UserError, suggestions
 
@@ -24,22 +23,29 @@ def picked(option: str, column: str, *, _root_: DictConfig) -> Any:
 def check(cfg: DictConfig, *options: str) -> None:
     """Raise UserError if an option, of ``PICKED`` without ``options``, names a row that its table does not have."""
     for option in options or PICKED:
+        part, _, name = option.partition(".")
+        if f"{name}s" not in (OmegaConf.select(cfg, part) or {}):
+            continue
         row, table = OmegaConf.select(cfg, option), OmegaConf.select(cfg, f"{option}s")
-        if table is not None and not OmegaConf.is_dict(table):
-            raise UserError(f"{option}s={table}: it is a table of rows; leave it out, and choose a row by {option}=")
-        if table is not None and row not in table:
+        if not OmegaConf.is_dict(table):
+            shown = "null" if table is None else table
+            raise UserError(f"{option}s={shown}: it is a table of rows; leave it out, and choose a row by {option}=")
+        if row not in table:
             raise UserError(f"{option}={row}: there is no such row of {option}s; {suggestions(str(row), table)}")
 
 
 def without_table(cfg: DictConfig, part: str) -> Any:
-    """Return ``cfg[part]`` without its table and the option that names the row; values still refer to ``cfg``."""
+    """Return ``cfg[part]`` without its table and the option that names the row.
+
+    Its values are resolved, because Hydra 1.4 instantiates a node below the parent that its interpolations refer to,
+    which still has the table.
+    """
     for option in PICKED:
         name = option.removeprefix(f"{part}.")
         if name != option and f"{name}s" in cfg[part]:
-            node = copy.deepcopy(cfg[part])
-            with open_dict(node):
-                del node[name], node[f"{name}s"]
-            return node
+            values = OmegaConf.to_container(cfg[part], resolve=True)
+            del values[name], values[f"{name}s"]
+            return OmegaConf.create({part: values}, flags={"allow_objects": True})[part]
     return cfg[part]
 
 

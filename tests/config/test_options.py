@@ -65,6 +65,8 @@ def test_every_key_of_conf_has_a_kind(command, overrides):
 @pytest.mark.parametrize(
     ("command", "override", "words"),
     [
+        ("train", "checkpoint.every_images=???", "stands for a value that is missing"),
+        ("train", "backbone.width=???", "stands for a value that is missing"),
         # integers
         ("train", "seed=1.0", "write seed=1"),
         ("train", "batch=true", "integer"),

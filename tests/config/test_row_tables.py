@@ -45,6 +45,7 @@ def test_tables_are_neither_stored_nor_passed_to_constructors():
         ),
         ("objective.time_sampling=ful", r"no such row of objective.time_samplings; did you mean full\?"),
         ("backbone.sizes=3", r"backbone.sizes=3: it is a table of rows; leave it out, .* by backbone.size="),
+        ("backbone.sizes=null", r"backbone.sizes=null: it is a table of rows"),
         ("backbone=vit_b", r"backbone=vit_b: sizes are rows of one file; backbone=vit backbone.size=b"),
         ("backbone=mae_r256", r"backbone=mae backbone.size=r256"),
     ],

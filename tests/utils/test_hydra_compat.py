@@ -40,6 +40,14 @@ def test_an_object_of_the_wrong_kind_is_one_line(override, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("option", ["backbone.width", "objective.P_mean"])
+def test_a_value_that_is_missing_is_one_line(option):
+    cfg = compose(["model=pmf_tiny"])
+    OmegaConf.update(cfg, option, "???")  # as in a file of the user's
+    with pytest.raises(UserError, match=rf"^{option}=\?\?\?: it has no value; set it$"):
+        build(cfg)
+
+
 def test_other_parts_too():
     with pytest.raises(InstantiationException, match=r"trainer=fsdp|gather_dtype=int8"):  # the first with an old torch
         instantiate(compose(["trainer=fsdp", "trainer.strategy.gather_dtype=int8"]).trainer.strategy)
