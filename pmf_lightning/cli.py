@@ -13,7 +13,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config import job_arguments, search_path
 from pmf_lightning.config.command_line import swept
@@ -21,6 +21,7 @@ from pmf_lightning.config.compose import CONF, compose, help_text, one_line, pre
 from pmf_lightning.config.groups import command_file
 from pmf_lightning.config.option_checks import check_values
 from pmf_lightning.distributed import launched
+from pmf_lightning.pipeline.sources import check_given
 from pmf_lightning.sweeps import jobs
 from pmf_lightning.utils.errors import UserError, translate_os_error
 from pmf_lightning.utils.hydra_compat import MAIN, VERSION_BASE
@@ -42,9 +43,12 @@ _PLUGINS = {
 }
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, models: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator: turn a function of a configuration into a command-line ``main()`` that exits with 2 on bad input.
 
+    ``models`` are the options that name models: mistyped paths of a single run are refused before PyTorch is imported.
     A multirun continues when one of its jobs fails, and exits with the highest code at the end (sweeps/jobs.py).
     """
 
@@ -63,6 +67,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 with_one_line_errors(lambda: _add_folders(ending))
                 cfg = with_one_line_errors(lambda: _check_arguments(config_name))
                 if cfg is not None:
+                    with_one_line_errors(lambda: _check_models(cfg, models))
                     _run_composed(cfg, reporting)
                 elif _MULTIRUN.isdisjoint(sys.argv[1:]):
                     run()
@@ -72,6 +77,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return wrap
+
+
+def _check_models(cfg: DictConfig, options: Sequence[str]) -> None:
+    given = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(options)), resolve=True)
+    for option, sources in given.items():
+        check_given(option, sources)
 
 
 def _run_composed(cfg: DictConfig, job: Callable[[DictConfig], Any]) -> None:

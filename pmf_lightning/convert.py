@@ -21,7 +21,7 @@ def convert(cfg: DictConfig) -> Any:
     return work.run(cfg)
 
 
-@command("convert")
+@command("convert", models=("in",))
 def main(cfg: DictConfig) -> None:
     """Convert the weights that the command line names and print a summary."""
     from pmf_lightning.commands import convert as work

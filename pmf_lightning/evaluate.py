@@ -17,7 +17,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return work.run(cfg)
 
 
-@command("evaluate")
+@command("evaluate", models=("ckpt",))
 def main(cfg: DictConfig) -> None:
     """Evaluate what the command line names and print the scores."""
     from pmf_lightning.commands import evaluate as work

@@ -3,7 +3,7 @@
 import socket
 from importlib.util import find_spec
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pmf_lightning.cli import command
 from pmf_lightning.utils.errors import UserError
@@ -18,9 +18,7 @@ def play(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError unless a checkpoint is named, gradio is installed and the port is free."""
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
+    """Raise UserError unless gradio is installed and the port is free."""
     if find_spec("gradio") is None:
         raise UserError("play: it needs gradio; pip install 'pmf_lightning[play]'")
     with socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET, socket.SOCK_STREAM) as free:
@@ -39,7 +37,7 @@ def _unusable(cfg: DictConfig, error: OSError) -> str:
     )
 
 
-@command("play")
+@command("play", models=("ckpt",))
 def main(cfg: DictConfig) -> None:
     """Serve the page and print its address."""
     play(cfg)

@@ -20,7 +20,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     return work.run(cfg)
 
 
-@command("sample")
+@command("sample", models=("ckpt",))
 def main(cfg: DictConfig) -> None:
     """Sample what the command line requests and print the paths."""
     paths = sample(cfg)

@@ -23,7 +23,7 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     return work.run(cfg)
 
 
-@command("search_guidance")
+@command("search_guidance", models=("ckpt",))
 def main(cfg: DictConfig) -> None:
     """Run the search that the command line describes and print the result."""
     from pmf_lightning.commands import search_guidance as work

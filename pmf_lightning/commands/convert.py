@@ -13,7 +13,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
 from pmf_lightning.pipeline.conversion import from_checkpoint, heads_of, official_dict
 from pmf_lightning.pipeline.loading import holds_release, stored_release, with_last_run
-from pmf_lightning.pipeline.sources import is_hub_id, located
+from pmf_lightning.pipeline.sources import located
 from pmf_lightning.pipeline.weights_folder import StoredWeights, is_weights_folder
 from pmf_lightning.utils.cache import atomic_write, writable
 from pmf_lightning.utils.errors import UserError, options_called
@@ -25,12 +25,12 @@ _NO_FOLDERS = (".safetensors", ".ckpt", ".json")
 
 def run(cfg: DictConfig) -> StoredWeights:
     """Convert weights as ``pmf_lightning.convert.convert`` describes it."""
+    if OmegaConf.is_missing(cfg, "out"):
+        raise UserError("out is not set; --help describes it")
     cfg = with_last_run(cfg, "in")
-    source, out = _path(cfg, "in"), _path(cfg, "out")
+    source, out = (Path(str(cfg[key])).expanduser() for key in ("in", "out"))
     check_format(cfg.format)
     _check_out(out, source, cfg.force, cfg.format)
-    if not source.exists() and not is_hub_id(source):
-        raise UserError(f"in={source}: no such file or folder; give official weights, a run directory or a checkpoint")
     with options_called(ckpt="in"):
         source = located(source)
         stored = _read(source, out, cfg)
@@ -39,12 +39,6 @@ def run(cfg: DictConfig) -> StoredWeights:
             return stored
     _write(out, stored, source, cfg)
     return stored
-
-
-def _path(cfg: DictConfig, key: str) -> Path:
-    if OmegaConf.is_missing(cfg, key):
-        raise UserError(f"{key} is not set; --help describes it")
-    return Path(str(cfg[key])).expanduser()
 
 
 def _check_out(out: Path, source: Path, force: bool, kind: str | None) -> None:

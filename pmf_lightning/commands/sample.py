@@ -16,7 +16,6 @@ from pmf_lightning.pipeline.loading import load_configured, with_last_run
 from pmf_lightning.sampling.generate import network_evaluations
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import check_not_there, no_empty_folder, writable
-from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.threads import one_if_busy
 
 MOST_ON_GRID = 400
@@ -26,8 +25,6 @@ LATEST = "samples"  # the default of out=, which the next command replaces
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Sample as ``pmf_lightning.sample.sample`` describes it."""
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is not set; give a run directory or a checkpoint file")
     validate.torch_device(cfg.device)
     cfg = with_last_run(cfg)
     check_not_there(cfg.out, (Path(cfg.out) / name for name in (GRID, IMAGES, NEAREST)), cfg.force or cfg.out == LATEST)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pmf_lightning.config import validate
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
@@ -76,8 +76,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def check(cfg: DictConfig) -> None:
     """Check the options that need no file; raises UserError."""
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is not set; give a run directory, a checkpoint file or a folder of weights")
     if cfg.strategy not in STRATEGIES:
         raise UserError(
             f"strategy={cfg.strategy}: there is no such strategy; {suggestions(str(cfg.strategy), STRATEGIES)}"

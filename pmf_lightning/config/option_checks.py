@@ -322,7 +322,7 @@ def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set
             raise UserError(f"{one.option}=???: ??? stands for a value that is missing; set one")
         if str(one.key).startswith("_"):
             if is_given:
-                _check_for_hydra(one)
+                _check_for_hydra(one, one.option in given)
             continue
         kind = kind_of(command, one.option)
         if kind is None:
@@ -333,12 +333,16 @@ def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set
             one.check(kind)
 
 
-def _check_for_hydra(one: _Leaf) -> None:
-    """Check a key by which Hydra builds an object, such as ``_target_``; raises UserError."""
+def _check_for_hydra(one: _Leaf, typed: bool) -> None:
+    """Check a key by which Hydra builds an object, such as ``_target_``; raises UserError.
+
+    ``typed``: the key itself is on the command line, and not only its group.
+    """
     if one.key not in HYDRAS:
         raise UserError(f"{one.option}: Hydra has no such key; it has {', '.join(HYDRAS)}")
     one.check(HYDRAS[one.key])
-    if one.key == "_target_":
+    of_our_files = str(one.value).startswith("pmf_lightning.") and not typed
+    if one.key == "_target_" and not of_our_files:  # importing ours takes seconds, and they exist
         try:
             resolve_name(one.value)
         except Exception as error:  # the user's module may raise any error

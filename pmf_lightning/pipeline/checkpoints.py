@@ -42,7 +42,7 @@ def find_checkpoint(path: str | Path) -> Path:
             raise UserError(f"{source}: this folder holds no checkpoints/last.ckpt; give a run directory or a file")
         return path / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise UserError(f"{source}: no such file; give a checkpoint file or a run directory")
+        raise UserError(f"{source}: no such file or folder; give a run directory or a checkpoint file")
     return path
 
 

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pmf_lightning.pipeline import weights_folder
+from omegaconf import MISSING
+
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError, called
 
@@ -13,9 +15,22 @@ RUNS, LAST = Path("runs"), "last"  # where runs are made, and the word for the n
 DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
 PIPELINE = "PMFLightningPipeline"  # class in that index
 RELEASED_SUFFIXES = (".pt", ".pth", ".safetensors")
+_MODEL = "a run directory, a checkpoint file or a folder of weights"
 INSTALL_HUB = "pip install 'pmf_lightning[hub]'"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _OUR_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.md")  # what is fetched: no code, no pickles
+
+
+def check_given(option: str, sources: str | Sequence[str] | None) -> None:
+    """Check what an option of a command gives as models, "???" if it is not set, without importing PyTorch.
+
+    Raises UserError unless each is a path that exists, the last run or, by its form, a repository on the hub.
+    """
+    for source in [sources] if isinstance(sources, str) else sources or ():
+        if source == MISSING:
+            raise UserError(f"{option} is not set; give {_MODEL}")
+        if source != LAST and not Path(source).expanduser().exists() and not is_hub_id(source):
+            raise UserError(f"{option}={source}: no such file or folder; give {_MODEL}")
 
 
 def located(source: str | Path) -> Path:
@@ -57,6 +72,8 @@ def is_released_file(path: Path) -> bool:
 
 
 def _network_of_pipeline(path: Path, source: str | Path) -> Path:
+    from pmf_lightning.pipeline.weights_folder import is_weights_folder  # imports PyTorch
+
     try:
         index: Any = read_json(path / DIFFUSERS_INDEX)
     except (OSError, ValueError) as error:
@@ -64,7 +81,7 @@ def _network_of_pipeline(path: Path, source: str | Path) -> Path:
         raise UserError(f"{called('ckpt')}={source}: {trouble}") from error
     name = index.get("_class_name") if isinstance(index, dict) else None
     name = name[-1] if isinstance(name, list) and name else name
-    if name != PIPELINE or not weights_folder.is_weights_folder(path / NETWORK):
+    if name != PIPELINE or not is_weights_folder(path / NETWORK):
         raise UserError(
             f"{called('ckpt')}={source}: recognised as a diffusers pipeline ({name!s:.60}), but not one that "
             "pmf_lightning.convert wrote; give one of format=diffusers"

@@ -66,7 +66,7 @@ def test_sample_writes_grid_and_arrays(call, trained, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "there", "named"),
     [
-        ("sample", ["ckpt=x", "out=made"], "made/samples.npz", "out=made: made/samples.npz exists"),
+        ("sample", ["ckpt=.", "out=made"], "made/samples.npz", "out=made: made/samples.npz exists"),
         ("evaluate", ["images=x", "out=made"], "made/evaluation.json", "out=made: made/evaluation.json exists"),
         ("make_stats", ["data=digits", "n=2", "out=s.npz"], "s.pkl", "out=s.npz: s.pkl exists"),
         (
@@ -91,7 +91,7 @@ def test_no_command_replaces_results_unless_told_to(call_command, tmp_path, monk
     assert call_command(command, *arguments, "force=true")[0] == "out may be written"
 
 
-@pytest.mark.parametrize(("name", "given"), [("sample", "ckpt=x"), ("evaluate", "images=x")])
+@pytest.mark.parametrize(("name", "given"), [("sample", "ckpt=."), ("evaluate", "images=x")])
 def test_the_default_folder_holds_the_results_of_the_last_command(call_command, tmp_path, monkeypatch, name, given):
     work = import_module(f"pmf_lightning.commands.{name}")
     monkeypatch.setattr(work, "writable", lambda folder, key: sys.exit(f"{key} may be written"))
@@ -115,7 +115,7 @@ def test_a_machine_that_runs_out_is_one_line(call, monkeypatch, error, words):
         raise error
 
     monkeypatch.setattr("pmf_lightning.sample.sample", fail)
-    status, _, printed = call("sample", "ckpt=x")
+    status, _, printed = call("sample", "ckpt=.")
     assert status == 1
     assert len(printed.splitlines()) == 1
     for word in ["error: ", *words]:

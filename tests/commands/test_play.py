@@ -28,7 +28,7 @@ def test_a_port_in_use_is_a_line(call):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = refused(call, "ckpt=x", f"port={port}")
+        line = refused(call, "ckpt=.", f"port={port}")
         assert f"port={port}: it cannot be opened" in line
         assert f"set port={port + 1}" in line
 
@@ -37,9 +37,9 @@ def test_a_port_in_use_is_a_line(call):
     ("arguments", "words"),
     [
         ([], ["ckpt is not set"]),
-        (["ckpt=x", "host=203.0.113.7"], ["host=203.0.113.7", "127.0.0.1"]),
-        (["ckpt=x", "device=toaster"], ["device=toaster", "auto"]),
-        (["ckpt=x", "port=70000"], ["port=70000", "65,535"]),
+        (["ckpt=.", "host=203.0.113.7"], ["host=203.0.113.7", "127.0.0.1"]),
+        (["ckpt=.", "device=toaster"], ["device=toaster", "auto"]),
+        (["ckpt=.", "port=70000"], ["port=70000", "65,535"]),
         (["ckpt=[]"], ["ckpt", "is empty"]),
         (["ckpt=[3,[4]]"], ["ckpt="]),
     ],
@@ -54,7 +54,7 @@ def test_bad_input_is_a_line(call, arguments, words):
 def test_a_missing_extra_is_a_line(call, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(play, "find_spec", lambda name: None if name == "gradio" else find(name))
-    assert "pip install 'pmf_lightning[play]'" in refused(call, "ckpt=x")
+    assert "pip install 'pmf_lightning[play]'" in refused(call, "ckpt=.")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def check(calls):
 
 
 def test_train_helps_and_refuses_without_pytorch():
-    check(["train --help", "train optimizer.lr=fast"])
+    check(["train --help", "train optimizer.lr=fast", "train model=pmf_tiny ckpt=/nowhere"])
 
 
 @pytest.mark.slow
@@ -52,6 +52,8 @@ def test_every_command_helps_and_refuses_without_pytorch():
     others = [name for name in COMMANDS if name != "report"]  # tests/reports/test_report.py
     check([f"{name} --help" for name in others] + [f"{name} nonsense" for name in others])
     check(["train model=nope", "train experiment=nope", "evaluate batch_size=many"])
+    check([f"{name} ckpt=/nowhere" for name in ("sample", "evaluate", "search_guidance", "play")])
+    check(["sample", "play ckpt=[last,nowhere]", "convert in=/nowhere out=x", "train model=pmf_tiny init_from=no"])
 
 
 @pytest.mark.slow

@@ -28,10 +28,13 @@ def test_last_is_the_newest_run(runs, capsys):
     assert with_last_run(cfg).ckpt == runs
     assert capsys.readouterr().out == f"ckpt=last: {runs}\n"
     assert cfg.ckpt == "last"
-    assert with_last_run(OmegaConf.create({"ckpt": ["before", "last"]})).ckpt == ["before", runs]
-    for other in ("./last", None, "???"):
+    assert with_last_run(OmegaConf.create({"ckpt": [".", "last"]})).ckpt == [".", runs]
+    for other in ("./runs", None, "owner/name"):
         cfg = OmegaConf.create({"ckpt": other})
         assert with_last_run(cfg) is cfg
+    for other, words in (("./last", r"^ckpt=\./last: no such file or folder"), ("???", "^ckpt is not set; give a run")):
+        with pytest.raises(UserError, match=words):
+            with_last_run(OmegaConf.create({"ckpt": other}))
 
 
 def test_convert_takes_it(runs):

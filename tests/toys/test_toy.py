@@ -429,7 +429,7 @@ def configs():
     ],
 )
 def test_bad_numbers_are_named(configs, tmp_path, name, key, value, words):
-    cfg = OmegaConf.merge(configs[name], {"out": str(tmp_path)}, {"ckpt": "nowhere"} if name == "fields" else {})
+    cfg = OmegaConf.merge(configs[name], {"out": str(tmp_path)}, {"ckpt": "."} if name == "fields" else {})
     OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError) as caught:
         toy(cfg)
