@@ -1,35 +1,48 @@
 """Convert between DTensors, their local shards and full tensors. Plain tensors are returned unchanged."""
 
+import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether ``value`` is a DTensor.
+
+    Importing their module takes half as long as PyTorch itself; before something else has imported it, there are none.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return this device's shard, which shares memory with ``tensor``. Must be called under no_grad."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor. A collective: all devices must call it, in the same order."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Shard a full ``tensor``, which every device has, like ``like`` and on its device."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not is_dtensor(like) or is_dtensor(tensor):
         return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
     home = tensor.to(like.device)
     return distribute_tensor(home, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def from_shard(shard: Tensor, like: Tensor) -> Tensor:
     """Return the tensor sharded like ``like``, and on its device, whose part on this device is ``shard``."""
+    from torch.distributed.tensor import DTensor
+
     layout = {"run_check": False, "shape": like.shape, "stride": like.stride()}
     return DTensor.from_local(shard.to(like.device), like.device_mesh, like.placements, **layout)
 
@@ -39,8 +52,10 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     return full_tensor(get_total_norm(tensors))
 
 
-def fsdp_units(network: nn.Module) -> Iterable[FSDPModule]:
-    """Yield the FSDP modules of ``network``; the weights of each are gathered together."""
+def fsdp_units(network: nn.Module) -> Iterable[Any]:
+    """Yield the modules of ``network`` that are a FSDPModule; the weights of each are gathered together."""
+    from torch.distributed.fsdp import FSDPModule
+
     return (module for module in network.modules() if isinstance(module, FSDPModule))
 
 

@@ -16,7 +16,8 @@ from heapq import heappop, heappush
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from pmf_lightning.distributed.dtensor import is_dtensor
 
 Shape = tuple[int, int]
 Work = Callable[[Tensor], Tensor]  # maps a stack [n, rows, cols] to a stack
@@ -107,7 +108,7 @@ def distribution_of(
 ) -> LocalMuon | ReplicatedMuon | ShardedMuon:
     """Return the distribution for ``parameters``; without ``distribute``, replicated ones use ``LocalMuon``."""
     first = parameters[0]
-    if isinstance(first, DTensor):
+    if is_dtensor(first):
         return ShardedMuon(first.device_mesh.get_group(), exact)
     if distribute and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ReplicatedMuon(dist.group.WORLD, exact)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from pmf_lightning.distributed.dtensor import from_shard, local_tensor
+from pmf_lightning.distributed.dtensor import from_shard, is_dtensor, local_tensor
 from pmf_lightning.optim.distributed_muon import chunks
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.host_memory import empty_on_host
@@ -153,4 +152,4 @@ def _empty(like: Tensor) -> Tensor:
 def _copied_to(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     """Return a copy of ``moment`` on the device of ``parameter``, and sharded like it."""
     copied = local_tensor(moment).to(parameter.device, non_blocking=parameter.is_cuda, copy=True)
-    return from_shard(copied, parameter) if isinstance(parameter, DTensor) else copied
+    return from_shard(copied, parameter) if is_dtensor(parameter) else copied

@@ -6,10 +6,17 @@ from contextlib import contextmanager
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pmf_lightning.config.validate import ema_names
-from pmf_lightning.distributed.dtensor import from_shard, local_tensor, reshard, spread_like, to_cpu, unshard
+from pmf_lightning.distributed.dtensor import (
+    from_shard,
+    is_dtensor,
+    local_tensor,
+    reshard,
+    spread_like,
+    to_cpu,
+    unshard,
+)
 from pmf_lightning.optim.schedules import ema_beta
 from pmf_lightning.training.callbacks.once_per_step import OncePerStep
 from pmf_lightning.utils.host_memory import HostCopies
@@ -45,7 +52,7 @@ class EMA(OncePerStep):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Initialise each average with the checkpoint's, or else with the current weights."""
         weights = {name: value.detach() for name, value in _trainable(pl_module).items()}
-        self._sharded = {name: value for name, value in weights.items() if isinstance(value, DTensor)}
+        self._sharded = {name: value for name, value in weights.items() if is_dtensor(value)}
         for name in self.half_lives:
             known = self.averages.get(name, weights)
             self.averages[name] = {key: _average(known[key], value, self.device) for key, value in weights.items()}

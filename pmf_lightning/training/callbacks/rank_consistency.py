@@ -2,9 +2,8 @@
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch.distributed.tensor import DTensor
 
-from pmf_lightning.distributed.dtensor import differences
+from pmf_lightning.distributed.dtensor import differences, is_dtensor
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import Number
 
@@ -30,7 +29,7 @@ class RankConsistencyCheck(Callback):
             return
         self._done = True
         named = [(n, p) for n, p in pl_module.network.named_parameters() if p.requires_grad]
-        named = [(name, p) for name, p in named if not isinstance(p, DTensor)]
+        named = [(name, p) for name, p in named if not is_dtensor(p)]
         weights = [p.detach() for _, p in named]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in named]
         for what, tensors in (("weight", weights), ("gradient", gradients)):
