@@ -80,9 +80,8 @@ def command(
 
 
 def _check_models(cfg: DictConfig, options: Sequence[str]) -> None:
-    given = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(options)), resolve=True)
-    for option, sources in given.items():
-        check_given(option, sources)
+    for option, given in OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(options))).items():
+        check_given(option, given)
 
 
 def _run_composed(cfg: DictConfig, job: Callable[[DictConfig], Any]) -> None:

@@ -17,7 +17,7 @@ def train(cfg: DictConfig) -> dict:
     return work.run(cfg)
 
 
-@command("train", models=("ckpt", "init_from"))
+@command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train what the command line describes; return the metric that sweeps optimise."""
     from pmf_lightning.commands import train as work

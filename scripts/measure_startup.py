@@ -18,7 +18,6 @@ COMMANDS = {
     "train model=nope": ["-m", "pmf_lightning.train", "model=nope"],
     "train optimizer.lr=fast": ["-m", "pmf_lightning.train", "optimizer.lr=fast"],
     "train optimizer.lrr=1": ["-m", "pmf_lightning.train", "optimizer.lrr=1"],
-    "train ckpt=/nowhere": ["-m", "pmf_lightning.train", "ckpt=/nowhere"],
     "sample ckpt=/nowhere": ["-m", "pmf_lightning.sample", "ckpt=/nowhere"],
     "info model=jit_b16": ["-m", "pmf_lightning.info", "model=jit_b16"],
     "info model=pmf_b16": ["-m", "pmf_lightning.info", "model=pmf_b16"],

@@ -139,7 +139,10 @@ def scaled(overrides: Sequence[str]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of ``error`` on one line, or of the first UserError among its causes."""
+    """Return the message of ``error`` on one line, or of the first UserError among its causes.
+
+    For a value that is missing it names the option.
+    """
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: it has no value; set it"
     cause: BaseException | None = error

@@ -316,13 +316,14 @@ def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set
     ``given`` are the options of the command line, ``declared`` those of them that it did not add: Hydra has found them
     in conf/ or in a folder of the user, whose own options are not in the table.
     """
+    of_hydra = []
     for one in _options(cfg):
         is_given = _is_below(one.option, given)
         if one.option in given and one.node._is_missing():
             raise UserError(f"{one.option}=???: ??? stands for a value that is missing; set one")
         if str(one.key).startswith("_"):
             if is_given:
-                _check_for_hydra(one, one.option in given)
+                of_hydra.append(one)
             continue
         kind = kind_of(command, one.option)
         if kind is None:
@@ -331,18 +332,16 @@ def _check_options(cfg: DictConfig, command: str, given: set[str], declared: set
             kind = _kind_beyond_the_table(one, cfg, command, _is_below(one.option, declared))
         if one.option in given or not one.node._is_interpolation():  # interpolations of conf/ follow from other options
             one.check(kind)
+    for one in of_hydra:  # last, because a target is imported, often with PyTorch
+        _check_for_hydra(one)
 
 
-def _check_for_hydra(one: _Leaf, typed: bool) -> None:
-    """Check a key by which Hydra builds an object, such as ``_target_``; raises UserError.
-
-    ``typed``: the key itself is on the command line, and not only its group.
-    """
+def _check_for_hydra(one: _Leaf) -> None:
+    """Check a key by which Hydra builds an object, such as ``_target_``; raises UserError."""
     if one.key not in HYDRAS:
         raise UserError(f"{one.option}: Hydra has no such key; it has {', '.join(HYDRAS)}")
     one.check(HYDRAS[one.key])
-    of_our_files = str(one.value).startswith("pmf_lightning.") and not typed
-    if one.key == "_target_" and not of_our_files:  # importing ours takes seconds, and they exist
+    if one.key == "_target_":
         try:
             resolve_name(one.value)
         except Exception as error:  # the user's module may raise any error

@@ -119,8 +119,8 @@ def _entry(text: str, source: str) -> tuple[str, Path]:
         name = rest.replace("/", ".").rstrip(".")  # as Hydra reads it
         if (folder := _package_folder(name)) is None:
             raise UserError(f"{source}: there is no package {name}; install it, or put its folder on PYTHONPATH")
-        # As a folder, because Hydra 1.4 takes only packages with an __init__.py; a zip has none.
-        return f"file://{folder}" if folder.is_dir() else f"pkg://{name}", folder
+        namespace = folder.is_dir() and not (folder / "__init__.py").exists()  # no package for Hydra 1.4
+        return f"file://{folder.absolute()}" if namespace else f"pkg://{name}", folder
     if scheme != "file":
         raise UserError(f"{source}: {scheme}:// is unknown; give a folder, file://folder or pkg://package")
     if not rest:

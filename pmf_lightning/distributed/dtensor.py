@@ -53,7 +53,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def fsdp_units(network: nn.Module) -> Iterable[Any]:
-    """Yield the modules of ``network`` that are a FSDPModule; the weights of each are gathered together."""
+    """Yield the FSDPModules of ``network``; the weights of each are gathered together."""
     from torch.distributed.fsdp import FSDPModule
 
     return (module for module in network.modules() if isinstance(module, FSDPModule))

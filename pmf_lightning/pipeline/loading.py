@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -15,7 +15,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, load_with_averages, module_of
 from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.sources import LAST, RUNS, check_given, is_pipeline, is_released_file, located, newest_run
+from pmf_lightning.pipeline.sources import LAST, MODEL, RUNS, is_pipeline, is_released_file, located, newest_run
 from pmf_lightning.pipeline.weights_folder import StoredWeights
 from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
@@ -70,11 +70,12 @@ def load_configured(
 def with_last_run(cfg: DictConfig, key: str = "ckpt") -> DictConfig:
     """Return ``cfg`` in which "last", as the option ``key`` or in its list, is the newest run below runs/; print that.
 
-    The newest run is the one whose last checkpoint is. Raises UserError if there is none, or as ``check_given`` does.
+    The newest run is the one whose last checkpoint is. Raises UserError if there is none, or if the option is not set.
     """
-    given = OmegaConf.to_container(OmegaConf.masked_copy(cfg, key), resolve=True)[key]
-    check_given(key, given)
-    names = given if isinstance(given, list) else [given]
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(f"{key} is not set; give {MODEL}")
+    given = cfg[key]
+    names = list(given) if isinstance(given, ListConfig) else [given]
     if LAST not in names:
         return cfg
     run = newest_run(RUNS, below="**")
@@ -82,7 +83,7 @@ def with_last_run(cfg: DictConfig, key: str = "ckpt") -> DictConfig:
         raise UserError(f"{key}=last: no run with a checkpoint under {RUNS.absolute()}; give a run directory or a file")
     print_on_main([f"{key}=last: {run}"])
     named = [str(run) if name == LAST else name for name in names]
-    return OmegaConf.merge(cfg, {key: named if isinstance(given, list) else named[0]})
+    return OmegaConf.merge(cfg, {key: named if isinstance(given, ListConfig) else named[0]})
 
 
 def load_every_average(source: str | Path, trust: Sequence[str]) -> tuple[GenerativeModule, dict[str, Mapping]]:

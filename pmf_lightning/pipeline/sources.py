@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,24 @@ RUNS, LAST = Path("runs"), "last"  # where runs are made, and the word for the n
 DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
 PIPELINE = "PMFLightningPipeline"  # class in that index
 RELEASED_SUFFIXES = (".pt", ".pth", ".safetensors")
-_MODEL = "a run directory, a checkpoint file or a folder of weights"
+MODEL = "a run directory, a checkpoint file or a folder of weights"
 INSTALL_HUB = "pip install 'pmf_lightning[hub]'"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _OUR_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.md")  # what is fetched: no code, no pickles
 
 
-def check_given(option: str, sources: str | Sequence[str] | None) -> None:
-    """Check what an option of a command gives as models, "???" if it is not set, without importing PyTorch.
+def check_given(option: str, given: Any) -> None:
+    """Check what the command line gives as models, a text or a list, without importing PyTorch.
 
-    Raises UserError unless each is a path that exists, the last run or, by its form, a repository on the hub.
+    Raises UserError for "???", which stands for an option that is not set, and for a text that is neither a path that
+    exists, the last run nor, by its form, a repository on the hub. Interpolations are not checked.
     """
-    for source in [sources] if isinstance(sources, str) else sources or ():
+    for source in given if isinstance(given, list) else [given]:
         if source == MISSING:
-            raise UserError(f"{option} is not set; give {_MODEL}")
-        if source != LAST and not Path(source).expanduser().exists() and not is_hub_id(source):
-            raise UserError(f"{option}={source}: no such file or folder; give {_MODEL}")
+            raise UserError(f"{option} is not set; give {MODEL}")
+        unknown = isinstance(source, str) and source != LAST and "${" not in source and not is_hub_id(source)
+        if unknown and not os.path.exists(os.path.expanduser(source)):
+            raise UserError(f"{option}={source}: no such file or folder; give {MODEL}")
 
 
 def located(source: str | Path) -> Path:

@@ -35,7 +35,9 @@ def myconf(tmp_path, monkeypatch):
         file.write_text(text)
     monkeypatch.syspath_prepend(folder.parents[1])
     monkeypatch.delenv(search_path.VARIABLE, raising=False)
-    return folder
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]  # other tests have a package of this name
 
 
 def refused(*overrides):

@@ -167,7 +167,7 @@ def test_the_commands_print_what_they_made(call_command, trained, cache, tmp_pat
     ("arguments", "message"),
     [
         ([], "ckpt and images are not set: give one of the two"),
-        (["ckpt=a", "images=b"], "ckpt=a images=b: give one of the two"),
+        (["ckpt=.", "images=b"], "ckpt=. images=b: give one of the two"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file"),
         (["ckpt={trained}"], "reference is not set; protocol=jit compares with jit_in256_stats.npz"),
         (["ckpt={trained}", "reference=gone.npz"], "reference=gone.npz: no such file"),

@@ -9,6 +9,7 @@ from stored import write_checkpoint
 from pmf_lightning import UserError, compose
 from pmf_lightning.commands import convert
 from pmf_lightning.pipeline.loading import with_last_run
+from pmf_lightning.pipeline.sources import check_given
 
 
 @pytest.fixture
@@ -28,13 +29,12 @@ def test_last_is_the_newest_run(runs, capsys):
     assert with_last_run(cfg).ckpt == runs
     assert capsys.readouterr().out == f"ckpt=last: {runs}\n"
     assert cfg.ckpt == "last"
-    assert with_last_run(OmegaConf.create({"ckpt": [".", "last"]})).ckpt == [".", runs]
-    for other in ("./runs", None, "owner/name"):
+    assert with_last_run(OmegaConf.create({"ckpt": ["before", "last"]})).ckpt == ["before", runs]
+    for other in ("./last", None, "owner/name"):
         cfg = OmegaConf.create({"ckpt": other})
         assert with_last_run(cfg) is cfg
-    for other, words in (("./last", r"^ckpt=\./last: no such file or folder"), ("???", "^ckpt is not set; give a run")):
-        with pytest.raises(UserError, match=words):
-            with_last_run(OmegaConf.create({"ckpt": other}))
+    with pytest.raises(UserError, match=r"^ckpt is not set; give a run"):
+        with_last_run(OmegaConf.create({"ckpt": "???"}))
 
 
 def test_convert_takes_it(runs):
@@ -45,3 +45,17 @@ def test_without_a_run_it_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"in=last: no run with a checkpoint under {tmp_path}/runs; give a run dir"):
         convert.run(compose(["in=last", "out=made"], "convert"))
+
+
+@pytest.mark.parametrize(
+    "given", [None, "last", ".", [".", "last"], [], "owner/name@v1", "no/${ema}.pth", "${hydra:runtime.cwd}/x", "~", 3]
+)
+def test_what_may_name_a_model_passes(given):
+    check_given("ckpt", given)
+
+
+@pytest.mark.parametrize("given", ["nowhere", [".", "nowhere"], "runs/no/run", "~nobody/run", "x" * 300, "no.ckpt"])
+def test_what_names_no_model_is_refused(given):
+    name = given[-1] if isinstance(given, list) else given
+    with pytest.raises(UserError, match=f"^ckpt={name}: no such file or folder; give a run directory"):
+        check_given("ckpt", given)
