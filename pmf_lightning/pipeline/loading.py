@@ -15,7 +15,7 @@ from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import load_checkpoint, load_with_averages, module_of
 from pmf_lightning.pipeline.conversion import from_official, from_release
 from pmf_lightning.pipeline.module import GenerativeModule
-from pmf_lightning.pipeline.sources import LAST, MODEL, RUNS, is_pipeline, is_released_file, located, newest_run
+from pmf_lightning.pipeline.sources import LAST, RUNS, is_pipeline, is_released_file, located, newest_run, not_set
 from pmf_lightning.pipeline.weights_folder import StoredWeights
 from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
@@ -73,7 +73,7 @@ def with_last_run(cfg: DictConfig, key: str = "ckpt") -> DictConfig:
     The newest run is the one whose last checkpoint is. Raises UserError if there is none, or if the option is not set.
     """
     if OmegaConf.is_missing(cfg, key):
-        raise UserError(f"{key} is not set; give {MODEL}")
+        raise not_set(key)
     given = cfg[key]
     names = list(given) if isinstance(given, ListConfig) else [given]
     if LAST not in names:

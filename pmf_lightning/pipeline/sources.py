@@ -14,7 +14,7 @@ RUNS, LAST = Path("runs"), "last"  # where runs are made, and the word for the n
 DIFFUSERS_INDEX, NETWORK = "model_index.json", "network"  # of a folder of diffusers: its index, and our component
 PIPELINE = "PMFLightningPipeline"  # class in that index
 RELEASED_SUFFIXES = (".pt", ".pth", ".safetensors")
-MODEL = "a run directory, a checkpoint file or a folder of weights"
+_MODEL = "a run directory, a checkpoint file or a folder of weights"
 INSTALL_HUB = "pip install 'pmf_lightning[hub]'"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _OUR_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.md")  # what is fetched: no code, no pickles
@@ -28,10 +28,15 @@ def check_given(option: str, given: Any) -> None:
     """
     for source in given if isinstance(given, list) else [given]:
         if source == MISSING:
-            raise UserError(f"{option} is not set; give {MODEL}")
+            raise not_set(option)
         unknown = isinstance(source, str) and source != LAST and "${" not in source and not is_hub_id(source)
         if unknown and not os.path.exists(os.path.expanduser(source)):
-            raise UserError(f"{option}={source}: no such file or folder; give {MODEL}")
+            raise UserError(f"{option}={source}: no such file or folder; give {_MODEL}")
+
+
+def not_set(option: str) -> UserError:
+    """Return the error for an option that names models and is not set."""
+    return UserError(f"{option} is not set; give {_MODEL}")
 
 
 def located(source: str | Path) -> Path:
