@@ -47,9 +47,9 @@ class BatchDataset(Dataset):
         """Return images and labels (see ``ImageDataset``)."""
         raise NotImplementedError
 
-    def head(self, count: int) -> "BatchDataset":
+    def first(self, count: int) -> "BatchDataset":
         """Return the first ``count`` images, or all if there are fewer."""
-        return Head(self, count)
+        return _first_rows(self, count)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.__getitems__([index])[0]
@@ -88,27 +88,6 @@ class ArrayDataset(BatchDataset):
         return torch.from_numpy(self.images[rows.numpy()]), self.labels[rows]
 
 
-class Head(BatchDataset):
-    """The first ``count`` of ``images``, or all if there are fewer."""
-
-    def __init__(self, images: ImageDataset, count: int) -> None:
-        self.images, self.labels = images, images.labels[:count]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images and labels (see ``ImageDataset``)."""
-        if len(indices) and max(indices) >= len(self):
-            raise IndexError(f"image {max(indices)} of {len(self)}")
-        return self.images.batch(indices)
-
-
-def head(images: ImageDataset, count: int) -> ImageDataset:
-    """Return the first ``count`` of ``images``, or all if there are fewer."""
-    return images.head(count) if isinstance(images, BatchDataset) else Head(images, count)
-
-
 class Rows(BatchDataset):
     """Some rows of ``images``, in the order of ``rows``."""
 
@@ -121,6 +100,15 @@ class Rows(BatchDataset):
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images and labels (see ``ImageDataset``)."""
         return self.images.batch(self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist())
+
+
+def _first_rows(images: ImageDataset, count: int) -> Rows:
+    return Rows(images, torch.arange(min(count, len(images))))
+
+
+def first_images(images: ImageDataset, count: int) -> ImageDataset:
+    """Return the first ``count`` of ``images``, or all if there are fewer."""
+    return images.first(count) if isinstance(images, BatchDataset) else _first_rows(images, count)
 
 
 @runtime_checkable
@@ -154,7 +142,7 @@ class FirstImages:
 
     def train(self) -> ImageDataset:
         """Return the first training images."""
-        return head(self.source.train(), self.count)
+        return first_images(self.source.train(), self.count)
 
     def fingerprint(self) -> str:
         """Return a digest of the images."""

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from pmf_lightning.config.compose import compose
-from pmf_lightning.data.dataset import ImageDataset, check_source, head
+from pmf_lightning.data.dataset import ImageDataset, check_source, first_images
 from pmf_lightning.encoders.classifier.train import cached_classifier
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.parts import build_part
@@ -101,4 +101,4 @@ def training_images(module: GenerativeModule, most: int, cache_dir: str | None) 
     section = stored or OmegaConf.to_container(compose([]).metrics.classifier, resolve=True)
     classifier = cached_classifier(source, build_part("metrics.classifier", section), cache_dir).eval()
     embed = torch.no_grad()(classifier.embed)
-    return TrainingImages(embed, head(train, most), head(held_out, most))
+    return TrainingImages(embed, first_images(train, most), first_images(held_out, most))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pmf_lightning.data.dataset import DataSource, ImageDataset, head
+from pmf_lightning.data.dataset import DataSource, ImageDataset, first_images
 from pmf_lightning.data.transforms import to_uint8
 from pmf_lightning.encoders.base import Extractor, check_channels, extract
 from pmf_lightning.encoders.build import complete
@@ -179,7 +179,7 @@ class SmallDataEvaluator:
             )
         classifier = cached_classifier(source, self.settings.classifier, self.cache_dir)
         if self.settings.reference_images is not None:
-            train = head(train, self.settings.reference_images)
+            train = first_images(train, self.settings.reference_images)
         named = {f"fd_{name}": extractor for name, extractor in self.extractors.items()}
         others = {name: self._distance(name, extractor, train) for name, extractor in named.items()}
         labelled = source.classes > 1

@@ -10,7 +10,7 @@ from common import relative
 from shrunk import BACKBONE
 
 from pmf_lightning import UserError, compose
-from pmf_lightning.data.dataset import DataSource, ImageDataset, head
+from pmf_lightning.data.dataset import DataSource, ImageDataset, first_images
 from pmf_lightning.data.sources.shapes import outlines, painting
 from pmf_lightning.data.sources.shapes.outlines import OUTLINES
 from pmf_lightning.data.sources.shapes.painting import colours, paint
@@ -271,14 +271,14 @@ def test_the_preset_brings_its_data_unless_told_others():
 
 def test_the_first_of_them():
     train_set = shapes().train()
-    first = head(train_set, 25)
+    first = first_images(train_set, 25)
     assert isinstance(first, ImageDataset)
     assert len(first) == len(first.labels) == 25
     assert torch.equal(first.batch([3, 24])[0], train_set.batch([3, 24])[0])
     assert first[4][1] == 4
     with pytest.raises(IndexError):
         first.batch([25])
-    assert len(head(shapes(images=9).train(), 25)) == 9
+    assert len(first_images(shapes(images=9).train(), 25)) == 9
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ class ShardImages(BatchDataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def head(self, count: int) -> "ShardImages":
+    def first(self, count: int) -> "ShardImages":
         """Return the first ``count`` images, or all; replacements of unreadable ones are among them too."""
         return ShardImages(self.records, self.rows[:count], self.format, self.tally)
 
