@@ -1,12 +1,12 @@
 """The site: pages made from conf/ and docstrings are complete, every page is in the navigation, nothing is remote."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "docs"))
@@ -105,8 +105,7 @@ def test_every_make_target_that_is_named_exists():
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("material")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
+    done = python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path, cwd=ROOT, NO_MKDOCS_2_WARNING="1")
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     loaded = re.compile(
@@ -117,9 +116,3 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     assert not [page for page in pages if loaded.search(page.read_text())]
     assert not [css for css in tmp_path.rglob("*.css") if re.search(r"url\([\"']?(?:https?:)?//", css.read_text())]
     assert (tmp_path / "search" / "search_index.js").stat().st_size > 100_000
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

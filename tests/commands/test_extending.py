@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from extending import commands, write_example
+from processes import python
 
 from pmf_lightning import UserError, build, compose
 from pmf_lightning.pipeline.parts import make_part
@@ -77,7 +78,6 @@ def test_the_data_the_encoder_and_their_options(example):
 def installed(tmp_path_factory):
     """The wheel, built and installed in a folder of its own, without its dependencies: those of the tests are used."""
     folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     for arguments in (
         ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder / "wheel", ROOT],
         [
@@ -91,7 +91,7 @@ def installed(tmp_path_factory):
             "pmf_lightning",
         ],
     ):
-        done = subprocess.run([*pip, *arguments], capture_output=True, text=True, timeout=900)
+        done = python("-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
         assert done.returncode == 0, done.stderr
     return folder / "site"
 

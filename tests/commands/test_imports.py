@@ -2,14 +2,13 @@
 
 import ast
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import pmf_lightning
 
@@ -125,7 +124,7 @@ def test_the_mathematics_needs_no_framework_and_info_no_lightning():
         "import pmf_lightning.commands.info\n"
         f"print('info', *sorted({NOT_IN_INFO} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=PACKAGE.parent)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["frameworks", "info"]
 

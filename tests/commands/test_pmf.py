@@ -3,12 +3,12 @@
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from processes import program, python
 
 import pmf_lightning
 from pmf_lightning.__main__ import COMMANDS, main
@@ -17,7 +17,6 @@ from pmf_lightning.config.compose import choices
 from pmf_lightning.utils import provenance
 
 PACKAGE = Path(pmf_lightning.__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
 
 
 def test_each_command_is_listed():
@@ -31,7 +30,7 @@ def test_help_is_printed_without_heavy_imports():
         "main()\n"
         "print({'torch', 'hydra', 'lightning', 'yaml'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
+    done = python("-c", code)
     lines = done.stdout.splitlines()
     assert lines.pop() == "set()", done.stderr
     assert "  train            Train a model" in lines
@@ -74,8 +73,8 @@ def test_a_command_runs_as_with_python_m(call_command, tmp_path, monkeypatch):
 def test_a_run_of_pmf_records_the_command_of_python_m(monkeypatch):
     running = types.SimpleNamespace(__spec__=types.SimpleNamespace(name="pmf_lightning.train"))
     monkeypatch.setitem(sys.modules, "__main__", running)
-    for program in (["/usr/bin/pmf"], ["-m", "pmf_lightning"]):
-        monkeypatch.setattr(sys, "orig_argv", ["python3", *program, "train", "seed=1", "name=a b"])
+    for called in (["/usr/bin/pmf"], ["-m", "pmf_lightning"]):
+        monkeypatch.setattr(sys, "orig_argv", ["python3", *called, "train", "seed=1", "name=a b"])
         assert provenance.command_line() == "python -m pmf_lightning.train seed=1 'name=a b'"
 
 
@@ -123,8 +122,5 @@ def test_completion_in_bash(tmp_path):
         'printf "[%s]" "${COMPREPLY[@]}"',
         "complete -p pmf >/dev/null && echo",
     ]
-    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=900, env=environment
-    )
+    done = program("bash", "-c", "\n".join(lines), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.stdout == "[model=pmf_h16][model=pmf_h32][train ]\n"

@@ -1,16 +1,11 @@
 """Help and refusals come at once: no command imports PyTorch, or what needs it, before its arguments are checked."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from processes import python
 from test_imports import NOT_IN_INFO
 
-import pmf_lightning
 from pmf_lightning.__main__ import COMMANDS
 
-ROOT = Path(pmf_lightning.__file__).parent.parent
 HEAVY = ("torch", "lightning", "torchvision", "torchmetrics", "timm", "wandb", "sklearn", "scipy", "matplotlib", "rich")
 # Calls commands in one process, as the command line does, and prints what each left behind that it should not need.
 CALLS = f"""
@@ -35,13 +30,7 @@ for call in calls:
 
 
 def check(calls, words=""):
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS, words, *calls],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=ROOT,
-    )
+    done = python("-c", CALLS, words, *calls)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,5 +56,5 @@ def test_info_counts_a_model_without_lightning(model):
         f"import sys; from pmf_lightning.info import info; info(['model={model}'])\n"
         f"print(*sorted({NOT_IN_INFO} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=ROOT)
+    done = python("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

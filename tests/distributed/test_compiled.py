@@ -5,12 +5,11 @@ interpreter of their own, without the checks.
 """
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 pytestmark = pytest.mark.slow
@@ -19,11 +18,7 @@ COUNT, STEPS = 6, 2
 
 def run(*arguments):
     """Run this file as a program and return the numbers that it prints."""
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        **{"capture_output": True, "text": True, "timeout": 1500, "check": False},
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCHINDUCTOR_COMPILE_THREADS": "1"},
-    )
+    done = python(__file__, *arguments, TORCHINDUCTOR_COMPILE_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 

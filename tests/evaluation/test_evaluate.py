@@ -1,10 +1,7 @@
 """The command that judges: what it writes, that it is the same on two processes, and one line for bad input."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 from features_of_tests import noise_levels, write_pngs
 from PIL import Image
+from processes import python
 from shrunk import RUN
 from test_latents import checkpoint, folder, latent_overrides, vae  # noqa: F401 - fixtures of a latent model
 
@@ -238,11 +236,7 @@ def test_torchrun_gives_the_same_images_and_numbers(judge, trained, cache, tmp_p
         port = probe.getsockname()[1]
     asked = [*CLASSIFIER, f"cache_dir={cache}", f"ckpt={trained}", "reference=data", "n=23", "batch_size=5", "save=npz"]
     command = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pmf_lightning.evaluate"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, *asked, f"out={tmp_path}/two"],
-        **{"capture_output": True, "text": True, "timeout": 900, "cwd": Path(__file__).parents[2]},
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = python("-m", *command, *asked, f"out={tmp_path}/two")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("fd23_classifier_jit") == 2  # title and row, printed by rank 0 alone
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())

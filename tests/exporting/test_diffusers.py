@@ -1,14 +1,12 @@
 """The folder of diffusers: the images of ``sample``, arguments as its users expect, and plain refusals."""
 
 import json
-import os
-import subprocess
-import sys
 
 import families
 import numpy as np
 import pytest
 import torch
+from processes import python
 
 from pmf_lightning import UserError, compose, generate, image_noise, load, sample_images
 from pmf_lightning.convert import convert
@@ -179,9 +177,8 @@ try:
 except ImportError as error:
     print(error)
 """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "timeout": 900}
-    module, refusal = (subprocess.run([sys.executable, "-c", one], **options) for one in (code, without))
+    options = {"cwd": tmp_path, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    module, refusal = (python("-c", one, **options) for one in (code, without))
     assert module.stdout.startswith("diffusers_modules."), module.stderr
     assert refusal.stdout == "this model needs the code of its network: pip install pmf_lightning\n", refusal.stderr
     images = torch.load(tmp_path / "images.pt")

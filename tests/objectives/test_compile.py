@@ -5,12 +5,11 @@ interpreter of their own, without the checks.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import pytest
+from processes import python
 
 pytestmark = pytest.mark.slow
 TINY = ["backbone.width=32", "backbone.num_heads=2", "backbone.mlp_dim=48"]
@@ -32,11 +31,7 @@ STEPS = 50
 
 def run(*arguments):
     """Run this file as a program and return the numbers that it prints."""
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        **{"capture_output": True, "text": True, "timeout": 1500, "check": False},
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    done = python(__file__, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not re.findall(r"^W\d{4} .*", done.stderr, re.MULTILINE), "torch warns the user of its own parts"
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,14 +1,12 @@
 """Post-training in other ways of computing: autocast, recomputed or compiled blocks, micro-batches, a decoder."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from common import objective, tiny_network
 from matching import CLASSES, WIDTH, battery, label_batch, matching, network, real
+from processes import python
 
 from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.battery.battery import FEATURES, Battery
@@ -103,11 +101,7 @@ def test_the_gradient_of_latents_passes_the_frozen_autoencoder(tmp_path):
 @pytest.mark.slow
 def test_the_compiled_network_has_the_same_gradients():
     """In an interpreter of its own, as torch.compile cannot look through the checks of shapes."""
-    done = subprocess.run(
-        [sys.executable, __file__],
-        **{"capture_output": True, "text": True, "timeout": 1500, "check": False},
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    done = python(__file__)
     assert done.returncode == 0, done.stderr[-3000:]
     loss, compiled, alike = json.loads(done.stdout.strip().splitlines()[-1])
     assert compiled == pytest.approx(loss, rel=1e-5)

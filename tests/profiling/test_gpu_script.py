@@ -1,13 +1,12 @@
 """experiments/gpu/run.sh on the CPU in tiny sizes: its ten minutes on a GPU are no place for a typo."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,11 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_script_measures_what_it_names(tmp_path):
     environment = {"DEVICE": "cpu", "SMALL": "1", "PY": sys.executable, "OUT": str(tmp_path), "ENTRY": "100"}
-    done = subprocess.run(
-        ["bash", str(ROOT / "experiments/gpu/run.sh"), "bench", "fit"],
-        **{"capture_output": True, "text": True, "timeout": 1500, "check": False},
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
-    )
+    done = program("bash", ROOT / "experiments/gpu/run.sh", "bench", "fit", **environment)
     told = done.stdout + done.stderr
     assert done.returncode == 0, told[-3000:]
     assert "failed" not in told

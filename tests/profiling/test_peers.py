@@ -2,11 +2,11 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 from shrunk import RUN
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "peers"
@@ -92,8 +92,7 @@ def test_a_race_with_a_stand_in_of_the_same_size(factor, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mit.py").write_text("MiT, MiT_models = dict, {}\n")
     (tmp_path / "models" / "denoiser_pmf.py").write_text(DENOISER.format(count=factor * weights))
-    command = [sys.executable, str(FOLDER / "fd_loss.py"), str(tmp_path), "data=digits", *small, "repeats=2"]
-    done = subprocess.run([*command, "images_at_once=4"], capture_output=True, text=True, check=False)
+    done = python(FOLDER / "fd_loss.py", tmp_path, "data=digits", *small, "repeats=2", "images_at_once=4")
     if factor == 2:
         assert done.returncode == 2
         assert f"{weights:,} weights here, {2 * weights:,} there; give sizes that both have" in done.stderr

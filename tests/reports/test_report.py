@@ -5,14 +5,13 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from processes import python
 from written_runs import ARMS, FD, study, write_grid, write_run, write_study
 
 from pmf_lightning import UserError
@@ -674,6 +673,6 @@ def test_help_comes_without_torch_and_matplotlib():
         "import pmf_lightning.report\n"
         "assert {'torch', 'lightning', 'hydra'}.isdisjoint(sys.modules), 'report'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "python -m pmf_lightning.report runs/pmf_table2/small" in done.stdout

@@ -14,6 +14,7 @@ import forked
 import pytest
 import torch
 from omegaconf import OmegaConf
+from processes import python
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose
@@ -27,7 +28,6 @@ from pmf_lightning.sweeps.plan import PlannedRun, common_parent, planned
 from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
-from pmf_lightning.training import run_dir
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
@@ -573,10 +573,4 @@ def test_optuna_finds_the_best_run(tmp_path):
 
 
 def train_elsewhere(folder, *asked):
-    root = str(run_dir.__file__).rpartition("/pmf_lightning")[0]
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "pmf_lightning.train", "-m", *asked],
-        **{"cwd": folder, "capture_output": True, "text": True, "timeout": 1500},
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-    )
+    return python("-m", "pmf_lightning.train", "-m", *asked, cwd=folder)

@@ -1,13 +1,12 @@
 """Losses and gradients that are not finite: the step is skipped and counted, and not for ever; nothing bad is saved."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import python
 from shrunk import RUN
-from test_train import ONE_THREAD, assert_same, rows, weights
+from test_train import assert_same, rows, weights
 
 from pmf_lightning import load_checkpoint
 from pmf_lightning.cli import with_one_line_errors
@@ -300,9 +299,7 @@ def test_two_processes_decide_alike(tmp_path):
     script.write_text(TWO)
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "micro_batch=4"]
     overrides = [*RUN, *two, f"run_dir={tmp_path}/run", "steps=9", EVERY_STEP, "skip_nonfinite.max_in_a_row=2"]
-    done = subprocess.run(
-        [sys.executable, str(script), *overrides], capture_output=True, text=True, timeout=900, env=ONE_THREAD
-    )
+    done = python(script, *overrides)
     assert done.returncode == 3, done.stderr[-2000:]
     assert "step 5: the loss is not finite, 2 steps in a row" in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.config.compose import at_scale
@@ -62,7 +63,7 @@ def test_a_scale_that_is_not_there_is_refused(given, message, experiments):
 @pytest.mark.slow
 def test_a_run_records_what_it_is_made_with():
     text = "import json; from pmf_lightning.utils.provenance import provenance; print(json.dumps(provenance('cpu')))"
-    record = json.loads(subprocess.run([sys.executable, "-c", text], capture_output=True, check=True).stdout)
+    record = json.loads(python("-c", text).stdout)
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["device"] == "cpu"
     assert record["threads"] >= 1

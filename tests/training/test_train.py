@@ -1,9 +1,7 @@
 """Training end to end: what a run writes, that it repeats itself, and that it goes on as if it had never stopped."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import forked
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kept import assert_same, weights
+from processes import program
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose, image_noise, load_checkpoint
@@ -139,9 +138,6 @@ def command(folder, *overrides):
     return [sys.executable, "-m", "pmf_lightning.train", *RUN, f"run_dir={folder}", *overrides]
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another order would differ in the last bit
-
-
 @pytest.mark.slow
 def test_killed_run_goes_on_bit_for_bit(straight, tmp_path):
     folder = tmp_path / "killed"
@@ -249,9 +245,7 @@ def test_wandb_offline_keeps_its_run_id(tmp_path, monkeypatch):
 def test_two_processes_equal_one(tmp_path):
     shared = ["steps=3", "checkpoint.every_images=16"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = subprocess.run(
-        command(tmp_path / "two", *shared, *two), capture_output=True, text=True, timeout=900, env=ONE_THREAD
-    )
+    done = program(*command(tmp_path / "two", *shared, *two))
     assert done.returncode == 0, done.stderr[-2000:]
     run(tmp_path / "one", *shared)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

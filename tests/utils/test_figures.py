@@ -1,12 +1,10 @@
 """Importing and drawing leave matplotlib's backend and the open figures of a session alone."""
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import pmf_lightning
 from pmf_lightning.utils.figures import new_figure, subplots
@@ -42,12 +40,9 @@ def test_no_module_imports_pyplot_or_chooses_a_backend():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [None, "svg"])
-def test_importing_everything_leaves_the_backend_alone(tmp_path, backend):
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    environment.pop("MPLBACKEND", None)
-    environment |= {"MPLBACKEND": backend} if backend else {}
-    command = [sys.executable, "-c", EVERYTHING]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path, env=environment)
+def test_importing_everything_leaves_the_backend_alone(tmp_path, monkeypatch, backend):
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    done = python("-c", EVERYTHING, cwd=tmp_path, **({"MPLBACKEND": backend} if backend else {}))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -1,9 +1,7 @@
 """Nothing but Linux's own features needs Linux: without what Windows and macOS lack everything imports, and trains."""
 
-import subprocess
-import sys
-
 import pytest
+from processes import python
 from shrunk import RUN
 
 ELSEWHERE = """
@@ -46,12 +44,7 @@ print(sample(compose([f"ckpt={folder}/run", f"out={folder}/samples", "n=4"], "sa
 
 @pytest.mark.slow
 def test_without_what_other_systems_lack(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tmp_path), *RUN, "num_workers=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", ELSEWHERE, tmp_path, *RUN, "num_workers=0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "modules" in done.stdout
     assert (tmp_path / "samples" / "grid.png").is_file()

@@ -1,13 +1,7 @@
 """Tests that have not begun in time are skipped and counted, and each run takes the files in another order."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-HELPERS = Path(__file__).parents[1] / "helpers"
+from processes import python
 
 
 @pytest.fixture
@@ -19,9 +13,8 @@ def files(tmp_path):
 
 def run(folder, *arguments):
     """Return the order of the tests, as "a" or "b", and the last line."""
-    command = [sys.executable, "-m", "pytest", "-p", "processor_time", "-p", "no:cacheprovider", "-v", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(HELPERS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=folder, env=environment)
+    options = ["-p", "processor_time", "-p", "no:cacheprovider", "-v"]
+    done = python("-m", "pytest", *options, *arguments, cwd=folder, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     return [line[5] for line in lines if "::" in line and line.startswith("test_")], lines[-1]

@@ -2,18 +2,15 @@
 
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import program, python
 
-import pmf_lightning
 from pmf_lightning.__main__ import COMMANDS
 from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.utils.terminal import INTERRUPTED, UNREAD, plain_ending
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pmf_lightning.__file__).parents[1])}
 
 
 def nobody_reads(monkeypatch, line_buffering):
@@ -100,9 +97,7 @@ def test_a_full_disk_behind_the_output_is_told(monkeypatch, capsys):
 def test_an_interruption_while_modules_are_imported_is_one_line():
     code = "import sys; sys.argv = ['-m']; import pmf_lightning; raise {}"
     for error, lines in (("KeyboardInterrupt", ["", "interrupted"]), ("KeyError('x')", None)):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(error)], capture_output=True, text=True, timeout=900, env=ENVIRONMENT
-        )
+        done = python("-c", code.format(error))
         assert done.returncode != 0
         assert (done.stderr.splitlines() == lines) if lines else ("KeyError: 'x'" in done.stderr)
 
@@ -113,7 +108,7 @@ def test_commands_into_a_closed_pipe(command):
     reader, writer = os.pipe()
     os.close(reader)
     arguments = [sys.executable, "-m", *f"pmf_lightning.{command}".split()]
-    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=900, env=ENVIRONMENT)
+    done = program(*arguments, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (UNREAD, "")
 
@@ -140,9 +135,7 @@ for name, work in [("pmf", main), *mains.items()]:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_help_of_every_command_into_a_closed_pipe():
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_HELP], capture_output=True, text=True, timeout=900, env=ENVIRONMENT
-    )
+    done = python("-c", EVERY_HELP)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{name} {UNREAD}" for name in ("pmf", *COMMANDS)]
 
@@ -151,5 +144,5 @@ def test_help_of_every_command_into_a_closed_pipe():
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&-"])
 def test_commands_with_closed_streams(closed):
     line = f'"{sys.executable}" -m pmf_lightning.info {closed}'
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=900, env=ENVIRONMENT)
+    done = program("sh", "-c", line)
     assert (done.returncode, done.stderr) == (0, "")
