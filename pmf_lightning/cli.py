@@ -48,7 +48,8 @@ def command(
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator: turn a function of a configuration into a command-line ``main()`` that exits with 2 on bad input.
 
-    ``models`` are the options that name models: mistyped paths of a single run are refused before PyTorch is imported.
+    ``models`` are the options that name models, of those that the configuration has: mistyped paths of a single run are
+    refused before PyTorch is imported.
     A multirun continues when one of its jobs fails, and exits with the highest code at the end (sweeps/jobs.py).
     """
 

@@ -26,7 +26,7 @@ def toy(cfg: DictConfig) -> dict[str, Path]:
     return resolve_name(TOYS[cfg.experiment])(cfg)
 
 
-@command("toy")
+@command("toy", models=("ckpt",))
 def _main(cfg: DictConfig) -> None:
     paths = toy(cfg)
     if "table.md" in paths:

@@ -20,6 +20,7 @@ from pmf_lightning.config import validate
 from pmf_lightning.objectives.fields import Image, image_from_velocity
 from pmf_lightning.pipeline.loading import load, with_last_run
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.pipeline.sources import not_set
 from pmf_lightning.sampling import ode
 from pmf_lightning.sampling.generate import image_noise, noise_shape
 from pmf_lightning.toys.fields_figure import save_fields
@@ -91,7 +92,7 @@ def fields(cfg: DictConfig) -> dict[str, Path]:
 def check(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``cfg`` are valid."""
     if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is not set; give a run directory or a checkpoint file (make train writes one)")
+        raise not_set("ckpt")
     for key in ("n", "heun_steps"):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]}: must be at least 1")

@@ -45,8 +45,11 @@ def test_every_command_helps_and_refuses_without_pytorch():
     check([f"{name} --help" for name in others] + [f"{name} nonsense" for name in others])
     check(["train model=nope", "train experiment=nope", "evaluate batch_size=many"])
     typed = [f"{name} ckpt=nowhere" for name in ("sample", "evaluate", "search_guidance", "play")]
-    check([*typed, "play ckpt=[last,nowhere]", "convert in=nowhere out=x"], "=nowhere: no such file or folder; give a")
-    check(["sample", "search_guidance", "play"], "ckpt is not set; give a run directory")
+    check(
+        [*typed, "toy experiment=fields ckpt=nowhere", "play ckpt=[last,nowhere]", "convert in=nowhere out=x"],
+        "=nowhere: no such file or folder; give a",
+    )
+    check(["sample", "search_guidance", "play", "toy experiment=fields"], "ckpt is not set; give a run directory")
 
 
 @pytest.mark.slow
