@@ -30,11 +30,16 @@ def model(cfg: DictConfig) -> None:
     start, rate = cfg.schedule.get("start", 0.0), cfg.optimizer.lr  # missing in older checkpoints
     if rate >= 0 and not 0 <= start <= rate:  # the optimizer rejects negative rates
         raise UserError(f"schedule.start={start}: the rate rises from it; set it from 0 to optimizer.lr={rate}")
-    chosen, known = cfg.sampling.ema, [*ema_names(cfg.ema.halflife_kimg), "raw"]
+    averages = ema_names(cfg.ema.halflife_kimg)
+    if twice := [name for name in averages if averages.count(name) > 1]:
+        raise UserError(f"ema.halflife_kimg={list(cfg.ema.halflife_kimg)}: two averages have the name {twice[0]}")
+    chosen, known = cfg.sampling.ema, [*averages, "raw"]
     if chosen not in known:
         raise UserError(f"sampling.ema={chosen}: there is no such average; {suggestions(str(chosen), known)}")
     requested = {name: cfg.sampling[name] for name in ("omega", "t_min", "t_max", "steps")}
     guidance(**requested, prefix="sampling.")
+    if cfg.get("posttrain") is not None and cfg.posttrain.batch != cfg.batch:
+        raise UserError(f"posttrain.batch={cfg.posttrain.batch}: it follows batch={cfg.batch}; set batch= alone")
 
 
 def objective(cfg: DictConfig) -> None:

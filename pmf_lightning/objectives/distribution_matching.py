@@ -76,12 +76,12 @@ class DistributionMatching(OneStepObjective):
         discrepancy: compares the features of generated images with those of real ones.
         encoders: names of the encoders of ``battery`` that the loss uses.
         weights: of the encoders' losses, by name; 1 for the others, None: 1 for all.
-        controller: sets the weights by how far each encoder is above its floor (RDM), in place of ``weights``: the
-            arguments of ``GatedController`` without ``floors``; None: no controller. A discrepancy with a population
+        controller: sets the weights by how far each encoder is above its floor (RDM), in place of ``weights``: all
+            arguments of ``GatedController`` but ``floors``; None: no controller. A discrepancy with a population
             has none, since a floor is the distance of as many images as are compared.
         joint: compare the joint law of image and label: the scale of the label's code, 1 for RDM's; None: images alone.
         generator, omega, t_min, t_max: see ``OneStepObjective``.
-        clamp: clip images to [-1, 1] in front of the encoders, with no gradient where they saturate (RDM).
+        clamp: clip pixels to [-1, 1] in front of the encoders, with no gradient where they saturate (RDM).
         batch: images per step, over all devices.
         micro_batch: images per pass; None: the batch in one pass. It changes the memory, not the result: all features
             are computed first, and the backward pass repeats the generator's and the encoders' passes part by part
@@ -110,6 +110,8 @@ class DistributionMatching(OneStepObjective):
         super().__post_init__()
         if not self.encoders:
             raise ValueError("encoders=[]: name at least one encoder of battery=")
+        if len(set(self.encoders)) < len(self.encoders):
+            raise ValueError(f"encoders=[{','.join(self.encoders)}]: name each once, and give weights instead")
         if unknown := [name for name in self.weights or () if name not in self.encoders]:
             raise ValueError(f"weights.{unknown[0]}: it is not one of encoders=[{','.join(self.encoders)}]")
         if self.controller is not None and self.weights:
@@ -280,7 +282,7 @@ class DistributionMatching(OneStepObjective):
         self, network: Network, encoders: Any, noise: Image, y: Int64[Tensor, " n"], conditions: Mapping[str, Tensor]
     ) -> dict[str, Float[Tensor, "n d"]]:
         images = self.images(network, noise, y, conditions)
-        found = encoders.encode(images.clamp(-1, 1) if self.clamp else images)
+        found = encoders.encode(images, clamp=self.clamp)
         laws = {name: encoders.targets[name].law for name in self.encoders}
         return {name: rows if laws[name] is None else laws[name](rows, y) for name, rows in found.items()}
 
@@ -323,7 +325,7 @@ class _Pixels:
 
     targets: ClassVar = {"pixels": Target(None, None)}
 
-    def encode(self, images: Image) -> dict[str, Tensor]:
+    def encode(self, images: Image, clamp: bool) -> dict[str, Tensor]:
         return {"pixels": images.flatten(1)}
 
 

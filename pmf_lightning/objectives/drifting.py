@@ -25,6 +25,7 @@ from pmf_lightning.objectives.base import (
     OneDevice,
     QueueBatch,
 )
+from pmf_lightning.objectives.drifting_field import check_options
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.objectives.fields import Image
 from pmf_lightning.objectives.guidance import guidance_scale
@@ -88,6 +89,7 @@ class Drifting(ObjectiveBase):
     affinity_floor: Number
 
     def __post_init__(self):
+        check_options(self.temperatures, self.attraction, self.repulsion, self.normalisation)
         if self.samples_per_label < 2:
             raise ValueError(
                 f"samples_per_label={self.samples_per_label}: samples push one another, at least 2 are needed"

@@ -4,6 +4,8 @@ V(x) = V+(x) - V-(x), the mean shift towards positives y+ minus the mean shift t
 k(x, y) = exp(-|x - y| / temperature). Swapping the two sets flips the sign of V. If they are equal, V is zero.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -122,11 +124,16 @@ def check_points(sets: dict[str, Tensor], axes: int, may_be_empty: str = "") -> 
         raise ValueError(f"{shapes}: these sets must not be empty")
 
 
-def check_options(temperatures: list[Number], attraction: Number, repulsion: Number, normalisation: str) -> None:
-    """Raise ValueError for invalid temperatures, factors or normalisation."""
+def check_temperatures(temperatures: Sequence[Number]) -> None:
+    """Raise ValueError unless there is a temperature, and all are above 0."""
     if not temperatures or not all(temperature > 0 for temperature in temperatures):
-        raise ValueError(f"temperatures {temperatures}: give at least one, all above 0")
+        raise ValueError(f"temperatures={list(temperatures)}: give at least one, all above 0")
+
+
+def check_options(temperatures: Sequence[Number], attraction: Number, repulsion: Number, normalisation: str) -> None:
+    """Raise ValueError for invalid temperatures, factors or normalisation."""
+    check_temperatures(temperatures)
     if min(attraction, repulsion) < 0 or attraction == repulsion == 0:
-        raise ValueError(f"attraction {attraction}, repulsion {repulsion}: neither is below 0, and one is above")
+        raise ValueError(f"attraction={attraction} repulsion={repulsion}: neither is below 0, and one is above")
     if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation {normalisation!r}: unknown; use one of {', '.join(NORMALISATIONS)}")
+        raise ValueError(f"normalisation={normalisation}: give one of {', '.join(NORMALISATIONS)}")

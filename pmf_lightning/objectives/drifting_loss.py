@@ -70,9 +70,9 @@ def drift_loss(
     Internal arithmetic is float32 or wider. Raises ValueError for shapes that do not fit and values out of range.
     """
     check_points({"gen": gen, "pos": pos} | ({} if neg is None else {"neg": neg}), axes=3, may_be_empty="neg")
-    check_options(list(temperatures), attraction, repulsion, normalisation)
+    check_options(temperatures, attraction, repulsion, normalisation)
     if not affinity_floor >= 0:
-        raise ValueError(f"affinity_floor {affinity_floor}: it is 0 or more")
+        raise ValueError(f"affinity_floor={affinity_floor}: it is 0 or more")
     neg = gen.detach()[:, :0] if neg is None else neg
     sets = {"gen": (gen, weight_gen), "neg": (neg, weight_neg), "pos": (pos, weight_pos)}
     with torch.no_grad(), no_autocast(gen), full_products():

@@ -76,6 +76,8 @@ class JiT(ObjectiveBase):
         for name in ("prediction", "loss"):
             if getattr(self, name) not in get_args(Quantity):
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
+        if not 0 <= self.t_clip <= 1:
+            raise ValueError(f"t_clip={self.t_clip}: it is a time, from 0 to 1")
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> JiTDraws:
         """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).

@@ -132,6 +132,8 @@ class PixelMeanFlow(ObjectiveBase):
                 f"omega_min={self.omega_min} omega_max={self.omega_max}: scales begin at 1, no guidance, and "
                 "omega_max is not below omega_min"
             )
+        if not 0 <= self.t_clip <= 1:
+            raise ValueError(f"t_clip={self.t_clip}: it is a time, from 0 to 1")
         if not 0 < self.t_thr <= 1:
             raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
         for name, weight in self.perceptual.items():
@@ -195,26 +197,6 @@ class PixelMeanFlow(ObjectiveBase):
             numbers = rng.uniform(seed, "crop", step, count=total * UNIFORMS).view(total, UNIFORMS)
             crops = crop_boxes(numbers[rows], *batch.x.shape[2:], self.crop).to(batch.x.dtype)
         return MeanFlowDraws(t, r, self.noise_scale * noise, omega, t_min, t_max, drop[rows], crops)
-
-    def predict(
-        self,
-        network: Network,
-        z: Image,
-        t: Time,
-        r: Time,
-        omega: Time,
-        t_min: Time,
-        t_max: Time,
-        y: Int64[Tensor, " b"],
-    ) -> tuple[Image, Image]:
-        """Return the network's average velocity u(z, r, t) and instantaneous velocity v, both [B,C,H,W].
-
-        v is the output of the v-head, or u(z, t, t) with v_source="boundary".
-        """
-        fields = self.velocities(network, z, t, r, omega, t_min, t_max, y, heads=("u", "v"))
-        if self.v_source == "head":
-            return fields["u"], fields["v"]
-        return fields["u"], self.velocities(network, z, t, t, omega, t_min, t_max, y, heads=("v",))["v"]
 
     def average_velocity(self, network: Network, z, t, r, omega, t_min, t_max, y) -> Image:
         """Return u only, for sampling, without computing the v-head."""

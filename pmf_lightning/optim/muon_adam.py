@@ -18,6 +18,7 @@ from pmf_lightning.optim.host_moments import HostMoments, loss_of
 from pmf_lightning.optim.newton_schulz import COEFFICIENTS, EPS, STEPS, newton_schulz, working_dtype
 from pmf_lightning.optim.side_by_side import side_by_side
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.precision import Number
 
 KINDS = ("muon", "adam")
 STACK_ELEMENTS = 2**26  # elements in a stack of matrices: bounds the extra memory of a step, without effect on results
@@ -53,7 +54,7 @@ class MuonAdam(HostMoments):
         lr: int | float,
         weight_decay: int | float = 0.0,
         momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: Sequence[Number] = (0.9, 0.95),
         eps: float = EPS,
         ns_steps: int = STEPS,
         ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
@@ -88,6 +89,8 @@ class MuonAdam(HostMoments):
         for name in ("lr", "weight_decay"):
             if not group[name] >= 0:
                 raise UserError(f"optimizer {name} is {group[name]}; it must be zero or positive")
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise UserError(f"optimizer betas are {list(group['betas'])}; they must be from 0 to below 1")
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore a state after checking that the kinds of its groups match this optimiser's groups."""

@@ -62,6 +62,10 @@ ADDED_OBJECTIVE_OPTIONS = {
         "sample_interval": True,
     },
 }
+ADDED_CONTROLLER_OPTIONS = {
+    **{"proportional": 1.0, "integral": 0.0, "derivative": 0.0, "smoothing": 0.5, "relative": False, "softmax": True},
+    **{"total": None, "temperature": 2.0, "error_clip": 5.0, "most": 10.0},
+}
 ADDED_BACKBONE_OPTIONS = {"pmf_lightning.models.jit_vit.JiTViT": {"positions": "sincos"}}
 
 
@@ -72,6 +76,9 @@ def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
     if backbone := config.get("backbone"):
         config["backbone"] = {**ADDED_BACKBONE_OPTIONS.get(backbone["_target_"], {}), **backbone}
+    if (posttrain := config.get("posttrain")) and posttrain.get("controller") is not None:
+        controller = {**ADDED_CONTROLLER_OPTIONS, **posttrain["controller"]}
+        config["posttrain"] = {**posttrain, "controller": controller}
     return config
 
 

@@ -81,6 +81,8 @@ def network_evaluations(
 
 def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Number, sampler: str | None) -> str:
     """Return the sampling method; ValueError for invalid arguments."""
+    if not objective.samplers:
+        raise ValueError(f"{type(objective).__name__} makes no images")
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
     if omega < 1:
@@ -149,7 +151,7 @@ def sample_images(
     labels = torch.as_tensor(labels, dtype=torch.int64)
     if labels.dim() != 1 or not len(labels) or not ((labels >= 0) & (labels <= module.network.classes)).all():
         raise ValueError(f"labels: give a list of classes from 0 to {module.network.classes - 1}, one for each image")
-    judged = module.config["sampling"]
+    judged = module.config.get("sampling", {})
     options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}
     starts = range(0, len(labels), batch_size)
     parts = (numbered_images(module, labels[i : i + batch_size], seed, first + i, **options) for i in starts)

@@ -26,7 +26,7 @@ from pmf_lightning.optim.schedules import rate_factor
 from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.toys.drift2d_report import write_report
 from pmf_lightning.toys.result_cache import ResultCache
-from pmf_lightning.toys.swiss_roll import directions, sliced_wasserstein
+from pmf_lightning.toys.swiss_roll import sliced_distance
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.cache import writable
 from pmf_lightning.utils.errors import UserError
@@ -216,7 +216,7 @@ def measured(cfg: DictConfig, points: Points, data: TwoModes) -> dict[str, Any]:
     known = cfg.evaluation
     truth = data.points(known.seed, "truth", 0, known.points)
     first, second = shares(points, data, known.near)
-    distance = sliced_wasserstein(points, truth, directions(known.seed, known.directions, 2)).item()
+    distance = sliced_distance(points, truth, known.seed, known.directions)
     return {"first": first, "second": second, "elsewhere": 1 - first - second, "distance": distance}
 
 

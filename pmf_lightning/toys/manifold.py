@@ -31,13 +31,12 @@ from pmf_lightning.sampling.generate import generate, image_noise
 from pmf_lightning.toys.manifold_report import write_report
 from pmf_lightning.toys.result_cache import ResultCache
 from pmf_lightning.toys.swiss_roll import (
-    directions,
     exact_image,
     nearest,
     project,
     random_plane,
     roll_images,
-    sliced_wasserstein,
+    sliced_distance,
     swiss_roll,
     velocity_error,
 )
@@ -180,10 +179,9 @@ def evaluate(cfg: DictConfig, arm: ManifoldRun, network: nn.Module, objective: O
     labels = torch.full((known.points,), network.classes)
     images = generate(network, noise, labels, known.steps, sampler=known.get("sampler"), objective=objective)
     points, off = project(images, plane)
-    along = directions(known.seed, known.directions, 2)
     return {
         "v_loss": mean(sums) / arm.dimension,
-        "distance": sliced_wasserstein(points, fresh_points(cfg, "truth"), along).item(),
+        "distance": sliced_distance(points, fresh_points(cfg, "truth"), known.seed, known.directions),
         "off_plane": off.square().mean().sqrt().item(),
         "points": [[round(value, 4) for value in point] for point in points[: known.shown].tolist()],
     }
@@ -214,14 +212,13 @@ def reference(cfg: DictConfig, dimension: int) -> dict[str, Any]:
     truth = fresh_points(cfg, "truth")
     begin = objective.noise_scale * image_noise(known.seed, 0, known.points, (dimension, 1, 1))
     noise, shown = project(begin, plane)[0], truth[: known.shown]
-    along = directions(known.seed, known.directions, 2)
     return {
         "v_loss": {prediction: mean(values) for prediction, values in losses.items()},
         "noise": {
-            "distance": sliced_wasserstein(noise, truth, along).item(),
+            "distance": sliced_distance(noise, truth, known.seed, known.directions),
             "off_roll": nearest(noise[: known.shown], shown).item(),
         },
-        "distance": sliced_wasserstein(fresh_points(cfg, "again"), truth, along).item(),
+        "distance": sliced_distance(fresh_points(cfg, "again"), truth, known.seed, known.directions),
         "points": [[round(value, 4) for value in point] for point in shown.tolist()],
     }
 

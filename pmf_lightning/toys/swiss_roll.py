@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_wasserstein
 from pmf_lightning.objectives.fields import Image, Quantity, Time, convert
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
@@ -77,21 +78,10 @@ def velocity_error(image_error: Image, t: Time, quantity: Quantity, t_clip: Numb
     return convert(prediction, z, t, quantity, "v", t_clip)
 
 
-def directions(seed: int, count: int, dimension: int) -> Float[Tensor, "count dimension"]:
-    """Sample unit vectors, uniform on the sphere."""
-    normal = rng.normal(seed, "directions", count=count * dimension).reshape(count, dimension)
-    return normal / normal.norm(dim=1, keepdim=True)
-
-
-def sliced_wasserstein(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], along: Float[Tensor, "k d"]
-) -> Float[Tensor, ""]:
-    """Return the 1-Wasserstein distance of the projections of two sets, averaged over the unit vectors ``along``.
-
-    On a line the optimal coupling pairs the sorted points (Bonneel et al. 2015).
-    """
-    a, b = (points.to(along.dtype) @ along.T for points in (a, b))
-    return (a.sort(dim=0).values - b.sort(dim=0).values).abs().mean()
+def sliced_distance(a: Points, b: Points, seed: int, directions: int) -> float:
+    """Return the sliced 1-Wasserstein distance of two sets of points over random directions, computed in float64."""
+    along = sliced_directions(a.shape[1], directions, seed)
+    return sliced_wasserstein(a.double(), b.double(), along, p=1).item()
 
 
 def nearest(points: Float[Tensor, "n d"], data: Float[Tensor, "m d"]) -> Float[Tensor, ""]:

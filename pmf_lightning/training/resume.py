@@ -128,8 +128,8 @@ def _compared(stored: Any, request: RunRequest, where: Path) -> Comparison:
 
 def _another_run(changes: list[Change], which: str) -> str:
     requested, had = listed([one.after for one in changes]), listed([one.before for one in changes])
-    moved = "; if the data have moved, put a link at the old path"
-    hint = moved if any(one.key == "data.root" for one in changes) else ""
+    moved = "; if the files have moved, put a link at the old path"
+    hint = moved if any(one.key in ("data.root", "battery.reference") for one in changes) else ""
     return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
 
 

@@ -33,9 +33,10 @@ CHANGEABLE = (
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*", "sample_grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations
-    *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
+    *("battery.members.*.weights", "posttrain.micro_batch"),
     *("callbacks", "callbacks.*"),
 )
+OF_METRICS = ("battery.reference",)  # changeable too, unless post-training matches images with it
 # Options that are not compared: locations, loggers and the study.
 UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logger.*")
 # A finished run with other values of these options is not repeated: they do not change its results.
@@ -45,7 +46,7 @@ WITHOUT_EFFECT = (
     *("sync_tolerance", "backbone.attention", "ema.device", "moments", "moments.device"),
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
-    *("battery.members.*.weights", "battery.reference", "posttrain.micro_batch"),
+    *("battery.members.*.weights", "posttrain.micro_batch"),
 )
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
@@ -59,7 +60,7 @@ WHEN_ABSENT |= {
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
 FREE += ("posttrain.weights", "battery.floors")
-PATHS = ("root", "path", "weights", "folder", "init_from")  # options that are compared as resolved paths
+PATHS = ("root", "path", "weights", "folder", "init_from", "reference")  # options that are compared as resolved paths
 _MOST = 6  # maximum differences in one message
 _ABSENT = object()
 
@@ -117,10 +118,11 @@ class Comparison:
 def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparison:
     """Compare two resolved configurations (plain data) option by option."""
     kind = _objective(requested)
+    changeable = CHANGEABLE if requested.get("posttrain") else (*CHANGEABLE, *OF_METRICS)
     changeable, without_effect, free = (
         (*keys, *(f"objective.{name}" for name in names))
         for keys, names in (
-            (CHANGEABLE, kind.changeable_fields),
+            (changeable, kind.changeable_fields),
             (WITHOUT_EFFECT, kind.fields_without_effect),
             (FREE, kind.mapping_fields),
         )

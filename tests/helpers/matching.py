@@ -4,11 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from common import CLASSES, CONDITIONS, SHAPE, normal, objective, tiny_network
 from lightning import Callback, Trainer
 from torch import Tensor
 
 from pmf_lightning import Drifting, JiT
+from pmf_lightning.config.compose import CONF
 from pmf_lightning.data.datamodule import LabelData
 from pmf_lightning.encoders.base import Encoder
 from pmf_lightning.encoders.battery.battery import FEATURES, Battery
@@ -23,6 +25,7 @@ from pmf_lightning.training.callbacks.ema import EMA
 LABEL = {"label": {"kind": "class", "tokens": 2}}
 STYLE = {"kind": "style", "tokens": 1, "codes": 3, "rows": 4}
 BATCH, WIDTH, REAL = 12, 4, 60
+GATED = yaml.safe_load((CONF / "controller" / "gated.yaml").read_text())
 FRECHET = {"population": "ema", "rows": 24, "beta": 0.9, "eps": 0.01}
 
 # The generator of each sampler, with the conditions of its network.

@@ -23,9 +23,9 @@ def labels_seen(batch, draws):
 
 
 def u_of(network, batch, draws):
-    """u as a function of (z, t, r) for the conditions of a batch, through the public ``predict``."""
+    """u as a function of (z, t, r) for the conditions of a batch, as it is sampled."""
     conditions = draws.omega, draws.t_min, draws.t_max, labels_seen(batch, draws)
-    return lambda z, t, r: objective().predict(network, z, t, r, *conditions)[0]
+    return lambda z, t, r: objective().average_velocity(network, z, t, r, *conditions)
 
 
 def gradients(network, losses):
@@ -102,7 +102,7 @@ def test_no_gradient_flows_through_the_derivative(form):
         fields = losses.fields
         z = noisy_image(batch.x, draws.noise, draws.t)
         conditions = draws.omega, draws.t_min, draws.t_max, labels_seen(batch, draws)
-        _, v = objective().predict(network, z, draws.t, draws.r, *conditions)
+        v = objective().velocities(network, z, draws.t, draws.r, *conditions, heads=("v",))["v"]
         u, du_dt = torch.func.jvp(
             u_of(network, batch, draws),
             (z, draws.t, draws.r),

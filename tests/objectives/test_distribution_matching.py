@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import CLASSES, normal, relative
-from matching import BATCH, FRECHET, WIDTH, battery, label_batch, matching, matching_run, network, real
+from common import CLASSES, SHAPE, normal, relative
+from matching import BATCH, FRECHET, GATED, WIDTH, Linear, battery, label_batch, matching, matching_run, network, real
 from ranks import together
 
 from pmf_lightning import FeatureEMA, FeatureQueue, FrechetReference, frechet_loss, generate, mmd_loss
+from pmf_lightning.encoders.battery.battery import Battery
 from pmf_lightning.objectives.base import check_contract
 from pmf_lightning.objectives.discrepancies.choices import (
     Drift,
@@ -132,7 +133,7 @@ def test_the_joint_law_sees_labels_that_images_alone_do_not_show():
 
 
 def test_the_controller_gates_encoders_at_their_floor():
-    law = matching(discrepancy=CHOICES["mmd_nystrom"], controller={"total": 10})
+    law = matching(discrepancy=CHOICES["mmd_nystrom"], controller={**GATED, "total": 10})
     encoders, net = battery(law), network()
     state = law.initial_state(net, encoders, 0)
     losses, _ = step(law, net, state, encoders)
@@ -152,6 +153,24 @@ def test_the_controller_gates_encoders_at_their_floor():
     assert FLOOR_DRAWS == 8
 
 
+def test_pixels_are_clipped_and_latents_are_not():
+    class Halved:
+        """A decoder whose pixels are half the latents."""
+
+        def decode_with_gradient(self, latents):
+            return latents / 2
+
+    wide = 3 * normal("wide", shape=(4, *SHAPE))
+    pixels, latents = (Battery({"a": Linear("a")}, decoder) for decoder in (None, Halved()))
+    assert torch.equal(latents.encode(2 * wide, clamp=True)["a"], pixels.encode(wide.clamp(-1, 1))["a"])
+    law, net = matching(clamp=True), network()
+    encoders = battery(law)
+    seen = law._features(net, encoders, wide, torch.arange(4) % CLASSES, {})
+    images = law.images(net, wide, torch.arange(4) % CLASSES, {})
+    assert images.abs().max() > 1
+    assert torch.equal(seen["a"], encoders.encode(images.clamp(-1, 1))["a"])
+
+
 def test_draws_are_keyed_by_row():
     law = matching("one_step")
     whole = law.draw(label_batch(), 0, 3)
@@ -168,10 +187,13 @@ def test_draws_are_keyed_by_row():
 
 REFUSED = {
     "encoders=\\[\\]: name at least one encoder": {"encoders": ()},
+    r"encoders=\[a,b,a\]: name each once": {"encoders": ("a", "b", "a")},
     r"weights\.c: it is not one of encoders=\[a,b\]": {"weights": {"c": 1}},
-    "weights and controller": {"weights": {"a": 1}, "controller": {}},
-    "temperature=0": {"controller": {"temperature": 0}, "discrepancy": CHOICES["mmd_nystrom"]},
-    "controller: its floors are distances of batch=12 images, and the discrepancy compares 24 with": {"controller": {}},
+    "weights and controller": {"weights": {"a": 1}, "controller": GATED},
+    "temperature=0": {"controller": {**GATED, "temperature": 0}, "discrepancy": CHOICES["mmd_nystrom"]},
+    "controller: its floors are distances of batch=12 images, and the discrepancy compares 24 with": {
+        "controller": GATED
+    },
     "batch=1: so few images have no covariance": {"batch": 1, "discrepancy": CHOICES["batch"]},
     "discrepancy.rows=24: the population is smaller than batch=25": {"batch": 25},
     "omega=0.5 ": {"omega": 0.5},
@@ -216,7 +238,7 @@ def test_refusals_of_references_and_generators():
     mu, sigma = real("a").moments()
     with pytest.raises(ValueError, match="a: the reference has no rows of features"):
         law.target(real("a", rows=60, labels=None) and replace(real("a"), rows=None, mu=mu, sigma=sigma), CLASSES)
-    gated = matching(discrepancy=CHOICES["mmd_nystrom"], controller={}, batch=100)
+    gated = matching(discrepancy=CHOICES["mmd_nystrom"], controller=GATED, batch=100)
     with pytest.raises(ValueError, match="floor on batch=100 held-out images, and there are 60"):
         gated.target(real("a"), CLASSES)
 
@@ -233,7 +255,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"discrepancy": CHOICES["mmd_nystrom"], "controller": {}}], ids=["fd", "gated"]
+    "changes", [{}, {"discrepancy": CHOICES["mmd_nystrom"], "controller": GATED}], ids=["fd", "gated"]
 )
 def test_resumed_run_is_the_same_bit_for_bit(changes, tmp_path):
     whole = matching_run(3, str(tmp_path), **changes)

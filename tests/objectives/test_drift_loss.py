@@ -401,13 +401,13 @@ def test_two_processes_equal_one(cut):
         ({"neg": torch.zeros(2, 0, 6), "weight_neg": None}, ["neg [2, 0, 6]"]),
         ({"weight_neg": torch.ones(3, 2)}, ["weight_neg [3, 2]", "neg [3, 3, 6]"]),
         ({"weight_gen": torch.ones(5)}, ["weight_gen [5]"]),
-        ({"temperatures": ()}, ["temperatures []"]),
+        ({"temperatures": ()}, ["temperatures=[]"]),
         ({"temperatures": (0.2, 0.0)}, ["0.0", "above 0"]),
         ({"temperatures": (0.2, math.nan)}, ["nan"]),
-        ({"attraction": -1.0}, ["attraction -1.0"]),
+        ({"attraction": -1.0}, ["attraction=-1.0"]),
         ({"attraction": 0.0, "repulsion": 0.0}, ["one is above"]),
-        ({"affinity_floor": -1e-9}, ["affinity_floor -1e-09"]),
-        ({"normalisation": "x"}, ["normalisation 'x'", "both, y, none"]),
+        ({"affinity_floor": -1e-9}, ["affinity_floor=-1e-09"]),
+        ({"normalisation": "x"}, ["normalisation=x", "both, y, none"]),
     ],
 )
 def test_what_does_not_fit_is_named(changes, words):

@@ -193,6 +193,7 @@ def test_sampling_is_one_evaluation():
         ({"samples_per_label": 1}, "samples_per_label=1"),
         ({"alpha_max": 0.5}, "alpha_max=0.5"),
         ({"unguided_fraction": 2}, "unguided_fraction=2"),
+        ({"repulsion": -1.0}, "repulsion=-1.0: neither is below 0"),
         ({"style_codes": 2, "style_values": 0}, "style_values=0"),
     ],
 )

@@ -29,7 +29,7 @@ CASES = {
     "JiT": (["model=jit_tiny"], 4),
     "Drifting": (["model=drifting_tiny", "flip=true"], 5),
     "MAE": (["model=mae_tiny"], 1),
-    "RDM": (["model=pmf_digits", "posttrain=mmd", "posttrain.encoders=[rows,columns]", "posttrain.controller={}"], 1),
+    "RDM": (["model=pmf_digits", "posttrain=mmd", "posttrain.encoders=[rows,columns]"], 1),
 }
 IMAGES, POSITIVES, NEGATIVES = (8, 1, 32, 32), (2, 4, 1, 32, 32), (2, 3, 1, 32, 32)
 

@@ -53,7 +53,9 @@ def test_network_outputs(dtype, golden, golden_values, golden_module):
         golden[key].to(dtype) for key in ("gen/z", "net/t", "net/h", "net/omega", "net/t_min", "net/t_max")
     )
     with torch.no_grad():
-        u, v = module.objective.predict(module.network, z, t, t - h, omega, t_min, t_max, golden["net/labels"])
+        arguments = module.network, z, t, t - h, omega, t_min, t_max, golden["net/labels"]
+        found = module.objective.velocities(*arguments, heads=("u", "v"))
+    u, v = found["u"], found["v"]
     assert u.dtype == v.dtype == dtype
     assert relative(u, golden_values["net/u"]) < TOLERANCE[dtype]
     assert relative(v, golden_values["net/v"]) < TOLERANCE[dtype]

@@ -1,9 +1,13 @@
 """RDM's squared MMD, Nystrom reference, controller and gradient caching, and the distances of its ablation."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from common import normal, relative
 from conftest import _load
+from matching import GATED
 
 from pmf_lightning import MMDReference, drift_loss, frechet_distance, mmd_loss, sliced_wasserstein
 from pmf_lightning.objectives.discrepancies.balance import weighted_sum
@@ -140,7 +144,7 @@ CONTROLLERS = {
 
 @pytest.mark.parametrize("run", CONTROLLERS)
 def test_official_controller(run, official):
-    controller = GatedController(tuple(official["pid/floors"].tolist()), **CONTROLLERS[run])
+    controller = GatedController(tuple(official["pid/floors"].tolist()), **{**GATED, **CONTROLLERS[run]})
     state = controller.start()
     assert torch.equal(state.weights, official[f"pid/{run}/lambda_start"])
     for step, scores in enumerate(official[f"pid/{run}/scores"]):
@@ -296,7 +300,7 @@ def test_the_joint_law_sees_labels_that_features_alone_do_not():
 def test_bad_input_is_one_line():
     pool = clusters("real", 20)
     reference = MMDReference.fit(pool, landmarks=5)
-    directions = sliced_directions(6, 4, 0)
+    directions, gated = sliced_directions(6, 4, 0), GatedController((0.1,), **GATED)
     wrong = {
         "5 features, the reference has 6": lambda: mmd_loss(pool[:, :5], reference),
         "landmarks=21: the pool has 20 rows": lambda: MMDReference.fit(pool, landmarks=21),
@@ -307,9 +311,12 @@ def test_bad_input_is_one_line():
         "20 and 19 rows": lambda: sliced_wasserstein(pool, pool[1:], directions),
         "with 5 features": lambda: sliced_wasserstein(pool[:, :5], pool[:, :5], directions),
         "p=0": lambda: sliced_wasserstein(pool, pool, directions, p=0),
-        "scores": lambda: GatedController((0.1,)).updated(GatedController((0.1,)).start(), torch.ones(2)),
-        "floors": lambda: GatedController((0.0,), relative=True),
-        "smoothing=0": lambda: GatedController((0.1,), smoothing=0),
+        "scores": lambda: gated.updated(gated.start(), torch.ones(2)),
+        "floors": lambda: GatedController((0.0,), **{**GATED, "relative": True}),
+        **{
+            f"{name}={value}: it is": partial(replace, gated, **{name: value})
+            for name, value in (("smoothing", 0), ("smoothing", 2), ("total", -3), ("most", 0), ("integral", -1))
+        },
         "at least 2": lambda: JointLaw.fit(pool, classes=1),
         "beta=-1": lambda: JointLaw(torch.eye(2), -1),
     }

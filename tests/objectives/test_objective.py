@@ -243,13 +243,13 @@ def test_tied_rows_ask_for_no_label_guidance_of_their_own(form):
 # The contract
 
 
-def test_predict_reads_raw_answers_as_velocities():
+def test_raw_answers_are_read_as_velocities():
     network = tiny_network()
     batch, draws = rows()
     arguments = network, batch.x, draws.t, draws.r, draws.omega, draws.t_min, draws.t_max, batch.y
     with torch.no_grad():
-        u_raw, v_raw = objective(prediction="u").predict(*arguments)
-        u, v = objective(prediction="x").predict(*arguments)
+        u_raw, v_raw = objective(prediction="u").velocities(*arguments, heads=("u", "v")).values()
+        u, v = objective(prediction="x").velocities(*arguments, heads=("u", "v")).values()
         u_alone = objective(prediction="x").average_velocity(*arguments)
     t = draws.t[:, None, None, None]
     torch.testing.assert_close(u, (batch.x - u_raw) / t)

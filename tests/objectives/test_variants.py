@@ -203,16 +203,6 @@ def test_boundary_equals_a_head_that_answers_u_at_zero(form, prediction):
     torch.testing.assert_close(boundary.total, expected)
 
 
-def test_boundary_answers_v_without_a_head():
-    network = tiny_network(heads={"u": 1})
-    batch, numbers = rows()
-    law = objective(v_source="boundary")
-    arguments = (numbers.omega, numbers.t_min, numbers.t_max, batch.y)
-    u, v = law.predict(network, batch.x, numbers.t, numbers.r, *arguments)
-    assert torch.equal(v, law.average_velocity(network, batch.x, numbers.t, numbers.t, *arguments))
-    assert relative(u, v) > 1e-3
-
-
 # Perceptual terms
 
 
@@ -288,6 +278,12 @@ def test_crops_are_keyed_by_the_global_row():
 def test_threshold_outside_the_unit_interval_is_refused(t_thr):
     with pytest.raises(ValueError, match=rf"t_thr={t_thr}: perceptual distances count below a time in \(0, 1\]"):
         objective(t_thr=t_thr)
+
+
+@pytest.mark.parametrize("t_clip", [-0.1, 2])
+def test_a_clip_that_is_no_time_is_refused(t_clip):
+    with pytest.raises(ValueError, match=f"t_clip={t_clip}: it is a time, from 0 to 1"):
+        objective(t_clip=t_clip)
 
 
 def test_weights_need_a_law_of_crops():

@@ -300,7 +300,7 @@ def test_muon_refuses_what_is_no_matrix():
         MuonAdam([{"params": [nn.Parameter(torch.zeros(2, 3, 4))], "kind": "muon"}], lr=1e-3)
 
 
-@pytest.mark.parametrize("bad", [{"lr": -1e-3}, {"lr": float("nan")}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize("bad", [{"lr": -1e-3}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"betas": [0.9, 1]}])
 def test_impossible_numbers_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         optimizer(parameters(), **bad)

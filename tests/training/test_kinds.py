@@ -120,6 +120,12 @@ def test_what_comes_of_a_checkpoint(straight, tmp_path):
         (["model=jit_tiny", "sampling.steps=0"], "sampling.steps=0: at least one"),
         (["model=jit_tiny", "sampling.sampler=average"], "sampling.sampler=average: this model samples by heun, euler"),
         (["model=jit_tiny", "metrics.extra_steps=[0]"], "metrics.extra_steps=.*each an integer, 1 or more"),
+        (["model=jit_tiny", "objective.t_clip=2"], "objective.t_clip=2: give one number from 0 to 1"),
+        (["model=jit_tiny", "ema.halflife_kimg=[4,8,4]"], "ema.halflife_kimg=.*two averages have the name 4k"),
+        (
+            ["model=drifting_tiny", "objective.normalisation=x"],
+            "objective: .*normalisation=x: give one of both, y, none",
+        ),
         (["model=drifting_tiny", "sampling.omega=0.9"], "sampling.omega=0.9"),
         (["model=drifting_tiny", "sampling.steps=2"], "sampling.steps=2: this model makes an image in one step"),
         (["model=drifting_tiny", "objective.alpha_max=0.5"], "objective: .*alpha_max=0.5"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from composed_once import settings_of
 from kept import assert_same, state
+from matching import GATED
 from omegaconf import OmegaConf
 from shrunk import BACKBONE
 
@@ -52,6 +53,7 @@ REFUSED = {
     r"battery\.members\.pixel8: there is no such encoder; .*pixels8": ["posttrain.encoders=[pixel8]"],
     r"posttrain.*encoders=\[\]: name at least one encoder": ["posttrain.encoders=[]"],
     r"posttrain.*discrepancy.rows=4: the population is smaller than batch=8": ["posttrain.discrepancy.rows=4"],
+    "posttrain.batch=4: it follows batch=8; set batch= alone": ["posttrain.batch=4"],
     r"posttrain.*population=none is not one of ema, queue, batch": ["posttrain.discrepancy.population=none"],
 }
 
@@ -82,6 +84,24 @@ def test_weights_of_encoders_are_an_option():
     assert build(cfg, empty=True).objective.weights == {"classifier1": 2}
 
 
+def test_the_controller_is_set_option_by_option():
+    cfg = compose(["model=pmf_digits", "posttrain=mmd", "posttrain.controller={temperature: 3}"])
+    assert cfg.posttrain.controller == {**GATED, "temperature": 3}
+    added = compose(["model=pmf_digits", "posttrain=fd_loss", "+controller=gated"])
+    assert added.posttrain.controller == GATED
+    for wrong, words in {"total=-3": "give one number above 0", "tempo=2": "temperature"}.items():
+        with pytest.raises(UserError, match=rf"posttrain\.controller\.{wrong.split('=')[0]}.*{words}"):
+            compose(["model=pmf_digits", "posttrain=mmd", f"+posttrain.controller.{wrong}"])
+
+
+def test_adams_eps_and_the_clip_of_rdm_are_in_proportion_to_the_batch():
+    """Its gradient is divided by the passes of 8 images in a step (Adam, eps 1e-8; clipped at 2)."""
+    for batch in (512, 5120):
+        cfg = compose(["model=pmf_h16", "data=imagenet256", "posttrain=rdm", f"batch={batch}"])
+        assert cfg.optimizer.eps == pytest.approx(1e-8 * batch / 8)
+        assert cfg.trainer.gradient_clip_val == pytest.approx(2 * batch / 8)
+
+
 def test_a_batch_of_one_needs_a_population():
     cfg = settings("batch=1", "posttrain.discrepancy.population=batch")
     with pytest.raises(UserError, match=r"posttrain.*batch=1: so few images have no covariance"):
@@ -104,9 +124,10 @@ def test_it_trains_resumes_and_samples(tmp_path):
     summary = train(compose([*judged, f"run_dir={tmp_path / 'whole'}"]))
     assert summary["before"]["fd"] > 0
     assert (tmp_path / "whole" / "grids" / "before.png").is_file()
-    assert {"fd_pixels8", "grad_norm"} <= json.loads(
-        (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[1]
-    ).keys()
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0].keys() >= {"step", "images", "fd_digits"}
+    assert [(row["step"], row["images"]) for row in rows[:2]] == [(0, 0), (1, 8)]
+    assert rows[1].keys() >= {"fd_pixels8", "grad_norm"}
     middle = min((tmp_path / "whole" / "checkpoints").glob("step-*.ckpt"))
     again = train(compose([*judged, f"run_dir={tmp_path / 'part'}", f"ckpt={middle}"]))
     assert again["before"] == summary["before"]

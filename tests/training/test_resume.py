@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+from matching import GATED
 from omegaconf import OmegaConf
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
+from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.train import main, train
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.prepare import run_request
@@ -204,6 +206,26 @@ def test_weights_of_other_encoders_are_another_run():
     one, none, two = ({"posttrain": {"weights": weights}} for weights in ({"mae": 2}, {}, {"mae": 2, "clip": 1}))
     for old, new in ((none, one), (one, two), (two, one)):
         assert [change.key.rpartition(".")[0] for change in compare(old, new).refused] == ["posttrain.weights"]
+
+
+def test_another_controller_is_another_run():
+    """A controller of an earlier version states the options that differ from the defaults of its time."""
+    earlier, full, none = (
+        migrate_config({"objective": {"_target_": "a.B"}, "posttrain": {"controller": controller}})["posttrain"]
+        for controller in ({}, {**GATED, "temperature": 9}, None)
+    )
+    assert earlier == {"controller": GATED}
+    for old, new in ((earlier, full), (earlier, none), (none, earlier)):
+        (change,) = compare({"posttrain": old}, {"posttrain": new}).refused
+        assert change.key.startswith("posttrain.controller")
+
+
+def test_real_images_of_the_loss_are_of_the_run_and_those_of_metrics_are_not():
+    one, two = ({"battery": {"reference": reference}} for reference in ("data", "/stats/other"))
+    found = compare(one, two)
+    assert [change.key for change in found.allowed] == [change.key for change in found.with_effect]
+    both = [{**config, "posttrain": {"encoders": ["mae"]}} for config in (one, two)]
+    assert [change.key for change in compare(*both).refused] == ["battery.reference"]
 
 
 def test_weights_alone_are_no_training_to_resume(tmp_path):

@@ -41,9 +41,13 @@ class Battery(Encoder):
             except UserError as error:
                 raise UserError(f"battery.members.{name}: {error}") from error
 
-    def encode(self, images: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n d"]]:
-        """Return the features [n,D] of each member, by its name; latents are decoded first."""
+    def encode(self, images: Float[Tensor, "n c h w"], clamp: bool = False) -> dict[str, Float[Tensor, "n d"]]:
+        """Return the features [n,D] of each member, by its name.
+
+        Latents are decoded first. With ``clamp`` pixels are clipped to [-1, 1], without a gradient where they are.
+        """
         pixels = images if self.decoder is None else self.decoder.decode_with_gradient(images)
+        pixels = pixels.clamp(-1, 1) if clamp else pixels
         return {name: member.encode(pixels)[FEATURES] for name, member in self.members.items()}
 
     def widths(self, channels: int, resolution: int) -> dict[str, int]:

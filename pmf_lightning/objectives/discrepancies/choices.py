@@ -17,6 +17,7 @@ from pmf_lightning.objectives.discrepancies.nystrom import KMEANS_ROWS
 from pmf_lightning.objectives.discrepancies.populations import FeatureEMA, FeatureQueue, Population
 from pmf_lightning.objectives.discrepancies.real_features import RealFeatures
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_loss
+from pmf_lightning.objectives.drifting_field import check_temperatures
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
@@ -245,6 +246,9 @@ class Drift(ToRealRows):
     least_rows: ClassVar = 2
 
     temperatures: Sequence[Number]
+
+    def __post_init__(self):
+        check_temperatures(self.temperatures)
 
     def loss(
         self, features: Tensor, reference: Bank, state: State, draws: Mapping[str, Tensor]

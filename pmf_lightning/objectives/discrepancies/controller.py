@@ -38,12 +38,12 @@ class ControllerState:
 
 @dataclass(frozen=True)
 class GatedController:
-    """Settings of the controller; ``start`` gives the first state and ``updated`` the next.
+    """Settings of the controller, set in conf/controller; ``start`` gives the first state and ``updated`` the next.
 
     Args:
         floors: score of real validation images against the reference, per encoder. The score of N images contains
             (1 - k_rr) / N, so floors belong to the N of training.
-        proportional, integral, derivative: gains (kp, ki, kd).
+        proportional, integral, derivative: gains (kp, ki, kd), 0 or more.
         smoothing: weight of the newest score in the average.
         relative: divide the error by its floor.
         softmax: share ``total`` by a softmax over the encoders above their floor. False gives each its own weight, the
@@ -57,25 +57,28 @@ class GatedController:
     """
 
     floors: tuple[Number, ...]
-    proportional: Number = 1.0
-    integral: Number = 0.0
-    derivative: Number = 0.0
-    smoothing: Number = 0.5
-    relative: bool = False
-    softmax: bool = True
-    total: Number | None = None
-    temperature: Number = 2.0
-    error_clip: Number = 5.0
-    most: Number = 10.0
+    proportional: Number
+    integral: Number
+    derivative: Number
+    smoothing: Number
+    relative: bool
+    softmax: bool
+    total: Number | None
+    temperature: Number
+    error_clip: Number
+    most: Number
 
     def __post_init__(self):
         if not self.floors or (self.relative and not min(self.floors) > 0):
             raise ValueError(f"floors={self.floors}: give one per encoder, above 0 where errors are relative")
-        if not 0 < self.smoothing <= 1 or not self.temperature > 0 or not self.error_clip > 0:
-            raise ValueError(
-                f"smoothing={self.smoothing}, temperature={self.temperature}, error_clip={self.error_clip}: "
-                "all are above 0, and smoothing is at most 1"
-            )
+        if not self.smoothing <= 1:
+            raise ValueError(f"smoothing={self.smoothing}: it is at most 1")
+        for name in ("smoothing", "total", "temperature", "error_clip", "most"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}={value}: it is above 0")
+        for name in ("proportional", "integral", "derivative"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it is 0 or more")
 
     def start(self) -> ControllerState:
         """Return the state before the first update: every weight is 1."""

@@ -88,7 +88,7 @@ class SampleEvaluation(OncePerStep):
             result = self.measure(pl_module)
             self.before = self.short_summary(result)
             for logger in trainer.loggers:
-                logger.log_metrics(self.metrics(result), 0)
+                logger.log_metrics(self.metrics(result), -1)  # Lightning's first step is 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
         """Evaluate if due."""
