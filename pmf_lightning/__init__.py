@@ -14,7 +14,6 @@ if sys.argv[:1] == ["-m"]:  # Python is about to run a command, and importing it
 _HOMES = {
     "Batch": "objectives.base",
     "Drifting": "objectives.drifting",
-    "DriftingBatch": "objectives.drifting",
     "DriftingDraws": "objectives.drifting",
     "FeatureEMA": "objectives.discrepancies.populations",
     "FeatureQueue": "objectives.discrepancies.populations",
@@ -27,6 +26,7 @@ _HOMES = {
     "MeanFlowDraws": "objectives.meanflow_draws",
     "MuonAdam": "optim.muon_adam",
     "PixelMeanFlow": "objectives.pixel_meanflow",
+    "QueueBatch": "objectives.base",
     "UserError": "utils.errors",
     "build": "pipeline.build",
     "compose": "config.compose",

@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 def is_dtensor(value: object) -> bool:
     """Whether ``value`` is a DTensor.
 
-    Importing their module takes half as long as PyTorch itself; before something else has imported it, there are none.
+    Importing the module of DTensors takes half as long as PyTorch itself. Before it is imported, no DTensor exists.
     """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)

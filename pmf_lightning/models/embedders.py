@@ -105,7 +105,7 @@ class LabelVector(nn.Module):
 class VectorCondition(Linear):
     """Linear map of a vector, without bias and initialised with zeros: the vector 0 and a new network add nothing.
 
-    It is optimised by Adam, as a table is, because each of its columns stands for itself.
+    It is optimised by Adam, as an embedding table is: a column is the embedding of one entry of the vector.
     """
 
     def __init__(self, size: int, width: int):

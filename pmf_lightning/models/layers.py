@@ -92,7 +92,8 @@ class Conv(_Initialised, nn.Conv2d):
 class EmbeddingTable(_Initialised, nn.Embedding):
     """Embedding table with one row per class, initialised from N(0, std^2).
 
-    It is optimised by Adam although it is a matrix, because optax sees [1, rows, width].
+    It is optimised by Adam although it is a matrix, because the official code stores it as [1, rows, width], and
+    optax's Muon takes matrices only.
     """
 
     optim_kinds = {"weight": "adam"}

@@ -34,11 +34,6 @@ from pmf_lightning.utils.precision import Number, at_least_float32
 
 
 @dataclass(frozen=True)
-class DriftingBatch(QueueBatch):
-    """The batch of data="class_queues" under Drifting's name."""
-
-
-@dataclass(frozen=True)
 class DriftingDraws(Draws):
     """The random numbers of ``n`` labels: alpha [n], noise [n,G,C,H,W] already scaled, style [n,G,codes]."""
 

@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pmf_lightning.models.jit_vit import JiTViT
 from pmf_lightning.pipeline.checkpoints import RELEASED, load_checkpoint, read_release, weights_file
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import located
@@ -19,7 +18,7 @@ from pmf_lightning.training.same_run import compare, listed
 from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError, options_called, some_of, suggestions
 from pmf_lightning.utils.precision import Number
-from pmf_lightning.weights import bare, chosen_set, flax, positions_are_trained, read_tensors, translate
+from pmf_lightning.weights import bare, chosen_set, flax, read_tensors, translate
 
 _SHAPING = ("backbone", "objective", "conditions")  # parts of a configuration that change the images of given weights
 _SIZES = ("resolution", "channels", "classes", "heads")  # differences that are refused or stated by other means
@@ -136,11 +135,6 @@ def _official(contents: object, request: InitRequest, skip: Sequence[str], modul
     """Translate the contents of an official PyTorch file for the network of this run."""
     weights = bare(contents, f"official weights {request.path}", request.ema, key="init_ema")
     network = module.network
-    if isinstance(network, JiTViT) and network.positions is None and positions_are_trained(weights):
-        raise UserError(
-            f"init_from={request.path}: its position table was trained, and that of this run is fixed; add "
-            "backbone.positions=learned"
-        )
     without = [name for name in network.state_dict() if _below(name, skip)]
     with _naming_source(request):
         ours, unused = translate(weights, network, without)

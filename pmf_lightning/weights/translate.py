@@ -124,6 +124,8 @@ def translate(
     if seen.differs(wanted):
         raise UserError(_another(seen, wanted))
     unused: dict[str, Tensor] = {}
+    if fixed and positions_are_trained(weights):
+        raise UserError("its position table was trained, and that of this run is fixed; add backbone.positions=learned")
     if ours.head_v:
         weights, expected, unused = _without_half_heads(weights, expected)
     _check(weights, expected, ours)

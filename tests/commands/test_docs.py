@@ -21,7 +21,7 @@ from pmf_lightning.config.compose import CONF, check_choices, scaled
 from pmf_lightning.config.groups import groups
 from pmf_lightning.config.option_table import COMMANDS
 from pmf_lightning.config.presets import published
-from pmf_lightning.objectives.drifting import DriftingBatch
+from pmf_lightning.objectives.base import QueueBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -365,7 +365,7 @@ def keys_of(model: str, **changes: str) -> set[str]:
     batch, features = Batch(x, y), None if model.startswith("jit") else {}
     if model.startswith("drifting"):
         batch, features = (
-            DriftingBatch(x[:, None], y, x[:, None]),
+            QueueBatch(x[:, None], y, x[:, None]),
             lambda images: {"global": images.flatten(1)[:, None]},
         )
     losses = objective(network, batch, objective.draw(batch, 0, 0), features)

@@ -9,7 +9,7 @@ from common import normal, relative, uniform
 from conftest import _load
 from test_jit_network import positions, rms, silu, softmax
 
-from pmf_lightning import DriftingBatch, build, compose, generate, image_noise
+from pmf_lightning import QueueBatch, build, compose, generate, image_noise
 from pmf_lightning.config.presets import published
 from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
@@ -349,7 +349,7 @@ def test_a_training_step_and_a_sample():
         for name, weight in module.network.named_parameters():
             weight.add_(0.05 * normal("step", name, shape=tuple(weight.shape), dtype=torch.float32))
     images = uniform("x", count=2 * 5 * 32 * 32, low=-1, dtype=torch.float32).view(2, 5, 1, 32, 32)
-    batch = DriftingBatch(images[:, :3], torch.tensor([3, 8]), images[:, 3:])
+    batch = QueueBatch(images[:, :3], torch.tensor([3, 8]), images[:, 3:])
     step = module.objective.draw(batch, seed=0, step=0)
     assert step.style.shape == (2, 4, 3)
     module.objective(module.network, batch, step, DriftFeatures()).total.backward()

@@ -9,7 +9,7 @@ import torch
 from common import CLASSES, SHAPE, normal, relative, tiny_network
 from shrunk import BACKBONE
 
-from pmf_lightning import Drifting, DriftingBatch, UserError, compose, drift_loss, generate
+from pmf_lightning import Drifting, QueueBatch, UserError, compose, drift_loss, generate
 from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
 from pmf_lightning.data.queues import datamodule
 from pmf_lightning.data.queues.datamodule import QueueData
@@ -48,7 +48,7 @@ def network():
 
 def batch(labels=LABELS):
     x, negatives = normal("x", shape=(labels, P, *SHAPE)), normal("negatives", shape=(labels, N, *SHAPE))
-    return DriftingBatch(x, torch.arange(labels) % CLASSES, negatives)
+    return QueueBatch(x, torch.arange(labels) % CLASSES, negatives)
 
 
 def features(images):
@@ -106,7 +106,7 @@ def test_guidance_weighs_negatives_by_alpha():
 
 def test_draws_follow_their_laws():
     objective = law(samples_per_label=2)
-    blank = DriftingBatch(
+    blank = QueueBatch(
         torch.zeros(4000, 1, 1, 1, 1), torch.zeros(4000, dtype=torch.long), torch.zeros(4000, 0, 1, 1, 1)
     )
     draws = objective.draw(blank, 0, 0)
@@ -136,7 +136,7 @@ def test_two_processes_are_one():
     net, objective, given = network(), law(), batch()
     whole = objective(net, given, objective.draw(given, 0, 0), features)
     wanted = torch.autograd.grad(whole.total, list(net.parameters()))
-    parts = [DriftingBatch(given.x[i::2], given.y[i::2], given.negatives[i::2]) for i in range(2)]
+    parts = [QueueBatch(given.x[i::2], given.y[i::2], given.negatives[i::2]) for i in range(2)]
     draws = [objective.draw(part, 0, 0, BatchRows(i, 2)) for i, part in enumerate(parts)]
     # The means follow one another (the second depends on the first), so the joint pass runs in lock step.
     found = lock_step(net, objective, parts, draws)

@@ -13,7 +13,7 @@ from shrunk import BACKBONE
 from torch.autograd import forward_ad
 from torch.profiler import ProfilerActivity, profile
 
-from pmf_lightning import Batch, DriftingBatch, JiT, UserError, build, compose
+from pmf_lightning import Batch, JiT, QueueBatch, UserError, build, compose
 from pmf_lightning.config.compose import choices
 from pmf_lightning.config.presets import Published, published
 from pmf_lightning.encoders.battery.timm_member import TimmMember
@@ -379,7 +379,7 @@ def test_memory_of_a_drifting_step_is_that_of_a_real_one(network):
     estimate = step_memory(empty.network, empty.objective, lambda: empty.configure_optimizers()["optimizer"], **options)
     assert torch.autocast is known
     module = build(cfg)
-    batch = DriftingBatch(torch.zeros(4, 6, 1, 32, 32), torch.arange(4), torch.zeros(4, 3, 1, 32, 32))
+    batch = QueueBatch(torch.zeros(4, 6, 1, 32, 32), torch.arange(4), torch.zeros(4, 3, 1, 32, 32))
     draws, features = module.objective.draw(batch, 0, 0, shard), DriftFeatures()
     for weight in module.network.parameters():
         weight.grad = torch.zeros_like(weight)

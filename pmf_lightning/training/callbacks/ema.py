@@ -31,7 +31,8 @@ class EMA(OncePerStep):
     averages its shards during training; the checkpoint has full tensors.
 
     With ``device`` "cpu" beside weights on a GPU, the weights are copied to host memory once per step, while the next
-    step computes, and averaged there before the weights change again. The only wait is next to that of SkipNonFinite.
+    step computes, and averaged there before the weights change again. The host waits for the copy once per step, where
+    it waits for SkipNonFinite anyway.
 
     Args:
         halflife_kimg: half-lives in thousands of images.
@@ -68,7 +69,7 @@ class EMA(OncePerStep):
             self._copies.start(weights)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Update the averages of the step before: the device is busy with the gradients, and the weights are as was."""
+        """Update the averages of the step before, while the device is busy with the gradients of this one."""
         self._update_from_copies()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
