@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pmf_lightning.data.images.class_folders import describe_classes
+from pmf_lightning.data.images.decoder import check_damaged
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, record_keys
 from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
 from pmf_lightning.data.sources.hf.files import OpenTables, OptionNames, open_tables
@@ -69,6 +70,7 @@ def _copied(
                     try:
                         content = _bytes(images.read(f"row {row}"))
                     except (OSError, ValueError) as error:
+                        check_damaged(error, tables.where / f"row {row}")
                         places.append(None)
                         broken.append(Unreadable(f"row {row}", str(error), str(tables.where)))
                         continue
