@@ -86,13 +86,13 @@ def value_of(content: Any, key: str) -> Any:
     return content
 
 
-def refuse_captions(classes: Sequence[str], option: str) -> None:
-    """Raise UserError if the names of the classes of all images are captions: most of them occur once."""
+def refuse_captions(classes: Sequence[str] | Sequence[int], option: str) -> None:
+    """Raise UserError if the classes of all images, names or labels, are captions: most of them occur once."""
     different = len(set(classes))
     if different > max(MOST_CAPTIONS, len(classes) // 2):
         raise UserError(
             f"{option}: {different:,} different values for {len(classes):,} images are captions or numbers, no "
-            "classes; choose another key, or none"
+            "classes; choose others, or none"
         )
 
 
