@@ -115,6 +115,16 @@ def test_folders_in_a_zip(tmp_path, names, inside, found):
             count_class_folders(root)
 
 
+def test_a_zip_with_the_names_of_windows_is_read_as_the_folder_in_it(tmp_path):
+    names = ["cat/1.png", "cat/deep/2.png", "dog/1.png"]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for seed, name in enumerate(["cat/", *names]):
+            archive.writestr(name.replace("/", "\\"), png(seed) if seed else b"")
+    tree = image_tree(str(tmp_path / "set.zip"))
+    assert (tree.names, tree.class_names, tree.left_out) == (names, ["cat", "dog"], [])
+    assert [tree.files.read(name) for name in names] == [png(1), png(2), png(3)]
+
+
 def test_damaged_zips_are_one_line(tmp_path):
     root = put(tmp_path / "set.zip", ["a/1.png", "b/2.png", "b/3.png"])
     content = bytearray((tmp_path / "set.zip").read_bytes())
@@ -321,6 +331,6 @@ def test_bad_files_of_labels_are_one_line(tmp_path, text, words):
 
 
 def test_a_folder_of_zips_names_them(tmp_path):
-    put(tmp_path / "set.zip", ["1.png"])
-    with pytest.raises(UserError, match=rf"holds no images and no folders: give the zip, data.root={tmp_path}/set.zip"):
+    put(tmp_path / "Faces.zip", ["1.png"])
+    with pytest.raises(UserError, match=rf"no images and no folders: give the zip, data.root={tmp_path}/Faces.zip"):
         count_class_folders(str(tmp_path))

@@ -15,6 +15,7 @@ from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.tar import read_index
+from pmf_lightning.data.shards.writing.table_inputs import OPTIONS
 from pmf_lightning.data.sources.hf import files
 from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.shard import shard
@@ -202,14 +203,13 @@ def test_a_split_in_several_folders_is_refused(tmp_path):
     for name in ("full", "clean"):
         write_parquet(root / name)
     words = f"split=train: {root} has it in several folders, clean/data/, full/data/; set {{}}subset=full/data, or"
-    with pytest.raises(UserError, match=f"^data.{words.format('data.')}"):
-        source(root, tmp_path / "cache", "data.classes=2")
-    with pytest.raises(UserError, match=f"^{words.format('')}"):
-        shards_of(f"hf:{root}", tmp_path / "out")
-    assert len(source(root, tmp_path / "cache", "data.subset=clean/data").train()) == 22
+    for options in (files.DATA_HF, OPTIONS):
+        with pytest.raises(UserError, match=f"^{options.prefix}{words.format(options.prefix)}"):
+            files.open_tables(str(root), None, "train", options)
+    assert sum(part.rows for part in files.open_tables(str(root), "clean/data", "train").parts) == 24
     (root / "full").rename(root / "train")
     with pytest.raises(UserError, match=r"in several folders, \./, clean/data/; set data.subset=clean/data"):
-        source(root, tmp_path / "cache", "data.classes=2")
+        files.open_tables(str(root), None, "train")
 
 
 def test_a_table_without_rows_is_refused(tmp_path):
