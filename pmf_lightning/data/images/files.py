@@ -85,8 +85,8 @@ class ZipMember(NamedTuple):
 class ZipFiles:
     """The files of the folder ``inside`` ("": all) of the zip ``path``; ``root`` is where messages say they are.
 
-    Without ``inside``, folders around all images are passed over. Raises UserError, naming ``option``, for a file that
-    is no zip.
+    Without ``inside``, names begin below the folder that holds all images and further folders, if there is one. Raises
+    UserError, naming ``option``, for a file that is no zip.
     """
 
     def __init__(self, path: Path, inside: str, option: str) -> None:
