@@ -207,19 +207,22 @@ def _by_path(images: Mapping[str, str], root: Path, lines: list[tuple[str, str]]
         found, used = _with_same(end, left, lines, option)
         named |= found
         left = {name: path for name, path in left.items() if name not in found}
-        lines = [line for line in lines if end(line[0]) not in used]
+        lines = [line for line in lines if end(line[0]) not in used] if used else lines
+        if not left:
+            break
     return named
 
 
 def _end(path: str, parts: int) -> str:
-    return "/".join(path.split("/")[-parts:])
+    return "/".join(path.rsplit("/", parts)[-parts:])
 
 
 def _with_same(
     key: Callable[[str], str], images: Mapping[str, str], lines: list[tuple[str, str]], option: str
 ) -> tuple[dict[str, str], Collection[str]]:
     """Return the class of each image that has the ``key`` of a line, and those keys; UserError for two classes."""
-    wanted = {key(path): name for name, path in reversed(images.items())}
+    keys = {name: key(path) for name, path in images.items()}
+    wanted = {end: name for name, end in reversed(keys.items())}
     first: dict[str, tuple[str, str]] = {}
     for path, found in lines:
         if (end := key(path)) not in wanted:
@@ -230,7 +233,7 @@ def _with_same(
                 f"{option}: {wanted[end]} is {before} by its line {other}, and {found} by its line {path}; give each "
                 "image once, by its path in the folder of images"
             )
-    return {name: first[key(path)][1] for name, path in images.items() if key(path) in first}, first.keys()
+    return {name: first[end][1] for name, end in keys.items() if end in first}, first.keys()
 
 
 def _in_order(classes: list[str], images: Sequence[str], names: Mapping[str, str], option: str) -> dict[str, str]:
