@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.dataset import DataSource, ImageDataset, training_images
 from pmf_lightning.data.division import micro_batches
 from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder, step_shards
@@ -107,8 +107,8 @@ class ImageData(StepData):
 
     @cached_property
     def train_set(self) -> ImageDataset:
-        """The training split, opened at first use."""
-        return self.source.train()
+        """The training split, opened at first use; UserError if it is empty."""
+        return training_images(self.source)
 
     def prepare_data(self) -> None:
         """Open the images once per machine before the other devices do, since the first use may decode them."""

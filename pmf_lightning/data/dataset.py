@@ -129,6 +129,15 @@ class DataSource(Protocol):
     check: Callable[[], None]
 
 
+def training_images(source: DataSource) -> ImageDataset:
+    """Open the training images of ``source``; UserError if there are none."""
+    if len(images := source.train()):
+        return images
+    fraction = getattr(source, "held_out_fraction", 0)
+    why = f"data.held_out_fraction={fraction}: it leaves" if fraction else f"data={source.name}: there is"
+    raise UserError(f"{why} no image for training; lower the held-out fraction, or give more images per class")
+
+
 class FirstImages:
     """A data source with the first ``count`` training images of ``source``; all else is that of ``source``."""
 
@@ -163,7 +172,7 @@ class DataSourceBase:
         latents: whether images are float32 [2,C,h,w], mean and standard deviation of raw latents. Then ``channels`` and
             ``resolution`` are those of the latents, and the configuration has a ``decoder``.
         class_names: the name of every class, in the order of the labels; None: no names.
-        older_class_names: the names in the order of versions that stored none in the run directory; None: unknown.
+        older_class_names: the names in the order of earlier versions, whose runs have no classes.json; None: unknown.
         left_out: the files that are not used, as named tuples that are written to classes.json.
         crop: the rule by which images were cropped to squares, a part of statistics' metadata; "none": not cropped.
         has_held_out: whether ``held_out`` has images, known from the settings, without opening a split.

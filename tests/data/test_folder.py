@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import warnings
@@ -152,6 +153,35 @@ def test_a_lack_of_memory_is_no_fault_of_the_images(root, monkeypatch):
         folder(root).train()
     monkeypatch.setattr(decode_cache, "read_square", read_square)
     assert len(folder(root).train()) == 27
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOENT])
+def test_a_failing_disk_is_no_fault_of_the_images(root, monkeypatch, number):
+    def failing(path, *others):
+        if path.name == "07.PNG":
+            raise OSError(number, os.strerror(number))
+        return read_square(path, *others)
+
+    monkeypatch.setattr(decode_cache, "read_square", failing)
+    with pytest.raises(
+        UserError, match=rf"cannot read .*/07\.PNG \({os.strerror(number)}\), and it may not be damaged"
+    ):
+        folder(root).train()
+    assert not visible(root.parent / "cache")
+    monkeypatch.setattr(decode_cache, "read_square", read_square)
+    assert len(folder(root).train()) == 27
+
+
+def test_a_seek_that_a_damaged_file_asks_for_is_its_fault(root, monkeypatch):
+    def damaged(path, *others):
+        if path.name == "07.PNG":
+            with path.open("rb") as file:
+                file.seek(-1)
+        return read_square(path, *others)
+
+    monkeypatch.setattr(decode_cache, "read_square", damaged)
+    with pytest.warns(UserWarning, match="2 of 30 images cannot be read"):
+        folder(root).train()
 
 
 @pytest.mark.parametrize("name", ["truncated.png", "empty.png", "text.jpg"])

@@ -115,6 +115,16 @@ def test_folders_in_a_zip(tmp_path, names, inside, found):
             count_class_folders(root)
 
 
+def test_a_zip_with_the_names_of_windows_is_read_as_the_folder_in_it(tmp_path):
+    names = ["cat/1.png", "cat/deep/2.png", "dog/1.png"]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for seed, name in enumerate(["cat/", *names]):
+            archive.writestr(name.replace("/", "\\"), png(seed) if seed else b"")
+    tree = image_tree(str(tmp_path / "set.zip"))
+    assert (tree.names, tree.class_names, tree.left_out) == (names, ["cat", "dog"], [])
+    assert [tree.files.read(name) for name in names] == [png(1), png(2), png(3)]
+
+
 def test_damaged_zips_are_one_line(tmp_path):
     root = put(tmp_path / "set.zip", ["a/1.png", "b/2.png", "b/3.png"])
     content = bytearray((tmp_path / "set.zip").read_bytes())
@@ -230,6 +240,66 @@ def test_classes_by_a_file_of_labels(tmp_path):
     assert (tree.class_names, tree.labels) == (["n00000000", "n00000001"], [0, 0, 1, 1])
 
 
+TWO = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+
+
+def labels_by(tmp_path, images, text, column=""):
+    (tmp_path / "list.csv").write_text(text)
+    return classes(image_tree(put(tmp_path / "set", images), label=f"file:{tmp_path / 'list.csv'}{column}"))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "ending"), [("", ".png"), ("train/", ".png"), ("/home/me/", ".png"), ("train/", ""), ("./", ".png")]
+)
+def test_lines_belong_to_the_images_with_their_paths(tmp_path, prefix, ending):
+    wanted = dict(zip(TWO, ("cat", "cat", "dog", "owl"), strict=True))
+    text = "".join(f"{prefix}{name.removesuffix('.png')}{ending} {found}\n" for name, found in wanted.items())
+    assert labels_by(tmp_path, TWO, text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("images", "text", "found"),
+    [
+        (["a/0.png", "b/0.png"], "a/0.png cat\n", {"a/0.png": "cat"}),
+        (["a/0.png", "b/0.png"], "train/a/0.png cat\n", {"a/0.png": "cat"}),
+        (["a/0.png"], "set/a/0.png cat\nval/a/0.png dog\n", {"a/0.png": "cat"}),  # the folder itself is called set
+        (["0.png", "x/a/1.png"], "train/0.png cat\ntrain/a/1.png dog\n", {"0.png": "cat", "x/a/1.png": "dog"}),
+    ],
+)
+def test_a_line_belongs_to_the_image_with_the_longest_common_end(tmp_path, images, text, found):
+    assert labels_by(tmp_path, images, text) == found
+
+
+@pytest.mark.parametrize("text", ["x/0.png cat\ny/0.png dog\n", "0 cat\n0 dog\n", "a/0.png cat\na/0.png dog\n"])
+def test_two_lines_with_different_classes_for_an_image_are_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"list.csv: a/0.png is cat by its line .*, and dog by its line .*; give each "):
+        labels_by(tmp_path, TWO, text)
+    assert labels_by(tmp_path, TWO, "x/0.png cat\ny/0.png cat\n") == {"a/0.png": "cat", "b/0.png": "cat"}
+
+
+SIZES = "filename,width,height,{}\n" + "".join(f"{name},64,48,{name[0]}\n" for name in TWO)
+
+
+def test_the_header_of_a_csv_says_which_column_is_the_class(tmp_path):
+    wanted = {name: name[0] for name in TWO}
+    assert labels_by(tmp_path, TWO, SIZES.format("class")) == wanted
+    assert labels_by(tmp_path, TWO, SIZES.format("Class Name").replace(",", "\t")) == wanted
+    assert labels_by(tmp_path, TWO, SIZES.format("species"), ":species") == wanted
+    assert labels_by(tmp_path, TWO, "".join(f"{name},{name[0]},\n" for name in TWO)) == wanted  # an empty column
+    for text, column, words in (
+        (
+            SIZES.format("species"),
+            "",
+            "the columns filename, width, height, species, and which is the class is unknown",
+        ),
+        (SIZES.format("label,class"), "", "the columns filename, width, height, label, class, and which"),
+        ("".join(f"{name},64,48,{name[0]}\n" for name in TWO), "", "the columns a/0.png, 64, 48, a, and which"),
+        (SIZES.format("species"), ":specie", "it has no column specie of classes; did you mean species"),
+    ):
+        with pytest.raises(UserError, match=f"^data.label=file:.*list.csv{column}: .*{words}"):
+            labels_by(tmp_path, TWO, text, column)
+
+
 def test_imagenets_own_labels_follow_its_order_of_classes(tmp_path):
     root, truth = put(tmp_path / "val", VAL), tmp_path / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("490\n361\n490\n171\n")
@@ -261,6 +331,6 @@ def test_bad_files_of_labels_are_one_line(tmp_path, text, words):
 
 
 def test_a_folder_of_zips_names_them(tmp_path):
-    put(tmp_path / "set.zip", ["1.png"])
-    with pytest.raises(UserError, match=rf"holds no images and no folders: give the zip, data.root={tmp_path}/set.zip"):
+    put(tmp_path / "Faces.zip", ["1.png"])
+    with pytest.raises(UserError, match=rf"no images and no folders: give the zip, data.root={tmp_path}/Faces.zip"):
         count_class_folders(str(tmp_path))

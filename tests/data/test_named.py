@@ -181,6 +181,7 @@ def test_missing_files_name_the_places_and_the_remedy(tmp_path, monkeypatch):
         ("classes=1001", "data.classes=1001: CIFAR10 has 10; set data.classes=10"),
         ("train_splits=[valid]", "CIFAR10 has no split valid; it has train, test"),
         ("held_out_splits=[train]", "train is trained on"),
+        ("train_splits=[train,train]", "data.train_splits=[train,train]: a split is listed twice; list it once"),
         ("dataset=CIFAR", "did you mean CIFAR10"),
     ):
         assert words in refused("cifar10", tmp_path, option)
@@ -198,6 +199,16 @@ def test_missing_files_name_the_places_and_the_remedy(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", arrives)
     assert len(opened("cifar10", tmp_path, "download=true").train()) == 40
+
+
+def test_a_folder_that_was_not_given_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    assert len(opened("cifar10", "/no/such", "cache_dir=cache").train()) == 40
+    line = "data.root=/no/such holds no files of CIFAR10: those in data/cifar-10-batches-py are used\n"
+    assert capsys.readouterr().out == line
+    opened("cifar10", "data", "cache_dir=cache").train()
+    assert capsys.readouterr().out == ""
 
 
 def test_places_of_distributions_come_last(tmp_path):

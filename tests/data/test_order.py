@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pmf_lightning.data import loader
 from pmf_lightning.data.datamodule import ImageData
-from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase
+from pmf_lightning.data.dataset import ArrayDataset, DataSourceBase, Rows
 from pmf_lightning.data.order import GlobalOrder, micro_batch_indices, step_shards
+from pmf_lightning.data.queues.datamodule import QueueData
+from pmf_lightning.data.queues.settings import QueueSettings
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.rng import BatchRows
 
@@ -39,6 +41,15 @@ class Numbered(DataSourceBase):
 
     def fingerprint(self):
         return "numbered"
+
+
+class AllHeldOut(Numbered):
+    """A source whose images are all held out."""
+
+    held_out_fraction = 0.6
+
+    def train(self):
+        return Rows(super().train(), torch.arange(0))
 
 
 class Recorder(LightningModule):
@@ -282,4 +293,21 @@ def test_trainer_that_accumulates_otherwise_is_refused():
     data = ImageData(Numbered(), seed=0, batch=8, micro_batch=4, num_workers=0)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0, accumulate_grad_batches=1)
     with pytest.raises(UserError, match=r"accumulate_grad_batches=1 .* set it to 2"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ImageData(AllHeldOut(), seed=5, batch=8, micro_batch=None, num_workers=0),
+        QueueData(AllHeldOut(), 5, QueueSettings(2, 1, 1, 2, 4, 4, None), num_workers=0),
+    ],
+)
+def test_data_without_a_training_image_are_one_line(data):
+    with pytest.raises(
+        UserError, match=r"^data.held_out_fraction=0.6: it leaves no image for training; lower .*class$"
+    ):
+        data.prepare_data()
+    data.trainer = SimpleNamespace(world_size=1, num_nodes=1, global_rank=0, global_step=0, accumulate_grad_batches=1)
+    with pytest.raises(UserError, match=r"no image for training"):
         data.train_dataloader()

@@ -28,7 +28,7 @@ from pmf_lightning.data.shards.manifest import read_manifest
 from pmf_lightning.data.shards.payloads import PAYLOADS, decode, encode
 from pmf_lightning.data.shards.tar import read_index, write_shard
 from pmf_lightning.data.shards.writing import make, pixels, progress
-from pmf_lightning.data.shards.writing.inputs import LONGEST, folder_inputs, record_keys
+from pmf_lightning.data.shards.writing.inputs import LONGEST, SourceImage, folder_inputs, record_keys
 from pmf_lightning.data.shards.writing.processes import in_processes
 from pmf_lightning.data.shards.writing.verify import verify
 from pmf_lightning.shard import main, shard
@@ -377,6 +377,21 @@ def test_too_much_unreadable_is_an_error_that_loses_nothing(few, tmp_path):
     assert made.manifest.count == 21
     run(few, tmp_path / "straight", "max_unreadable=0.1")
     assert files_of(out) == files_of(tmp_path / "straight")
+
+
+def test_a_failing_disk_is_no_fault_of_the_images(few, tmp_path, monkeypatch):
+    read = SourceImage.read
+
+    def failing(piece):
+        if piece.key == "bees/05":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(piece)
+
+    monkeypatch.setattr(SourceImage, "read", failing)
+    with pytest.raises(UserError, match=r"cannot read .*bees/05.jpg \(Input/output error\), and it may not be damaged"):
+        run(few, tmp_path / "out", "max_unreadable=0.5")
+    monkeypatch.undo()
+    assert run(few, tmp_path / "out", "max_unreadable=0.5").manifest.count == 23
 
 
 def test_a_full_disk_is_named_before_and_during_work(few, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from table_files import CLASSES, encoded, table_of, write_parquet, write_saved
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.shards.source import Shards
 from pmf_lightning.data.shards.tar import read_index
+from pmf_lightning.data.shards.writing.table_inputs import OPTIONS
 from pmf_lightning.data.sources.hf import files
 from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.shard import shard
@@ -131,6 +132,11 @@ def test_a_class_without_rows_is_none_that_is_unreadable(tmp_path):
         ("flowers_test.parquet", "test"),
         ("default/validation/0000.parquet", "validation"),
         ("latest.parquet", "train"),
+        ("Test.parquet", "test"),
+        ("testing.parquet", "test"),
+        ("pets_TRAINING.parquet", "train"),
+        ("eval.parquet", "eval"),
+        ("train/part/a.parquet", "train"),
     ],
 )
 def test_splits_are_words_in_the_names_of_files(name, split, tmp_path):
@@ -176,6 +182,7 @@ def test_bad_input_is_one_line(override, folder, tmp_path):
     ("columns", "words"),
     [
         ({"label": [0, 1, 2, -1]}, "2 labels are out of range, such as 2 of 2 classes"),
+        ({"label": [0.0, 1.0, 0.0, 1.0]}, "0.0 is no class"),
         ({"label": [0, 1, None, 1]}, "1 of 4 rows have no label"),
         ({"image": ["a.png"] * 4}, "no column holds encoded images"),
         ({"mask": [b"1"] * 4}, "several columns hold images .image, mask."),
@@ -189,6 +196,42 @@ def test_bad_columns_are_one_line(columns, words, tmp_path):
     parquet.write_table(table_of(range(4), **made), tmp_path / "train.parquet")
     with pytest.raises(UserError, match=words):
         source(tmp_path, tmp_path / "cache", "data.classes=2")
+
+
+def test_a_split_in_several_folders_is_refused(tmp_path):
+    root = tmp_path / "set"
+    for name in ("full", "clean"):
+        write_parquet(root / name)
+    words = f"split=train: {root} has it in several folders, clean/data/, full/data/; set {{}}subset=full/data, or"
+    for options in (files.DATA_HF, OPTIONS):
+        with pytest.raises(UserError, match=f"^{options.prefix}{words.format(options.prefix)}"):
+            files.open_tables(str(root), None, "train", options)
+    assert sum(part.rows for part in files.open_tables(str(root), "clean/data", "train").parts) == 24
+    (root / "full").rename(root / "train")
+    with pytest.raises(UserError, match=r"in several folders, \./, clean/data/; set data.subset=clean/data"):
+        files.open_tables(str(root), None, "train")
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    from pyarrow import parquet
+
+    parquet.write_table(table_of([]), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=f"^data.split=train: it has no rows in {tmp_path}; name another split"):
+        source(tmp_path, tmp_path / "cache", "data.classes=2")
+
+
+def test_captions_are_no_classes(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = pa.array([f"a photo of {number}" for number in range(120)])
+    (file := tmp_path / "set" / "train.parquet").parent.mkdir()
+    parquet.write_table(table_of(range(120), features=None, text=texts), file)
+    words = "label_column=text: 120 different values for 120 images are captions"
+    with pytest.raises(UserError, match=f"^data.{words}"):
+        source(file, tmp_path / "cache", "data.label_column=text")
+    with pytest.raises(UserError, match=f"^{words}"):
+        shards_of(f"hf:{file}", tmp_path / "out", "label_column=text")
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,13 @@ def test_a_tar_for_every_class(tmp_path):
     assert made.left_out == {"not a tar": 1}
 
 
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".TGZ"])
+def test_names_of_tars_have_dots(ending):
+    tars = [f"v1.0/set.{name}{ending}" for name in ("cat", "dog")]
+    assert by_name(tars, ["", ""], ["1", "1"])[0] == ["v1.0/set.cat", "v1.0/set.dog"]
+    assert by_name(tars[:1], [""], ["1"])[0] == ["v1.0/set.cat"]
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
@@ -318,6 +325,13 @@ def test_folders_of_tars_name_what_is_no_tar(tmp_path):
     assert reasons(left_out) == {"hidden": 1, "not a tar": 1, "a link whose target is missing": 1}
 
 
+@pytest.mark.parametrize("name", ["a[1].tar", "a{1}.tar", "a{0..1}.tar", "a?.tar"])
+def test_a_tar_whose_name_is_like_a_pattern_is_found(tmp_path, name):
+    (tmp_path / name).touch()
+    (tmp_path / "a1.tar").touch()
+    assert find_tars(str(tmp_path / name))[0] == [tmp_path / name]
+
+
 def test_plain_copies_keep_the_fingerprint(tmp_path):
     places = np.zeros(1, np.int64)
     here = Inputs(tmp_path, ["0.tgz"], places, places, places, ["k"], places, ["c"], [], unpacked={"0.tgz": "/tmp/x"})
@@ -348,7 +362,7 @@ def test_tars_of_img2dataset(tmp_path):
     root.mkdir()
     members = list(img2dataset())
     (root / "00000.tar").write_bytes(tar_of(members[:9]))
-    (root / "00001.tar.gz").write_bytes(
+    (root / "laion.2.tar.gz").write_bytes(
         tar_of([*members[9:], ("bad.png", 9), ("v1.2.jpg", 8), ("v1.2.json", b"{")], "w:gz")
     )
     made = run(root, tmp_path / "kind", "label=json:meta.kind", "max_unreadable=0.5")
@@ -358,6 +372,7 @@ def test_tars_of_img2dataset(tmp_path):
     assert reasons(made_left_out(root, tmp_path, "json:meta.kind")) == {"another part of a record (.txt)": 6}
     made = run(root, tmp_path / "none", "label=none")
     assert (made.manifest.class_names, made.manifest.per_class) == (["tars"], [8])
+    assert run(root / "laion.2.tar.gz", tmp_path / "one", "label=none").manifest.class_names == ["laion.2"]
     for options, words in (
         (["label=json:kind"], r"^label=json:kind: no image has a class by the key kind; .*keys key, caption, meta$"),
         (["label=nested"], "^label=nested: it is for folders and zips; tars take auto, none or json:<key>$"),

@@ -149,7 +149,8 @@ def _by_folders(files: Files, root: str, option: str) -> ImageTree:
     outside = [LeftOut(name, NO_CLASS) for name in found.images if "/" not in name]
     rows = [(label[name.partition("/")[0]], name) for name in found.images if "/" in name]
     rows.sort(key=lambda row: row[0])  # stable: sorted by name within a class
-    if empty := [name for name in classes.names if label[name] not in {row[0] for row in rows}]:
+    filled = {one for one, _ in rows}
+    if empty := [name for name in classes.names if label[name] not in filled]:
         raise UserError(_no_image(files.root / empty[0], found.left_out, empty[0]))
     return ImageTree(files, classes, [name for _, name in rows], [one for one, _ in rows], outside + found.left_out)
 
@@ -213,10 +214,10 @@ def _classes_in_zip(files: ZipFiles, found: Listing, option: str) -> Classes:
 
 def _remedy(path: Path, root: str, option: str) -> str:
     """Return what to do with a folder without folders and images."""
-    names = [one.name.lower() for one in path.iterdir()]
-    if any(".tar" in name or name.endswith(".tgz") for name in names):
+    names = [one.name for one in path.iterdir()]
+    if any(".tar" in name.lower() or name.lower().endswith(".tgz") for name in names):
         return f"python -m pmf_lightning.shard in={root} reads its tars"
-    if zips := [name for name in names if name.endswith(".zip")]:
+    if zips := [name for name in names if name.lower().endswith(".zip")]:
         return f"give the zip, {option}={root}/{zips[0]}"
     return f"put the images into it, or those of each class into {root}/<class>/"
 

@@ -1,5 +1,6 @@
 """Decoder of all image inputs: applies EXIF orientation, removes transparency, converts to 8-bit RGB or grey."""
 
+import errno
 import io
 import warnings
 from contextlib import suppress
@@ -38,6 +39,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SEEKS = (errno.EINVAL, errno.EOVERFLOW)  # of offsets in a damaged file
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow raises an error at twice the limit
 
 
@@ -160,6 +162,18 @@ def levels_of(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     """Return the pixels of an RGB or L image, with the channels last."""
     levels = np.asarray(picture)
     return levels.reshape(picture.height, picture.width, -1)
+
+
+def check_damaged(reason: Exception, where: Path) -> None:
+    """Raise UserError if ``reason`` is an error of the disk, the network or a permission, not of the image ``where``.
+
+    Such an image may be readable later, so it must not be counted as damaged. The errors of Pillow have no errno.
+    """
+    if isinstance(reason, OSError) and reason.errno is not None and reason.errno not in SEEKS:
+        raise UserError(
+            f"cannot read {where} ({reason.strerror}), and it may not be damaged: check its disk and permissions, and "
+            "repeat the command"
+        ) from reason
 
 
 def describe_conversions(done: dict[str, int]) -> str:

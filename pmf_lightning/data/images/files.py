@@ -85,8 +85,8 @@ class ZipMember(NamedTuple):
 class ZipFiles:
     """The files of the folder ``inside`` ("": all) of the zip ``path``; ``root`` is where messages say they are.
 
-    Without ``inside``, folders around all images are passed over. Raises UserError, naming ``option``, for a file that
-    is no zip.
+    Without ``inside``, names begin below the folder that holds all images and further folders, if there is one. Raises
+    UserError, naming ``option``, for a file that is no zip.
     """
 
     def __init__(self, path: Path, inside: str, option: str) -> None:
@@ -161,13 +161,18 @@ def zip_of(path: Path) -> Path | None:
 
 @lru_cache(maxsize=4)  # the directory of a large zip takes seconds, and is needed for the number of classes too
 def _members(path: str, size: int, changed: int) -> tuple[dict[str, ZipMember | str], list[str]]:
-    """Return the members of a zip by name, a reason in place of those that are not read; and the names held twice."""
+    """Return the members of a zip by name, a reason in place of those that are not read; and the names held twice.
+
+    Older programs on Windows separate the folders of a name by backslashes, which become slashes.
+    """
     found: dict[str, ZipMember | str] = {}
     twice = []
     with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            name = info.filename.removeprefix("./")
-            if info.is_dir():
+        infos = archive.infolist()
+        separator = "/" if any("/" in info.filename for info in infos) else "\\"
+        for info in infos:
+            name = info.filename.replace(separator, "/").removeprefix("./")
+            if name.endswith("/"):
                 continue
             if name in found:
                 twice.append(name)

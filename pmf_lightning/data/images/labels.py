@@ -2,21 +2,22 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from pmf_lightning.data.images.files import Files, FolderFiles
 from pmf_lightning.data.images.listing import LeftOut
 from pmf_lightning.utils.bounded_files import parse_json, read_text
-from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.errors import UserError, some_of, suggestions
 
 RULES = "auto, none, nested, json:<key> or file:<path>"
 EDM = "dataset.json"  # labels of EDM's dataset_tool, next to its images
 NO_LABEL = "an image without a label"
 WORDNET = re.compile(r"(n[0-9]{8})\b.*")  # of Kaggle's LOC_val_solution.csv, followed by boxes
 DEVKIT = "meta.mat"  # of ImageNet's development kit: names of the classes by their numbers
+CLASS_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target")  # of a CSV, by its header
 MOST_CAPTIONS = 100  # texts of which most are different are captions, if there are more than this
 
 Named = tuple[dict[str, str], list[LeftOut]]  # name of an image -> name of its class; images without one
@@ -30,8 +31,9 @@ def check_rule(rule: object, option: str) -> None:
 
 
 def classes_of(rule: str, option: str, files: Files, images: Sequence[str]) -> Named:
-    """Return the name of the class of each of ``images`` by ``rule``: nested, json:<key> or file:<path>.
+    """Return the name of the class of each of ``images`` by ``rule``.
 
+    It is nested, json:<key>, file:<path> or file:<path>:<column>.
     Raises UserError, naming ``option``, if no image gets a class.
     """
     kind, _, value = rule.partition(":")
@@ -40,7 +42,7 @@ def classes_of(rule: str, option: str, files: Files, images: Sequence[str]) -> N
     if kind == "json":
         named, without = _by_json(files, images, value, f"{option}={rule}"), f"{NO_LABEL} ({value} of its .json)"
     elif kind == "file":
-        named, without = _by_file(Path(value).expanduser(), images, f"{option}={rule}"), f"{NO_LABEL} in {value}"
+        named, without = _by_file(value, files.root, images, f"{option}={rule}"), f"{NO_LABEL} in {value}"
     return named, [LeftOut(name, without) for name in images if name not in named]
 
 
@@ -84,13 +86,13 @@ def value_of(content: Any, key: str) -> Any:
     return content
 
 
-def refuse_captions(classes: Sequence[str], option: str) -> None:
-    """Raise UserError if the names of the classes of all images are captions: most of them occur once."""
+def refuse_captions(classes: Sequence[str] | Sequence[int], option: str) -> None:
+    """Raise UserError if the classes of all images, names or labels, are captions: most of them occur once."""
     different = len(set(classes))
     if different > max(MOST_CAPTIONS, len(classes) // 2):
         raise UserError(
             f"{option}: {different:,} different values for {len(classes):,} images are captions or numbers, no "
-            "classes; choose another key, or none"
+            "classes; choose others, or none"
         )
 
 
@@ -132,23 +134,106 @@ def _json_file(path: Path, size: int, changed: int) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _by_file(path: Path, images: Sequence[str], option: str) -> dict[str, str]:
-    """Return classes by a file of labels: lines "name class", CSV, a JSON object, or a class per line."""
+def _by_file(value: str, root: Path, images: Sequence[str], option: str) -> dict[str, str]:
+    """Return classes of ``images`` below ``root`` by a file of labels.
+
+    It holds lines "name class", a CSV, a JSON object, or a class per line. ``value`` is its path, or path:column for a
+    column of a CSV.
+    """
+    path, column = _path_and_column(value)
     try:
         text = read_text(path)
         rows = _of_json(text) if path.suffix.lower() == ".json" else _of_lines(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: the labels cannot be read ({error}); give a text, CSV or JSON file") from error
+    rows = _two_columns(rows, column, option)
     if all(len(row) == 1 for row in rows):
         return _in_order([row[0] for row in rows], images, _devkit(path), option)
-    wanted = {row[0]: row[1] for row in rows if len(row) > 1}
-    for spelling in (str, _base, _stem):
-        listed = {spelling(name): found for name, found in wanted.items()}
-        if named := {name: listed[spelling(name)] for name in images if spelling(name) in listed}:
+    lines = [(row[0], WORDNET.sub(r"\1", row[1])) for row in rows if len(row) > 1]
+    for spelling in (str, _without_extension):
+        spelled = [(spelling(name), found) for name, found in lines]
+        if named := _by_path({name: spelling(name) for name in images}, root, spelled, option):
             return named
     raise UserError(
         f"{option}: it names none of the {len(images):,} images, first {rows[0][0]!r:.60}; give their names"
     )
+
+
+def _path_and_column(value: str) -> tuple[Path, str | None]:
+    """Split <path>:<column>; the column is None if there is none, or if the whole is a file."""
+    path, colon, column = value.rpartition(":")
+    if not colon or Path(value).expanduser().is_file() or not Path(path).expanduser().is_file():
+        return Path(value).expanduser(), None
+    return Path(path).expanduser(), column
+
+
+def _two_columns(rows: list[list[str]], column: str | None, option: str) -> list[list[str]]:
+    """Return name and class of each row; with more than two columns, the header says which one is the class.
+
+    Raises UserError if it does not, or if there is no ``column``.
+    """
+    header = list(rows[0])
+    while len(header) > 1 and not header[-1]:
+        header.pop()
+    if column is None and len(header) < 3:
+        return [row[:2] for row in rows]
+    if column is not None and column not in header[1:]:
+        raise UserError(f"{option}: it has no column {column} of classes; {suggestions(column, header[1:])}")
+    known = [column] if column is not None else [name for name in header[1:] if _plain(name) in CLASS_COLUMNS]
+    if len(known) != 1:
+        raise UserError(
+            f"{option}: it has the columns {some_of(header, 20)}, and which is the class is unknown; name them in its "
+            "first line, and append :<column>"
+        )
+    place = header.index(known[0], 1)
+    return [[row[0], row[place]] for row in rows[1:] if len(row) > place]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[- ]", "_", name.lower())
+
+
+def _by_path(images: Mapping[str, str], root: Path, lines: list[tuple[str, str]], option: str) -> dict[str, str]:
+    """Return the class of each image from the line with its path; if no line has one, from that with the longest end.
+
+    ``images`` gives the spelling of each path below ``root``. The end of a path is its last parts, of which the path of
+    ``root`` has the first. A line is used only for the images with which it has the longest common end.
+    """
+    if named := _with_same(str, images, lines, option)[0]:
+        return named
+    named, left = {}, {name: f"{root.absolute().as_posix()}/{path}" for name, path in images.items()}
+    for parts in range(max(path.count("/") for path, _ in lines) + 1, 0, -1):
+        end = partial(_end, parts=parts)
+        found, used = _with_same(end, left, lines, option)
+        named |= found
+        left = {name: path for name, path in left.items() if name not in found}
+        lines = [line for line in lines if end(line[0]) not in used] if used else lines
+        if not left:
+            break
+    return named
+
+
+def _end(path: str, parts: int) -> str:
+    return "/".join(path.rsplit("/", parts)[-parts:])
+
+
+def _with_same(
+    key: Callable[[str], str], images: Mapping[str, str], lines: list[tuple[str, str]], option: str
+) -> tuple[dict[str, str], Collection[str]]:
+    """Return the class of each image that has the ``key`` of a line, and those keys; UserError for two classes."""
+    keys = {name: key(path) for name, path in images.items()}
+    wanted = {end: name for name, end in reversed(keys.items())}
+    first: dict[str, tuple[str, str]] = {}
+    for path, found in lines:
+        if (end := key(path)) not in wanted:
+            continue
+        other, before = first.setdefault(end, (path, found))
+        if found != before:
+            raise UserError(
+                f"{option}: {wanted[end]} is {before} by its line {other}, and {found} by its line {path}; give each "
+                "image once, by its path in the folder of images"
+            )
+    return {name: first[end][1] for name, end in keys.items() if end in first}, first.keys()
 
 
 def _in_order(classes: list[str], images: Sequence[str], names: Mapping[str, str], option: str) -> dict[str, str]:
@@ -182,10 +267,8 @@ def _of_lines(text: str) -> list[list[str]]:
         raise ValueError("it is empty")
     delimiter = next((one for one in "\t," if all(one in line for line in lines[:10])), None)
     if delimiter:
-        rows = [[part.strip() for part in row] for row in csv.reader(lines, delimiter=delimiter)]
-    else:
-        rows = [line.rsplit(None, 1) for line in lines]
-    return [[row[0], WORDNET.sub(r"\1", row[1])] if len(row) > 1 else row for row in rows]
+        return [[part.strip() for part in row] for row in csv.reader(lines, delimiter=delimiter)]
+    return [line.rsplit(None, 1) for line in lines]
 
 
 def _devkit(path: Path) -> Mapping[str, str]:
@@ -202,10 +285,6 @@ def _devkit(path: Path) -> Mapping[str, str]:
         raise UserError(f"{meta}: cannot be read ({type(error).__name__}); get it again, or remove it") from error
 
 
-def _base(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def _stem(name: str) -> str:
-    base = _base(name)
-    return base.rpartition(".")[0] or base
+def _without_extension(path: str) -> str:
+    folder, slash, base = path.rpartition("/")
+    return folder + slash + (base.rpartition(".")[0] or base)

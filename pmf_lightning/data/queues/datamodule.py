@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from pmf_lightning.data.datamodule import StepLoader
-from pmf_lightning.data.dataset import DataSource, ImageDataset
+from pmf_lightning.data.dataset import DataSource, ImageDataset, training_images
 from pmf_lightning.data.loader import iterate_batches, tally_of
 from pmf_lightning.data.order import GlobalOrder
 from pmf_lightning.data.queues.class_queues import ClassQueues
@@ -53,12 +53,12 @@ class QueueData(LightningDataModule):
         check_room(self.sizes, self.folder)
 
     def prepare_data(self) -> None:
-        """Open the images once per machine, before the other devices do."""
-        self.source.train()
+        """Open the images once per machine, before the other devices do; UserError if there are none."""
+        training_images(self.source)
 
     def train_dataloader(self) -> StepLoader:
         """Return the stream of this device."""
-        trainer, images = self.trainer, self.source.train()
+        trainer, images = self.trainer, training_images(self.source)
         shard = BatchRows(trainer.global_rank, trainer.world_size)
         copies = max(1, trainer.world_size // trainer.num_nodes)
         self.tally = tally_of(images, 1)  # every device reads all images

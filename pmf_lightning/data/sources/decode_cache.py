@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 from rich.progress import track
 from torch import Tensor
 
+from pmf_lightning.data.images.decoder import check_damaged
 from pmf_lightning.data.transforms import Square, read_square
 from pmf_lightning.utils.bounded_files import open_npz, read_json
 from pmf_lightning.utils.cache import atomic_write, sole_writer
@@ -159,7 +160,7 @@ def _decode(partial: Path, folder: Path, job: DecodeJob, fail: bool) -> None:
 
 
 def _read_all(job: DecodeJob) -> Iterator[Square | Exception]:
-    """Decode on all cores and yield an image or an exception per file, in order; UserError without memory."""
+    """Decode on all cores and yield an image or an exception per file, in order; UserError without memory or access."""
 
     def read(name: str) -> Square | Exception:
         try:
@@ -167,6 +168,7 @@ def _read_all(job: DecodeJob) -> Iterator[Square | Exception]:
         except MemoryError as error:  # the file is intact and must not be permanently missing from the cache
             raise UserError(f"no memory to decode {job.files.root / name}: free some, or remove the file") from error
         except Exception as reason:  # Pillow raises many exceptions for damaged files
+            check_damaged(reason, job.files.root / name)
             return reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

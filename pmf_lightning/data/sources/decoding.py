@@ -17,7 +17,7 @@ POLICIES = ("skip", "fail")
 
 
 def check_size(channels: int, resolution: int) -> None:
-    """Raise UserError for channels or a resolution that no image is decoded to."""
+    """Raise UserError unless ``channels`` is 1 or 3 and ``resolution`` is at least 1."""
     if channels not in (1, 3):
         raise UserError(f"data.channels={channels}: set data.channels to 3 (colour) or 1 (grey)")
     if resolution < 1:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pmf_lightning.data.images.class_folders import SPLIT, in_order
+from pmf_lightning.data.shards.writing.tar_files import tar_stem
 from pmf_lightning.utils.errors import UserError
 
 FAR_APART = 100  # with at least this many unused numbers, and more unused than used, numbers are names, not labels
@@ -53,16 +54,16 @@ def by_name(files: list[str], inner: list[str], names: list[str]) -> tuple[list[
     The class is the nested tar of the image; without nested tars, its tar if there are several; else its folder inside
     the single tar. ``files`` are the tars, ``names`` the paths inside. Raises UserError if these are not classes.
     """
-    tars = sorted({file.partition(".")[0] for file in files})
+    tars = sorted({tar_stem(file) for file in files})
     if any(inner):
-        chosen = [one or file.partition(".")[0] for one, file in zip(inner, files, strict=True)]
+        chosen = [one or tar_stem(file) for one, file in zip(inner, files, strict=True)]
     elif len(tars) > 1:
         if _are_shards(tars):
             raise UserError(
                 f"in={files[0]}: no image with a label (.cls), and {tars[0]}, {tars[1]}, ... are not names of classes; "
                 "give tars with labels, or a tar or folder per class"
             )
-        chosen = [file.partition(".")[0] for file in files]
+        chosen = [tar_stem(file) for file in files]
     else:
         return _by_folder(tars[0], names), names
     return chosen, [f"{one}/{name}" for one, name in zip(chosen, names, strict=True)]

@@ -15,7 +15,7 @@ from pmf_lightning.data.images.listing import LeftOut, describe_skipped
 from pmf_lightning.data.shards.writing.class_numbers import by_name, by_number
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, folder_inputs, record_keys
 from pmf_lightning.data.shards.writing.processes import in_processes
-from pmf_lightning.data.shards.writing.tar_files import find_tars, is_tar
+from pmf_lightning.data.shards.writing.tar_files import find_tars, is_tar, tar_stem
 from pmf_lightning.data.shards.writing.tar_records import LABEL, TarListing, TarTask, list_tar, needed
 from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
@@ -123,7 +123,7 @@ def _by_rule(listings: list[TarListing], tars: list[Path], rule: str) -> tuple[n
     """Return labels, class names and a message by label=none or label=json:<key>."""
     found = [name for listing in listings for name in listing.classes]
     if rule == "none":
-        folder = tars[0].name.partition(".")[0] if len(tars) == 1 else tars[0].absolute().parent.name
+        folder = tar_stem(tars[0].name) if len(tars) == 1 else tars[0].absolute().parent.name
         return np.zeros(len(found), np.int64), [folder or "images"], "all of them are one class: label=none"
     refuse_captions(found, f"label={rule}")
     return *_numbered(found), None

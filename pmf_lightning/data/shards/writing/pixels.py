@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from pmf_lightning.data.images.decoder import check_damaged
 from pmf_lightning.data.shards.payloads import Pixels, encode
 from pmf_lightning.data.shards.tar import Record, write_shard
 from pmf_lightning.data.shards.writing.inputs import SourceImage, Unreadable
@@ -35,7 +37,7 @@ def make_pixels(task: ShardTask, tick: Tick) -> Finished:
 
 
 def read_piece(piece: SourceImage, recipe: Recipe) -> Square | str:
-    """Return the cropped image of one input, or the reason why it is unreadable."""
+    """Return the cropped image of one input, or the reason why it is damaged; UserError for other failures."""
     try:
         return read_square(piece.read(), recipe.size, recipe.channels, recipe.background)
     except MemoryError:
@@ -43,6 +45,7 @@ def read_piece(piece: SourceImage, recipe: Recipe) -> Square | str:
     except UnidentifiedImageError:  # its message contains a memory address, which differs between runs
         return "no image of a known format"
     except Exception as reason:  # Pillow raises many exceptions for damaged files
+        check_damaged(reason, Path(piece.file))
         return f"{type(reason).__name__}: {reason}"
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pmf_lightning.data.images.class_folders import describe_classes
+from pmf_lightning.data.images.decoder import check_damaged
 from pmf_lightning.data.shards.writing.inputs import Inputs, Unreadable, record_keys
-from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
+from pmf_lightning.data.sources.hf.columns import TableImages, check_classes, image_column, labels_of
 from pmf_lightning.data.sources.hf.files import OpenTables, OptionNames, open_tables
 from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
@@ -32,6 +33,7 @@ def table_inputs(
     """
     tables = open_tables(given.removeprefix(PREFIX), subset, split, OPTIONS)
     column, labels = image_column(tables, image), labels_of(tables, label)
+    check_classes(tables, label, labels)
     count = len(labels.labels)
     print(f"{counted(count, 'image')} of {describe_classes(labels.names)} in {given}, split {split}", flush=True)
     places, broken = _copied(tables, column, unpacked, given)
@@ -69,6 +71,7 @@ def _copied(
                     try:
                         content = _bytes(images.read(f"row {row}"))
                     except (OSError, ValueError) as error:
+                        check_damaged(error, tables.where / f"row {row}")
                         places.append(None)
                         broken.append(Unreadable(f"row {row}", str(error), str(tables.where)))
                         continue

@@ -32,6 +32,12 @@ def is_tar(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
 
+def tar_stem(name: str) -> str:
+    """Return the file name of a tar without its ending, which may have two parts."""
+    ending = next((end for end in ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
+
+
 def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
     """Return the tars that match ``pattern``: a file, a folder of tars, a glob, or a range in braces.
 
@@ -43,6 +49,8 @@ def find_tars(pattern: str) -> tuple[list[Path], list[LeftOut]]:
         entries = sorted(path.iterdir())
         found = [entry for entry in entries if is_tar(entry.name) and not is_hidden(entry.name) and entry.is_file()]
         left_out = [LeftOut(entry.name, _no_tar(entry)) for entry in entries if entry not in set(found)]
+    elif path.is_file():
+        found = [path]  # its name may have the brackets or braces of a pattern
     elif "{" in pattern:
         found = sorted(Path(name).expanduser() for name in _expanded(pattern))
     else:

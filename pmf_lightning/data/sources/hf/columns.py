@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from pmf_lightning.data.images.labels import refuse_captions
 from pmf_lightning.data.sources.hf.files import OpenTables, open_tables
 from pmf_lightning.utils.errors import UserError, some_of, suggestions
 
@@ -89,9 +90,9 @@ def labels_of(tables: OpenTables, chosen: str | None) -> Labels:
     names = _class_names(tables, column)
     if missing := sum(value is None for value in values):
         raise UserError(f"{option}: {missing:,} of {rows:,} rows have no label")
-    if wrong := next((value for value in values if not isinstance(value, int | str)), None):
+    if wrong := [value for value in values if not isinstance(value, int | str)]:
         raise UserError(
-            f"{option}: {str(wrong)[:40]} is no class (an integer or a text); name another column, "
+            f"{option}: {str(wrong[0])[:40]} is no class (an integer or a text); name another column, "
             "or none for one class"
         )
     if names is None:
@@ -106,6 +107,13 @@ def labels_of(tables: OpenTables, chosen: str | None) -> Labels:
             f"{len(names)} classes (-1 marks a split without labels); choose another split, or none for one class"
         )
     return Labels(names, labels)
+
+
+def check_classes(tables: OpenTables, chosen: str | None, found: Labels) -> None:
+    """Raise UserError if the values of the column of labels are captions or numbers, unless it is a ClassLabel."""
+    column = label_column(tables, chosen)
+    if column is not None and _class_names(tables, column) is None:
+        refuse_captions(found.labels.tolist(), f"{tables.options.prefix}label_column={column}")
 
 
 class TableImages:

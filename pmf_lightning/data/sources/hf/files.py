@@ -1,6 +1,7 @@
 """Find and open the tables of a data set: parquet files, folders of save_to_disk, or sets of the Hugging Face hub."""
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pmf_lightning.data.images.class_folders import SPLIT
 from pmf_lightning.data.sources.hf.parts import ArrowPart, ParquetPart, Part
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.errors import UserError, some_of, suggestions
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")  # train-00000-of-00012.parquet; older ones have a digest
-SPLITS = ("train", "validation", "valid", "val", "dev", "test")  # names of files and folders that are splits
+SPELT = {"training": "train", "trn": "train", "testing": "test", "tst": "test"}  # names of splits that others stand for
 INSTALL = 'pip install "pmf_lightning[hf]"'
 
 
@@ -80,10 +82,14 @@ def open_tables(root: str | None, subset: str | None, split: str, options: Optio
     package("pyarrow", options.kind)
     path = Path(root).expanduser()
     if path.exists():
-        return _local(path, root, subset, split, options)
-    if HUB_NAME.fullmatch(root):
-        return _of_the_hub(root, subset, split, options)
-    raise UserError(f"{options.root}{root}: there is no such folder, and it is no name of the hub (owner/set)")
+        tables = _local(path, root, subset, split, options)
+    elif HUB_NAME.fullmatch(root):
+        tables = _of_the_hub(root, subset, split, options)
+    else:
+        raise UserError(f"{options.root}{root}: there is no such folder, and it is no name of the hub (owner/set)")
+    if not any(part.rows for part in tables.parts):
+        raise UserError(f"{options.prefix}split={split}: it has no rows in {root}; name another split, or get it again")
+    return tables
 
 
 def _local(path: Path, root: str, subset: str | None, split: str, options: OptionNames) -> OpenTables:
@@ -100,12 +106,24 @@ def _local(path: Path, root: str, subset: str | None, split: str, options: Optio
     if split not in known:
         raise UserError(f"{options.prefix}split={split}: {root} has no such split; {suggestions(split, known)}")
     files = known[split]
+    _refuse_subsets(path, root, split, files, options)
     kind = ParquetPart if files[0].suffix == ".parquet" else ArrowPart
     parts = [_opened(file, kind) for file in files]
     if other := [file.name for file, part in zip(files, parts, strict=True) if part.schema != parts[0].schema]:
         raise UserError(f"{options.root}{root}: {some_of(other)} has other columns than {files[0].name}")
     states = [f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return OpenTables(path, parts, _features(parts[0], files[0].parent), states, options)
+
+
+def _refuse_subsets(path: Path, root: str, split: str, files: list[Path], options: OptionNames) -> None:
+    """Raise UserError if several folders have files of the split, which are different subsets of a set."""
+    folders = {_folder_of_split(file.relative_to(path), split) for file in files} - {None}
+    if len(folders) > 1:
+        names = [os.path.join(os.path.relpath(path / one, Path(root).expanduser()), "") for one in sorted(folders)]
+        raise UserError(
+            f"{options.prefix}split={split}: {root} has it in several folders, {some_of(names)}; set "
+            f"{options.prefix}subset={names[-1].rstrip('/')}, or bring the files into one folder"
+        )
 
 
 def _opened(file: Path, kind: type[Part]) -> Part:
@@ -141,10 +159,22 @@ def _listed(path: Path, key: str) -> Any:
 
 
 def _split_of(file: Path) -> str:
-    if numbered := NUMBERED.fullmatch(file.stem):
+    found = map(_split_in, (file.stem, *reversed(file.parent.parts)))
+    return next((split for split in found if split), "train")
+
+
+def _split_in(name: str) -> str | None:
+    """Return the split that a word in the name of a file or folder is; None if no word is one."""
+    if numbered := NUMBERED.fullmatch(name):
         return numbered[1]
-    words = [word for part in (file.stem, *reversed(file.parent.parts)) for word in re.split(r"[^a-zA-Z]+", part)]
-    return next((word for word in words if word in SPLITS), "train")
+    found = next(filter(None, map(SPLIT.fullmatch, re.split(r"[^a-zA-Z]+", name))), None)
+    return found and SPELT.get(word := found[1].lower(), word)
+
+
+def _folder_of_split(file: Path, split: str) -> Path | None:
+    """Return the folder that holds the outermost part of a path that names the split; None if no part does."""
+    parts = zip(reversed(file.parents), (*file.parent.parts, file.stem), strict=False)
+    return next((folder for folder, part in parts if _split_in(part) == split), None)
 
 
 def _features(part: Part, folder: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from pmf_lightning.data.dataset import ArrayDataset, ImageDataset, Rows
 from pmf_lightning.data.sources.decode_cache import DecodeJob
 from pmf_lightning.data.sources.decoding import DecodingSource
-from pmf_lightning.data.sources.hf.columns import TableImages, image_column, labels_of
+from pmf_lightning.data.sources.hf.columns import TableImages, check_classes, image_column, labels_of
 from pmf_lightning.data.sources.hf.files import OpenTables, open_tables
 from pmf_lightning.data.split import class_quantiles
 from pmf_lightning.data.transforms import CROP_RULE
@@ -50,8 +50,10 @@ class Tables(DecodingSource):
         for split in self._splits:
             tables = self._tables(split)
             image_column(tables, self.image_column)
-            names = labels_of(tables, self.label_column).names
-            if split != self.split and names != self.class_names:
+            labels = labels_of(tables, self.label_column)
+            if split == self.split:
+                check_classes(tables, self.label_column, labels)
+            elif labels.names != self.class_names:
                 raise UserError(f"data.held_out_split={split}: its classes are others than those of {self.split}")
         if self.classes != len(self.class_names):
             raise UserError(f"data.classes={self.classes}: there are {len(self.class_names)} classes; leave it out")

@@ -72,7 +72,10 @@ class NamedSet(DataSourceBase):
     def _check_splits(self) -> None:
         splits = SETS[self.dataset].files
         for option in ("train_splits", "held_out_splits"):
-            for split in getattr(self, option):
+            given = list(getattr(self, option))
+            if len(set(given)) < len(given):
+                raise UserError(f"data.{option}=[{','.join(map(str, given))}]: a split is listed twice; list it once")
+            for split in given:
                 if split not in splits:
                     raise UserError(f"data.{option}: {self.dataset} has no split {split}; it has {', '.join(splits)}")
                 if split == "unlabeled" and self.classes > 1:
@@ -134,6 +137,13 @@ class NamedSet(DataSourceBase):
 
     @cached_property
     def _folder(self) -> Path:
+        """The folder of the files; it is printed if it is not the given one."""
+        found = self._found()
+        if self.root is not None and not found.is_relative_to(Path(self.root).expanduser()):
+            print(f"data.root={self.root} holds no files of {self.dataset}: those in {found} are used", flush=True)
+        return found
+
+    def _found(self) -> Path:
         chosen, arguments = SETS[self.dataset], (self.name, self.root)
         try:
             return finding.find(chosen, *arguments, self._splits, self.cache_dir)
