@@ -198,6 +198,18 @@ def test_bad_columns_are_one_line(columns, words, tmp_path):
         source(tmp_path, tmp_path / "cache", "data.classes=2")
 
 
+@pytest.mark.parametrize("features", [None, ["image", "label"], {"label": {"_type": "ClassLabel", "names": CLASSES}}])
+def test_texts_are_their_own_classes_whatever_the_metadata_say(features, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = pa.array(["red", "blue", "red", "blue"])
+    parquet.write_table(table_of(range(4), features, label=texts), tmp_path / "train.parquet")
+    found = source(tmp_path, tmp_path / "cache", "data.held_out_fraction=0")
+    assert list(found.class_names) == ["blue", "red"]
+    assert found.train().labels.tolist() == [1, 0, 1, 0]
+
+
 def test_a_split_in_several_folders_is_refused(tmp_path):
     root = tmp_path / "set"
     for name in ("full", "clean"):

@@ -95,7 +95,7 @@ def labels_of(tables: OpenTables, chosen: str | None) -> Labels:
             f"{option}: {str(wrong[0])[:40]} is no class (an integer or a text); name another column, "
             "or none for one class"
         )
-    if names is None:
+    if names is None or any(isinstance(value, str) for value in values):
         known = sorted(set(values), key=lambda value: (isinstance(value, str), value))
         place = {value: label for label, value in enumerate(known)}
         return Labels([str(value) for value in known], np.array([place[value] for value in values], np.int64))

@@ -181,9 +181,8 @@ def _features(part: Part, folder: Path) -> Mapping[str, Any]:
     """Return the descriptions of columns, from the metadata of the file or the description next to it."""
     stored = (part.schema.metadata or {}).get(b"huggingface")
     try:
-        if stored is not None:
-            return json.loads(stored)["info"]["features"]
-        return read_json(folder / "dataset_info.json")["features"] or {}
+        about = read_json(folder / "dataset_info.json") if stored is None else json.loads(stored)["info"]
+        return about["features"] if isinstance(about["features"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
