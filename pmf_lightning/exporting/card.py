@@ -55,7 +55,12 @@ def facts_of(source: Path) -> RunFacts:
 
 
 def card(
-    module: GenerativeModule, facts: RunFacts, usage: str, licence: str = UNKNOWN, command: str | None = None
+    module: GenerativeModule,
+    facts: RunFacts,
+    usage: str,
+    licence: str = UNKNOWN,
+    command: str | None = None,
+    steps: int | None = None,
 ) -> str:
     """Return the text of a card.
 
@@ -65,11 +70,12 @@ def card(
         usage: a block of code that opens the folder.
         licence: an identifier of the hub, such as "mit".
         command: the command that exported the model.
+        steps: sampling steps of the export; None: those of the model.
     """
     config = module.config
     head = {"license": licence, "library_name": "pmf_lightning", "pipeline_tag": "unconditional-image-generation"}
     head |= {"tags": ["pmf_lightning", "one-step", config["data"]["name"]]}
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(module, facts).items())
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(module, facts, steps).items())
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {config['name']} on {config['data']['name']}",
@@ -109,8 +115,9 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
         (folder / SUMMARY).write_text(json.dumps(kept | {"command": facts.command}, indent=2) + "\n")
 
 
-def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
+def _rows(module: GenerativeModule, facts: RunFacts, steps: int | None) -> dict[str, Any]:
     data, options = module.config["data"], {name: module.config["sampling"].get(name) for name in OPTIONS}
+    options["steps"] = steps or options["steps"]
     weights = sum(weight.numel() for weight in module.network.parameters())
     rows = {
         "objective": type(module.objective).__name__,
@@ -124,6 +131,9 @@ def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
     scored = facts.summary.get("ema")
     if isinstance(scored, str) and scored != module.average:
         rows["weights of the scores"] = f"{scored} (other weights than these)"
+    taken = facts.summary.get("sampling_steps")
+    if type(taken) is int and taken != options["steps"]:
+        rows["sampling steps of the scores"] = f"{taken} (this export takes {options['steps']})"
     return rows | _scores(facts.summary)
 
 
