@@ -1,6 +1,7 @@
 """Model card (README.md) of an exported folder, filled from the configuration and the files of the run."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,8 @@ images = generator(LABELS, seed=0)  # [n, c, h, w] in [-1, 1]; omega=, steps= fo
 ```"""
 UNKNOWN = "unknown"  # licence, unless the user states one
 _RULES = ("metric", "protocol", "extractor")
-# Entries of summary.json that are no scores.
-_NO_SCORES = {
-    *("ema", "omega", "sampling_steps", "sampling_method", "nfe", "images_per_second", "steps", "wall_seconds"),
-    *("skipped_steps", "failed_saves", "stopped_early", "threads", "thread_changes", "fooled_warnings", "n"),
-}
+# Scores in summary.json: "fd", "fd_lite0_floor", "fdr_held_out_mae", "sw_r", "class_accuracy" and the like.
+_SCORE = re.compile(r"(fid|fd|fdr|sw_r|swr|is)(_|$)|(class|real)_accuracy$")
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         f"{name.replace('_', ' ')}{of}": f"{value:.4g}"
         for name, value in summary.items()
-        if name not in _NO_SCORES and type(value) in (int, float)
+        if _SCORE.match(name) and type(value) in (int, float)
     }
     rules = {name: summary[name] for name in _RULES if isinstance(summary.get(name), str)}
     return rules | found | ({"steps of training": summary["steps"]} if type(summary.get("steps")) is int else {})
