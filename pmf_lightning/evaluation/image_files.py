@@ -220,9 +220,19 @@ class NpzImages:
 
 
 def open_images(path: str | Path, channels: int, background: str = "white") -> FolderImages | NpzImages:
-    """Open a folder of images, a zip of them, or an .npz with arr_0; UserError for anything else."""
+    """Open square images: a folder, a zip of them, or an .npz with arr_0; UserError for anything else."""
     check_background(background, "background")
-    path = Path(path).expanduser()
+    images = _opened(Path(path).expanduser(), channels, background)
+    _, height, width = images.shape
+    if height != width:
+        raise UserError(
+            f"images={path}: they have {height} x {width} pixels (height x width), and scores are of square images; "
+            "crop them"
+        )
+    return images
+
+
+def _opened(path: Path, channels: int, background: str) -> FolderImages | NpzImages:
     if path.is_dir() or zip_of(path) is not None:
         return FolderImages(open_files(str(path), "images"), channels, background)
     if not path.is_file():
