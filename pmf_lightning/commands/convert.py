@@ -124,6 +124,9 @@ def run_and_show(cfg: DictConfig) -> None:
     stored = run(cfg)
     if cfg.format in FORMATS[1:]:
         print(f"{cfg.out}: weights {stored.about.weights} of {stored.about.config['name']}, format {cfg.format}")
+        steps = stored.about.config["sampling"]["steps"]
+        if cfg.format == "onnx" and cfg.onnx.part == "sampler" and steps > 1:
+            print(f"note: the file takes one step, sample takes {steps}; onnx.part=network is for loops of your own")
         print(f"{Path(str(cfg.out)) / CARD} says how to open it")
         return
     about, heads = stored.about, heads_of(stored.network)

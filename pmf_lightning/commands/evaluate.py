@@ -1,8 +1,10 @@
 """Evaluate a checkpoint or images, and write evaluation.json and a grid (command evaluate)."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from pmf_lightning.distributed.launch import is_rank_zero, print_on_main, torchr
 from pmf_lightning.evaluation.battery.report import save_bars, score_table
 from pmf_lightning.evaluation.battery.scores import FLAGS as BATTERY_FLAGS
 from pmf_lightning.evaluation.evaluator import Evaluator
-from pmf_lightning.evaluation.image_files import KINDS, NPZ, ImageSaver
+from pmf_lightning.evaluation.image_files import KINDS, NPZ, PNG, ImageSaver
 from pmf_lightning.evaluation.sample_sources import (
     SampleSource,
     evaluator_of,
@@ -30,6 +32,7 @@ from pmf_lightning.evaluation.sample_sources import (
 from pmf_lightning.evaluation.scores import FLAGS, Scores
 from pmf_lightning.pipeline.loading import with_last_run
 from pmf_lightning.training.plots import save_grid
+from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write, check_not_there, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.provenance import versions
@@ -77,7 +80,7 @@ def _source(cfg: DictConfig, device: torch.device) -> SampleSource:
 def _finished(
     report: dict[str, Any], subject: SampleSource, saver: ImageSaver, out: Path, n: int, started: float
 ) -> dict[str, Any]:
-    """Return the report with times and files; write it and the grid of the first images."""
+    """Return the report with times and files; write it and the grid of the first images, in place of earlier ones."""
     saver.finish()
     print_on_main(subject.conversions())
     report |= {
@@ -87,10 +90,29 @@ def _finished(
         "grid": str(out / GRID),
     }
     if rank_and_world()[0] == 0:
+        _remove_earlier(report, out)
         save_grid(to_float(saver.first_images), COLUMNS, out / GRID)
         with atomic_write(out / REPORT) as draft:
             draft.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _remove_earlier(report: dict[str, Any], out: Path) -> None:
+    """Remove files of an earlier evaluation in ``out`` that ``report`` does not have, but not the images it judged."""
+    if "bars" not in report:
+        (out / BARS).unlink(missing_ok=True)
+    older = earlier_images(out)
+    used = [Path(one).expanduser().resolve() for one in (report["judged"], report["images"]) if one is not None]
+    if older is not None and older.resolve() not in used:
+        shutil.rmtree(older) if older.is_dir() else older.unlink()
+
+
+def earlier_images(out: Path) -> Path | None:
+    """Return the images in ``out`` that an earlier evaluation saved by its report; None if there are none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no report, or not one of this command
+        found = out / Path(read_json(out / REPORT)["images"]).name
+        return found if found.name in (PNG, NPZ) and found.exists() and not found.is_symlink() else None
+    return None
 
 
 def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def evaluate_battery(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the options that need no weights, and that no result is at a named ``out``; raises UserError."""
+    """Check the options that need no weights, and that ``out`` has no result that must stay; raises UserError."""
     if (cfg.ckpt is None) == (cfg.images is None):
         given = "ckpt and images are not set" if cfg.ckpt is None else f"ckpt={cfg.ckpt} images={cfg.images}"
         raise UserError(f"{given}: give one of the two to evaluate")
@@ -134,8 +156,11 @@ def check(cfg: DictConfig) -> None:
     if cfg.images is not None and cfg.save != "none":
         raise UserError(f"save={cfg.save}: these images exist already, in images={cfg.images}; leave save out")
     validate.torch_device(cfg.device)
-    results = (Path(cfg.out) / name for name in (REPORT, GRID, BARS, NPZ))
+    out = Path(cfg.out)
+    results = (out / name for name in (REPORT, GRID, BARS, NPZ, *([PNG] if cfg.save == "png" else [])))
     check_not_there(cfg.out, results, cfg.force or cfg.out == LATEST)
+    if cfg.save == "png" and (out / PNG).exists() and out / PNG != earlier_images(out):
+        raise UserError(f"out={cfg.out}: {out / PNG} is not of the evaluation there; set another out, or remove it")
 
 
 def images_asked(cfg: DictConfig, subject: SampleSource, default: Callable[[], int]) -> int:

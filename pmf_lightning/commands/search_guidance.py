@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from pmf_lightning.config import validate
+from pmf_lightning.config.groups import choices
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
 from pmf_lightning.distributed.launch import is_rank_zero, torchrun_group
 from pmf_lightning.evaluation.evaluator import Evaluator
@@ -35,13 +36,8 @@ from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.threads import one_if_busy
 
 COLUMNS = 10  # of the grid of samples
-PASSED_ON = (
-    "protocol.",
-    "extractor.",
-    "data=",
-    "data.",
-    "cache_dir=",
-)  # overrides repeated in the commands of best.json
+# Overrides that the command "evaluate" of best.json repeats.
+PASSED_ON = ("protocol=", "protocol.", "extractor=", "extractor.", "data=", "data.", "cache_dir=")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -137,10 +133,14 @@ def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
     base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
     base += [f"trust=[{','.join(cfg.trust)}]"] if cfg.trust else []
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
-    rules = [f"protocol={cfg.protocol.name}", f"extractor={cfg.extractor.name}", f"reference={cfg.reference}"]
+    repeated = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith(PASSED_ON)]
+    rules = [f"reference={cfg.reference}"]
     if cfg.precision_recall_reference is not None:
         rules.append(f"precision_recall_reference={cfg.precision_recall_reference}")
-    rules += [argument for argument in sys.argv[1:] if argument.startswith(PASSED_ON)]
+    for group in ("protocol", "extractor"):  # a name may be the user's own, which is no choice of the group
+        given = any(argument.startswith(f"{group}=") for argument in repeated)
+        rules += [f"{group}={cfg[group].name}"] if not given and cfg[group].name in choices(group) else []
+    rules += repeated
     n = cfg.n if cfg.n_final is None else cfg.n_final
     return {
         "evaluate": shlex.join(["python", "-m", "pmf_lightning.evaluate", *base, *rules, f"n={n}"]),

@@ -1,8 +1,7 @@
 """The interface of frozen networks from images to features, which losses and evaluation share.
 
 ``Encoder`` is the interface. Losses use modules of this class, which take images in [-1, 1] and pass gradients to them.
-Evaluation uses an ``Extractor``, which reads its weights when it is opened on a device and takes uint8 images;
-``opened`` returns it as an ``Encoder``.
+Evaluation uses an ``Extractor``, which reads its weights when it is opened on a device and takes uint8 images.
 """
 
 import hashlib
@@ -17,23 +16,20 @@ from torch import Tensor, nn
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.precision import full_products
 
-PIXELS, LEVELS = (-1.0, 1.0), (0, 255)  # ranges of images: floats, with a gradient, and uint8
 Levels = UInt8[Tensor, "b c h w"]
 
 
 class Encoder(nn.Module):
-    """A frozen network from images [n,C,H,W] to features by name; gradients flow to the images, never to weights.
+    """A frozen network from images [n,C,H,W] in [-1, 1] to features by name; gradients flow to images, not to weights.
 
     A subclass builds the network, calls ``freeze`` and implements ``encode``. ``to(device)`` moves it, as any module.
     An encoder must not be a submodule of a module that is trained and saved.
 
     Attributes:
-        images: range of the images, ``PIXELS`` (floats) or ``LEVELS`` (uint8, without gradient).
         channels: supported numbers of channels; None: any.
         side: pixels along a side of the images that the network takes; None: any, and it resizes them if it must.
     """
 
-    images: tuple[float, float] = PIXELS
     channels: Sequence[int] | None = None
     side: int | None = None
 
@@ -58,10 +54,9 @@ class Encoder(nn.Module):
     def shapes(self, channels: int, resolution: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every feature of one image, by name."""
         weight = next(iter(self.parameters()), torch.empty(0))
-        dtype = weight.dtype if self.images == PIXELS else torch.uint8
         side = self.side or resolution
         with torch.no_grad():
-            found = self.encode(torch.zeros(1, channels, side, side, dtype=dtype, device=weight.device))
+            found = self.encode(torch.zeros(1, channels, side, side, dtype=weight.dtype, device=weight.device))
         return {name: tuple(values.shape[1:]) for name, values in found.items()}
 
     def fingerprint(self) -> str:
@@ -110,29 +105,6 @@ def check_channels(extractor: Extractor, channels: int, option: str, whose: str,
     if channels not in extractor.channels:
         known = " or ".join(map(str, extractor.channels))
         raise UserError(f"{option}: it sees images of {known} channels, {whose} {channels}; {remedy}")
-
-
-def opened(extractor: Extractor, device: torch.device) -> Encoder:
-    """Return an extractor, opened on ``device``, as an encoder with "features" and, if it has any, "logits"."""
-    return _Opened(extractor, device)
-
-
-class _Opened(Encoder):
-    images = LEVELS
-
-    def __init__(self, extractor: Extractor, device: torch.device):
-        super().__init__()
-        self.extractor, self.device, self.channels = extractor, device, tuple(extractor.channels)
-        self.network = extractor.open(device)
-
-    def encode(self, images: Levels) -> dict[str, Tensor]:
-        """Return the features in float32, in batches of the extractor's size and in full precision."""
-        found = extract(self.network, images, self.extractor.batch, self.device)
-        return {name: value for name, value in found._asdict().items() if value is not None}
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the extractor."""
-        return self.extractor.fingerprint()
 
 
 @torch.no_grad()

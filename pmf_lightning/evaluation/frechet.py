@@ -99,16 +99,6 @@ class FeatureSums:
         return self._moments.compute()
 
 
-def frechet_distance(
-    embed: Embed,
-    real: Pictures,
-    fake: UInt8[Tensor, "m c h2 w2"] | UInt8[np.ndarray, "m c h2 w2"] | ImageDataset,
-    batch: int,
-) -> float:
-    """Return the Frechet distance between two sets of images; see ``FrechetDistance``."""
-    return FrechetDistance(embed, real, batch)(fake)
-
-
 def in_batches(images: Tensor | np.ndarray | ImageDataset, batch: int) -> Iterator[Tensor]:
     """Yield ``images`` in order as tensors of at most ``batch`` rows; numpy arrays are copied."""
     for start in range(0, len(images), batch):

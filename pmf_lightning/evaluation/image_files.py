@@ -29,7 +29,7 @@ from pmf_lightning.utils.counted import counted
 from pmf_lightning.utils.errors import UserError
 
 KINDS = ("none", "png", "npz")
-NPZ = "images.npz"  # file of kind "npz"
+PNG, NPZ = "images", "images.npz"  # folder of kind "png", file of kind "npz"
 
 Levels = UInt8[Tensor, "b c h w"]
 
@@ -38,22 +38,22 @@ class ImageSaver:
     """Writer of generated images: it stores the first ones for a picture and, depending on ``kind``, writes all.
 
     "png" writes ``out/images/<number>.png``, "npz" ``out/images.npz`` (arr_0: uint8 NHWC, arr_1: labels). Every rank
-    writes its own files, so ``out`` must be the same folder for all. ``kind`` is one of ``KINDS``. Raises UserError if
-    the folder already contains images.
+    writes its own files, so ``out`` must be the same folder for all. ``kind`` is one of ``KINDS``. The images take the
+    place of earlier ones at the end, in ``finish``.
     """
 
     def __init__(self, kind: str, out: Path, n: int, shown: int) -> None:
         self.kind, self.out, self.n, self.shown = kind, out, n, shown
         self.first_images: Levels | None = None  # on rank 0 only, which has the first chunk
         self.latest = time.perf_counter()  # time of this rank's last images
-        self._folder = out / ("images" if kind == "png" else ".images.parts")
+        self._folder = out / ".images.parts"
         if kind != "none":
             on_rank_zero(self._prepare_folder)
 
     @property
     def path(self) -> Path | None:
         """Final path of the images."""
-        return {"png": self._folder, "npz": self.out / NPZ}.get(self.kind)
+        return {"png": self.out / PNG, "npz": self.out / NPZ}.get(self.kind)
 
     def __call__(self, images: Levels, labels: Int64[Tensor, " b"], first: int) -> None:
         """Save the images number ``first``, ``first + 1``, ..."""
@@ -70,10 +70,15 @@ class ImageSaver:
             np.savez(self._folder / f"{first:012d}.npz", arr_0=arrays, arr_1=labels.numpy())
 
     def finish(self) -> None:
-        """Join the parts of an .npz on rank 0 once all ranks have written. All ranks must call it."""
+        """Put the images at ``path`` on rank 0 once all ranks have written. All ranks must call it."""
         on_all_ranks(lambda: None)
-        if self.kind == "npz":
-            on_rank_zero(self._write_npz)
+        if self.kind != "none":
+            on_rank_zero({"png": self._move_pngs, "npz": self._write_npz}[self.kind])
+
+    def _move_pngs(self) -> None:
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        self._folder.replace(self.path)
 
     def _write_npz(self) -> None:
         parts = sorted(self._folder.glob("*.npz"))
@@ -84,11 +89,9 @@ class ImageSaver:
         shutil.rmtree(self._folder)
 
     def _prepare_folder(self) -> None:
-        if self.kind == "npz" and self._folder.is_dir():
+        if self._folder.is_dir():
             shutil.rmtree(self._folder)  # left by a killed evaluation
-        if self.kind == "png" and self._folder.is_dir() and any(self._folder.iterdir()):
-            raise UserError(f"out={self.out}: {self._folder} holds images already; set another out, or remove them")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True)
 
 
 def _concatenate(file: BufferedIOBase, parts: Sequence[Path], name: str) -> None:
@@ -217,9 +220,19 @@ class NpzImages:
 
 
 def open_images(path: str | Path, channels: int, background: str = "white") -> FolderImages | NpzImages:
-    """Open a folder of images, a zip of them, or an .npz with arr_0; UserError for anything else."""
+    """Open square images: a folder, a zip of them, or an .npz with arr_0; UserError for anything else."""
     check_background(background, "background")
-    path = Path(path).expanduser()
+    images = _opened(Path(path).expanduser(), channels, background)
+    _, height, width = images.shape
+    if height != width:
+        raise UserError(
+            f"images={path}: they have {height} x {width} pixels (height x width), and scores are of square images; "
+            "crop them"
+        )
+    return images
+
+
+def _opened(path: Path, channels: int, background: str) -> FolderImages | NpzImages:
     if path.is_dir() or zip_of(path) is not None:
         return FolderImages(open_files(str(path), "images"), channels, background)
     if not path.is_file():

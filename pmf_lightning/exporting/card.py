@@ -1,6 +1,7 @@
 """Model card (README.md) of an exported folder, filled from the configuration and the files of the run."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,8 @@ images = generator(LABELS, seed=0)  # [n, c, h, w] in [-1, 1]; omega=, steps= fo
 ```"""
 UNKNOWN = "unknown"  # licence, unless the user states one
 _RULES = ("metric", "protocol", "extractor")
-# Entries of summary.json that are no scores.
-_NO_SCORES = {
-    *("ema", "omega", "sampling_steps", "sampling_method", "nfe", "images_per_second", "steps", "wall_seconds"),
-    *("skipped_steps", "failed_saves", "stopped_early", "threads", "thread_changes", "fooled_warnings", "n"),
-}
+# Scores in summary.json: "fd", "fd_lite0_floor", "fdr_held_out_mae", "sw_r", "class_accuracy" and the like.
+_SCORE = re.compile(r"(fid|fd|fdr|sw_r|swr|is)(_|$)|(class|real)_accuracy$")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,12 @@ def facts_of(source: Path) -> RunFacts:
 
 
 def card(
-    module: GenerativeModule, facts: RunFacts, usage: str, licence: str = UNKNOWN, command: str | None = None
+    module: GenerativeModule,
+    facts: RunFacts,
+    usage: str,
+    licence: str = UNKNOWN,
+    command: str | None = None,
+    steps: int | None = None,
 ) -> str:
     """Return the text of a card.
 
@@ -65,11 +68,12 @@ def card(
         usage: a block of code that opens the folder.
         licence: an identifier of the hub, such as "mit".
         command: the command that exported the model.
+        steps: sampling steps of the export; None: those of the model.
     """
     config = module.config
     head = {"license": licence, "library_name": "pmf_lightning", "pipeline_tag": "unconditional-image-generation"}
     head |= {"tags": ["pmf_lightning", "one-step", config["data"]["name"]]}
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(module, facts).items())
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(module, facts, steps).items())
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {config['name']} on {config['data']['name']}",
@@ -109,8 +113,9 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
         (folder / SUMMARY).write_text(json.dumps(kept | {"command": facts.command}, indent=2) + "\n")
 
 
-def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
+def _rows(module: GenerativeModule, facts: RunFacts, steps: int | None) -> dict[str, Any]:
     data, options = module.config["data"], {name: module.config["sampling"].get(name) for name in OPTIONS}
+    options["steps"] = steps or options["steps"]
     weights = sum(weight.numel() for weight in module.network.parameters())
     rows = {
         "objective": type(module.objective).__name__,
@@ -124,6 +129,9 @@ def _rows(module: GenerativeModule, facts: RunFacts) -> dict[str, Any]:
     scored = facts.summary.get("ema")
     if isinstance(scored, str) and scored != module.average:
         rows["weights of the scores"] = f"{scored} (other weights than these)"
+    taken = facts.summary.get("sampling_steps")
+    if type(taken) is int and taken != options["steps"]:
+        rows["sampling steps of the scores"] = f"{taken} (this export takes {options['steps']})"
     return rows | _scores(facts.summary)
 
 
@@ -134,7 +142,7 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         f"{name.replace('_', ' ')}{of}": f"{value:.4g}"
         for name, value in summary.items()
-        if name not in _NO_SCORES and type(value) in (int, float)
+        if _SCORE.match(name) and type(value) in (int, float)
     }
     rules = {name: summary[name] for name in _RULES if isinstance(summary.get(name), str)}
     return rules | found | ({"steps of training": summary["steps"]} if type(summary.get("steps")) is int else {})

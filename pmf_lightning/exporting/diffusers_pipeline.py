@@ -100,22 +100,24 @@ class PMFLightningPipeline(DiffusionPipeline):
                 "AutoencoderKL.from_pretrained('stabilityai/sd-vae-ft-mse'), or take output_type='latent'"
             )
 
-    def _noise(self, count, generator, latents, seed) -> tuple[Tensor, int]:
-        """Return unit noise, and the seed of further random conditions."""
+    def _noise(self, count, generator, latents, seed) -> tuple[Tensor, int | list[int]]:
+        """Return unit noise, and the seed of further random conditions, or one for each image."""
         sampler = self.network.sampler
         if seed is not None:
             return sampler.noise(seed, count), seed
         shape = (count, *sampler.noise_shape)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents: their shape is {list(latents.shape)}, these labels need {list(shape)}")
-        if isinstance(generator, list | tuple):
-            generator = list(generator)  # diffusers takes no tuple
-            if len(generator) != count:
-                raise ValueError(f"generator: {len(generator)} generators, but {count} labels; give one for each image")
-        one = generator[0] if isinstance(generator, list) else generator
-        noise = randn_tensor(shape, generator=generator) if latents is None else latents
-        place = "cpu" if one is None else one.device
-        return noise, 0 if latents is not None else int(torch.randint(2**31, (), generator=one, device=place))
+        if latents is not None:
+            return latents, 0
+        several = isinstance(generator, list | tuple)
+        each = list(generator) if several else [generator]  # diffusers takes no tuple
+        if several and len(each) != count:
+            raise ValueError(f"generator: {len(each)} generators, but {count} labels; give one for each image")
+        place = "cpu" if each[0] is None else each[0].device
+        noise = randn_tensor(shape, generator=each if several else generator, device=place)
+        keys = [int(torch.randint(2**31, (), generator=one, device=place)) for one in each]
+        return noise, keys if several else keys[0]
 
     def _output(self, found: Tensor, output_type: str):
         pixels = found.float() if self.vae is None else self._decoded(found)

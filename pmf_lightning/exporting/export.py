@@ -42,6 +42,11 @@ class ExportRequest:
     runtime: str | None = None
     most_mb: Number = 20
 
+    @property
+    def one_step(self) -> bool:
+        """Whether the export makes an image in one step, whatever the model's own number of steps."""
+        return self.format == "onnx" and self.part == onnx_file.PARTS[0]
+
 
 def check_format(name: str | None) -> None:
     """Raise UserError for an unknown format."""
@@ -65,7 +70,8 @@ def export(out: Path, module: GenerativeModule, request: ExportRequest) -> None:
     check_generates(request.source, module)
     with atomic_folder(out) as draft:
         usage = _WRITERS[request.format](draft, out, module, request)
-        text = card(module, request.facts, usage, request.licence, request.command)
+        steps = 1 if request.one_step else None
+        text = card(module, request.facts, usage, request.licence, request.command, steps)
         write_card(draft, text, request.facts)
 
 

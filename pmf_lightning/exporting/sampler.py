@@ -49,7 +49,7 @@ class Sampler:
         self,
         noise: Float[Tensor, "b c h w"],
         labels: Int64[Tensor, " b"],
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         first: int = 0,
         **options: Any,
     ) -> Float[Tensor, "b c h w"]:
@@ -58,18 +58,26 @@ class Sampler:
         Args:
             noise: unit noise; it is scaled here.
             labels: classes; the number of classes means none.
-            seed, first: of further random conditions (Drifting's styles), as for ``numbered_images``.
+            seed, first: of further random conditions (Drifting's styles), as for ``numbered_images``. With a seed for
+                each image, every image has those of its own seed and ``first``.
             options: those of ``generate``; None or missing: as in the evaluation of the model.
 
         Raises ValueError as ``generate`` does.
         """
         module, judged = self.module, self.module.config["sampling"]
         options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}
-        conditions = module.objective.sampling_conditions(seed, first, len(labels))
-        conditions = {name: value.to(noise.device) for name, value in conditions.items()}
+        conditions = {name: value.to(noise.device) for name, value in self._conditions(seed, first, labels).items()}
         scaled = module.objective.noise_scale * noise
         with torch.no_grad():
             return generate(module, scaled, labels.to(noise.device), **options, conditions=conditions)
+
+    def _conditions(self, seed: int | Sequence[int], first: int, labels: Int64[Tensor, " b"]) -> dict[str, Tensor]:
+        """Return the further random conditions of the images by name; see ``__call__``."""
+        draw = self.module.objective.sampling_conditions
+        if isinstance(seed, int):
+            return draw(seed, first, len(labels))
+        each = [draw(one, first, 1) for one in seed]
+        return {name: torch.cat([found[name] for found in each]) for name in each[0]}
 
     def save(self, folder: Path) -> None:
         """Write the weights as a weights folder, under the name that diffusers gives to weights."""

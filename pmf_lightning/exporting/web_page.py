@@ -18,11 +18,16 @@ CORNERS = "corners.bin"  # unit noise of images 0 to 3 of seed 0, float32
 def write(folder: Path, module: GenerativeModule, runtime: str | None, most_mb: Number, opset: int) -> None:
     """Write the page into ``folder``; ``runtime`` is that of ``find_runtime``.
 
-    Raises UserError for a model of latents or one that is larger than ``most_mb`` megabytes.
+    Raises UserError for a model of latents, one of several steps, or one that is larger than ``most_mb`` megabytes.
     """
     source = find_runtime(runtime)
     if module.decoder is not None:
         raise UserError("format=web: this model makes latents, and a page has no decoder; give a model of pixels")
+    if (steps := module.config["sampling"]["steps"]) > 1:
+        raise UserError(
+            f"format=web: this model makes an image in {steps} steps, and a page takes one; give a model of one step, "
+            "or set format=onnx onnx.part=network and write the loop yourself"
+        )
     check_size(onnx_file.sampled_bytes(module), most_mb)
     onnx_file.write(folder, module, opset=opset)
     (folder / onnx_file.EXAMPLE).unlink()

@@ -186,7 +186,10 @@ def _fresh_v_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _without_half_heads(
     weights: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Remove head v from the weights of a file and from the expected ones unless both have it; also return it."""
+    """Return the weights of a file and the expected ones, both without head v unless both have it.
+
+    The third value holds the weights of head v that were removed from those of the file.
+    """
     there = [any(key.startswith("v_heads.") for key in keys) for keys in (weights, expected)]
     lone_layer = not any(there) and _holds(weights, "v_") and _holds(expected, "v_")  # a head v without blocks
     if all(there) or lone_layer:

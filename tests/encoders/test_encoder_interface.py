@@ -7,7 +7,7 @@ from features_of_tests import Tiny
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.data.sources.digits import Digits
-from pmf_lightning.encoders.base import LEVELS, PIXELS, Encoder, extract, opened
+from pmf_lightning.encoders.base import extract
 from pmf_lightning.encoders.build import build_encoders, complete
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.drifting.extractor import DriftFeatures
@@ -23,7 +23,6 @@ def distance(seed=0):
 
 @pytest.mark.parametrize("encoder", [distance(), DriftFeatures()])
 def test_losses_share_one_interface(encoder):
-    assert encoder.images == PIXELS
     images = normal("images", shape=(3, 1, 8, 8), dtype=torch.float32).requires_grad_()
     found = encoder.train().encode(images)
     assert not encoder.training
@@ -38,14 +37,13 @@ def test_fingerprints_tell_weights_apart():
     assert distance().fingerprint() == distance().fingerprint() != distance(1).fingerprint()
 
 
-def test_an_extractor_of_evaluation_is_an_encoder():
-    cpu, levels = torch.device("cpu"), (torch.arange(2 * 3 * 64) % 256).view(2, 3, 8, 8).to(torch.uint8)
-    encoder, wanted = opened(Tiny(), cpu), extract(Tiny().open(cpu), levels, 5, cpu)
-    found = encoder.encode(levels)
-    assert isinstance(encoder, Encoder)
-    assert (encoder.images, encoder.fingerprint()) == (LEVELS, Tiny().fingerprint())
-    assert torch.equal(found["features"], wanted.features)
-    assert encoder.shapes(3, 8)["features"] == (Tiny().features,)
+def test_an_extractor_of_evaluation_is_called_in_its_own_batches():
+    cpu, levels = torch.device("cpu"), (torch.arange(5 * 3 * 64) % 256).view(5, 3, 8, 8).to(torch.uint8)
+    network, sizes = Tiny().open(cpu), []
+    found = extract(lambda part: sizes.append(len(part)) or network(part), levels, 2, cpu)
+    assert sizes == [2, 2, 1]
+    assert found.features.shape == (5, Tiny().features)
+    assert (found.features - network(levels).features).abs().max() < 1e-6
 
 
 def test_encoders_are_built_by_name():

@@ -209,11 +209,33 @@ def test_bad_input_is_one_line(call_command, cache, trained, tmp_path, arguments
     assert not Path("evaluation").exists()
 
 
-def test_pictures_of_before_are_not_mixed_with_new_ones(judge, trained):
+@pytest.fixture
+def earlier(tmp_path):
+    """The output folder with an image and the report of an earlier evaluation in a battery."""
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    for name in ("images/9.png", "ratios.png"):
+        (tmp_path / "out" / name).touch()
+    (tmp_path / "out" / "evaluation.json").write_text('{"images": "out/images"}')
+    return tmp_path / "out"
+
+
+def test_images_of_before_are_replaced_with_the_report(judge, trained, earlier):
+    """By force; images that are judged, or not of an evaluation, stay."""
     shared = [f"ckpt={trained}", "reference=data", "n=4", "save=png"]
     judge(*shared)
-    with pytest.raises(UserError, match="holds images already; set another out"):
-        judge(*shared)
+    assert sorted(path.name for path in (earlier / "images").iterdir()) == [f"00000{i}.png" for i in range(4)]
+    with pytest.raises(UserError, match=r"out=.*out: .*evaluation.json exists already; set another out, or force=true"):
+        judge(*shared, "force=false")
+    judge(f"images={earlier}/images", "data=digits", "reference=data")
+    assert len(list((earlier / "images").iterdir())) == 4
+    with pytest.raises(UserError, match=r"out=.*out: .*images is not of the evaluation there; set another out, or rem"):
+        judge(*shared, "ckpt=not-opened")
+
+
+@pytest.mark.parametrize(("kind", "saved"), [("npz", ["images.npz"]), ("none", [])])
+def test_images_of_another_kind_do_not_stay(judge, trained, earlier, kind, saved):
+    judge(f"ckpt={trained}", "reference=data", "n=4", f"save={kind}")
+    assert sorted(path.name for path in earlier.iterdir()) == ["evaluation.json", "grid.png", *saved]
 
 
 def test_an_autoencoder_is_no_generator(judge, tmp_path):

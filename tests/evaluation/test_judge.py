@@ -173,6 +173,24 @@ def test_bad_input_is_one_line():
         spread(Gaussian(torch.zeros(2).double(), torch.eye(2).double()), torch.zeros(3, 2), 4)
 
 
+@pytest.mark.parametrize(
+    ("count", "draws", "words"),
+    [
+        (
+            3,
+            8,
+            r"judge.spread_draws=8: data=digits holds out 3 images, and their spread needs 4; hold .*spread_draws=0",
+        ),
+        (1, 0, "battery=: data=digits holds out one image, and its distance needs two; hold out more"),
+    ],
+)
+def test_too_few_validation_images_are_refused_before_networks_are_built(count, draws, words, tmp_path):
+    source = make_source(compose(["data=digits", f"data.held_out_images={count}"]))
+    setup = JudgeSetup({"members": {"own": None}}, source, JudgeProtocol(), 50, str(tmp_path), spread_draws=draws)
+    with pytest.raises(UserError, match=words):
+        setup.open(torch.device("cpu"))
+
+
 def test_the_spread_is_that_of_real_images():
     """In many dimensions that are alike, distances of real sets vary less, and ours is the variation of fresh sets."""
     fresh = [rng.normal("spread", number, count=200 * 20).view(-1, 20) for number in range(30)]

@@ -19,7 +19,7 @@ from pmf_lightning.data.transforms import to_float
 from pmf_lightning.encoders.classifier import train as training
 from pmf_lightning.encoders.classifier.network import Classifier
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier, shifted, train_classifier
-from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, frechet_distance, in_batches
+from pmf_lightning.evaluation.frechet import FrechetDistance, check_finite, in_batches
 from pmf_lightning.evaluation.small_data import (
     RealImageScorer,
     SmallDataEvaluator,
@@ -224,14 +224,14 @@ def closed_form(real, fake):
 
 def test_frechet_distance_equals_the_closed_form_of_two_gaussians():
     real, fake = gaussian_pixels("real", 300, 90, 20), gaussian_pixels("fake", 200, 110, 12)
-    assert frechet_distance(Flatten(), real, fake, batch=64) == pytest.approx(closed_form(real, fake), rel=1e-9)
-    assert frechet_distance(Flatten(), real.numpy(), fake, batch=7) == pytest.approx(closed_form(real, fake), rel=1e-9)
+    assert FrechetDistance(Flatten(), real, 64)(fake) == pytest.approx(closed_form(real, fake), rel=1e-9)
+    assert FrechetDistance(Flatten(), real.numpy(), 7)(fake) == pytest.approx(closed_form(real, fake), rel=1e-9)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero_also_when_rank_deficient():
     images = gaussian_pixels("real", 300, 90, 20)
-    assert frechet_distance(Flatten(), images, images.flip(0), batch=64) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(Flatten(), images[:3], images[:3], batch=64) == pytest.approx(0, abs=1e-6)
+    assert FrechetDistance(Flatten(), images, 64)(images.flip(0)) == pytest.approx(0, abs=1e-9)
+    assert FrechetDistance(Flatten(), images[:3], 64)(images[:3]) == pytest.approx(0, abs=1e-6)
 
 
 def test_reference_is_kept_between_sets_and_the_network_is_not_changed():
@@ -243,7 +243,7 @@ def test_reference_is_kept_between_sets_and_the_network_is_not_changed():
     sets = [uint8_noise("fake", i, count=10) for i in range(2)]
     values = [distance(images) for images in (*sets, sets[0])]
     assert values[0] == values[2] != values[1]
-    assert values[0] == pytest.approx(frechet_distance(classifier.embed, real, sets[0], batch=3), rel=1e-5)
+    assert values[0] == pytest.approx(FrechetDistance(classifier.embed, real, 3)(sets[0]), rel=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())  # also the dtype
 
@@ -252,7 +252,7 @@ def test_frechet_distance_refuses_fewer_than_two_images():
     images = gaussian_pixels("real", 5, 90, 20)
     for real, fake in [(images[:1], images), (images, images[:1]), (images, images[:0])]:
         with pytest.raises(UserError, match="at least 2"):
-            frechet_distance(Flatten(), real, fake, batch=4)
+            FrechetDistance(Flatten(), real, 4)(fake)
 
 
 def test_non_finite_pixels_are_counted():

@@ -545,6 +545,10 @@ def test_images_that_cannot_be(tmp_path):
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     with pytest.raises(UserError, match=r"other.npz: holds no readable arr_0"):
         open_images(tmp_path / "other.npz", 3)
+    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((2, 8, 4, 3), np.uint8))
+    for path in (tmp_path / "wide.npz", write_pngs(tmp_path / "wide", noise_levels("wide", 1, (3, 8, 4)))):
+        with pytest.raises(UserError, match=r"wide.*: they have 8 x 4 pixels \(height x width\), and .*; crop them"):
+            open_images(path, 3)
     (tmp_path / "cat.JPG").touch()
     with pytest.raises(UserError, match=r"cat.JPG: that is one image; give the folder"):
         open_images(tmp_path / "cat.JPG", 3)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -293,6 +294,25 @@ def test_the_commands_of_best_json_compose(found):
         assert (cfg.ema, cfg.omega, [cfg.t_min, cfg.t_max]) == (point["ema"], point["omega"], point["interval"])
         assert (cfg.steps, cfg.sampler, cfg.seed) == (point["steps"], point["sampler"], 0)
     assert cfg.ckpt in best["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("given", "repeated"),
+    [
+        (["extractor=timm", "extractor.name=mine", "extractor.model=resnet50.a1_in1k", "protocol=adm"], 4),
+        (["protocol=adm", "protocol.name=mine", "+protocol.reference.files.64=x.npz"], 3),
+        (["extractor.name=mine", "protocol.name=mine"], 2),
+    ],
+)
+def test_the_command_of_best_json_repeats_the_user_s_rules(given, repeated, monkeypatch):
+    """Also where the user has renamed an extractor or a protocol: a name is then no choice of the group."""
+    arguments = ["ckpt=x", "reference=data", *given]
+    monkeypatch.setattr(sys, "argv", ["search_guidance", *arguments])
+    cfg = compose(arguments, "search_guidance")
+    words = shlex.split(work._command_lines(cfg, START)["evaluate"])[3:]
+    again = compose(words, "evaluate")
+    assert (again.protocol, again.extractor) == (cfg.protocol, cfg.extractor)
+    assert sum(word in given for word in words) == repeated
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The folder of diffusers: the images of ``sample``, arguments as its users expect, and plain refusals."""
 
 import json
+from types import SimpleNamespace
 
 import families
 import numpy as np
@@ -80,11 +81,28 @@ def test_a_generator_decides_the_images(pipeline_of):
 
         assert torch.equal(drawn(1, 2), drawn(1, 2))
         assert not torch.equal(drawn(1, 2), drawn(3, 2))
+        assert (drawn(1, 2)[1:] - drawn(2)).abs().max() < 1e-6, "an image depends on its own generator only"
     pair = tuple(torch.Generator().manual_seed(seed) for seed in (3, 2))
     assert torch.equal(pipeline([3, 3], generator=pair, output_type="pt").images, drawn(3, 2))
     single = torch.Generator().manual_seed(4)
     first, second = (pipeline(3, generator=single, output_type="pt").images for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def test_random_numbers_are_drawn_on_the_device_of_the_generator(pipeline_of, monkeypatch):
+    """diffusers refuses to draw on the CPU from a generator of a GPU."""
+    asked = []
+
+    def draw(shape, *_, device=None, **__):
+        asked.append(device)
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("pmf_lightning.exporting.diffusers_pipeline.randn_tensor", draw)
+    monkeypatch.setattr(torch, "randint", lambda _, shape, **options: draw(shape, **options))
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    for generator in (gpu, [gpu]):
+        pipeline_of("pmf")[0]._noise(1, generator, None, None)
+    assert asked == [gpu.device] * 4
 
 
 def test_pictures_are_those_that_sample_writes(pipeline_of):

@@ -17,7 +17,10 @@ from pmf_lightning.pipeline.sources import located
 
 SUMMARY = {"fd": 5.979436, "fd_floor": 2.54, "n": 360, "class_accuracy": 0.975, "ema": "raw", "steps": 680}
 SUMMARY |= {"metric": "fd_digits", "checkpoint": "/home/me/last.ckpt", "by_steps": {}, "best": {"value": 5.9}}
-SUMMARY |= {"threads": 2, "thread_changes": 1, "skipped_steps": 0, "fooled_warnings": 0}
+SUMMARY |= {"threads": 2, "thread_changes": 1, "skipped_steps": 0, "a_new_counter": 3, "isolated_runs": 1}
+SCORES = {"fd_lite0_floor": 1.5, "is": 7.5, "fid": 9.5, "fdr": 2.5, "fdr_held_out_mae": 4.5, "sw_r": 3.5}
+SCORES["swr_trained_x"] = 6.5
+SUMMARY |= {**SCORES, "real_accuracy": None}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,9 @@ def test_the_card_states_the_facts(run, tmp_path):
     assert (tmp_path / "out" / "grid.png").read_bytes() == b"a picture"
     assert "None" not in text
     assert "best" not in body
-    assert body.count("(360 images)") == 3  # fd, fd floor and class accuracy alone are scores
+    for name, value in SCORES.items():
+        assert f"| {name.replace('_', ' ')} (360 images) | {value} |" in body
+    assert body.count("(360 images)") == 3 + len(SCORES)  # fd, fd floor, class accuracy and these
 
 
 def test_the_example_of_the_card_names_classes_of_the_model(run, tmp_path, monkeypatch):

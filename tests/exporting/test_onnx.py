@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pmf_lightning import UserError, compose, generate, image_noise, sample_images
-from pmf_lightning.convert import convert
+from pmf_lightning.convert import convert, main
 from pmf_lightning.exporting import onnx_file
 
 BATCH = 7
@@ -122,6 +122,21 @@ def test_guidance_that_is_no_condition_is_no_input(known, part, monkeypatch):
     expected = generate(module, noise, inputs["label"], **options)
     image = found if part == "sampler" else inputs["z"] - found  # with r = 0 and t = 1
     assert (image - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("part", "steps", "nfe"), [("sampler", 1, 1), ("network", 2, 5)])
+def test_a_file_of_one_step_is_described_as_such(part, steps, nfe, call_command, tmp_path, monkeypatch):
+    """The model takes two steps of Heun; the card of a file of one step neither claims them nor their scores."""
+    monkeypatch.setattr(onnx_file, "write", lambda *_: None)
+    source = families.write(tmp_path / "weights", "jit")
+    (source / "summary.json").write_text('{"fd": 2.5, "sampling_steps": 2}')
+    status, output, _ = call_command(main, f"in={source}", "out=out", "format=onnx", f"onnx.part={part}")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert status == 0
+    assert f"| sampling | steps={steps}, sampler=heun" in card
+    assert f"(NFE) | {nfe} |" in card
+    assert ("| sampling steps of the scores | 2 (this export takes 1) |" in card) == (steps == 1)
+    assert ("note: the file takes one step, sample takes 2; onnx.part=network" in output) == (steps == 1)
 
 
 def test_errors_of_the_exporter_and_large_models_are_one_line(tmp_path, monkeypatch):

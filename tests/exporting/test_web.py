@@ -143,6 +143,11 @@ def empty_runtime(tmp_path):
             "web.most_mb=0.01",
             r"web.most_mb=0.01: the model has 0\.\d MB, too large for a page; export a smaller",
         ),
+        (
+            "jit",
+            "web.most_mb=20",
+            "format=web: this model makes an image in 2 steps, and a page takes one; give a model of one step, or set",
+        ),
         ("imf", "web.most_mb=20", "format=web: this model makes latents, and a page has no decoder"),
         ("mae", "web.most_mb=20", "mae_tiny generates no images; give a generator"),
     ],

@@ -85,7 +85,8 @@ class Classifier(ImageClassifier):
 class MLPClassifier(ImageClassifier):
     """Perceptron with two layers of 256 units on the pixels, averaged to 16 x 16, in front of the hidden layer.
 
-    It shares nothing with convolutions, so it judges generators whose loss uses ``Classifier``.
+    It has no convolutions. Its features thus differ from those of ``Classifier``: it can judge generators whose loss
+    uses ``Classifier``.
     """
 
     def make_body(self, channels: int, features: int) -> nn.Sequential:

@@ -46,7 +46,10 @@ class ClassifierSettings:
 
     @property
     def key(self) -> tuple[int | float | str, ...]:
-        """The settings as a part of cache keys and fingerprints; they are older than the choice of architecture."""
+        """The settings as a part of cache keys and fingerprints.
+
+        The default architecture is left out: classifiers that were cached before there was a choice keep their keys.
+        """
         *others, architecture = astuple(self)
         return tuple(others) if architecture == "convolutional" else (*others, architecture)
 

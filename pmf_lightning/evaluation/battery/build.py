@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from pmf_lightning.data.dataset import DataSource
+from pmf_lightning.data.dataset import DataSource, ImageDataset
 from pmf_lightning.encoders.battery.real import real_features
 from pmf_lightning.encoders.build import make_battery
 from pmf_lightning.encoders.classifier.train import ClassifierSettings, cached_classifier
+from pmf_lightning.evaluation.battery.distances import LEAST_FOR_SPREAD
 from pmf_lightning.evaluation.battery.judge import Judge
 from pmf_lightning.evaluation.battery.scores import HELD_OUT, JudgeProtocol
 from pmf_lightning.evaluation.small_data import Classify
@@ -70,12 +71,13 @@ class JudgeSetup:
         All ranks must call it. Raises UserError for weights or references that are missing or do not fit.
         """
         self.check()
+        held_out = self._held_out()
         battery = make_battery(self.group, None, self.source, self.cache_dir).to(device)
         real = real_features(battery, self.group["reference"], self.source, ["moments"], self.cache_dir)
         return Judge(
             battery,
             real,
-            self.source.held_out() if self.source.has_held_out else None,
+            held_out,
             self.protocol,
             self.batch_size,
             device,
@@ -84,6 +86,20 @@ class JudgeSetup:
             classify=self._classifier(),
             spread_draws=self.spread_draws,
         )
+
+    def _held_out(self) -> ImageDataset | None:
+        """Return the validation images, None if there are none; raises UserError if they are too few."""
+        if not self.source.has_held_out:
+            return None
+        images, data = self.source.held_out(), f"data={self.source.name}"
+        if len(images) < 2:
+            raise UserError(f"battery=: {data} holds out one image, and its distance needs two; hold out more")
+        if self.spread_draws and len(images) < LEAST_FOR_SPREAD:
+            raise UserError(
+                f"judge.spread_draws={self.spread_draws}: {data} holds out {len(images)} images, and their spread "
+                f"needs {LEAST_FOR_SPREAD}; hold out more, or set judge.spread_draws=0"
+            )
+        return images
 
     def _classifier(self) -> Classify | None:
         """Return the classifier of metrics=small (seed 0) if the battery has members like it, else None."""

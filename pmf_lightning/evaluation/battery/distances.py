@@ -19,6 +19,7 @@ from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sor
 from pmf_lightning.utils import rng
 
 SEED = 0  # of directions and of the choice of rows
+LEAST_FOR_SPREAD = 4  # images: two halves, each with a covariance
 
 
 @cache
@@ -62,12 +63,12 @@ class SlicedReference:
 def spread(train: Gaussian, held_out: Float[Tensor, "n d"], draws: int) -> float:
     """Return the standard deviation of the logarithm of FD ratios between random halves of the validation images.
 
-    Each of ``draws`` splits compares the distances of two sets of n/2 real images to the training images. A score of
-    real images is thus 1 times or divided by about 1 + spread; sets of n images spread less. Raises ValueError for
-    fewer than four images.
+    Each of ``draws`` splits compares the distances of two sets of n/2 real images to the training images. The ratio of
+    such distances is typically between 1 / (1 + spread) and 1 + spread. Ratios of larger sets are closer to 1. Raises
+    ValueError for fewer than ``LEAST_FOR_SPREAD`` images.
     """
     half = len(held_out) // 2
-    if half < 2 or draws < 1:
+    if len(held_out) < LEAST_FOR_SPREAD or draws < 1:
         raise ValueError(f"spread of {len(held_out)} images in {draws} draws: give at least 4 images and a draw")
     squares = []
     for draw in range(draws):
