@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     if "nearest" in paths:
         among, close = f"{counted(paths['compared'], 'training image')}", f"{100 * paths['close']:.0f} %"
         print(f"{paths['nearest']}: each image above the nearest of {among}, in the features of a classifier")
-        print(f"  {close} are closer to it than 95 % of held-out images are to theirs; of new images about 5 % are")
+        print(f"  {close} are so near to it that they may be copies; of held-out real images 5 % are so near")
     print(f"{counted(paths['nfe'], 'network evaluation')} per image")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -124,7 +125,10 @@ def run(cfg: DictConfig) -> dict:
         writable(Path(cfg.out).parent, "out")
     measure, _ = BENCHMARKS[cfg.what]
     cfg = validate.settle_accelerator(cfg)
-    cfg, unguided = for_its_classes(cfg) if cfg.what in ("step", "growth", "sampling") else (cfg, None)
+    of_images = cfg.what in ("step", "growth", "sampling")
+    if of_images and not getattr(get_object(cfg.objective["_target_"]), "samplers", ()):
+        raise UserError(f"what={cfg.what}: model={cfg.name} generates no images; choose a generator, or what=optimizer")
+    cfg, unguided = for_its_classes(cfg) if of_images else (cfg, None)
     if unguided:
         print(unguided, file=sys.stderr)
     numbers = measure(cfg)

@@ -66,11 +66,20 @@ def find(request: RunRequest, folder: Path | None) -> Start:
     step, batch = checkpoint["global_step"], checkpoint["config"].get("batch")
     if type(step) is not int or type(batch) is not int or type(checkpoint.get("images", 0)) is not int:
         raise UserError(f"ckpt={path}: its steps and images are not integers; {intact_alternative(path)}")
-    if step >= request.steps and request.ckpt != "auto":
+    if step > request.steps or (step == request.steps and not _lacks_summary(path, step, folder)):
         raise NotResumed(f"steps={request.steps}: {path} has {step} already; set more steps or images")
     images = checkpoint.get("images", step * batch)
     origin = plain(checkpoint["init_from"], f"ckpt={path}") if checkpoint.get("init_from") else None
     return Start(path, step, images, checkpoint.get("wandb_run"), _describe(compared), stamp, origin)
+
+
+def _lacks_summary(path: Path, step: int, folder: Path | None) -> bool:
+    """Return whether the checkpoint is the last of the run in ``folder``, which was killed before its summary."""
+    if folder is None or folder.resolve() not in path.resolve().parents:
+        return False
+    summary = folder / "summary.json"
+    found = _read(summary, folder) if summary.is_file() else None
+    return not (isinstance(found, dict) and found.get("steps") == step and found.get("stopped_early") is False)
 
 
 def find_again(start: Start, request: RunRequest, folder: Path) -> Start:

@@ -42,6 +42,7 @@ UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logge
 # A finished run with other values of these options is not repeated: they do not change its results.
 WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
+    *("trainer.max_time", "trainer.profiler", "trainer.detect_anomaly"),
     *("micro_batch", "num_workers", "threads", "compile", "activation_checkpointing", "matmul_precision"),
     *("sync_tolerance", "backbone.attention", "ema.device", "moments", "moments.device"),
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*"),

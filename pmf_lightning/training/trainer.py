@@ -3,9 +3,11 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities import rank_zero_only
@@ -34,11 +36,12 @@ def make_trainer(parts: Parts, folder: Path, callbacks: list[Callback], loggers:
     options = trainer_options(settings.trainer)
     options = {name: value for name, value in options.items() if value is not None}
     try:
+        timers = [SessionTimer(options.pop("max_time"))] if "max_time" in options else []
         trainer = Trainer(
             **options | {"profiler": _profiler(options.get("profiler"), folder)},
             max_steps=settings.steps,
             max_epochs=-1,
-            callbacks=callbacks,
+            callbacks=[*callbacks, *timers],
             logger=loggers,
             plugins=slurm.plugins(),
             log_every_n_steps=settings.log_every_steps,
@@ -53,6 +56,18 @@ def make_trainer(parts: Parts, folder: Path, callbacks: list[Callback], loggers:
         raise UserError(f"trainer: {one_line(error)}") from error
     trainer.accumulate_grad_batches = parts.data.accumulation(trainer.world_size)
     return trainer
+
+
+class SessionTimer(Timer):
+    """Ends a run after ``max_time``. A resumed run has all of it again, so that batch jobs of one limit go on."""
+
+    @property
+    def state_key(self) -> str:
+        """The key in checkpoints of Lightning's own timer."""
+        return Timer.__name__
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: the time of earlier sessions is not counted."""
 
 
 def _profiler(name: str | None, folder: Path) -> Profiler | None:

@@ -142,3 +142,9 @@ def test_sampling_command():
 def test_refusals(changes, words):
     with pytest.raises(UserError, match=words):
         benchmark(compose(["what=step", "repeats=1", "images_at_once=2", *RUN, *changes], "benchmark"))
+
+
+@pytest.mark.parametrize("what", ["step", "growth", "sampling"])
+def test_an_autoencoder_is_refused(what):
+    with pytest.raises(UserError, match=f"what={what}: model=mae_tiny generates no images; choose a generator"):
+        benchmark(compose([f"what={what}", "model=mae_tiny"], "benchmark"))

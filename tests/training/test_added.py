@@ -145,6 +145,17 @@ def test_loggers_are_added_to_the_files_and_find_the_run_directory(tmp_path):
     assert "seed: 0" in (tmp_path / "csv" / "version_0" / "hparams.yaml").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", ["null", "1e6"])
+def test_early_stopping_by_the_distance_of_the_run(threshold, tmp_path):
+    stopping = ["callbacks=early_stopping", f"callbacks.early_stopping.stopping_threshold={threshold}"]
+    judged = ["metrics=small", "metrics.every_images=8", "metrics.classifier.steps=5"]
+    summary = run(tmp_path / "run", *stopping, *judged)
+    assert summary["fd"] > 0
+    assert bool(summary["early_stopping"]) == (threshold == "1e6")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_early_stopping_knows_the_distance_of_the_run():
     stopping = EarlyStopping("fd")
     stopping.connect("fd_digits", 100)

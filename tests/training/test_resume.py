@@ -16,6 +16,7 @@ from pmf_lightning.train import main, train
 from pmf_lightning.training import resume, run_dir
 from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.same_run import compare
+from pmf_lightning.training.trainer import SessionTimer
 from pmf_lightning.utils.errors import NotResumed
 
 STEPS = ["sample_grid.enabled=false", "steps=4"]
@@ -228,6 +229,15 @@ def test_real_images_of_the_loss_are_of_the_run_and_those_of_metrics_are_not():
     assert [change.key for change in compare(*both).refused] == ["battery.reference"]
 
 
+def test_a_session_has_all_of_max_time():
+    """Else a chain of batch jobs of one limit would stop at the step where the first job stopped."""
+    timer = SessionTimer("00:00:01:00")
+    timer.load_state_dict({"time_elapsed": {"train": 100.0, "validate": 0, "test": 0, "sanity_check": 0}})
+    assert timer.time_remaining() == 60
+    one, two = ({"trainer": {"max_time": limit}} for limit in ("00:00:01:00", None))
+    assert not compare(one, two).with_effect
+
+
 def test_weights_alone_are_no_training_to_resume(tmp_path):
     with pytest.raises(UserError, match=r"holds weights, but not the state of training \(optimizer_states"):
         start(stored(tmp_path, optimizer_states=[]))
@@ -241,8 +251,11 @@ def test_images_seen_are_those_of_the_checkpoint(tmp_path):
 
 
 def test_a_complete_run_is_named(tmp_path):
+    folder = stored(tmp_path, step=4)
+    assert start(folder).step == 4  # killed before its summary, which a session without steps writes
+    (folder / "summary.json").write_text(json.dumps({"steps": 4, "stopped_early": False}))
     with pytest.raises(NotResumed, match=r"steps=4: .* has 4 already"):
-        start(stored(tmp_path, step=4))
+        start(folder)
 
 
 @pytest.mark.parametrize("named", ["run", "run/", "run/checkpoints"])

@@ -103,9 +103,16 @@ def test_a_repeated_command_leaves_a_finished_run_alone(straight, tmp_path, caps
     assert run(folder, "steps=2", "ckpt=auto") == summary
     assert "finished already" in capsys.readouterr().out
     assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == saved
-    (folder / "summary.json").unlink()  # killed between the last checkpoint and the summary
-    again = run(folder, "steps=2", "ckpt=auto")
-    assert {name for name in summary if summary[name] != again[name]} <= {"wall_seconds", "images_per_second"}
+    for ckpt in ("auto", "last"):
+        (folder / "summary.json").unlink()  # killed between the last checkpoint and the summary
+        again = run(folder, "steps=2", f"ckpt={ckpt}")
+        assert {name for name in summary if summary[name] != again[name]} <= {"wall_seconds", "images_per_second"}
+    with pytest.raises(UserError, match=r"steps=2: .*last.ckpt has 2 already; set more steps or images"):
+        run(folder, "steps=2", "ckpt=last")
+    (folder / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"steps=1: .*last.ckpt has 2 already; set more steps or images"):
+        run(folder, "steps=1", "ckpt=auto")
+    (folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(
         UserError,
         match=r"seed=1: the finished run in run_dir=.* has seed=0; set that to resume it, or start another run",

@@ -88,6 +88,12 @@ class EarlyStopping(LightningEarlyStopping):
             if trainer.is_global_zero:
                 tqdm.write(f"step {step}: {self.reason} The run ends after the next step.")
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do nothing: Lightning's looks for ``monitor`` among its own metrics, which lack the distance."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do nothing: a run by steps has no validation."""
+
     def _new_value(self, trainer: Trainer) -> float | None:
         """Return the value logged since the last look, None if there is none; NaN if it was not finite."""
         if not trainer.is_global_zero:
