@@ -128,7 +128,7 @@ class Lines:
         target = Target(MMDReference(landmarks, alpha, 1.0, 0.5), law=None, floor=0.1)
         self.targets = {"rows": target, "columns": target}
 
-    def encode(self, images):
+    def encode(self, images, clamp):
         return {"rows": images.mean((1, 3)), "columns": images.mean((1, 2))}
 
 
