@@ -45,6 +45,10 @@ class ReportArm:
         """Return the values of a key of summary.json in the finished runs."""
         return [run.number(key) for run in self.finished]
 
+    def without(self, key: str | None) -> list[Run]:
+        """Return the finished runs whose value of a key is not a number; none if there is no key."""
+        return [run for run in self.finished if key and not is_number(run.number(key))]
+
     def spread(self, key: str) -> Spread | None:
         """Return mean and range of a number over the seeds, None if no finished run has it."""
         return spread([value for value in self.values(key) if is_number(value)])

@@ -170,6 +170,17 @@ def test_of_two_settings_the_one_with_results_and_else_the_newest_is_kept(tmp_pa
     assert [run.name for run in only(tmp_path).arms[0].runs] == ["a20"]
 
 
+def test_runs_without_a_number_are_no_seeds(tmp_path):
+    for seed, fd in enumerate([1.0, None, float("nan")]):
+        write_run(tmp_path / f"a-seed{seed}", seed, 1.0, study("x-small"), summary={"fd": fd})
+    sweep = only(tmp_path)
+    assert column(sweep, "seeds")["x-small"] == "1 of 3"
+    assert section_of(sweep).troubles[:2] == [
+        "x-small, seed 1: finished, without fd",
+        "x-small, seed 2: finished, but its fd is nan, not a number",
+    ]
+
+
 def test_missing_keys_give_empty_cells(tmp_path):
     bare = {"fd": None, "class_accuracy": None, "images_per_second": None, "nfe": None, "wall_seconds": None}
     write_run(tmp_path / "x-small-seed0", 0, 1.0, study("x-small"), summary=bare, log=False, record=False)
