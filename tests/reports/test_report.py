@@ -680,6 +680,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path, capsys, name, content, me
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["error.txt", "grids/final.png"])
+def test_damaged_files_end_in_one_line(tmp_path, capsys, only_samples, name):
+    path = write_run(tmp_path / "r") / name
+    path.write_bytes(path.read_bytes()[:-40] if path.is_file() else "Zürich".encode("latin-1"))
+    error = refused(capsys, [str(tmp_path)])
+    assert error.startswith(f"error: {path}: it cannot be read (")
+    assert error.count("\n") == 1
+
+
 def test_wide_grids_are_shrunk(tmp_path):
     folder = write_run(tmp_path / "r", data={"classes": 10, "resolution": 256})
     write_grid(folder / "grids" / "final.png", columns=10, rows=4, side=256)
