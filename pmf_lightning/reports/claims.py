@@ -17,7 +17,7 @@ choice of seeds.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 from pmf_lightning.reports.formatting import Spread, higher_is_better, in_words, is_number, show, show_paper, spread
@@ -79,7 +79,8 @@ def check(claim: Claim, numbers: Mapping[str, Sequence[Any]], measure: str) -> F
     known = {arm: value for arm, value in found.items() if value is not None}
     sign = -1.0 if higher_is_better(key) else 1.0
     if claim.kind == "alike":
-        right, always, overlapping = _alike(claim, list(known.values())), True, []
+        right, overlapping = _alike(claim, [value.mean for value in known.values()]), []
+        always = all(_alike(claim, [a.high, b.low]) for a, b in permutations(known.values(), 2))
     else:
         pairs = list(_pairs(claim, known))
         right = all(_better(known[a].mean, known[b].mean, claim.factor, sign) for a, b in pairs)
@@ -108,11 +109,10 @@ def _surely(a: Spread, b: Spread, factor: float, sign: float) -> bool:
     return _better(a.high, b.low, factor, sign) if sign > 0 else _better(a.low, b.high, factor, sign)
 
 
-def _alike(claim: Claim, known: Sequence[Spread]) -> bool:
-    means = [value.mean for value in known]
-    if len(means) < 2 or max(means) == min(means):
+def _alike(claim: Claim, values: Sequence[float]) -> bool:
+    if len(values) < 2 or max(values) == min(values):
         return True
-    return min(means) > 0 and max(means) <= claim.factor * min(means)
+    return min(values) > 0 and max(values) <= claim.factor * min(values)
 
 
 def _read(item: Any, arms: list[str], where: str) -> Claim:

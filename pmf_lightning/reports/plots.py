@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from pmf_lightning.reports.formatting import is_number, show, show_paper
-from pmf_lightning.reports.runs import Run, log_name
+from pmf_lightning.reports.runs import Run, log_name, parsed
 from pmf_lightning.reports.sweeps import ReportArm, Sweep
 from pmf_lightning.reports.table import title
 from pmf_lightning.utils.cache import atomic_write
@@ -212,9 +212,11 @@ def run_of_samples(arm: ReportArm) -> Run | None:
 
 
 def strip_of(run: Run, rows: int) -> Image.Image:
-    """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a part of samples.png is one already."""
-    with Image.open(run.samples.path) as opened:
-        image, titles = opened.convert("RGB"), str(opened.info.get(HEIGHT_KEY, ""))
+    """Return the first rows of a run's last grid, at most ``WIDTH`` wide; a part of samples.png is one already.
+
+    Raises UserError if the file cannot be read.
+    """
+    image, titles = parsed(run.samples.path, _opened)
     if run.samples.box:
         image = image.crop(run.samples.box)
         return image.convert("L") if _is_grey(image) else image
@@ -226,6 +228,15 @@ def strip_of(run: Run, rows: int) -> Image.Image:
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
     return image.convert("L") if _is_grey(image) else image
+
+
+def _opened(path: Path) -> tuple[Image.Image, str]:
+    """Return a picture and the height of its titles; raises OSError or ValueError if it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB"), str(opened.info.get(HEIGHT_KEY, ""))
+    except SyntaxError as error:  # Pillow's for a damaged part of a PNG
+        raise ValueError(error) from error
 
 
 def _save_small(image: Image.Image, path: Path, coarse: bool) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pmf_lightning.reports.runs_file import RUNS, SAMPLES, unpack
-from pmf_lightning.utils.bounded_files import read_json, read_rows, read_yaml
+from pmf_lightning.utils.bounded_files import read_json, read_rows, read_text, read_yaml
 from pmf_lightning.utils.cache import ERROR, SWEEP
 from pmf_lightning.utils.errors import UserError
 
@@ -163,7 +163,7 @@ def read_run(folder: Path, root: Path, overrides: Sequence[str] = ()) -> Run:
         _mapping(folder / "config.yaml", lambda path: read_yaml(path, lambda text: yaml.load(text, LOADER))),
         _mapping(folder / "summary.json", read_json),
         record,
-        " ".join(error.read_text().split()) or "error.txt is empty" if error.is_file() else None,
+        " ".join(parsed(error, read_text).split()) or "error.txt is empty" if error.is_file() else None,
         [row for row in (read_rows(log) if log.is_file() else []) if _finite(row.get("images"))],
         Samples(grid) if grid.is_file() else None,
         overrides or _overrides_of_command(record.get("command")),
@@ -173,7 +173,7 @@ def read_run(folder: Path, root: Path, overrides: Sequence[str] = ()) -> Run:
 def _read_runs_file(path: Path, root: Path) -> list[Run]:
     """Return the runs of a runs.json; raises UserError if it cannot be read."""
     runs, picture = [], path.parent / SAMPLES
-    for run in _parsed(path, lambda path: unpack(_as_mapping(read_json(path)))):
+    for run in parsed(path, lambda path: unpack(_as_mapping(read_json(path)))):
         folder, record, box = path.parent / run["name"], run.get("record", {}), run.get("samples")
         runs.append(
             Run(
@@ -220,7 +220,7 @@ def _finite(value: Any) -> bool:
 
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
     """Parse a file; returns an empty mapping if it is missing, raises UserError if it is not a mapping."""
-    return _parsed(path, lambda path: _as_mapping(parse(path))) if path.is_file() else {}
+    return parsed(path, lambda path: _as_mapping(parse(path))) if path.is_file() else {}
 
 
 def _as_mapping(found: Any) -> Mapping[str, Any]:
@@ -229,7 +229,8 @@ def _as_mapping(found: Any) -> Mapping[str, Any]:
     return found
 
 
-def _parsed(path: Path, parse: Any) -> Any:
+def parsed(path: Path, parse: Any) -> Any:
+    """Parse a file; raises UserError if it cannot be read."""
     try:
         return parse(path)
     except (OSError, ValueError, yaml.YAMLError) as error:

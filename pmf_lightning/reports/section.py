@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from pmf_lightning.reports.claims import Finding, Verdict, check, compare_arms, seeds_of, sentence, verdict_of
 from pmf_lightning.reports.formatting import higher_is_better, in_words, is_number, show_paper, show_time, spread
-from pmf_lightning.reports.sweeps import Sweep
+from pmf_lightning.reports.runs import Run
+from pmf_lightning.reports.sweeps import Sweep, text
 from pmf_lightning.reports.table import Table, table_of
 
 MARKS = {True: "yes", False: "no", None: "open"}
@@ -99,10 +100,15 @@ def _troubles(sweep: Sweep) -> list[str]:
         if not arm.runs:
             lines.append(f"{arm.name}: {arm.state}, {arm.reason or 'it has no run'}")
         for run in arm.runs:
-            if run.state != "finished":
+            if reason := run.reason or (_no_number(run, sweep.measure) if run in arm.without(sweep.measure) else ""):
                 seed = "" if run.seed is None else f", seed {run.seed}"
-                lines.append(f"{arm.name}{seed}: {run.state}, {run.reason}")
+                lines.append(f"{arm.name}{seed}: {run.state}, {reason}")
     return [*lines, *sweep.omitted]
+
+
+def _no_number(run: Run, measure: str) -> str:
+    value = run.number(measure)
+    return f"without {measure}" if value is None else f"but its {measure} is {text(value)}, not a number"
 
 
 def _notes(sweep: Sweep) -> list[str]:

@@ -1,7 +1,7 @@
 """Settings that distinguish runs outside a study: the overrides of their command lines."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pmf_lightning.reports.runs import Run
@@ -30,9 +30,34 @@ def fingerprint(run: Run) -> str:
 
     ``init_from`` of an experiment may name the weights of the run's own seed; it counts if the command line sets it.
     """
+    return _frozen(_counted(run))
+
+
+def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of two runs of one arm that differ, by their keys; what ``fingerprint`` ignores is ignored.
+
+    Keys that one of the runs lacks do not count, nor do moved classes: versions of this program write other ones.
+    """
+    return dict(_differing(_counted(run), _counted(other), ""))
+
+
+def _counted(run: Run) -> dict[str, Any]:
     given = {_key_and_value(override)[0] for override in run.overrides}
     counted = {key for key in run.config if _is_setting(key) and (key != "init_from" or key in given)}
-    return _frozen({key: value for key, value in run.config.items() if key in counted})
+    return {key: value for key, value in run.config.items() if key in counted}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any], above: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for key in (key for key in one if key in other):
+        pair = one[key], other[key]
+        if all(isinstance(value, Mapping) for value in pair):
+            yield from _differing(*pair, f"{above}{key}.")
+        elif len({_class_name(value) if key == "_target_" else _frozen(value) for value in pair}) > 1:
+            yield f"{above}{key}", pair
+
+
+def _class_name(target: Any) -> str:
+    return str(target).rpartition(".")[2].lower()  # torch.optim.Adam and optimizers.adam are one
 
 
 def _is_setting(key: str) -> bool:

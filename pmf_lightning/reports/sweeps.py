@@ -8,11 +8,12 @@ from typing import Any
 
 from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
-from pmf_lightning.reports.settings import fingerprint, settings_of
+from pmf_lightning.reports.settings import differences, fingerprint, settings_of
 from pmf_lightning.reports.study import Study, read_study
 
 MEASURES = ("fid", "fd", "class_accuracy")  # a sweep without a study uses the first that any run has
 MOST_LETTERS = 48  # of an arm's name, so that it fits beside a plot; the table has the settings
+MOST_DIFFERENCES = 3  # that the line about an omitted run names
 _CHOICES = ("model", "experiment")  # their values are shown without the key
 
 
@@ -43,6 +44,10 @@ class ReportArm:
     def values(self, key: str) -> list[Any]:
         """Return the values of a key of summary.json in the finished runs."""
         return [run.number(key) for run in self.finished]
+
+    def without(self, key: str | None) -> list[Run]:
+        """Return the finished runs whose value of a key is not a number; none if there is no key."""
+        return [run for run in self.finished if key and not is_number(run.number(key))]
 
     def spread(self, key: str) -> Spread | None:
         """Return mean and range of a number over the seeds, None if no finished run has it."""
@@ -99,18 +104,55 @@ def _of_study(runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
     newest = max(runs, key=lambda run: run.started)
     study = read_study(newest.config["study"], newest.source)
     by_arm: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in _told_apart(runs):
         by_arm[str(run.config["study"].get("arm"))].append(run)
     arms, omitted = [], []
     for name in [*study.paper, *(name for name in by_arm if name not in study.paper)]:
-        chosen, older = _one_per_seed(by_arm.get(name, []))
-        omitted += older
+        same, others = _of_one_setting(by_arm.get(name, []))
+        chosen, older = _one_per_seed(same)
+        omitted += older + others
         columns = (chosen[0].config["study"].get("columns") or {}) if chosen else {}
         reason = "" if chosen else _early_error(name, runs, failed_early)
         arms.append(
             ReportArm(name, chosen, {str(k): text(v) for k, v in columns.items()}, study.paper.get(name), reason)
         )
     return Sweep(study.name, arms, study.measure, study, omitted)
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs; those of one name, which several roots may have, with their folders as names."""
+    count = Counter(run.name for run in runs)
+    return [replace(run, name=str(run.folder)) if count[run.name] > 1 else run for run in runs]
+
+
+def _of_one_setting(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs of the setting with most seeds (of several, the newest), and a line about each of the others."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        group = next((group for group in groups if not differences(run, group[0])), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    kept = max(groups, key=_extent, default=[])
+    return kept, [_unlike(run, kept[0]) for group in groups if group is not kept for run in group]
+
+
+def _extent(runs: Sequence[Run]) -> tuple[int, int, str]:
+    """Return the number of seeds with a result, the number of seeds, and the last start."""
+    finished = {run.seed for run in runs if run.state == "finished"}
+    return len(finished), len({run.seed for run in runs}), max(run.started for run in runs)
+
+
+def _unlike(run: Run, kept: Run) -> str:
+    """Return the line about a run that is omitted because its setting is not that of ``kept``."""
+    parts = [f"{key} {_brief(one)} instead of {_brief(other)}" for key, (one, other) in differences(run, kept).items()]
+    more = f" and {len(parts) - MOST_DIFFERENCES} more" if len(parts) > MOST_DIFFERENCES else ""
+    return f"{run.name} is omitted: unlike {kept.name} it has {', '.join(parts[:MOST_DIFFERENCES])}{more}"
+
+
+def _brief(value: Any) -> str:
+    return "another group" if isinstance(value, Mapping) else text(value)
 
 
 def _early_error(arm: str, runs: Sequence[Run], failed_early: Sequence[Run]) -> str:

@@ -50,7 +50,7 @@ def table_of(sweep: Sweep) -> Table:
         header.append(f"ours: {title(key)}" if key == sweep.measure and sweep.study else title(key))
         columns.append([str(arm.spread(key) or "") for arm in arms])
     header.append("seeds")
-    columns.append([_seeds(arm) for arm in arms])
+    columns.append([_seeds(arm, sweep.measure) for arm in arms])
     if any(arm.state != "finished" for arm in arms):
         header.append("state")
         columns.append([arm.state for arm in arms])
@@ -81,9 +81,10 @@ def _keys(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys([*measure, *claimed, *TITLES]))
 
 
-def _seeds(arm: ReportArm) -> str:
-    finished, all_runs = len(arm.finished), len(arm.runs)
-    return str(finished) if finished == all_runs else f"{finished} of {all_runs}"
+def _seeds(arm: ReportArm, measure: str | None) -> str:
+    """Return the number of runs whose measure is averaged, and of how many if not of all."""
+    counted = len(arm.finished) - len(arm.without(measure))
+    return str(counted) if counted == len(arm.runs) else f"{counted} of {len(arm.runs)}"
 
 
 def runs_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:

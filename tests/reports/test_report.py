@@ -144,6 +144,43 @@ def test_of_the_same_arm_and_seed_the_newest_finished_run_counts(tmp_path):
     assert only(tmp_path, tmp_path).omitted == sweep.omitted  # a folder named twice is read once
 
 
+def test_runs_of_other_settings_are_not_seeds_of_an_arm(tmp_path):
+    """Nor do keys that older versions did not write make another setting, nor a class that has moved."""
+    adam = {"_target_": "torch.optim.Adam", "lr": 0.1}
+    moved = {"_target_": "pmf_lightning.optim.optimizers.adam", "lr": 0.1, "ns_dtype": "auto"}
+    for seed, optimizer in enumerate([adam, moved]):
+        write_run(
+            tmp_path / "one" / f"a-seed{seed}", seed, 3.0 + seed, study("x-small"), images=100000, optimizer=optimizer
+        )
+    write_run(tmp_path / "one" / "a-seed2", 2, 500.0, study("x-small"), images=1000, optimizer=adam)
+    write_run(tmp_path / "two" / "a-seed0", 0, 700.0, study("x-small"), images=99, optimizer={**adam, "lr": 0.2})
+    sweep = only(tmp_path / "one", tmp_path / "two")
+    assert (sweep.arms[0].spread("fd").mean, sweep.arms[0].spread("fd").seeds) == (3.5, 2)
+    first, other = tmp_path / "one" / "a-seed0", tmp_path / "two" / "a-seed0"
+    assert sweep.omitted == [
+        f"a-seed2 is omitted: unlike {first} it has images 1000 instead of 100,000",
+        f"{other} is omitted: unlike {first} it has images 99 instead of 100,000, optimizer.lr 0.2 instead of 0.1",
+    ]
+
+
+def test_of_two_settings_the_one_with_results_and_else_the_newest_is_kept(tmp_path):
+    for day, (images, fd) in enumerate([(10, 5.0), (20, 6.0), (30, None)], 1):
+        record = {"started": f"2026-11-0{day}T12:00:00+0000"}
+        write_run(tmp_path / f"a{images}", 0, fd, study("x-small"), images=images, record=record)
+    assert [run.name for run in only(tmp_path).arms[0].runs] == ["a20"]
+
+
+def test_runs_without_a_number_are_no_seeds(tmp_path):
+    for seed, fd in enumerate([1.0, None, float("nan")]):
+        write_run(tmp_path / f"a-seed{seed}", seed, 1.0, study("x-small"), summary={"fd": fd})
+    sweep = only(tmp_path)
+    assert column(sweep, "seeds")["x-small"] == "1 of 3"
+    assert section_of(sweep).troubles[:2] == [
+        "x-small, seed 1: finished, without fd",
+        "x-small, seed 2: finished, but its fd is nan, not a number",
+    ]
+
+
 def test_missing_keys_give_empty_cells(tmp_path):
     bare = {"fd": None, "class_accuracy": None, "images_per_second": None, "nfe": None, "wall_seconds": None}
     write_run(tmp_path / "x-small-seed0", 0, 1.0, study("x-small"), summary=bare, log=False, record=False)
@@ -640,6 +677,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path, capsys, name, content, me
     error = refused(capsys, [str(tmp_path)])
     assert message in error
     assert error.startswith(f"error: {tmp_path / 'r'}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["error.txt", "grids/final.png"])
+def test_damaged_files_end_in_one_line(tmp_path, capsys, only_samples, name):
+    path = write_run(tmp_path / "r") / name
+    path.write_bytes(path.read_bytes()[:-40] if path.is_file() else "Zürich".encode("latin-1"))
+    error = refused(capsys, [str(tmp_path)])
+    assert error.startswith(f"error: {path}: it cannot be read (")
     assert error.count("\n") == 1
 
 

@@ -117,6 +117,16 @@ def test_overlapping_ranges_of_seeds_are_named():
     assert found({"a": [1], "b": [1]}, lower="a", than=["b"]).overlapping == ()  # single seeds have no range
 
 
+def test_alike_arms_are_so_for_every_choice_of_seeds_or_not():
+    surely = found({"a": [2, 2.5], "b": [3, 3]}, alike=["a", "b"], within=1.5)
+    assert (surely.holds, surely.always) == (True, True)
+    not_surely = found({"a": [1.9, 2.5], "b": [3, 3]}, alike=["a", "b"], within=1.5)  # 3 > 1.5 * 1.9
+    assert (not_surely.holds, not_surely.always) == (True, False)
+    assert "it does not hold for every choice of seeds" in sentence(not_surely, {})
+    within_an_arm = found({"a": [1, 3], "b": [1.7, 1.7]}, alike=["a", "b"], within=2)  # a choice has one seed per arm
+    assert (within_an_arm.holds, within_an_arm.always) == (True, True)
+
+
 def test_ratios_are_what_the_claim_is_about():
     assert found({"a": [2], "b": [10], "c": [6]}, lower="a", than=["b", "c"]).ratio == 3
     assert found({"a": [2], "b": [10], "c": [6]}, alike=["a", "b", "c"], within=9).ratio == 5
