@@ -70,7 +70,8 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 
 def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
-    cfg, own = compose([as_typed(one) for one in job]), strip_launcher(job)
+    job = [as_typed(one) for one in job]
+    cfg, own = compose(job), strip_launcher(job)
     values = dict(override.split("=", 1) for override in job)
     name = " ".join(f"{key}={values[key]}" for key in swept if key != "seed")
     study = cfg.get("study")

@@ -19,6 +19,7 @@ from shrunk import RUN
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.cli import command
+from pmf_lightning.config.command_line import readable
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.sweeps import cost, jobs, messages, subprocess_run, sweep_file
@@ -466,8 +467,12 @@ def test_no_cost_of_data_that_are_not_there():
     assert re.match(r"no estimate of its cost: .*data\.root", Sweep("h200", 0.1)._cost([one]))
 
 
+ESCAPED = [r"run_dir=out/$\{seed\}", r"cache_dir=/tmp/my\ cache", r"trainer.max_time=00\:00\:00\:02"]
+TYPED = ['run_dir="out/${seed}"', 'cache_dir="/tmp/my cache"', 'trainer.max_time="00:00:00:02"']
+
+
 def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
-    said = OmegaConf.create({"overrides": {"task": ["launcher=joblib", "sweeper=optuna", "seed=3"]}})
+    said = OmegaConf.create({"overrides": {"task": ["launcher=joblib", "sweeper=optuna", "seed=3", *ESCAPED]}})
     called = []
 
     def begin(arguments):
@@ -480,13 +485,21 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
     monkeypatch.setenv(RUN_DIR, "of the job before")
     request = RunRequest(tmp_path, None, tmp_path, 1, {})
     assert subprocess_run.train_in_subprocess(request)["fd"] == 2.5
-    assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
+    assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3", *TYPED]
     assert os.environ[RUN_DIR] == str(tmp_path)
 
 
 def test_the_overrides_of_a_run_are_what_a_single_run_takes():
     (one,) = planned(multirun("launcher=joblib", "sweeper=optuna", "model=pmf_tiny", "seed=3"))
     assert one.arm.overrides == ["model=pmf_tiny", "seed=3"]
+
+
+def test_the_overrides_of_a_run_give_the_same_run_again():
+    for one in planned(multirun("model=pmf_tiny", "run_dir=out/${seed}", *ESCAPED[1:], "seed=3,4")):
+        assert one.arm.overrides[1:4] == TYPED
+        again = compose(readable(one.arm.overrides, "train"))
+        assert (again.run_dir, again.cache_dir) == (f"out/{one.arm.seed}", "/tmp/my cache")
+        assert (again.trainer.max_time, again.seed) == ("00:00:00:02", one.arm.seed)
 
 
 @pytest.mark.parametrize(
