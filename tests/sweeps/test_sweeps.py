@@ -29,9 +29,11 @@ from pmf_lightning.sweeps.plan import PlannedRun, common_parent, planned
 from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
+from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
+from pmf_lightning.utils.provenance import SWEEP
 from pmf_lightning.utils.rng import BatchRows
 
 TINY = [*RUN, "sample_grid.enabled=false", "steps=2"]
@@ -349,6 +351,29 @@ def test_another_run_in_the_way_is_seen_beforehand(tmp_path):
     (one,) = planned(multirun(*asked))
     assert f"{tmp_path}/7" in one.arm.error
     assert not one.finished
+
+
+def test_finished_runs_that_are_to_go_on_are_planned_counted_and_locked(tmp_path, monkeypatch, capsys):
+    asked = ["model=pmf_tiny", f"run_dir={tmp_path}/${{seed}}", "ckpt=auto", "seed=0,1"]
+    for one in planned(multirun(*asked, "steps=64")):
+        folder = finish(one.arm.run_dir, steps=64, images_per_second=1.0)
+        OmegaConf.save(OmegaConf.create(run_request(one.cfg).config), folder / "config.yaml")
+    assert [one.finished for one in planned(multirun(*asked, "steps=64"))] == [True, True]
+    locked = []
+    monkeypatch.setattr("pmf_lightning.sweeps.hydra_callback._lock_run_dirs", locked.extend)
+    monkeypatch.setattr(Sweep, "_abort_if_all_refused", lambda self, left: None)
+    monkeypatch.setenv(SWEEP, "")
+    longer = multirun(*asked, "steps=66")
+    longer.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    sweep = Sweep("h200", 0.1)
+    sweep.on_multirun_start(longer)
+    said = capsys.readouterr().out
+    assert f"1 arm x 2 seeds in {tmp_path}: 2 stopped" in said
+    assert "of training at the images/s of the finished runs" in said
+    assert locked == [tmp_path / "0", tmp_path / "1"]
+    sweep._record(jobs.Outcome(0, run_dir=str(tmp_path / "0")))
+    sweep._record(jobs.Outcome(1))  # a signal came before it
+    assert [arm.state for arm in sweep.arms] == ["finished", "stopped"]
 
 
 def test_what_runs_are_compared_by():
