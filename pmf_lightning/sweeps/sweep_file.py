@@ -47,9 +47,8 @@ class SweepRun:
     @property
     def images_per_second(self) -> float:
         """The measured training speed of a finished run, also of one that is to be trained further, else 0."""
-        speed = (
-            _summary(self.run_dir).get("images_per_second") if replace(self, left=False).state == "finished" else None
-        )
+        finished = replace(self, left=False).state == "finished"
+        speed = _summary(self.run_dir).get("images_per_second") if finished else None
         return float(speed) if type(speed) in (int, float) else 0.0
 
 
