@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from tqdm import tqdm
 
 from pmf_lightning.config.compose import choices, compose
+from pmf_lightning.config.job_arguments import job_overrides
 from pmf_lightning.config.one_class import for_its_classes
 from pmf_lightning.config.presets import on_its_data
 from pmf_lightning.profiling import communication
@@ -71,7 +71,7 @@ def _preset(name: str, overrides: Sequence[str]) -> Facts | None:
 
 def run_and_show(cfg: DictConfig) -> None:
     """Print the facts and estimates that the command line requests, as tables or JSON."""
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = job_overrides()
     if (completed := on_its_data(overrides)) != overrides:  # in a multirun, each job has a model of its own
         cfg = compose(completed, "info")
     models, steps = _facts(cfg, overrides), _estimates(cfg)

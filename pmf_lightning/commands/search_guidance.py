@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from pmf_lightning.config import validate
+from pmf_lightning.config import search_path, validate
 from pmf_lightning.config.groups import choices
 from pmf_lightning.distributed.collectives import on_all_ranks, on_rank_zero
 from pmf_lightning.distributed.launch import is_rank_zero, torchrun_group
@@ -33,6 +33,7 @@ from pmf_lightning.tracking import wandb_runs
 from pmf_lightning.training.plots import save_grid
 from pmf_lightning.utils.cache import digest, file_sha256, no_empty_folder, writable
 from pmf_lightning.utils.errors import UserError, suggestions
+from pmf_lightning.utils.pasted import path_argument
 from pmf_lightning.utils.threads import one_if_busy
 
 COLUMNS = 10  # of the grid of samples
@@ -130,7 +131,7 @@ def _write(
 
 def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
     """Return the commands that evaluate the best point again and sample from it."""
-    base = [f"ckpt={cfg.ckpt}", *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
+    base = [*search_path.arguments(), *best.arguments, f"seed={cfg.seed}", f"device={cfg.device}"]
     base += [f"trust=[{','.join(cfg.trust)}]"] if cfg.trust else []
     base += [] if cfg.decoder.weights is None else [f"decoder.weights={cfg.decoder.weights}"]
     repeated = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith(PASSED_ON)]
@@ -142,9 +143,10 @@ def _command_lines(cfg: DictConfig, best: SamplingSetting) -> dict[str, str]:
         rules += [f"{group}={cfg[group].name}"] if not given and cfg[group].name in choices(group) else []
     rules += repeated
     n = cfg.n if cfg.n_final is None else cfg.n_final
+    ckpt = path_argument("ckpt", cfg.ckpt)
     return {
-        "evaluate": shlex.join(["python", "-m", "pmf_lightning.evaluate", *base, *rules, f"n={n}"]),
-        "sample": shlex.join(["python", "-m", "pmf_lightning.sample", *base]),
+        "evaluate": f"python -m pmf_lightning.evaluate {ckpt} {shlex.join([*base, *rules, f'n={n}'])}",
+        "sample": f"python -m pmf_lightning.sample {ckpt} {shlex.join(base)}",
     }
 
 

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from pmf_lightning.config import search_path
+from pmf_lightning.config.command_line import as_typed
 
 
 def strip_launcher(overrides: Sequence[str]) -> list[str]:
@@ -17,7 +18,8 @@ def strip_launcher(overrides: Sequence[str]) -> list[str]:
 
 def job_overrides() -> list[str]:
     """Return the overrides of the running job as typed, without those that a single run rejects."""
-    return strip_launcher(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return strip_launcher([as_typed(one) for one in given])
 
 
 def resume_arguments(folder: Path) -> list[str]:

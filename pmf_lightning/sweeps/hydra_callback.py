@@ -97,8 +97,7 @@ class Sweep(Callback):
         try:
             if any(not cost.is_small(cfg) for cfg in cfgs):
                 return self._analytic_cost(cfgs)
-            finished = [arm for arm in self.arms if arm.state == "finished"]
-            return cost.measured_estimate([(one.arm, cost.images_of(one.cfg)) for one in left], finished)
+            return cost.measured_estimate([(one.arm, cost.images_of(one.cfg)) for one in left], self.arms)
         except (UserError, OmegaConfBaseException) as error:  # a shape that depends on missing data
             return f"no estimate of its cost: {one_line(error)}"
 
@@ -153,7 +152,8 @@ class Sweep(Callback):
         folder = Path(outcome.run_dir) if outcome.run_dir else None
         if self.plan_known:
             arm = self.arms[outcome.number]
-            self.arms[outcome.number] = replace(arm, run_dir=arm.run_dir or folder, error=outcome.error)
+            left = arm.left and folder is None  # a signal ended the sweep before this run
+            self.arms[outcome.number] = replace(arm, run_dir=arm.run_dir or folder, error=outcome.error, left=left)
             return
         self.arms = [arm for arm in self.arms if folder is None or arm.run_dir != folder]  # an earlier attempt
         of_job = dict(override.split("=", 1) for override in outcome.overrides)

@@ -1,7 +1,7 @@
 """Find the runs of a multirun before Hydra starts the first one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,15 +25,14 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run before it starts: its entry in the sweep and its configuration."""
+    """A run before it starts: its entry in the sweep and its configuration.
+
+    ``finished`` is whether the run is complete and would not be repeated.
+    """
 
     arm: SweepRun
     cfg: DictConfig
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run is complete and would not be repeated."""
-        return self.arm.state == "finished" and self.cfg.ckpt == "auto"
+    finished: bool = False
 
 
 def planned(config: DictConfig) -> list[PlannedRun] | None:
@@ -70,7 +69,8 @@ def _overrides(config: DictConfig) -> list[Override]:
 
 
 def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
-    cfg, own = compose([as_typed(one) for one in job]), strip_launcher(job)
+    job = [as_typed(one) for one in job]
+    cfg, own = compose(job), strip_launcher(job)
     values = dict(override.split("=", 1) for override in job)
     name = " ".join(f"{key}={values[key]}" for key in swept if key != "seed")
     study = cfg.get("study")
@@ -78,20 +78,19 @@ def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
         return PlannedRun(SweepRun(name, cfg.seed, None, own), cfg)  # run_dir is known only when the job runs
     try:
         where = cfg.run_dir if cfg.run_dir is None else Path(cfg.run_dir)
-        return PlannedRun(
-            SweepRun(str(study.arm) if study else name, cfg.seed, where, own, _conflict(run_request(cfg))), cfg
-        )
+        finished, conflict = _stored(run_request(cfg))
     except OmegaConfBaseException:  # run_dir depends on the number of the job
         return PlannedRun(SweepRun(name, cfg.seed, None, own), cfg)
+    arm = SweepRun(str(study.arm) if study else name, cfg.seed, where, own, conflict)
+    return PlannedRun(arm if finished else replace(arm, left=True), cfg, finished)
 
 
-def _conflict(request: RunRequest) -> str | None:
-    """Return why a run would not resume the run in its directory, None if it would."""
+def _stored(request: RunRequest) -> tuple[bool, str | None]:
+    """Return whether a run is complete in its directory, and why it could not resume there; None if it could."""
     try:
-        resume.finished(request)
+        return resume.finished(request) is not None, None
     except UserError as error:
-        return str(error)
-    return None
+        return False, str(error)
 
 
 def _refuse_shared_folders(arms: Sequence[SweepRun]) -> None:

@@ -18,7 +18,8 @@ class SweepRun:
     """One run of a sweep.
 
     ``arm`` is its id within a study, or the swept overrides without the seed. ``run_dir`` is None if the run chooses it
-    itself and has not done so yet. ``error`` is the reason why the last attempt failed.
+    itself and has not done so yet. ``error`` is the reason why the last attempt failed. ``left`` is whether the sweep
+    still has to train it, even if a shorter run is finished in its directory.
     """
 
     arm: str
@@ -26,6 +27,7 @@ class SweepRun:
     run_dir: Path | None
     overrides: list[str] = field(default_factory=list)
     error: str | None = None
+    left: bool = False
 
     @property
     def state(self) -> str:
@@ -35,16 +37,18 @@ class SweepRun:
             return "failed"
         if folder is None:
             return "missing"
-        if not _summary(folder)["stopped_early"]:
+        complete = not _summary(folder)["stopped_early"]
+        if complete and not self.left:
             return "finished"
-        if (folder / ERROR).is_file():
+        if not complete and (folder / ERROR).is_file():
             return "failed"
         return "stopped" if (folder / "config.yaml").is_file() else "missing"
 
     @property
     def images_per_second(self) -> float:
-        """The measured training speed of a finished run, else 0."""
-        speed = _summary(self.run_dir).get("images_per_second") if self.state == "finished" else None
+        """The measured training speed of a finished run, also of one that is to be trained further, else 0."""
+        finished = replace(self, left=False).state == "finished"
+        speed = _summary(self.run_dir).get("images_per_second") if finished else None
         return float(speed) if type(speed) in (int, float) else 0.0
 
 
@@ -88,4 +92,5 @@ def write(folder: Path, arms: Sequence[SweepRun], about: dict[str, Any]) -> None
 
 def _plain(arm: SweepRun, folder: Path) -> dict[str, Any]:
     relative = None if arm.run_dir is None else os.path.relpath(arm.run_dir, folder)
-    return {**asdict(replace(arm, run_dir=None)), "run_dir": relative, "state": arm.state}
+    fields = {key: value for key, value in asdict(replace(arm, run_dir=None)).items() if key != "left"}
+    return {**fields, "run_dir": relative, "state": arm.state}

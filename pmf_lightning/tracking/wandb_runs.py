@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from pmf_lightning.config.job_arguments import job_overrides
 from pmf_lightning.utils.cache import digest
 from pmf_lightning.utils.errors import UserError, suggestions
 from pmf_lightning.utils.provenance import SWEEP
@@ -50,7 +51,7 @@ def hydra_job() -> Job:
     hydra = HydraConfig.get()
     started_here = hydra.mode == RunMode.MULTIRUN and {"-m", "--multirun"} & set(sys.argv[1:])
     sweep = sys.argv[1:] if started_here else shlex.split(os.environ.get(SWEEP, ""))
-    return Job(tuple(hydra.overrides.task), tuple(sweep))
+    return Job(tuple(job_overrides()), tuple(sweep))
 
 
 def labels(config: Mapping[str, Any], folder: Path, job: Job, kind: str = "train") -> Labels:

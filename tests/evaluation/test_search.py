@@ -16,6 +16,8 @@ from shrunk import RUN
 
 from pmf_lightning import UserError, compose, load_checkpoint, search_guidance
 from pmf_lightning.commands import search_guidance as work
+from pmf_lightning.config import search_path
+from pmf_lightning.config.command_line import readable
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
 from pmf_lightning.evaluation.build import open_evaluator
@@ -313,6 +315,24 @@ def test_the_command_of_best_json_repeats_the_user_s_rules(given, repeated, monk
     again = compose(words, "evaluate")
     assert (again.protocol, again.extractor) == (cfg.protocol, cfg.extractor)
     assert sum(word in given for word in words) == repeated
+
+
+def test_the_commands_of_best_json_find_the_user_s_folders_and_checkpoint(tmp_path, monkeypatch):
+    mine = tmp_path / "my conf"
+    (mine / "extractor").mkdir(parents=True)
+    shutil.copy(search_path.CONF / "extractor" / "timm.yaml", mine / "extractor" / "mine.yaml")
+    given = ["extractor=mine", "extractor.model=resnet50.a1_in1k"]
+    monkeypatch.setattr(sys, "argv", ["search_guidance", *given])
+    with search_path.added([f"file://{mine}"]):
+        cfg = compose(["ckpt='~x'", "reference=data", *given], "search_guidance")
+        commands = work._command_lines(cfg, START)
+    for name, command in commands.items():
+        overrides, folders = search_path.taken_from(shlex.split(command)[3:])
+        assert folders == [f"file://{mine}"]
+        with search_path.added(folders):
+            again = compose(readable(overrides, name), name)
+        assert again.ckpt == "./~x"
+    assert any(word == "extractor=mine" for word in shlex.split(commands["evaluate"]))
 
 
 @pytest.mark.slow

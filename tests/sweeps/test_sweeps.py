@@ -19,6 +19,7 @@ from shrunk import RUN
 
 from pmf_lightning import UserError, compose
 from pmf_lightning.cli import command
+from pmf_lightning.config.command_line import readable
 from pmf_lightning.pipeline.build import build
 from pmf_lightning.profiling.step_memory import step_flops
 from pmf_lightning.sweeps import cost, jobs, messages, subprocess_run, sweep_file
@@ -28,9 +29,11 @@ from pmf_lightning.sweeps.plan import PlannedRun, common_parent, planned
 from pmf_lightning.sweeps.preflight import Preflight
 from pmf_lightning.sweeps.sweep_file import SweepRun
 from pmf_lightning.train import main
+from pmf_lightning.training.prepare import run_request
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.cache import RUN_DIR
 from pmf_lightning.utils.errors import Diverged, NotSaved, ProcessLost
+from pmf_lightning.utils.provenance import SWEEP
 from pmf_lightning.utils.rng import BatchRows
 
 TINY = [*RUN, "sample_grid.enabled=false", "steps=2"]
@@ -350,6 +353,29 @@ def test_another_run_in_the_way_is_seen_beforehand(tmp_path):
     assert not one.finished
 
 
+def test_finished_runs_that_are_to_go_on_are_planned_counted_and_locked(tmp_path, monkeypatch, capsys):
+    asked = ["model=pmf_tiny", f"run_dir={tmp_path}/${{seed}}", "ckpt=auto", "seed=0,1"]
+    for one in planned(multirun(*asked, "steps=64")):
+        folder = finish(one.arm.run_dir, steps=64, images_per_second=1.0)
+        OmegaConf.save(OmegaConf.create(run_request(one.cfg).config), folder / "config.yaml")
+    assert [one.finished for one in planned(multirun(*asked, "steps=64"))] == [True, True]
+    locked = []
+    monkeypatch.setattr("pmf_lightning.sweeps.hydra_callback._lock_run_dirs", locked.extend)
+    monkeypatch.setattr(Sweep, "_abort_if_all_refused", lambda self, left: None)
+    monkeypatch.setenv(SWEEP, "")
+    longer = multirun(*asked, "steps=66")
+    longer.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    sweep = Sweep("h200", 0.1)
+    sweep.on_multirun_start(longer)
+    said = capsys.readouterr().out
+    assert f"1 arm x 2 seeds in {tmp_path}: 2 stopped" in said
+    assert "of training at the images/s of the finished runs" in said
+    assert locked == [tmp_path / "0", tmp_path / "1"]
+    sweep._record(jobs.Outcome(0, run_dir=str(tmp_path / "0")))
+    sweep._record(jobs.Outcome(1))  # a signal came before it
+    assert [arm.state for arm in sweep.arms] == ["finished", "stopped"]
+
+
 def test_what_runs_are_compared_by():
     study = OmegaConf.create({"study": {"measure": "fid50k_jit"}})
     assert measured(study, {"fd": 3.0, "fid50k_jit": 2}) == 2.0
@@ -466,8 +492,12 @@ def test_no_cost_of_data_that_are_not_there():
     assert re.match(r"no estimate of its cost: .*data\.root", Sweep("h200", 0.1)._cost([one]))
 
 
+ESCAPED = [r"run_dir=out/$\{seed\}", r"cache_dir=/tmp/my\ cache", r"trainer.max_time=00\:00\:00\:02"]
+TYPED = ['run_dir="out/${seed}"', 'cache_dir="/tmp/my cache"', 'trainer.max_time="00:00:00:02"']
+
+
 def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
-    said = OmegaConf.create({"overrides": {"task": ["launcher=joblib", "sweeper=optuna", "seed=3"]}})
+    said = OmegaConf.create({"overrides": {"task": ["launcher=joblib", "sweeper=optuna", "seed=3", *ESCAPED]}})
     called = []
 
     def begin(arguments):
@@ -480,13 +510,21 @@ def test_a_run_in_a_process_of_its_own_is_a_single_one(monkeypatch, tmp_path):
     monkeypatch.setenv(RUN_DIR, "of the job before")
     request = RunRequest(tmp_path, None, tmp_path, 1, {})
     assert subprocess_run.train_in_subprocess(request)["fd"] == 2.5
-    assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3"]
+    assert called == [sys.executable, "-m", "pmf_lightning.train", "seed=3", *TYPED]
     assert os.environ[RUN_DIR] == str(tmp_path)
 
 
 def test_the_overrides_of_a_run_are_what_a_single_run_takes():
     (one,) = planned(multirun("launcher=joblib", "sweeper=optuna", "model=pmf_tiny", "seed=3"))
     assert one.arm.overrides == ["model=pmf_tiny", "seed=3"]
+
+
+def test_the_overrides_of_a_run_give_the_same_run_again():
+    for one in planned(multirun("model=pmf_tiny", "run_dir=out/${seed}", *ESCAPED[1:], "seed=3,4")):
+        assert one.arm.overrides[1:4] == TYPED
+        again = compose(readable(one.arm.overrides, "train"))
+        assert (again.run_dir, again.cache_dir) == (f"out/{one.arm.seed}", "/tmp/my cache")
+        assert (again.trainer.max_time, again.seed) == ("00:00:00:02", one.arm.seed)
 
 
 @pytest.mark.parametrize(

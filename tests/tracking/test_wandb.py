@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import logged_out, quiet_and_offline, read, sessions
+from omegaconf import OmegaConf
 from shrunk import RUN
 
 from pmf_lightning import UserError, compose
@@ -196,14 +197,16 @@ def test_disabled_costs_nothing(tmp_path):
 
 
 def test_jobs_in_other_processes_know_their_sweep(monkeypatch):
-    def job(mode, *arguments):
-        said = SimpleNamespace(mode=mode, overrides=SimpleNamespace(task=["seed=0"]))
+    def job(mode, *arguments, task=("seed=0",)):
+        said = SimpleNamespace(mode=mode, overrides=OmegaConf.create({"task": list(task)}))
         monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
         monkeypatch.setattr(HydraConfig, "get", lambda: said)
         monkeypatch.setattr("sys.argv", ["train", *arguments])
         return wandb_runs.hydra_job()
 
     assert job(RunMode.RUN, "seed=0") == Job(("seed=0",))
+    assert job(RunMode.RUN, task=["run_dir='r/${seed}'"]) == Job(("run_dir='r/${seed}'",))
+    assert job(RunMode.MULTIRUN, task=[r"name=my\ run"]).overrides == ('name="my run"',)
     assert job(RunMode.MULTIRUN, "--multirun", "seed=3,4").sweep == ("--multirun", "seed=3,4")
     monkeypatch.setenv(SWEEP, "-m seed=0,1 'backbone.heads={u: 1}'")
     for mode in (RunMode.RUN, RunMode.MULTIRUN):  # of a process that a launcher made
