@@ -14,7 +14,7 @@ from pmf_lightning.pipeline.checkpoints import RELEASED, load_checkpoint, read_r
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.sources import located
 from pmf_lightning.training.run_dir import first_process
-from pmf_lightning.training.same_run import compare, listed
+from pmf_lightning.training.same_run import compare
 from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError, options_called, some_of, suggestions
 from pmf_lightning.utils.precision import Number
@@ -219,4 +219,4 @@ def _changes(stored: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str
     compared = compare(stored, config)
     changes = [*compared.refused, *compared.allowed]
     parts = [(change, change.key.split(".")) for change in changes]
-    return listed([c.text for c, path in parts if path[0] in _SHAPING and path[-1] not in _SIZES], ", ")
+    return some_of([c.text for c, path in parts if path[0] in _SHAPING and path[-1] not in _SIZES])

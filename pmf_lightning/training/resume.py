@@ -12,11 +12,11 @@ from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.trusted import plain
 from pmf_lightning.training import run_dir
-from pmf_lightning.training.same_run import Change, Comparison, compare, listed
+from pmf_lightning.training.same_run import Change, Comparison, compare
 from pmf_lightning.training.settings import RunRequest
 from pmf_lightning.utils.bounded_files import read_json, read_yaml
 from pmf_lightning.utils.counted import counted
-from pmf_lightning.utils.errors import NotResumed, UserError
+from pmf_lightning.utils.errors import NotResumed, UserError, some_of
 from pmf_lightning.utils.hydra_compat import yaml_loader
 
 _STATE = ("global_step", "optimizer_states", "lr_schedulers", "loops")  # training state besides the weights
@@ -136,7 +136,9 @@ def _compared(stored: Any, request: RunRequest, where: Path) -> Comparison:
 
 
 def _another_run(changes: list[Change], which: str) -> str:
-    requested, had = listed([one.after for one in changes]), listed([one.before for one in changes])
+    requested, had = (
+        some_of(texts, separator=" ") for texts in ([one.after for one in changes], [one.before for one in changes])
+    )
     moved = "; if the files have moved, put a link at the old path"
     hint = moved if any(one.key in ("data.root", "battery.reference") for one in changes) else ""
     return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
@@ -144,8 +146,8 @@ def _another_run(changes: list[Change], which: str) -> str:
 
 def _describe(compared: Comparison) -> str:
     """Describe in one line the changed options, and the options that only one version of the program knows."""
-    changed = listed([one.text for one in compared.allowed], ", ")
-    unknown = listed([one.text for one in compared.unknown], ", ")
+    changed = some_of([one.text for one in compared.allowed])
+    unknown = some_of([one.text for one in compared.unknown])
     parts = [f"changed: {changed}" if changed else "no option changed"]
     parts += [f"options of one version only, not compared: {unknown}"] if unknown else []
     return "; ".join(parts)

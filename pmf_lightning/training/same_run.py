@@ -62,7 +62,6 @@ WHEN_ABSENT |= {
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
 FREE += ("posttrain.weights", "battery.floors")
 PATHS = ("root", "path", "weights", "folder", "init_from", "reference")  # options that are compared as resolved paths
-_MOST = 6  # maximum differences in one message
 _ABSENT = object()
 
 
@@ -151,12 +150,6 @@ def _objective(config: Mapping[str, Any]) -> type[ObjectiveBase]:
     target = config.get("objective", {}).get("_target_")
     kind = ObjectiveBase if target is None else get_object(target)
     return kind if issubclass(kind, ObjectiveBase) else ObjectiveBase
-
-
-def listed(texts: list[str], separator: str = " ") -> str:
-    """Join the first few ``texts`` and append the number of the others."""
-    more = f"{separator}and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
-    return separator.join(texts[:_MOST]) + more
 
 
 def shown(value: Any) -> str:
