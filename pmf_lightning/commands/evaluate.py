@@ -103,7 +103,7 @@ def _remove_earlier(report: dict[str, Any], out: Path) -> None:
         (out / BARS).unlink(missing_ok=True)
     older = earlier_images(out)
     used = [Path(one).expanduser().resolve() for one in (report["judged"], report["images"]) if one is not None]
-    if older is not None and older.resolve() not in used:
+    if older is not None and not any(older.resolve() in (one, *one.parents) for one in used):
         shutil.rmtree(older) if older.is_dir() else older.unlink()
 
 

@@ -284,7 +284,7 @@ POSTTRAIN: Table = {
     "encoders": list_of(TEXT, words="give a list of members of battery=, such as posttrain.encoders=[classifier0]"),
     "weights": mapping(words="give the weights of encoders, such as {classifier0: 2}, or null for 1").or_null(),
     "weights.*": number(0),
-    "controller": mapping("total", "softmax", words="choose +controller=gated, or null for none").or_null(),
+    "controller": mapping("total", "softmax", words="add one by +controller=gated (mmd and rdm have it)").or_null(),
     "controller.proportional": number(0),
     "controller.integral": number(0),
     "controller.derivative": number(0),

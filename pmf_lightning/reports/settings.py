@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
+from pmf_lightning.config.option_effects import UNSTATED, WITHOUT_EFFECT
 from pmf_lightning.reports.runs import Run
 
 _NOT_SETTINGS = ("seed", "run_dir", "ckpt", "cache_dir", "study", "logger", "num_workers", "hydra")
@@ -36,7 +38,8 @@ def fingerprint(run: Run) -> str:
 def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Return the settings of two runs of one arm that differ, by their keys; what ``fingerprint`` ignores is ignored.
 
-    Keys that one of the runs lacks do not count, nor do moved classes: versions of this program write other ones.
+    Options without an effect on results do not count, nor the place of the data, keys that one of the runs lacks, and
+    moved classes: versions of this program write other ones.
     """
     return dict(_differing(_counted(run), _counted(other), ""))
 
@@ -49,11 +52,18 @@ def _counted(run: Run) -> dict[str, Any]:
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any], above: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
     for key in (key for key in one if key in other):
-        pair = one[key], other[key]
+        pair, path = (one[key], other[key]), f"{above}{key}"
+        if any(fnmatchcase(path, pattern) for pattern in (*UNSTATED, *WITHOUT_EFFECT, "data.root")):
+            continue
         if all(isinstance(value, Mapping) for value in pair):
-            yield from _differing(*pair, f"{above}{key}.")
-        elif len({_class_name(value) if key == "_target_" else _frozen(value) for value in pair}) > 1:
-            yield f"{above}{key}", pair
+            yield from _differing(*pair, f"{path}.")
+        elif not _equal(*(_class_name(value) if key == "_target_" else value for value in pair)):
+            yield path, pair
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two values are the same setting; null and an empty mapping are."""
+    return one == other or (one in (None, {}) and other in (None, {}))
 
 
 def _class_name(target: Any) -> str:

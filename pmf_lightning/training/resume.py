@@ -79,7 +79,8 @@ def _lacks_summary(path: Path, step: int, folder: Path | None) -> bool:
         return False
     summary = folder / "summary.json"
     found = _read(summary, folder) if summary.is_file() else None
-    return not (isinstance(found, dict) and found.get("steps") == step and found.get("stopped_early") is False)
+    steps = found.get("steps") if isinstance(found, dict) else None
+    return not (isinstance(steps, int) and steps >= step and found.get("stopped_early") is False)
 
 
 def find_again(start: Start, request: RunRequest, folder: Path) -> Start:

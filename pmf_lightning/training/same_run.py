@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from pmf_lightning.config.option_effects import UNSTATED, WITHOUT_EFFECT
 from pmf_lightning.objectives.base import ObjectiveBase
 from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 
@@ -37,18 +38,6 @@ CHANGEABLE = (
     *("callbacks", "callbacks.*"),
 )
 OF_METRICS = ("battery.reference",)  # changeable too, unless post-training matches images with it
-# Options that are not compared: locations, loggers and the study.
-UNSTATED = ("ckpt", "run_dir", "cache_dir", "study", "study.*", "logger", "logger.*")
-# A finished run with other values of these options is not repeated: they do not change its results.
-WITHOUT_EFFECT = (
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
-    *("trainer.max_time", "trainer.profiler", "trainer.detect_anomaly"),
-    *("micro_batch", "num_workers", "threads", "compile", "activation_checkpointing", "matmul_precision"),
-    *("sync_tolerance", "backbone.attention", "ema.device", "moments", "moments.device"),
-    *("log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
-    *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
-    *("battery.members.*.weights", "posttrain.micro_batch"),
-)
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
 WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
 WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}

@@ -19,9 +19,9 @@ FRAMEWORKS = {"lightning", "pytorch_lightning", "hydra", "omegaconf"}
 # The floors, lowest first. A folder imports itself and folders of lower floors.
 FLOORS = (
     "utils",
-    "objectives models data tracking reports",
+    "objectives models data",
     "config sampling distributed weights",
-    "optim",
+    "optim tracking reports",
     "pipeline",
     "toys exporting",
     "encoders",

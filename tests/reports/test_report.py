@@ -163,6 +163,14 @@ def test_runs_of_other_settings_are_not_seeds_of_an_arm(tmp_path):
     ]
 
 
+def test_what_changes_no_result_makes_no_other_setting(tmp_path):
+    first = {"compile": False, "data": {"root": "/a"}, "posttrain": {"weights": None, "rate": 2}}
+    second = {"compile": True, "data": {"root": "/b"}, "posttrain": {"weights": {}, "rate": 2.0}}
+    for seed, config in enumerate([first, second]):
+        write_run(tmp_path / f"a-seed{seed}", seed, 3.0, study("x-small"), **config)
+    assert only(tmp_path).arms[0].spread("fd").seeds == 2
+
+
 def test_of_two_settings_the_one_with_results_and_else_the_newest_is_kept(tmp_path):
     for day, (images, fd) in enumerate([(10, 5.0), (20, 6.0), (30, None)], 1):
         record = {"started": f"2026-11-0{day}T12:00:00+0000"}

@@ -253,6 +253,9 @@ def test_images_seen_are_those_of_the_checkpoint(tmp_path):
 def test_a_complete_run_is_named(tmp_path):
     folder = stored(tmp_path, step=4)
     assert start(folder).step == 4  # killed before its summary, which a session without steps writes
+    (folder / "summary.json").write_text(json.dumps({"steps": 9, "stopped_early": False}))
+    with pytest.raises(NotResumed, match=r"steps=4: .* has 4 already"):
+        start(folder)  # an earlier checkpoint of a finished run
     (folder / "summary.json").write_text(json.dumps({"steps": 4, "stopped_early": False}))
     with pytest.raises(NotResumed, match=r"steps=4: .* has 4 already"):
         start(folder)

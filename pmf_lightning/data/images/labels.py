@@ -186,7 +186,9 @@ def _two_columns(rows: list[list[str]], column: str | None, option: str) -> list
             "first line, and append :<column>"
         )
     place = header.index(known[0], 1)
-    return [[row[0], row[place]] for row in rows[1:] if len(row) > place]
+    if not (found := [[row[0], row[place]] for row in rows[1:] if len(row) > place]):
+        raise UserError(f"{option}: no line below its header has a {known[0]}; give one for each image")
+    return found
 
 
 def _plain(name: str) -> str:
