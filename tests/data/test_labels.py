@@ -295,6 +295,7 @@ def test_the_header_of_a_csv_says_which_column_is_the_class(tmp_path):
         (SIZES.format("label,class"), "", "the columns filename, width, height, label, class, and which"),
         ("".join(f"{name},64,48,{name[0]}\n" for name in TWO), "", "the columns a/0.png, 64, 48, a, and which"),
         (SIZES.format("species"), ":specie", "it has no column specie of classes; did you mean species"),
+        ("filename,width,class\n", "", "no line below its header has a class"),
     ):
         with pytest.raises(UserError, match=f"^data.label=file:.*list.csv{column}: .*{words}"):
             labels_by(tmp_path, TWO, text, column)
