@@ -146,7 +146,8 @@ FORMATS = {
     "",
 }
 # What every option of conf/ may be.
-OPTION_TABLES = {"config.option_sections", "config.option_table", "config.option_checks", "config.renamed"}
+OPTION_TABLES = {f"config.option_{part}" for part in ("models", "sections", "toys", "table", "checks")}
+OPTION_TABLES |= {"config.renamed"}
 OBJECTIVES = {
     "pixel_meanflow": "PixelMeanFlow",
     "jit": "JiT",
