@@ -1,11 +1,10 @@
 """Settings that distinguish runs outside a study: the overrides of their command lines."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmf_lightning.config.option_effects import UNSTATED, WITHOUT_EFFECT
+from pmf_lightning.config import comparison
 from pmf_lightning.reports.runs import Run
 
 _NOT_SETTINGS = ("seed", "run_dir", "ckpt", "cache_dir", "study", "logger", "num_workers", "hydra")
@@ -35,13 +34,15 @@ def fingerprint(run: Run) -> str:
     return _frozen(_counted(run))
 
 
-def differences(run: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+def differences(run: Run, other: Run) -> dict[str, list[Any]]:
     """Return the settings of two runs of one arm that differ, by their keys; what ``fingerprint`` ignores is ignored.
 
     Options without an effect on results do not count, nor the place of the data, keys that one of the runs lacks, and
     moved classes: versions of this program write other ones.
     """
-    return dict(_differing(_counted(run), _counted(other), ""))
+    ignored = (*comparison.UNSTATED, *comparison.WITHOUT_EFFECT, "data.root")
+    found = comparison.differences(_by_class(_counted(run)), _by_class(_counted(other)))
+    return {key: pair for key, *pair in found if comparison.ABSENT not in pair and not comparison.matches(key, ignored)}
 
 
 def _counted(run: Run) -> dict[str, Any]:
@@ -50,24 +51,12 @@ def _counted(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if key in counted}
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any], above: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for key in (key for key in one if key in other):
-        pair, path = (one[key], other[key]), f"{above}{key}"
-        if any(fnmatchcase(path, pattern) for pattern in (*UNSTATED, *WITHOUT_EFFECT, "data.root")):
-            continue
-        if all(isinstance(value, Mapping) for value in pair):
-            yield from _differing(*pair, f"{path}.")
-        elif not _equal(*(_class_name(value) if key == "_target_" else value for value in pair)):
-            yield path, pair
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Return whether two values are the same setting; null and an empty mapping are."""
-    return one == other or (one in (None, {}) and other in (None, {}))
-
-
-def _class_name(target: Any) -> str:
-    return str(target).rpartition(".")[2].lower()  # torch.optim.Adam and optimizers.adam are one
+def _by_class(value: Any) -> Any:
+    """Return a configuration with the names of classes alone: torch.optim.Adam and optimizers.adam are one."""
+    if not isinstance(value, Mapping):
+        return value
+    named = {key: _by_class(inner) for key, inner in value.items()}
+    return named | ({"_target_": str(named["_target_"]).rpartition(".")[2].lower()} if "_target_" in named else {})
 
 
 def _is_setting(key: str) -> bool:

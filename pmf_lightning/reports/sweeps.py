@@ -10,6 +10,7 @@ from pmf_lightning.reports.formatting import Spread, is_number, slug, spread
 from pmf_lightning.reports.runs import STATES, Run, read_runs
 from pmf_lightning.reports.settings import differences, fingerprint, settings_of
 from pmf_lightning.reports.study import Study, read_study
+from pmf_lightning.utils.errors import some_of
 
 MEASURES = ("fid", "fd", "class_accuracy")  # a sweep without a study uses the first that any run has
 MOST_LETTERS = 48  # of an arm's name, so that it fits beside a plot; the table has the settings
@@ -147,8 +148,7 @@ def _extent(runs: Sequence[Run]) -> tuple[int, int, str]:
 def _unlike(run: Run, kept: Run) -> str:
     """Return the line about a run that is omitted because its setting is not that of ``kept``."""
     parts = [f"{key} {_brief(one)} instead of {_brief(other)}" for key, (one, other) in differences(run, kept).items()]
-    more = f" and {len(parts) - MOST_DIFFERENCES} more" if len(parts) > MOST_DIFFERENCES else ""
-    return f"{run.name} is omitted: unlike {kept.name} it has {', '.join(parts[:MOST_DIFFERENCES])}{more}"
+    return f"{run.name} is omitted: unlike {kept.name} it has {some_of(parts, MOST_DIFFERENCES)}"
 
 
 def _brief(value: Any) -> str:

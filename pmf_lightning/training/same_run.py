@@ -1,15 +1,13 @@
 """Compare the stored configuration of a run with the requested one: is it the same run, and which options change?"""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from pathlib import PurePath
+from itertools import starmap
 from typing import Any
 
 from hydra.utils import get_object
 
-from pmf_lightning.config.option_effects import UNSTATED, WITHOUT_EFFECT
+from pmf_lightning.config.comparison import ABSENT, UNSTATED, WITHOUT_EFFECT, differences, matches
 from pmf_lightning.objectives.base import ObjectiveBase
 from pmf_lightning.pipeline.migrate import ADDED_OPTIONS
 
@@ -39,19 +37,17 @@ CHANGEABLE = (
 )
 OF_METRICS = ("battery.reference",)  # changeable too, unless post-training matches images with it
 # Options newer than some checkpoints, with the values that those checkpoints were trained with.
-WHEN_ABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
-WHEN_ABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
-WHEN_ABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
-WHEN_ABSENT |= {"battery.floors": None, "threads": None, "ema.device": None}
-WHEN_ABSENT |= {
+WHENABSENT = {**ADDED_OPTIONS, "data.draw": "every_time", "callbacks": {}, "train_images": None}
+WHENABSENT |= {"init_from": None, "init_ema": None, "init_skip": []}
+WHENABSENT |= {"battery": None, "posttrain": None, "posttrain_lr": None, "schedule.decay_shape": "linear"}
+WHENABSENT |= {"battery.floors": None, "threads": None, "ema.device": None}
+WHENABSENT |= {
     f"trainer.{name}": None
     for name in ("gradient_clip_algorithm", "max_time", "deterministic", "benchmark", "detect_anomaly", "profiler")
 }
 # Mappings whose keys are user data. In any other mapping, a key that one side lacks is an option of another version.
 FREE = ("conditions", "backbone.conditions", "backbone.heads", "features", "callbacks")
 FREE += ("posttrain.weights", "battery.floors")
-PATHS = ("root", "path", "weights", "folder", "init_from", "reference")  # options that are compared as resolved paths
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class Comparison:
     @property
     def with_effect(self) -> list[Change]:
         """The refused and allowed changes that change the results of a run."""
-        return [change for change in (*self.refused, *self.allowed) if not _matches(change.key, self.without_effect)]
+        return [change for change in (*self.refused, *self.allowed) if not matches(change.key, self.without_effect)]
 
 
 def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparison:
@@ -117,16 +113,16 @@ def compare(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> Comparis
         )
     )
     found, seen = Comparison(without_effect=without_effect), set()
-    for change in sorted(_differences(stored, requested), key=lambda change: change.key != "name"):
-        may_change = _matches(change.key, changeable)
+    for change in starmap(Change, sorted(differences(stored, requested), key=lambda change: change[0] != "name")):
+        may_change = matches(change.key, changeable)
         mark = (change.key.rpartition(".")[2], repr(change.old), repr(change.new), may_change)
-        if _matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
+        if matches(change.key, UNSTATED) or mark in seen:  # backbone.resolution follows data.resolution
             continue
-        if change.old is _ABSENT and change.key in WHEN_ABSENT:
-            change = Change(change.key, WHEN_ABSENT[change.key], change.new)
+        if change.old is ABSENT and change.key in WHENABSENT:
+            change = Change(change.key, WHENABSENT[change.key], change.new)
             if change.old == change.new:
                 continue
-        if not _matches(f"{change.key}.", tuple(f"{name}.*" for name in free)) and _ABSENT in (change.old, change.new):
+        if not matches(f"{change.key}.", tuple(f"{name}.*" for name in free)) and ABSENT in (change.old, change.new):
             found.unknown.append(change)
         else:
             seen.add(mark)
@@ -143,7 +139,7 @@ def _objective(config: Mapping[str, Any]) -> type[ObjectiveBase]:
 
 def shown(value: Any) -> str:
     """Format a value in command-line syntax; a mapping is shown by its name or its class."""
-    if value is _ABSENT:
+    if value is ABSENT:
         return "(not set)"
     if isinstance(value, Mapping):
         name = value.get("name", str(value.get("_target_", "")).rpartition(".")[2])
@@ -151,35 +147,3 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(shown, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
-    """Yield the differences; two mappings with different ``_target_`` are one difference."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        if not _same(old, new, key):
-            yield Change(key, old, new)
-    elif key and old.get("_target_") != new.get("_target_"):
-        yield Change(key, old, new)
-    else:
-        for name in dict.fromkeys([*new, *old]):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), inner)
-
-
-def _same(old: Any, new: Any, key: str) -> bool:
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        return len(old) == len(new) and all(_same(a, b, "") for a, b in zip(old, new, strict=True))
-    if key.rpartition(".")[2] in PATHS and isinstance(old, str | PurePath) and isinstance(new, str | PurePath):
-        return os.path.realpath(old) == os.path.realpath(new)
-    if _is_nothing(old) and _is_nothing(new):
-        return True
-    return old is new or (isinstance(old, bool) == isinstance(new, bool) and old == new)
-
-
-def _is_nothing(value: Any) -> bool:
-    """Return whether a value is null or an empty mapping, which mean the same."""
-    return value is None or (isinstance(value, Mapping) and not value)
-
-
-def _matches(key: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
