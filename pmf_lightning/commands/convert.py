@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
 from pmf_lightning.exporting.card import CARD, UNKNOWN, card, facts_of, usage_of, write_card
-from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format, export, is_export
+from pmf_lightning.exporting.export import FORMATS, ExportRequest, check_format, export, is_export, takes_one_step
 from pmf_lightning.pipeline import weights_folder
 from pmf_lightning.pipeline.checkpoints import find_checkpoint, load_checkpoint, module_of
 from pmf_lightning.pipeline.conversion import from_checkpoint, heads_of, official_dict
@@ -125,7 +125,7 @@ def run_and_show(cfg: DictConfig) -> None:
     if cfg.format in FORMATS[1:]:
         print(f"{cfg.out}: weights {stored.about.weights} of {stored.about.config['name']}, format {cfg.format}")
         steps = stored.about.config["sampling"]["steps"]
-        if cfg.format == "onnx" and cfg.onnx.part == "sampler" and steps > 1:
+        if takes_one_step(cfg.format, cfg.onnx.part) and steps > 1:
             print(f"note: the file takes one step, sample takes {steps}; onnx.part=network is for loops of your own")
         print(f"{Path(str(cfg.out)) / CARD} says how to open it")
         return

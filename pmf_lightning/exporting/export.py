@@ -42,10 +42,10 @@ class ExportRequest:
     runtime: str | None = None
     most_mb: Number = 20
 
-    @property
-    def one_step(self) -> bool:
-        """Whether the export makes an image in one step, whatever the model's own number of steps."""
-        return self.format == "onnx" and self.part == onnx_file.PARTS[0]
+
+def takes_one_step(format: str, part: str) -> bool:
+    """Whether an export makes an image in one step, whatever the model's own number of steps."""
+    return format == "onnx" and part == onnx_file.PARTS[0]
 
 
 def check_format(name: str | None) -> None:
@@ -70,7 +70,7 @@ def export(out: Path, module: GenerativeModule, request: ExportRequest) -> None:
     check_generates(request.source, module)
     with atomic_folder(out) as draft:
         usage = _WRITERS[request.format](draft, out, module, request)
-        steps = 1 if request.one_step else None
+        steps = 1 if takes_one_step(request.format, request.part) else None
         text = card(module, request.facts, usage, request.licence, request.command, steps)
         write_card(draft, text, request.facts)
 

@@ -43,6 +43,12 @@ def path_velocity(x: Image, e: Image) -> Image:
     return e - x
 
 
+def check_clip(t_clip: Number) -> None:
+    """Raise ValueError unless the least divisor of a conversion to velocities is a time."""
+    if not 0 <= t_clip <= 1:
+        raise ValueError(f"t_clip={t_clip}: it is a time, from 0 to 1")
+
+
 def velocity_from_image(z: Image, x: Image, t: Time, t_clip: Number) -> Image:
     """Return (z - x) / clip(t, t_clip, 1): the velocity of an image, or the average velocity u of an x-prediction.
 

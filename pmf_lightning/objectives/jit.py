@@ -13,7 +13,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pmf_lightning.objectives.base import Batch, Description, Draws, Losses, Network, ObjectiveBase
-from pmf_lightning.objectives.fields import Image, Quantity, Time, convert, noisy_image, path_velocity, sum_of_squares
+from pmf_lightning.objectives.fields import (
+    Image,
+    Quantity,
+    Time,
+    check_clip,
+    convert,
+    noisy_image,
+    path_velocity,
+    sum_of_squares,
+)
 from pmf_lightning.objectives.time_sampling import logit_normal
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
@@ -76,8 +85,7 @@ class JiT(ObjectiveBase):
         for name in ("prediction", "loss"):
             if getattr(self, name) not in get_args(Quantity):
                 raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(get_args(Quantity))}")
-        if not 0 <= self.t_clip <= 1:
-            raise ValueError(f"t_clip={self.t_clip}: it is a time, from 0 to 1")
+        check_clip(self.t_clip)
 
     def draw(self, batch: Batch, seed: int, step: int, shard: rng.BatchRows | None = None) -> JiTDraws:
         """Sample the random numbers of training step ``step`` for one shard of the global batch (all of it by default).

@@ -29,6 +29,7 @@ from pmf_lightning.objectives.crops import UNIFORMS, CropLaw, crop_boxes
 from pmf_lightning.objectives.fields import (
     Image,
     Time,
+    check_clip,
     compound_velocity,
     expand_like,
     noisy_image,
@@ -132,8 +133,7 @@ class PixelMeanFlow(ObjectiveBase):
                 f"omega_min={self.omega_min} omega_max={self.omega_max}: scales begin at 1, no guidance, and "
                 "omega_max is not below omega_min"
             )
-        if not 0 <= self.t_clip <= 1:
-            raise ValueError(f"t_clip={self.t_clip}: it is a time, from 0 to 1")
+        check_clip(self.t_clip)
         if not 0 < self.t_thr <= 1:
             raise ValueError(f"t_thr={self.t_thr}: perceptual distances count below a time in (0, 1]")
         for name, weight in self.perceptual.items():

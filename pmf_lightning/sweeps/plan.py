@@ -25,14 +25,15 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run before it starts: its entry in the sweep and its configuration.
-
-    ``finished`` is whether the run is complete and would not be repeated.
-    """
+    """A run before it starts: its entry in the sweep and its configuration."""
 
     arm: SweepRun
     cfg: DictConfig
-    finished: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete and would not be repeated."""
+        return self.arm.state == "finished"
 
 
 def planned(config: DictConfig) -> list[PlannedRun] | None:
@@ -82,7 +83,7 @@ def _plan(job: Sequence[str], swept: Sequence[str]) -> PlannedRun:
     except OmegaConfBaseException:  # run_dir depends on the number of the job
         return PlannedRun(SweepRun(name, cfg.seed, None, own), cfg)
     arm = SweepRun(str(study.arm) if study else name, cfg.seed, where, own, conflict)
-    return PlannedRun(arm if finished else replace(arm, left=True), cfg, finished)
+    return PlannedRun(replace(arm, left=not finished), cfg)
 
 
 def _stored(request: RunRequest) -> tuple[bool, str | None]:

@@ -1,5 +1,6 @@
 """Find the checkpoint that a run resumes, and check that it is the same run, before anything is written."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,7 @@ def _lacks_summary(path: Path, step: int, folder: Path | None) -> bool:
     """Return whether the checkpoint is the last of the run in ``folder``, which was killed before its summary."""
     if folder is None or folder.resolve() not in path.resolve().parents:
         return False
-    summary = folder / "summary.json"
-    found = _read(summary, folder) if summary.is_file() else None
-    steps = found.get("steps") if isinstance(found, dict) else None
-    return not (isinstance(steps, int) and steps >= step and found.get("stopped_early") is False)
+    return not _is_complete(_summary(folder), step)
 
 
 def find_again(start: Start, request: RunRequest, folder: Path) -> Start:
@@ -102,17 +100,28 @@ def finished(request: RunRequest) -> dict | None:
     folder = request.run_dir
     if not (folder / "config.yaml").is_file():
         return None
-    stored, summary = _read(folder / "config.yaml", folder), folder / "summary.json"
-    compared = _compared(stored, request, folder)
-    found = _read(summary, folder) if summary.is_file() else None
-    steps = found.get("steps") if isinstance(found, dict) else None
-    complete = isinstance(steps, int) and found.get("stopped_early") is False and steps >= request.steps
+    compared = _compared(_read(folder / "config.yaml", folder), request, folder)
+    found = _summary(folder)
+    complete = _is_complete(found, request.steps)
     other = compared.with_effect if complete else compared.refused
-    if isinstance(found, dict) and found.get("early_stopping"):  # another patience or length resumes it
+    if found.get("early_stopping"):  # another patience or length resumes it
         complete = not compared.with_effect
     if other:
         raise NotResumed(_another_run(other, f"the {'finished ' * complete}run in run_dir={folder}"))
     return found if complete else None
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of the run in ``folder``; empty without one."""
+    path = folder / "summary.json"
+    found = _read(path, folder) if path.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_complete(summary: Mapping[str, Any], steps: int) -> bool:
+    """Whether a run has taken ``steps`` steps, and has ended by itself."""
+    taken = summary.get("steps")
+    return isinstance(taken, int) and taken >= steps and summary.get("stopped_early") is False
 
 
 def _read(path: Path, folder: Path) -> Any:
@@ -137,9 +146,8 @@ def _compared(stored: Any, request: RunRequest, where: Path) -> Comparison:
 
 
 def _another_run(changes: list[Change], which: str) -> str:
-    requested, had = (
-        some_of(texts, separator=" ") for texts in ([one.after for one in changes], [one.before for one in changes])
-    )
+    requested = some_of([one.after for one in changes], separator=" ")
+    had = some_of([one.before for one in changes], separator=" ")
     moved = "; if the files have moved, put a link at the old path"
     hint = moved if any(one.key in ("data.root", "battery.reference") for one in changes) else ""
     return f"{requested}: {which} has {had}; set that to resume it, {_ANOTHER}{hint}"
