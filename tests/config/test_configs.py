@@ -139,11 +139,16 @@ LEFT_OUT = {("data", "folder"), ("data", "shards"), ("data", "hf")}
 BESIDE = {
     "autoencoder": ["battery=digits"],
     "backbone": ["backbone.patch=8"],
+    "controller": ["model=pmf_digits", "posttrain=fd_loss", "init_from=weights"],
     "discrepancy": ["model=pmf_digits", "posttrain=fd_loss", "init_from=weights"],
     "drift_features": ["model=drifting_tiny"],
     "encoder": ["battery=digits"],
 }
-WRITTEN = {"autoencoder": "autoencoder@battery.members.mae.settings", "encoder": "+encoder@battery.members.another"}
+WRITTEN = {
+    "autoencoder": "autoencoder@battery.members.mae.settings",
+    "controller": "+controller",
+    "encoder": "+encoder@battery.members.another",
+}
 
 
 @pytest.mark.slow
