@@ -1,7 +1,8 @@
 """Check before any work that options fit each other. Every error names the key, the value and the remedy."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from pmf_lightning.config.row_tables import without_table
+from pmf_lightning.objectives.sampling_options import check_guidance, chosen_sampler
 from pmf_lightning.utils.errors import UserError, suggestions
 
 PRECISIONS, PRODUCTS = ("32-true", "bf16-mixed"), ("highest", "high", "medium")
@@ -60,10 +62,9 @@ def objective(cfg: DictConfig) -> None:
 
 def sampler(chosen: str | None, known: Sequence[str], steps: int, prefix: str = "") -> None:
     """Check the sampling method and steps against the model's methods (none: no generator); raises UserError."""
-    if known and chosen not in (None, *known):
-        raise UserError(f"{prefix}sampler={chosen}: this model samples by {', '.join(known)}")
-    if (chosen or next(iter(known), None)) == "one_step" and steps != 1:
-        raise UserError(f"{prefix}steps={steps}: this model makes an image in one step; set {prefix}steps=1")
+    if known:
+        with _user_errors():
+            chosen_sampler(known, chosen, steps, prefix)
 
 
 def ema_names(halflife_kimg: Sequence[float | int]) -> list[str]:
@@ -72,18 +73,25 @@ def ema_names(halflife_kimg: Sequence[float | int]) -> list[str]:
 
 
 def guidance(*, omega: Any, t_min: Any, t_max: Any, steps: Any, prefix: str = "") -> None:
-    """Check the sampling options, whose command-line values may have any type; raises UserError."""
+    """Check the types of sampling options from the command line, and guidance's range; raises UserError.
+
+    ``sampler`` checks the range of ``steps``.
+    """
     for name, value in (("omega", omega), ("t_min", t_min), ("t_max", t_max)):
         if not _is_number(value):
             raise UserError(f"{prefix}{name}={value}: give one number")
     if type(steps) is not int:
         raise UserError(f"{prefix}steps={steps}: give one integer")
-    if not omega >= 1:  # also rejects NaN
-        raise UserError(f"{prefix}omega={omega}: the guidance scale is 1 (none) or more")
-    if not 0 <= t_min <= t_max <= 1:
-        raise UserError(f"{prefix}t_min={t_min} {prefix}t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
-    if steps < 1:
-        raise UserError(f"{prefix}steps={steps}: at least one network evaluation is needed")
+    with _user_errors():
+        check_guidance(omega, t_min, t_max, prefix)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def device(accelerator: str, devices: int | str | Sequence[int], requested: str | None = None) -> None:

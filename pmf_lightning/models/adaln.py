@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.dropout import Site, keyed_dropout
 from pmf_lightning.models.embedders import Vector
-from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, normal, xavier_
+from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, attention_scores, normal, xavier_
 from pmf_lightning.models.operations import softmax
-from pmf_lightning.utils.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number
 
 Rotate = Callable[[Tensor], Tensor]
 Keys = Int64[Tensor, " b"] | None  # dropout keys, one per row; None disables dropout
@@ -50,8 +50,7 @@ class FusedAttention(nn.Module):
         q, k = rotate(self.q_norm(q)), rotate(self.k_norm(k))
         if keys is None or self.attention_dropout == 0:
             return self._out(attend(q, k, v, kind), keys, site)
-        scores = at_least_float32(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5)
-        weights = keyed_dropout(softmax(scores, -1), keys, site, self.attention_dropout)
+        weights = keyed_dropout(softmax(attention_scores(q, k), -1), keys, site, self.attention_dropout)
         return self._out(weights.to(v.dtype) @ v, keys, site)
 
     def _out(self, mixed: Float[Tensor, "b heads n head_dim"], keys: Keys, site: Site | None) -> Tokens:

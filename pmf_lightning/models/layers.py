@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pmf_lightning.models.operations import rms_norm, softmax
-from pmf_lightning.utils.precision import Number, at_least_float32
+from pmf_lightning.utils.precision import Number, at_least_float32, no_autocast
 
 AttentionKind = Literal["plain", "fused"]
 
@@ -158,12 +158,18 @@ class SwiGLU(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
     """Compute softmax attention over [b, heads, n, head_dim].
 
-    "plain" uses matrix products, because no fused kernel of torch has a forward-mode derivative (pytorch issue 165530).
+    "plain" uses matrix products, those of q and k in float32: no fused kernel of torch has a forward-mode derivative
+    (pytorch issue 165530), and in half precision eps- and v-prediction are unstable with one (JiT, issue 15).
     """
     if kind == "fused":
-        return F.scaled_dot_product_attention(q, k, v)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return softmax(at_least_float32(scores), -1).to(v.dtype) @ v
+        return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+    return softmax(attention_scores(q, k), -1).to(v.dtype) @ v
+
+
+def attention_scores(q: Tensor, k: Tensor) -> Tensor:
+    """Return q k^T / sqrt(head_dim) in float32 or wider, under autocast too, as official JiT and Drifting do."""
+    with no_autocast(q):
+        return at_least_float32(q) @ at_least_float32(k).transpose(-1, -2) * q.shape[-1] ** -0.5
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pmf_lightning.utils.precision import Number, no_autocast
+from pmf_lightning.utils.precision import Number, at_least_float32, no_autocast
 
 
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: Number) -> Tensor:
@@ -111,11 +111,12 @@ def rotate_pairs(
 ) -> Float[Tensor, "*b n d"]:
     """Rotate each pair of channels (2i, 2i+1) of ``x`` by the angle whose cosine and sine are given (RoPE).
 
-    The pair is a complex number that is multiplied with cos + i sin. Half precision has no such numbers.
+    The pair is a complex number that is multiplied with cos + i sin. Half precision is rotated, and returned, in float32.
     """
     if has_torch_function((x,)):
         return handle_torch_function(rotate_pairs, (x,), x, cos, sin)
-    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.float64):
+    x = at_least_float32(x)
+    if torch.compiler.is_compiling():
         a, b = x[..., 0::2], x[..., 1::2]
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pmf_lightning.objectives.base import Network, Objective, ObjectiveBase
+from pmf_lightning.objectives.sampling_options import check_guidance
 from pmf_lightning.utils.precision import Number
 
 Image = Float[Tensor, "b c h w"]
@@ -22,7 +23,7 @@ class OneStepObjective(ObjectiveBase):
         omega, t_min, t_max: guidance with which images are made in training. Only networks with these conditions use
             them: a velocity that takes two evaluations to guide is not guided (FD-loss trains JiT so).
 
-    Raises ValueError for a generator that makes no images.
+    Raises ValueError for a generator that makes no images, and for guidance out of its range.
     """
 
     generator: Objective
@@ -36,11 +37,7 @@ class OneStepObjective(ObjectiveBase):
                 f"generator: {type(self.generator).__name__} makes no images, so there is nothing to train in one "
                 "step; leave posttrain= out"
             )
-        if not (self.omega >= 1 and 0 <= self.t_min <= self.t_max <= 1):
-            raise ValueError(
-                f"omega={self.omega} t_min={self.t_min} t_max={self.t_max}: omega is 1 or more, and the interval needs "
-                "0 <= t_min <= t_max <= 1"
-            )
+        check_guidance(self.omega, self.t_min, self.t_max)
 
     def images(self, network: Network, noise: Image, y: Int64[Tensor, " b"], conditions: Mapping[str, Tensor]) -> Image:
         """Return images from scaled noise in one step, with gradient: those of ``sampling.generate`` with steps=1."""

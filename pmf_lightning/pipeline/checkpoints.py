@@ -1,6 +1,5 @@
 """Load a module from a checkpoint or a weights folder."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -22,6 +21,7 @@ from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.pipeline.module import GenerativeModule, unwrap_checkpoint
 from pmf_lightning.pipeline.trusted import check_stored
 from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.tensor_files import at_most_weights, load_tensors
@@ -159,9 +159,7 @@ def read_release(path: str | Path, cfg: DictConfig | None = None) -> StoredWeigh
     module = build(cfg, empty=True)
     if not isinstance(module.network, DriftingViT):
         raise UserError(f"{source}: holds weights of Drifting; choose model={generator_preset(arrays, source)}")
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    about = WeightsInfo("Drifting", RELEASED, {"file": file.name, "sha256": digest}, module.config)
+    about = WeightsInfo("Drifting", RELEASED, {"file": file.name, "sha256": file_sha256(file)}, module.config)
     return StoredWeights(generator_tensors(arrays, module.network, source), {}, about)
 
 

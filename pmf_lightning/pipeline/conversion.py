@@ -1,7 +1,6 @@
 """Convert official files, releases and checkpoints to ``StoredWeights``, and back to official files."""
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pmf_lightning.pipeline.build import build
 from pmf_lightning.pipeline.checkpoints import build_stored, load_checkpoint, read_release
 from pmf_lightning.pipeline.module import GenerativeModule
 from pmf_lightning.pipeline.weights_folder import StoredWeights, WeightsInfo
+from pmf_lightning.utils.cache import file_sha256
 from pmf_lightning.utils.errors import UserError, called
 from pmf_lightning.utils.precision import Number
 from pmf_lightning.weights import (
@@ -30,7 +30,6 @@ from pmf_lightning.weights import (
 )
 
 _OFFICIAL = "official"  # name of the weights in a released file with one set
-_CHUNK = 2**24  # bytes hashed at a time
 
 
 def from_official(contents: object, path: Path, cfg: DictConfig) -> StoredWeights:
@@ -157,12 +156,4 @@ def _family_name(network: nn.Module) -> str | None:
 
 def _source(path: Path) -> dict[str, str]:
     """Return the name and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc="sha256", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return {"file": path.name, "sha256": digest.hexdigest()}
+    return {"file": path.name, "sha256": file_sha256(path)}

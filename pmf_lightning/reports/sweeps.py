@@ -110,7 +110,7 @@ def _of_study(runs: Sequence[Run], failed_early: Sequence[Run]) -> Sweep:
     arms, omitted = [], []
     for name in [*study.paper, *(name for name in by_arm if name not in study.paper)]:
         same, others = _of_one_setting(by_arm.get(name, []))
-        chosen, older = _one_per_seed(same)
+        chosen, older = _one_per_seed(same, [study.measure])
         omitted += older + others
         columns = (chosen[0].config["study"].get("columns") or {}) if chosen else {}
         reason = "" if chosen else _early_error(name, runs, failed_early)
@@ -171,7 +171,7 @@ def _of_settings(title: str, runs: Sequence[Run], failed_early: Sequence[Run]) -
         by_arm[(*((key, text(value)) for key, value in setting.items()), fingerprint(run))].append(run)
     arms, omitted = [], [f"{run.name} failed before it began: {run.error}" for run in failed_early]
     for (*setting, _), members in by_arm.items():
-        chosen, older = _one_per_seed(members)
+        chosen, older = _one_per_seed(members, MEASURES)
         omitted += older
         name = ", ".join(value if key in _CHOICES else f"{key.rpartition('.')[2]} {value}" for key, value in setting)
         if not 0 < len(name) <= MOST_LETTERS:
@@ -198,19 +198,26 @@ def _unique(arms: list[ReportArm]) -> list[ReportArm]:
     return arms
 
 
-def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return one run per seed (of several, the newest finished one), and a line about each of the others."""
+def _one_per_seed(runs: Sequence[Run], measures: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Return one run per seed, and a line about each of the others.
+
+    Of several, it is the newest finished run in which one of ``measures`` is a number, else the newest finished one.
+    """
     by_seed: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         by_seed[run.seed].append(run)
     chosen, others = [], []
     for _, same in sorted(by_seed.items(), key=lambda item: (item[0] is None, item[0])):
-        best = max(same, key=lambda run: (run.state == "finished", run.started, run.name))
+        best = max(same, key=lambda run: (run.state == "finished", _is_measured(run, measures), run.started, run.name))
         chosen.append(best)
         others += [
             f"{run.name} is omitted: {best.name} has the same setting and seed" for run in same if run is not best
         ]
     return chosen, others
+
+
+def _is_measured(run: Run, measures: Sequence[str]) -> bool:
+    return any(is_number(run.number(measure)) for measure in measures)
 
 
 def text(value: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pmf_lightning.objectives.sampling_options import check_guidance, chosen_sampler
 from pmf_lightning.sampling.ode import SOLVERS, asked_times, solve, time_grid
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.precision import Number
@@ -83,18 +84,8 @@ def _checked(objective: Any, steps: int, omega: Number, t_min: Number, t_max: Nu
     """Return the sampling method; ValueError for invalid arguments."""
     if not objective.samplers:
         raise ValueError(f"{type(objective).__name__} makes no images")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: at least one step is needed")
-    if omega < 1:
-        raise ValueError(f"omega={omega}: the guidance scale is at least 1")
-    if not 0 <= t_min <= t_max <= 1:
-        raise ValueError(f"t_min={t_min}, t_max={t_max}: the interval needs 0 <= t_min <= t_max <= 1")
-    if sampler not in (None, *objective.samplers):
-        raise ValueError(f"sampler={sampler}: this objective samples by {', '.join(objective.samplers)}")
-    sampler = sampler or objective.samplers[0]
-    if sampler == "one_step" and steps != 1:
-        raise ValueError(f"steps={steps}: this objective makes an image in one step; take steps=1")
-    return sampler
+    check_guidance(omega, t_min, t_max)
+    return chosen_sampler(objective.samplers, sampler, steps)
 
 
 def _each(images: Tensor, value: Number) -> Tensor:
@@ -138,7 +129,7 @@ def sample_images(
 
     Args:
         module: the return value of ``load_checkpoint``, on any device.
-        labels: classes, one per image.
+        labels: classes from 0, one per image.
         seed, first: image i depends only on (seed, first + i) and its label.
         batch_size: images per batch.
         options: ``steps``, ``sampler``, ``omega``, ``t_min`` and ``t_max`` as for ``generate``; the defaults are the
@@ -149,7 +140,7 @@ def sample_images(
     if unknown := sorted(options.keys() - set(OPTIONS)):
         raise TypeError(f"sample_images has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    if labels.dim() != 1 or not len(labels) or not ((labels >= 0) & (labels <= module.network.classes)).all():
+    if labels.dim() != 1 or not len(labels) or not ((labels >= 0) & (labels < module.network.classes)).all():
         raise ValueError(f"labels: give a list of classes from 0 to {module.network.classes - 1}, one for each image")
     judged = module.config.get("sampling", {})
     options = {name: judged.get(name) if options.get(name) is None else options[name] for name in OPTIONS}

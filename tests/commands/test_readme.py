@@ -131,7 +131,7 @@ def test_images_are_those_of_the_command(home, tmp_path):
 def test_what_sample_images_refuses():
     module = build(compose(["model=pmf_tiny", *BACKBONE]))
     assert sample_images(module, torch.tensor([1, 2]), steps=1, omega=None).shape == (2, 1, 32, 32)
-    for labels in ([], [11], [-1], [[1]]):
+    for labels in ([], [10], [-1], [[1]]):
         with pytest.raises((ValueError, TypeError)):
             sample_images(module, torch.tensor(labels))
     with pytest.raises(TypeError, match="no option guidance; it has steps"):

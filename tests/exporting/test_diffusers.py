@@ -159,7 +159,7 @@ def tiny_vae():
     [
         ({"class_labels": 10}, "classes=10: 10 is not a class"),
         ({"class_labels": "cat"}, "cat is not a class of this model"),
-        ({"class_labels": 3, "guidance_scale": 0.5}, "omega=0.5: the guidance scale is at least 1"),
+        ({"class_labels": 3, "guidance_scale": 0.5}, "omega=0.5: the guidance scale is 1"),
         ({"class_labels": 3, "num_inference_steps": 0}, "steps=0: at least one step"),
         ({"class_labels": 3, "output_type": "jpg"}, "output_type=jpg: give one of pil, np, pt, latent"),
         ({"class_labels": 3, "seed": 1, "latents": torch.zeros(1, 1, 32, 32)}, "give one of generator, latents"),

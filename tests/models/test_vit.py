@@ -322,6 +322,16 @@ def test_double_is_double_everywhere():
     assert all(tensor.dtype == torch.float64 for tensor in double.state_dict().values())
 
 
+def test_plain_attention_has_scores_in_float32_under_autocast():
+    """A score of 40 has steps of 0.25 in bfloat16, which would change its weight by a quarter."""
+    q, k = (12 * torch.randn(1, 1, 6, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    v = torch.eye(6)[None, None]
+    expected = (q.double() @ k.double().transpose(-1, -2) / 2**0.5).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = attend(q, k, v, "plain")
+    assert (weights - expected).abs().max() < 2**-8  # the product with v is in bfloat16
+
+
 def test_bfloat16_autocast_runs_on_a_cpu():
     network = tiny_network(torch.float32)
     exact = network(images(dtype=torch.float32), conditions(dtype=torch.float32))["u"]

@@ -196,7 +196,8 @@ REFUSED = {
     },
     "batch=1: so few images have no covariance": {"batch": 1, "discrepancy": CHOICES["batch"]},
     "discrepancy.rows=24: the population is smaller than batch=25": {"batch": 25},
-    "omega=0.5 ": {"omega": 0.5},
+    "omega=0.5: the guidance scale is 1": {"omega": 0.5},
+    "t_min=0.8 t_max=0.2: the interval": {"t_min": 0.8, "t_max": 0.2},
 }
 
 

@@ -179,7 +179,7 @@ def test_sampling_is_one_evaluation():
     assert torch.equal(images, raw)
     assert network_evaluations(objective, 1, 2.0) == 1
     assert torch.equal(objective.sampling_conditions(7, 1, 2)["style"], conditions["style"][1:])
-    with pytest.raises(ValueError, match="steps=2: this objective makes an image in one step"):
+    with pytest.raises(ValueError, match="steps=2: this model makes an image in one step"):
         generate(net, noise, labels, 2, objective=objective, conditions=conditions)
     with pytest.raises(ValueError, match=r"omega=0\.5"):
         generate(net, noise, labels, omega=0.5, objective=objective, conditions=conditions)

@@ -144,6 +144,15 @@ def test_of_the_same_arm_and_seed_the_newest_finished_run_counts(tmp_path):
     assert only(tmp_path, tmp_path).omitted == sweep.omitted  # a folder named twice is read once
 
 
+def test_of_the_same_arm_and_seed_a_run_with_the_number_counts_before_a_newer_one_without(tmp_path):
+    for name, summary, day in (("old", {}, 1), ("new", {"fd": None}, 2)):
+        started = {"started": f"2026-11-0{day}T12:00:00+0000"}
+        write_run(tmp_path / name, 0, 9.0, study("x-small"), summary=summary, record=started)
+    sweep = only(tmp_path)
+    assert sweep.arms[0].spread("fd").mean == 9
+    assert sweep.omitted == ["new is omitted: old has the same setting and seed"]
+
+
 def test_runs_of_other_settings_are_not_seeds_of_an_arm(tmp_path):
     """Nor do keys that older versions did not write make another setting, nor a class that has moved."""
     adam = {"_target_": "torch.optim.Adam", "lr": 0.1}

@@ -127,7 +127,7 @@ def test_images_are_not_clipped():
     [
         ({"steps": 0}, "steps=0"),
         ({"omega": 0.99}, "omega=0.99"),
-        ({"t_min": 0.7, "t_max": 0.2}, "t_min=0.7, t_max=0.2"),
+        ({"t_min": 0.7, "t_max": 0.2}, "t_min=0.7 t_max=0.2"),
         ({"t_min": -0.1}, "t_min=-0.1"),
         ({"t_max": 1.1}, "t_max=1.1"),
     ],
