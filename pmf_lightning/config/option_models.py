@@ -56,6 +56,7 @@ OBJECTIVE: Table = {
     "time_order": TEXT,
     "preconditioner": part(words="choose one with preconditioner=, which is a group").or_null(),
     "preconditioner.sigma_data": POSITIVE,
+    "preconditioner.noise_scale": POSITIVE,
     "perceptual": mapping(words="give the weight of each distance, such as {lpips: 0.4}, or {} for none"),
     "perceptual.*": number(0),
     "crop": part("area", "ratio", words="set objective.crop.area= and objective.crop.ratio=").or_null(),

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from pmf_lightning.models.dropout import Site, keyed_dropout
 from pmf_lightning.models.embedders import Vector
-from pmf_lightning.models.layers import AttentionKind, Linear, RMSNorm, Tokens, attend, attention_scores, normal, xavier_
+from pmf_lightning.models.layers import (
+    AttentionKind,
+    Linear,
+    RMSNorm,
+    Tokens,
+    attend,
+    attention_scores,
+    normal,
+    xavier_,
+)
 from pmf_lightning.models.operations import softmax
 from pmf_lightning.utils.precision import Number
 

@@ -152,14 +152,14 @@ class EncoderRequest:
 
     Args:
         needs: what ``target`` needs of the real features (discrepancies/real_features.py).
-        held_out: whether it needs those of held-out images too.
+        held_out: number of held-out images whose features it needs too.
     """
 
     group: str
     names: tuple[str, ...] | None = None
     target: Callable[..., Any] | None = None
     needs: tuple[str, ...] = ()
-    held_out: bool = False
+    held_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class DistributionMatching(OneStepObjective):
     def encoder_request(self) -> EncoderRequest:
         """The encoders of the loss, with the real features that the discrepancy needs."""
         needs = ("rows",) if self.joint is not None else tuple(self.discrepancy.needs)
-        held_out = self.controller is not None
+        held_out = 0 if self.controller is None else self.batch
         return EncoderRequest("battery", tuple(self.encoders), self.target, needs, held_out)
 
     def target(self, real: RealFeatures, classes: int) -> Target:

@@ -2,7 +2,7 @@
 
 pMF (table 3a) compares three with none (X = F, best by far if a patch has more values than the network's width).
 The paper names them "linear", "EDM-style" and "sCM-style" without code; the formulas below are derived for the path
-z = (1-t) x + t e, with sigma_data the standard deviation of the data.
+z = (1-t) x + t e, with sigma_data the standard deviation of the data and noise_scale that of e.
 """
 
 import math
@@ -41,25 +41,28 @@ class Linear:
 class EDM:
     """EDM's pre-conditioner (Karras et al. 2022, table 1), transformed from z' = x + sigma e to our path.
 
-    z' = z / (1-t) and sigma = t / (1-t) turn sigma_data^2 / (sigma^2 + sigma_data^2) z' into
-    c_skip = (1-t) sigma_data^2 / s^2 and c_out = t sigma_data / s, with s^2 = t^2 + (1-t)^2 sigma_data^2 the variance
-    of z. If F has unit variance, X is the best linear estimate of x plus a residual of the right variance.
+    z' = z / (1-t) and sigma = t noise_scale / (1-t) turn sigma_data^2 / (sigma^2 + sigma_data^2) z' into
+    c_skip = (1-t) sigma_data^2 / s^2 and c_out = t noise_scale sigma_data / s, with
+    s^2 = (t noise_scale)^2 + (1-t)^2 sigma_data^2 the variance of z. If F has unit variance, X is the best linear
+    estimate of x plus a residual of the right variance.
     """
 
     sigma_data: Number
+    noise_scale: Number
 
     def coefficients(self, t: Time) -> tuple[Time, Time]:
         """Return c_skip and c_out."""
-        variance = t * t + (1 - t) * (1 - t) * self.sigma_data**2
-        return (1 - t) * self.sigma_data**2 / variance, t * self.sigma_data / variance.sqrt()
+        noise, image = t * self.noise_scale, (1 - t) * self.sigma_data
+        variance = noise * noise + image * image
+        return image * self.sigma_data / variance, noise * self.sigma_data / variance.sqrt()
 
 
 @dataclass(frozen=True)
 class SCM:
     """TrigFlow's X = cos(tau) z - sin(tau) sigma_data F (Lu and Song 2024, sCM), at the angle tau = pi t / 2.
 
-    The angle replaces our time. The exact transformation, tan(tau) = t / ((1-t) sigma_data), would be EDM's
-    pre-conditioner up to the sign of F.
+    The angle replaces our time, whatever the scale of the noise. The exact transformation,
+    tan(tau) = t noise_scale / ((1-t) sigma_data), would be EDM's pre-conditioner up to the sign of F.
     """
 
     sigma_data: Number

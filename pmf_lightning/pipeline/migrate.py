@@ -62,6 +62,7 @@ ADDED_OBJECTIVE_OPTIONS = {
         "sample_interval": True,
     },
 }
+ADDED_PRECONDITIONER_OPTIONS = {"pmf_lightning.objectives.preconditioners.EDM": {"noise_scale": 1.0}}
 ADDED_CONTROLLER_OPTIONS = {
     **{"proportional": 1.0, "integral": 0.0, "derivative": 0.0, "smoothing": 0.5, "relative": False, "softmax": True},
     **{"total": None, "temperature": 2.0, "error_clip": 5.0, "most": 10.0},
@@ -73,7 +74,11 @@ def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a stored configuration (plain data) to the names and options of this version."""
     config = {**ADDED_OPTIONS, **rename_options(_with_moved_targets(config))}
     objective = config["objective"]
-    config["objective"] = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
+    objective = {**ADDED_OBJECTIVE_OPTIONS.get(objective["_target_"], {}), **objective}
+    if preconditioner := objective.get("preconditioner"):
+        added = ADDED_PRECONDITIONER_OPTIONS.get(preconditioner["_target_"], {})
+        objective["preconditioner"] = {**added, **preconditioner}
+    config["objective"] = objective
     if backbone := config.get("backbone"):
         config["backbone"] = {**ADDED_BACKBONE_OPTIONS.get(backbone["_target_"], {}), **backbone}
     if (posttrain := config.get("posttrain")) and posttrain.get("controller") is not None:

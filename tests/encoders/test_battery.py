@@ -93,6 +93,12 @@ class Repaired(Digits):
         return Stated(images, labels)
 
 
+class Unsplit(Digits):
+    """Digits of which none are held out."""
+
+    has_held_out = False
+
+
 class Stated(ArrayDataset):
     """Its ``labels`` are those of the index."""
 
@@ -133,6 +139,18 @@ def test_real_images_are_measured_once_with_the_labels_that_were_read(tmp_path, 
     again = real_features(Battery(theirs), "data", source, ["rows"], str(tmp_path))
     assert [member.calls for member in theirs.values()] == [0, 0]
     assert all(torch.equal(again[name].rows, real[name].rows) for name in real)
+
+
+def test_too_few_held_out_images_are_refused_before_the_others_are_measured(tmp_path):
+    for source, there in ((Repaired("digits", 8, 1, 10, 360), 360), (Unsplit("digits", 8, 1, 10, 360), 0)):
+        member = Small(2)
+        with pytest.raises(UserError, match=f"holds out {there} images, and the loss compares 361 of them"):
+            real_features(Battery({"pixels": member}), "data", source, ["rows"], str(tmp_path), held_out=361)
+        assert member.calls == 0
+    found = real_features(
+        Battery({"pixels": Small(2)}), "data", Repaired("digits", 8, 1, 10, 360), ["rows"], str(tmp_path), 360
+    )
+    assert len(found["pixels"].held_out) == 360
 
 
 def test_an_unknown_member_and_missing_weights_are_named(config, tmp_path):

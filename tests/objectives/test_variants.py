@@ -27,7 +27,7 @@ from pmf_lightning.objectives.preconditioners import EDM, SCM, Linear, precondit
 from pmf_lightning.utils import rng
 
 FORMS = pytest.mark.parametrize("form", ["one_pass", "two_pass"])
-PRECONDITIONERS = pytest.mark.parametrize("preconditioner", [Linear(), EDM(0.5), SCM(0.5)], ids=repr)
+PRECONDITIONERS = pytest.mark.parametrize("preconditioner", [Linear(), EDM(0.5, 1.5), SCM(0.5)], ids=repr)
 LAW = CropLaw(area=(0.08, 1.0), ratio=(0.75, 4 / 3))
 TIMES = torch.tensor([1e-3, 0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
 
@@ -64,10 +64,11 @@ def test_both_forms_derive_the_preconditioner_too(preconditioner):
     assert relative(values[0]["du_dt"], plain["du_dt"]) > 1e-2
 
 
-def test_edm_is_the_best_linear_guess_and_what_it_leaves():
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_edm_is_the_best_linear_guess_and_what_it_leaves(scale):
     sigma = 0.5
-    c_skip, c_out = EDM(sigma).coefficients(TIMES)
-    variance = (1 - TIMES) ** 2 * sigma**2 + TIMES**2
+    c_skip, c_out = EDM(sigma, scale).coefficients(TIMES)
+    variance = (1 - TIMES) ** 2 * sigma**2 + TIMES**2 * scale**2
     torch.testing.assert_close(c_skip, (1 - TIMES) * sigma**2 / variance)  # covariance of x and z over that of z
     left = sigma**2 - c_skip**2 * variance
     torch.testing.assert_close(c_out, left.sqrt(), atol=1e-7, rtol=1e-6)
@@ -76,7 +77,7 @@ def test_edm_is_the_best_linear_guess_and_what_it_leaves():
 def test_edm_equals_its_published_form_on_its_own_path():
     """z' = z / (1-t) = x + sigma e with sigma = t / (1-t), where EDM's table 1 states its coefficients."""
     t, data = TIMES[:-1], 0.7
-    c_skip, c_out = EDM(data).coefficients(t)
+    c_skip, c_out = EDM(data, 1.0).coefficients(t)
     sigma = t / (1 - t)
     torch.testing.assert_close(c_skip * (1 - t), data**2 / (sigma**2 + data**2))
     torch.testing.assert_close(c_out, sigma * data / (sigma**2 + data**2).sqrt())

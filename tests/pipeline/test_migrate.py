@@ -27,8 +27,13 @@ def test_every_moved_target_is_where_the_table_says():
 
 def test_options_that_are_newer_get_the_values_that_the_run_had():
     objective = {"_target_": "pmf_lightning.objectives.pixel_meanflow.PixelMeanFlow", "omega_min": 2.0}
+    edm = {"_target_": "pmf_lightning.objectives.preconditioners.EDM", "sigma_data": 0.5}
+    objective["preconditioner"] = edm
     config = migrate_config({"objective": objective, "data": {"_target_": "pmf_lightning.data.digits.Digits"}})
-    assert config["objective"] == {**objective, "jvp_tangent": "network", "sample_interval": True}
+    assert config["objective"] == {
+        **{**objective, "preconditioner": {**edm, "noise_scale": 1.0}},
+        **{"jvp_tangent": "network", "sample_interval": True},
+    }
     assert config["data"]["_target_"] == "pmf_lightning.data.sources.digits.Digits"
     assert (config["flip"], config["compile"], config["decoder"]) == (False, False, None)
     assert migrate_config(config) == config

@@ -24,7 +24,7 @@ SMALL = [*RUN, "data.resolution=8", "backbone.patch=4", "repeats=1", "images_at_
 
 
 @pytest.mark.parametrize("form", ["one_pass", "two_pass"])
-@pytest.mark.parametrize("change", [{}, {"prediction": "u"}, {"preconditioner": EDM(0.5)}], ids=["x", "u", "edm"])
+@pytest.mark.parametrize("change", [{}, {"prediction": "u"}, {"preconditioner": EDM(0.5, 1.0)}], ids=["x", "u", "edm"])
 def test_the_textbook_step_has_our_loss_and_gradients(form, change):
     network, goal, (batch, draws) = tiny_network(), objective(jvp=form, **change), rows()
     losses = goal(network, batch, draws)

@@ -31,7 +31,7 @@ def real_features(
     source: DataSource,
     needs: Collection[str],
     cache_dir: str | None,
-    held_out: bool = False,
+    held_out: int = 0,
 ) -> dict[str, RealFeatures]:
     """Return the features of real images by member.
 
@@ -39,9 +39,10 @@ def real_features(
         reference: "data" for the training split of ``source``, which is measured once and cached; or a folder of
             make_stats, or files of FD-loss (``reference_files``).
         needs: what the features are needed for, from ``discrepancies.real_features.NEEDS``.
-        held_out: whether rows of the held-out split are needed too.
+        held_out: least number of held-out images whose features are needed too.
 
-    Raises UserError for a missing reference, one without what is needed, or data without pixels.
+    Raises UserError for a missing reference, one without what is needed, data without pixels, or too few held-out
+    images.
     """
     if reference is None:
         raise UserError(
@@ -50,6 +51,11 @@ def real_features(
         )
     if source.latents and (reference == DATA or held_out):
         raise UserError(f"battery.reference={reference}: {source.name} provides latents; features are of pixels")
+    if (there := len(source.held_out()) if held_out and source.has_held_out else 0) < held_out:
+        raise UserError(
+            f"data={source.name} holds out {there} images, and the loss compares {held_out} of them (the floor of its "
+            "controller); hold out more (data.held_out_fraction), set a smaller batch, or posttrain.controller=null"
+        )
     if reference == DATA:
         measured = split_rows(battery, source, "train", cache_dir)
         found = {name: RealFeatures(name, len(rows), rows, labels) for name, (rows, labels) in measured.items()}
