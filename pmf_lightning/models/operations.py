@@ -111,7 +111,7 @@ def rotate_pairs(
 ) -> Float[Tensor, "*b n d"]:
     """Rotate each pair of channels (2i, 2i+1) of ``x`` by the angle whose cosine and sine are given (RoPE).
 
-    The pair is a complex number that is multiplied with cos + i sin. Half precision is rotated, and returned, in float32.
+    The pair is a complex number that is multiplied with cos + i sin. Half precision becomes float32.
     """
     if has_torch_function((x,)):
         return handle_torch_function(rotate_pairs, (x,), x, cos, sin)
