@@ -232,6 +232,24 @@ def test_the_ablations_of_drifting_are_those_of_the_official_run(name):
         assert list(cfg.search.omega) == [1, 1.5, 2, 2.5, 3, 3.5]
 
 
+@pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith(("pmf_", "imf_", "jit_", "drifting_"))])
+def test_runs_at_paper_scale_are_measured_as_the_paper_measures(name):
+    protocol = {"jit": "jit", "drifting": "drifting"}.get(name.partition("_")[0], "pmf_jax")
+    for config in resolved(name, "paper"):
+        assert config["protocol"]["name"] == protocol
+        tried, own = config["search"], config["sampling"]
+        if name.startswith("jit_"):  # guided at all times, but for table 4
+            assert [own["t_min"], own["t_max"]] in tried["intervals"]
+            assert name == "jit_table4" or len(tried["intervals"]) == 1
+        if name == "imf_steps":
+            assert own["omega"] in tried["omega"]
+
+
+@pytest.mark.parametrize("name", ["jit_table2", "jit_table3"])
+def test_eps_and_v_prediction_have_scores_in_float32(name):
+    assert {config["backbone"]["attention"] for config in resolved(name, "paper")} == {"plain"}
+
+
 def test_resolutions_of_table_4_are_the_presets():
     for run, model, size in zip(resolved("pmf_table4", "paper"), ("b16", "b32", "b64"), (256, 512, 1024), strict=True):
         other = plain(compose([f"model=pmf_{model}", f"data=imagenet{size}"]))
