@@ -123,12 +123,18 @@ def test_a_machine_that_runs_out_is_one_line(call, monkeypatch, error, words):
 
 
 def test_weights_that_diverged_are_named(trained, monkeypatch):
-    module = load_checkpoint(trained)
-    monkeypatch.setattr(
-        module, "to_pixels", lambda z: z.where(torch.arange(len(z))[:, None, None, None] != 1, torch.nan)
-    )
-    with pytest.raises(UserError, match="image 1 has values that are not finite"):
-        draw(module, torch.tensor([1, 2, 3]), 0, 2, {"steps": 1})
+    """By the number among all images, not in their batch: the second image of the second batch is image 3."""
+    module, decoded = load_checkpoint(trained), []
+
+    def to_pixels(z):
+        decoded.append(len(z))
+        bad = torch.arange(len(z))[:, None, None, None] == 1
+        return z.where(~bad, torch.nan) if len(decoded) == 2 else z
+
+    monkeypatch.setattr(module, "to_pixels", to_pixels)
+    with pytest.raises(UserError, match="image 3 has values that are not finite"):
+        draw(module, torch.tensor([1, 2, 3, 4, 5]), 0, 2, {"steps": 1})
+    assert decoded == [2, 2]
 
 
 def test_images_wait_for_the_file_as_levels(trained):

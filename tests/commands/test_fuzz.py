@@ -532,5 +532,11 @@ def test_there_are_two_thousand():
 def test_an_error_that_is_none_of_the_users_is_found(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fuzz(st.integers(0, 3), lambda value: only_user_errors(lambda: 1 / value), 20)
-    with pytest.raises(UserError):
-        raise UserError("x")
+    with pytest.raises(AssertionError):
+        only_user_errors(lambda: refuse("two\nlines"))
+    assert only_user_errors(lambda: refuse("one line")) is None
+    assert only_user_errors(lambda: 3) == 3
+
+
+def refuse(words):
+    raise UserError(words)

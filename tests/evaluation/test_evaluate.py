@@ -15,8 +15,10 @@ from test_latents import checkpoint, folder, latent_overrides, vae  # noqa: F401
 
 from pmf_lightning import UserError, build, compose, load_checkpoint
 from pmf_lightning.convert import convert
+from pmf_lightning.data.transforms import CROP_RULE
 from pmf_lightning.evaluate import evaluate
 from pmf_lightning.evaluate import main as evaluate_main
+from pmf_lightning.evaluation.sample_sources import evaluator_of
 from pmf_lightning.make_stats import main as make_stats_main
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
@@ -207,6 +209,19 @@ def test_bad_input_is_one_line(call_command, cache, trained, tmp_path, arguments
     assert len(lines) == 1
     assert "Traceback" not in errors
     assert not Path("evaluation").exists()
+
+
+def test_statistics_of_images_without_the_crop_of_folders_are_not_for_a_model_of_a_folder(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4), about=json.dumps({"crop": "none"}))
+    cfg = compose([*MEANS, f"reference={tmp_path}/stats.npz"], "evaluate")
+
+    def opened(config):
+        return evaluator_of(cfg, (1, 8, 8), 4, config, torch.device("cpu"))
+
+    for config in (None, {"data": {"name": "digits"}}):
+        assert opened(config).reference.about == {"crop": "none"}
+    with pytest.raises(UserError, match=f"crop is none in the file and {CROP_RULE} here; give the statistics of the"):
+        opened({"data": {"name": "folder", "root": "photos"}})
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pmf_lightning.encoders.extractors import ModuleFeatures
 from pmf_lightning.encoders.inception import FILE, Inception
 from pmf_lightning.evaluation.evaluator import Evaluator
 from pmf_lightning.evaluation.frechet import NonFiniteError
-from pmf_lightning.evaluation.image_files import ImageSaver
+from pmf_lightning.evaluation.image_files import ImageSaver, open_images
 from pmf_lightning.evaluation.moments import Gaussian, Moments
 from pmf_lightning.evaluation.protocol import score_name
 from pmf_lightning.evaluation.references import Reference
@@ -99,6 +99,9 @@ def test_the_protocols_of_the_papers():
         ({"n": 1}, "protocol.n=1: set it to 2 or more"),
         ({"neighbours": 0}, "protocol.neighbours=0"),
         ({"kid_size": 1}, "protocol.kid_size=1"),
+        ({"inception_splits": 0}, "protocol.inception_splits=0: set it to 1 or more"),
+        ({"kid_subsets": 0}, "protocol.kid_subsets=0"),
+        ({"reference_images": 0}, "protocol.reference_images=0"),
     ],
 )
 def test_protocols_that_cannot_be(change, message):
@@ -146,6 +149,12 @@ def test_near_singular_covariances_are_finite_and_right():
     assert distance == pytest.approx(expected.item(), rel=1e-4)
     assert Gaussian(x.mean(0), s1).near_singular
     assert not Gaussian(x.mean(0), s1 + torch.eye(192).double()).near_singular
+
+
+@pytest.mark.parametrize(("smallest", "singular"), [(-1e-17, True), (1e-13, True), (1e-11, False)])
+def test_nearly_singular_is_below_the_rounding_of_the_largest_eigenvalue(smallest, singular):
+    values = torch.tensor([3.0, 1.0, 3 * smallest]).double()
+    assert Gaussian(torch.zeros(3).double(), values.diag()).near_singular == singular
 
 
 def test_covariances_that_rounding_made_indefinite():
@@ -263,6 +272,8 @@ def test_flags_say_what_a_number_is_not(real):
     assert full.flags == ("other-reference",)
     published = Reference(real.mu, real.sigma, 40, real.features, file={"path": "/some/tiny8.npz"})
     assert evaluator(published, n=48)(dark, 48, 4).flags == ()
+    few_features = Reference(real.mu, real.sigma, 40, real.features[:20])
+    assert evaluator(few_features, n=48)(dark, 48, 4).flags == ("few-reference-features", "other-reference")
     assert "other-extractor" in evaluator(real, extractor="inception")(dark, 48, 4).flags
     assert set(scores.flags) < set(FLAGS)
 
@@ -378,6 +389,20 @@ def test_objects_that_can_be_called_are_features_too():
     averages = functools.partial(torch.mean, dim=(1, 2, 3), keepdim=False)
     assert ModuleFeatures("means", averages, 1, 4).fingerprint() == "means functools.partial"
     assert ModuleFeatures("means", torch.relu, 1, 4).fingerprint().endswith("relu")
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_images_of_a_killed_evaluation_are_not_mixed_in(tmp_path, kind):
+    killed = ImageSaver(kind, tmp_path, 9, 1)
+    killed(noise_levels("killed", 5), torch.arange(5), 4)
+    saver, images = ImageSaver(kind, tmp_path, 4, 1), noise_levels("again", 4)
+    for first in (0, 2):
+        saver(images[first : first + 2], torch.arange(first, first + 2), first)
+    saver.finish()
+    stored = open_images(saver.path, 3)
+    assert len(stored) == 4
+    assert torch.equal(stored(0, 4), images)
+    assert [path.name for path in tmp_path.iterdir()] == [saver.path.name]
 
 
 # Ranks

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pmf_lightning import compose
 from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.data.transforms import to_float
 from pmf_lightning.evaluate import evaluate
+from pmf_lightning.evaluation.battery import build as battery_build
 from pmf_lightning.evaluation.battery.build import JudgeSetup
 from pmf_lightning.evaluation.battery.distances import SlicedReference, directions_of, spread
 from pmf_lightning.evaluation.battery.judge import Judge
@@ -28,6 +30,7 @@ from pmf_lightning.objectives.discrepancies.sliced import sliced_wasserstein
 from pmf_lightning.pipeline.parts import make_source
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.errors import UserError
+from pmf_lightning.utils.hydra_compat import instantiate
 
 TRAIN, VALID, OTHER = (noise_levels(name, count) for name, count in (("train", 300), ("valid", 120), ("other", 120)))
 HELD_OUT = ArrayDataset(VALID, torch.arange(120) % 4)
@@ -48,7 +51,7 @@ def test_real_images_score_one_and_within_their_spread_so_do_other_real_images()
     same, other, darker = (judge(of(x), 120, None) for x in (VALID, OTHER, VALID // 2))
     for name in ("pixels", "mixed", "other"):
         assert same.encoders[name].fdr == pytest.approx(1, rel=1e-4)
-        assert same.encoders[name].swr == pytest.approx(1, rel=0.2), "validation rows are a random order of the same"
+        assert same.encoders[name].swr == pytest.approx(1, rel=1e-6), "the order of the rows does not matter"
         real = other.encoders[name]
         assert abs(math.log(real.fdr)) < 2 * real.spread
         assert darker.encoders[name].fdr > 5
@@ -76,6 +79,39 @@ def test_distances_are_those_of_the_formulas():
     assert SlicedReference(rows, 8, 9).distance(rows + 1, 3) == pytest.approx(
         float(sliced_wasserstein(rows + 1, rows, directions_of(2, 8))), rel=1e-6
     )
+
+
+def test_floors_are_those_of_as_many_validation_images_chosen_by_chance():
+    judge = judge_of()
+    scores = judge(of(OTHER), 60, None)
+    train, rows = judge.encode(TRAIN), judge.encode(VALID)
+    chosen = rng.permutation(0, "validation", count=120)[:60]
+    assert scores.sliced_n == 60
+    for name, found in scores.encoders.items():
+        some, real = rows[name][chosen].double().numpy(), train[name].double().numpy()
+        assert found.fd_floor == pytest.approx(numpy_frechet(some, real), rel=1e-5)
+        reference = SlicedReference(train[name], 64, 10**6)
+        assert found.sw_floor == reference.distance(rows[name], 60, random=True) != reference.distance(rows[name], 60)
+
+
+def test_half_precision_changes_networks_alone():
+    half, full = (judge_of(JudgeProtocol(precision=name, directions=0)) for name in ("bfloat16", "float32"))
+    halves, fulls = (judge(of(OTHER), 120, None).encoders for judge in (half, full))
+    for name in ("mixed", "other"):
+        assert 1e-5 < abs(halves[name].fd / fulls[name].fd - 1) < 0.1
+    assert halves["pixels"].fd == fulls["pixels"].fd, "averages of pixels are no product of matrices"
+
+
+def test_the_classifier_of_a_battery_is_that_of_small_metrics(monkeypatch):
+    """Also where the members have other seeds: the accuracies of a judge and of metrics=small are of one network."""
+    asked = []
+    monkeypatch.setattr(battery_build, "cached_classifier", lambda source, settings, folder: asked.append(settings))
+    cfg = compose(["data=digits", "battery=digits"], "make_stats")
+    group = OmegaConf.to_container(cfg.battery, resolve=True)
+    JudgeSetup(group, make_source(cfg), JudgeProtocol(), 50, None)._classifier()
+    own = group["members"]["classifier0"]["settings"]
+    assert own["seed"] == 1
+    assert asked == [replace(instantiate(own), seed=0)]
 
 
 def test_all_encoders_see_the_same_images_generated_once_and_pixels_follow_the_protocol():

@@ -13,6 +13,8 @@ from pmf_lightning.data.dataset import ArrayDataset
 from pmf_lightning.evaluation.nearest import TrainingImages, above_their_nearest, training_images
 from pmf_lightning.utils.errors import UserError
 
+TWO, TWENTY = (torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1) for levels in ([0, 200], list(range(1, 21))))
+
 
 def among(images):
     """TrainingImages of the first 30 of 40 images, whose pixels are their features."""
@@ -47,6 +49,16 @@ def test_images_stand_above_their_nearest(images):
     expected = [images[3], images[8], images[3], images[8], images[12], grey, images[12], grey]
     assert torch.equal(pairs, torch.stack(expected))
     assert closer == 1
+
+
+def test_an_image_is_close_as_one_in_twenty_new_images_is():
+    """Grey pixels 0 and 200 for training; the held-out ones are 1, 2, ..., 20 levels from the first."""
+    there = TrainingImages(
+        lambda levels: levels.flatten(1).float(), *(ArrayDataset(x, torch.arange(len(x))) for x in (TWO, TWENTY))
+    )
+    shares = [there.nearest(TWENTY[place : place + 1], 1).closer_than for place in (0, 1, 19)]
+    assert shares == pytest.approx([0.95, 0.9, 0], abs=1e-12)
+    assert above_their_nearest(TWENTY, there, columns=4)[1] == 1 / 20
 
 
 def test_sample_writes_them(tmp_path, images, monkeypatch, capsys):

@@ -377,6 +377,7 @@ def test_statistics_of_the_data_at_hand_are_measured_once(tmp_path):
         stored.write_bytes(stored.read_bytes()[:-50])
     assert torch.equal(cached_statistics(shelf, Tiny(), 8, 30, CPU, str(tmp_path)).sigma, first.sigma)
     assert shelf.read == 3
+    assert len(cached_statistics(shelf, Tiny(), 8, 12, CPU, str(tmp_path)).features) == 12
 
 
 # A second file for precision and recall

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax_files import nested, write
 from safetensors.torch import save_file
-from stored import write_checkpoint, write_folder
+from stored import checkpoint, write_checkpoint, write_folder
 
 from pmf_lightning import UserError, build, compose, load, load_checkpoint, official_weights, sample_images
 from pmf_lightning.pipeline import loading
@@ -17,6 +17,7 @@ from pmf_lightning.sample import sample
 from pmf_lightning.weights.drifting import generator_arrays
 
 PMF = ["model=pmf_tiny", "data=digits"]
+WIDE = "trunk.0.mlp.w1.weight"  # not square
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,44 @@ def test_what_has_a_configuration(name, places, expected):
     module = load(places / name)
     assert not module.training
     assert torch.equal(sample_images(module, [3, 7], omega=2.0), expected)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_weights_in_half_precision_are_widened(kind, tmp_path):
+    kept = checkpoint()
+    kept["state_dict"] = halves = {name: value.bfloat16() for name, value in kept["state_dict"].items()}
+    if kind == "folder":
+        bare = {name.removeprefix("network."): value for name, value in halves.items()}
+        save_file(bare, write_folder(tmp_path / "half") / "model.safetensors")
+        module = load_checkpoint(tmp_path / "half")
+    else:
+        torch.save(kept, tmp_path / "half.ckpt")
+        module = load_checkpoint(tmp_path / "half.ckpt", "raw")
+    for name, value in module.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, halves[name].float())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda average: average.update({WIDE: average[WIDE].T}),
+        lambda average: average.update(foreign=torch.zeros(2)),
+        lambda average: average.pop(WIDE),
+    ],
+    ids=["transposed", "foreign", "missing"],
+)
+def test_an_average_of_another_network_is_named(spoil, tmp_path):
+    kept = checkpoint()
+    spoil(kept["ema"].setdefault("7k", dict(next(iter(kept["ema"].values())))))
+    torch.save(kept, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last.ckpt: its average 7k is not one of this network; "):
+        load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_whoever_may_read_the_description_may_read_the_weights(places):
+    config, weights = ((places / "weights" / name).stat().st_mode for name in ("config.json", "model.safetensors"))
+    assert weights == config
 
 
 @pytest.mark.parametrize("name", ["release.pth", "fd.pth", "release.safetensors"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from pmf_lightning import UserError, build, compose, load_checkpoint, official_w
 from pmf_lightning.convert import convert
 from pmf_lightning.convert import main as convert_main
 from pmf_lightning.pipeline import weights_folder
-from pmf_lightning.pipeline.conversion import from_official
+from pmf_lightning.pipeline.conversion import from_official, official_dict, stored_of
 from pmf_lightning.sample import sample
 from pmf_lightning.train import train
 
@@ -101,6 +102,17 @@ def test_official_to_folder_and_back_is_bit_exact(official, released, family, tm
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert same(back, released)
     assert all(value.untyped_storage().nbytes() == value.nbytes for value in back.values())
+
+
+def test_an_official_file_holds_no_more_than_its_weights(tmp_path):
+    """Also where the weights are parts of larger memory, all of which torch.save would write."""
+    module = build(compose(SMALL["pMF"]))
+    whole = stored_of(module)
+    cut = {name: value.expand(4, *value.shape).clone()[1] for name, value in whole.network.items()}
+    weights = official_dict(replace(whole, network=cut), inference=False)
+    assert same(weights, official_weights(module.network))
+    torch.save(weights, tmp_path / "mine.pt")
+    assert (tmp_path / "mine.pt").stat().st_size < 1.5 * sum(value.nbytes for value in weights.values())
 
 
 def test_head_v_that_the_file_has_stays(full, family, tmp_path):
