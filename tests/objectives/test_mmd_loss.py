@@ -16,7 +16,13 @@ from pmf_lightning.objectives.discrepancies.fourier import FourierReference, fou
 from pmf_lightning.objectives.discrepancies.frechet import FrechetReference
 from pmf_lightning.objectives.discrepancies.gradient_cache import features_in_parts
 from pmf_lightning.objectives.discrepancies.joint import JointLaw
-from pmf_lightning.objectives.discrepancies.kernels import gram, kernel_sums, median_bandwidth, squared_distances
+from pmf_lightning.objectives.discrepancies.kernels import (
+    gram,
+    kernel_sums,
+    median_bandwidth,
+    random_rows,
+    squared_distances,
+)
 from pmf_lightning.objectives.discrepancies.nystrom import kmeans, nystrom_weights, self_similarity
 from pmf_lightning.objectives.discrepancies.populations import FeatureQueue, batch_statistics
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_loss, sliced_power
@@ -241,6 +247,18 @@ def test_references_depend_on_the_seed_and_survive_a_round_trip():
     restored = MMDReference.from_state(first.state_dict()).to("cpu")
     assert restored.state_dict().keys() == first.state_dict().keys()
     assert all(torch.equal(value, first.state_dict()[name]) for name, value in restored.state_dict().items())
+
+
+def test_random_rows_are_a_keyed_draw_without_repetition():
+    pool = clusters("real", 40)
+    rows = random_rows(pool, 30, 0, "k-means")
+    places = (rows[:, None] == pool).all(2).long().argmax(1)
+    assert torch.equal(pool[places], rows)
+    assert len(places.unique()) == 30
+    assert places.max() >= 30  # not the first ones
+    for seed, name in ((1, "k-means"), (0, "bandwidth")):
+        assert not torch.equal(random_rows(pool, 30, seed, name), rows)
+    assert torch.equal(random_rows(pool, 40, 0, "k-means"), pool)
 
 
 def test_kmeans_finds_separate_clusters_and_refills_empty_ones():

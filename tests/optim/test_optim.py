@@ -127,6 +127,15 @@ def test_bfloat16_is_as_far_off_as_the_docs_say():
     assert 1e-3 < relative(weight.data, twin.data) < 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bfloat16_rounds_only_the_normalised_matrix(dtype):
+    """The norm is that of the matrix as given, so that each number is rounded once, by at most 2^-8 of itself."""
+    matrix = (1000 * normal("large", shape=(1, 64, 96))).to(dtype)
+    start = newton_schulz(matrix, steps=0, dtype=torch.bfloat16).double()
+    want = matrix.double() / matrix.double().norm()
+    assert ((start - want).abs() / want.abs()).max() < 1.001 * 2**-8
+
+
 def test_an_unknown_dtype_of_newton_schulz_is_refused():
     with pytest.raises(UserError, match=r"optimizer\.ns_dtype=half: give auto, float32, bfloat16"):
         optimizer(parameters(), ns_dtype="half")
@@ -163,9 +172,9 @@ def test_newton_schulz_of_zero_is_zero():
     assert torch.equal(newton_schulz(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
-@pytest.mark.parametrize("stack_elements", [2**26, 80, 1])
-def test_batched_matrices_move_as_they_would_alone(monkeypatch, stack_elements):
-    monkeypatch.setattr(muon_adam, "STACK_ELEMENTS", stack_elements)
+@pytest.mark.parametrize("elements", [2**26, 80, 1])
+def test_batched_matrices_move_as_they_would_alone(monkeypatch, elements):
+    monkeypatch.setattr(muon_adam, "CPU_ELEMENTS", elements)
     together, alone = parameters(), parameters()
     single = [optimizer([weight]) for weight in alone]
     train(together, optimizer(together), 3)

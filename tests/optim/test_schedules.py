@@ -1,5 +1,7 @@
 """The learning rate over a run."""
 
+import math
+
 import pytest
 from shrunk import RUN
 
@@ -14,6 +16,13 @@ def test_constant_without_shares():
 def test_rise_and_fall():
     factors = [rate_factor(step, 10, 0.2, 0.4) for step in range(10)]
     assert factors == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_half_a_cosine():
+    factors = [rate_factor(step, 10, 0, 1, decay="cosine") for step in range(10)]
+    assert factors == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 10) for step in range(10)])
+    late = [rate_factor(step, 10, 0.2, 0.4, decay="cosine") for step in range(10)]
+    assert late == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.5 - 0.5 * 0.5**0.5])
 
 
 @pytest.mark.parametrize(

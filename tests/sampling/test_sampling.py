@@ -1,10 +1,14 @@
 """The sampler: one step, many steps by hand, an oracle, noise that belongs to its image, and refusals."""
 
+import itertools
+
+import matching
 import pytest
 import torch
 from common import CLASSES, SHAPE, Oracle, normal, objective, relative, tiny_network
 
-from pmf_lightning import generate, image_noise
+from pmf_lightning import generate, image_noise, sample_images
+from pmf_lightning.pipeline.module import GenerativeModule
 
 COUNT = 4
 NOISE, LABELS = normal("start", shape=(COUNT, *SHAPE)), torch.tensor([0, 3, CLASSES, 1])
@@ -38,6 +42,24 @@ def test_steps_written_out(prediction, steps):
             u = (z - raw) / max(t, 0.05) if prediction == "x" else raw
             z = z - u / steps
     images = generate(network, NOISE, LABELS, steps, *GUIDANCE, objective=objective(prediction=prediction))
+    assert relative(images, z) < 1e-12
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_two_steps_of_a_solver_written_out(sampler):
+    """The velocity is u over an interval of no length, with the same guidance in every evaluation."""
+    network, z = tiny_network(), NOISE
+
+    def velocity(z, t):
+        with torch.no_grad():
+            return (z - network(z, conditions(0.0, *GUIDANCE))["u"]) / t
+
+    v = velocity(z, 1.0)
+    if sampler == "heun":
+        v = (v + velocity(z - v / 2, 0.5)) / 2
+    z = z - v / 2
+    z = z - velocity(z, 0.5) / 2
+    images = generate(network, NOISE, LABELS, 2, *GUIDANCE, sampler=sampler, objective=objective())
     assert relative(images, z) < 1e-12
 
 
@@ -107,6 +129,24 @@ def test_noise_belongs_to_its_image():
     assert not torch.equal(whole, image_noise(6, 0, 8, SHAPE))
     assert not torch.equal(whole[0], whole[1])
     assert abs(image_noise(5, 0, 64, SHAPE).std() - 1) < 0.03
+
+
+@pytest.mark.parametrize("kind", matching.GENERATORS)
+def test_a_sampled_image_belongs_to_its_number(kind):
+    """Its noise and its style, whatever the batch: five images of one class are five images."""
+    law, labels = matching.GENERATORS[kind][0](), [3] * 5
+    options = {"steps": 1, "omega": 2.0, "t_min": 0.1, "t_max": 0.8}
+    config = {"compile": False, "sampling": options}
+    module = GenerativeModule(matching.network(kind), law, torch.optim.AdamW, float, 0, config)
+    images = sample_images(module, labels, batch_size=5)
+    assert min((a - b).abs().max() for a, b in itertools.combinations(images, 2)) > 0.1
+    assert relative(sample_images(module, labels, batch_size=2), images) < 1e-12
+    assert relative(sample_images(module, labels[2:], first=2), images[2:]) < 1e-12
+    noise, conditions = law.noise_scale * image_noise(0, 0, 5, SHAPE), law.sampling_conditions(0, 0, 5)
+    assert all(len(value.unique(dim=0)) > 1 for value in conditions.values())
+    raw = generate(module, noise, torch.tensor(labels), **options, conditions=conditions)
+    assert raw.abs().max() > 1
+    assert relative(images, raw.clamp(-1, 1)) < 1e-12
 
 
 def test_an_image_does_not_depend_on_its_neighbours():

@@ -1,13 +1,20 @@
 """Keyed draws: reproducible in any order and any sharding, of the right law, and no touch of the global generators."""
 
 import itertools
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from common import CLASSES, SHAPE, blank, objective, rows, tiny_network
+from matching import GENERATORS, label_batch, matching
 
 from pmf_lightning import Batch, build, generate, image_noise
+from pmf_lightning.objectives.base import QueueBatch
+from pmf_lightning.objectives.crops import CropLaw
+from pmf_lightning.objectives.discrepancies.choices import SlicedWasserstein
+from pmf_lightning.objectives.masked_autoencoder import MaskedAutoencoder
 from pmf_lightning.utils import rng
 from pmf_lightning.utils.rng import BatchRows
 
@@ -109,13 +116,40 @@ def test_nothing_reads_or_advances_the_global_generators(tiny_config):
 # Draws of a step
 
 
-def test_draw_is_a_function_of_seed_and_step():
-    drawn = objective().draw(blank(16), 0, 5)
-    assert same(drawn, objective().draw(blank(16), 0, 5))
+IMAGES = blank(32, SHAPE)
+QUEUES = QueueBatch(torch.zeros(8, 1, *SHAPE), torch.zeros(8, dtype=torch.long), torch.zeros(8, 1, *SHAPE))
+CROP = CropLaw((0.2, 1.0), (0.75, 4 / 3))
+DRAWN = {
+    "pmf": lambda: (objective(label_dropout=0.5, perceptual={"a": 1.0}, crop=CROP), IMAGES),
+    "pmf, uniform times": lambda: (objective(uniform_fraction=0.5), IMAGES),
+    "jit": lambda: (replace(GENERATORS["heun"][0](), label_dropout=0.5), IMAGES),
+    "drifting": lambda: (replace(GENERATORS["one_step"][0](), unguided_fraction=0.5), QUEUES),
+    "mae": lambda: (MaskedAutoencoder(4, 1, 0.5, 0.1, 0, 0, 10, CROP, flip=True), IMAGES),
+    "matching": lambda: (matching("one_step", discrepancy=SlicedWasserstein(directions=4)), label_batch()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draw_is_a_function_of_seed_and_step(name, monkeypatch):
+    """Every field changes with the seed and the step, and so does the key of every stream that makes it."""
+    (law, batch), keys, make = DRAWN[name](), [], rng.generator
+    monkeypatch.setattr(rng, "generator", lambda *names, **options: keys.append(names) or make(*names, **options))
+
+    def drawn(seed, step):
+        keys.clear()
+        fields = vars(law.draw(batch, seed, step))
+        nested = [value for value in fields.values() if isinstance(value, Mapping)]
+        found = {field: value for part in (fields, *nested) for field, value in part.items()}
+        return {field: value for field, value in found.items() if isinstance(value, torch.Tensor)}, set(keys)
+
+    first, streams = drawn(0, 5)
+    again, same_streams = drawn(0, 5)
+    assert streams == same_streams
+    assert all(torch.equal(again[field], value) for field, value in first.items())
     for seed, step in ((0, 6), (1, 5), (5, 0)):
-        other = objective().draw(blank(16), seed, step)
-        for name in ("t", "r", "noise", "omega", "t_min", "t_max"):
-            assert not torch.equal(getattr(drawn, name), getattr(other, name)), (seed, step, name)
+        other, other_streams = drawn(seed, step)
+        assert not streams & other_streams, (seed, step)
+        assert [field for field, value in first.items() if torch.equal(other[field], value)] == [], (seed, step)
 
 
 def test_streams_of_one_step_are_different_numbers():
