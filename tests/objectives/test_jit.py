@@ -259,5 +259,5 @@ def test_unknown_quantities_are_refused(field, value):
 
 
 def test_average_steps_are_refused():
-    with pytest.raises(ValueError, match="sampler=average: this objective samples by heun, euler"):
+    with pytest.raises(ValueError, match="sampler=average: this model samples by heun, euler"):
         generate(network(), normal("z", shape=(1, *SHAPE)), torch.tensor([0]), sampler="average", objective=law())
