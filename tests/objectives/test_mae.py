@@ -378,6 +378,22 @@ SETTINGS = MAESettings(
     **{"class_weight": 0.1, "class_steps": 1, "class_warmup": 1, "steps": 2, "batch": 4, "lr": 4e-3, "warmup_steps": 1},
     **{"weight_decay": 0.01, "clip": 2.0},
 )
+
+
+def test_the_class_of_a_held_out_image_is_that_of_the_whole_image():
+    """The error is that of hidden pixels; here the network answers 0, and the class by the mean of what it sees."""
+    levels, drawn = torch.arange(1.0, 8.0), objective().draw(batch(7), 0, 0)
+
+    def network(image, heads=("image", "logits")):
+        distances = (image.mean((1, 2, 3))[:, None] - levels).abs()
+        return {"image": torch.zeros_like(image), "logits": -distances}
+
+    data = Batch(levels[:, None, None, None].expand(7, 3, 16, 16), torch.tensor([0, 1, 2, 3, 0, 0, 6]))
+    found = objective().held_out_metrics(network, data, drawn)
+    assert found["held_out_accuracy"].tolist() == [1, 1, 1, 1, 0, 0, 1]
+    assert relative(found["held_out_error"], levels.square()) < 1e-6
+
+
 DIGITS = Digits(name="digits", resolution=8, channels=1, classes=10, held_out_images=360)
 
 

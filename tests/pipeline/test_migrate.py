@@ -39,6 +39,16 @@ def test_options_that_are_newer_get_the_values_that_the_run_had():
     assert migrate_config(config) == config
 
 
+def test_objectives_and_backbones_get_the_values_from_before_their_options():
+    drifting = {"_target_": "pmf_lightning.objectives.drifting.Drifting"}
+    jit = {"_target_": "pmf_lightning.models.jit_vit.JiTViT"}
+    config = migrate_config({"objective": drifting, "backbone": jit})
+    assert config["objective"] == {**drifting, "affinity_floor": 1e-6}
+    assert config["backbone"] == {**jit, "positions": "sincos"}
+    stated = {"objective": {**drifting, "affinity_floor": 0.0}, "backbone": {**jit, "positions": "learnt"}}
+    assert {name: migrate_config(stated)[name] for name in stated} == stated
+
+
 def test_callbacks_find_their_state():
     assert migrate_callbacks({"callbacks": {"LastCheckpoint": 1, "SkipNonFinite": 2}, "epoch": 0}) == {
         "callbacks": {"CheckpointWriter": 1, "SkipNonFinite": 2},

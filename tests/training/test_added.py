@@ -1,11 +1,14 @@
 """Callbacks and loggers of callbacks= and logger=: built from their sections, refused in one line, resumed."""
 
 import json
+import math
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from shrunk import RUN
 
@@ -18,7 +21,8 @@ from pmf_lightning.pipeline.checkpoints import load_checkpoint, read_checkpoint
 from pmf_lightning.train import main, train
 from pmf_lightning.training.callbacks.early_stopping import EarlyStopping
 from pmf_lightning.training.loggers.build import make_loggers
-from pmf_lightning.training.prepare import logger_sections, make_added_callbacks
+from pmf_lightning.training.loggers.jsonl import JSONLLogger
+from pmf_lightning.training.prepare import logger_sections, make_added_callbacks, open_source, prepare
 from pmf_lightning.training.run_log import RunLog
 from pmf_lightning.training.settings import LoggedRun
 
@@ -90,6 +94,50 @@ def test_a_larger_patience_continues_a_run_that_was_ended():
     new.load_state_dict(old.state_dict())
     assert (new.patience, new.wait_count, new.best_score) == (3, 1, 1.0)
     assert not new._evaluate_stopping_criteria(torch.tensor(2.0))[0]
+
+
+def looked_at(stopping, values, due=3):
+    """Show ``stopping`` a log whose column "fd" gets the value of each step, if it has one; return the last step."""
+    log = Mock(spec=JSONLLogger, latest={"loss_u": (1, 1.0)})
+    trainer = Mock(spec=Trainer, log_every_n_steps=1, loggers=[log], is_global_zero=True, should_stop=False)
+    trainer.strategy, trainer.global_step = SimpleNamespace(broadcast=lambda value: value), 0
+    stopping.connect("fd", due)
+    stopping.on_train_start(trainer, Mock(spec=LightningModule))
+    for step, value in enumerate(values, 1):
+        trainer.global_step = step
+        if value is not MISSING:
+            log.latest["fd"] = step, value
+        stopping.on_train_batch_start(trainer, Mock(spec=LightningModule))
+        if trainer.should_stop:
+            break
+    return trainer.global_step
+
+
+MISSING = "not measured in this step"
+
+
+def test_early_stopping_counts_each_value_once():
+    stopping = EarlyStopping("fd", patience=2)
+    assert looked_at(stopping, [1.0, *[MISSING] * 5, 2.0, *[MISSING] * 5]) == 12
+    assert (stopping.wait_count, stopping.reason) == (1, None)
+    assert looked_at(EarlyStopping("fd", patience=2), [1.0, MISSING, 2.0, MISSING, 2.0, MISSING]) == 5
+
+
+@pytest.mark.parametrize("check_finite", [True, False])
+def test_a_value_that_is_not_finite_stops_a_run_that_checks_it(check_finite):
+    """The log has null for it."""
+    stopping = EarlyStopping("fd", patience=1, check_finite=check_finite)
+    assert looked_at(stopping, [1.0, None, 3.0]) == 2
+    assert ("is not finite" in stopping.reason) == check_finite
+    assert math.isfinite(stopping.best_score)
+
+
+def test_a_column_that_is_never_logged_is_named_once_it_is_due():
+    stopping = EarlyStopping("fd")
+    assert looked_at(stopping, [MISSING] * 3) == 3
+    with pytest.raises(UserError, match="monitor=fd is not logged; there is loss_u"):
+        looked_at(stopping, [MISSING] * 4)
+    assert looked_at(EarlyStopping("fd", strict=False), [MISSING] * 4) == 4
 
 
 @pytest.mark.parametrize(
@@ -199,6 +247,14 @@ def test_the_first_images_are_the_same_in_every_step():
     assert data.accumulation(1) == 1
     assert len(few.train()) == 16
     assert (few.classes, few.latents, len(few.held_out())) == (10, False, 360)
+
+
+def test_a_run_trains_on_its_first_images_and_looks_for_room(monkeypatch):
+    cfg, asked = compose([*SHORT, "train_images=16"]), []
+    monkeypatch.setattr(ImageData, "check_room", lambda data: asked.append(data))
+    parts = prepare(cfg, open_source(cfg))
+    assert (len(parts.data.train_set), len(parts.source.train())) == (16, 1437)
+    assert asked == [parts.data]
 
 
 @pytest.mark.slow

@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import faults
 import forked
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from shrunk import RUN
 from test_train import assert_same, rows, weights
 
@@ -22,6 +26,11 @@ from pmf_lightning.pipeline.checkpoint_io import is_intact, newest_intact
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.sample import sample
 from pmf_lightning.training import run_dir
+from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.ema import EMA
+from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
+from pmf_lightning.training.callbacks.stop_signals import StopSignals
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
 
 # 16 steps of two micro-batches, 8 saves.
 TINY = [*RUN, "sample_grid.enabled=false", "batch=8", "micro_batch=4", "images=128", "checkpoint.every_images=16"]
@@ -118,9 +127,9 @@ def names(folder):
     return {path.name for path in (folder / "checkpoints").iterdir()}
 
 
-def stop_with(number, command, folder, log, environment=()):
+def stop_with(number, command, folder, log, environment=(), more=()):
     """Send a signal in the middle of step 5 of a run; return what it printed."""
-    faults = ("faults:both", ("set_environment", dict(environment)), ("signal_before", 5, number))
+    faults = ("faults:both", ("set_environment", dict(environment)), ("signal_before", 5, number), *more)
     output = forked.run(command, log, faults)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped_early"]
@@ -189,11 +198,15 @@ def test_slurm_queues_the_job_again_and_it_goes_on(straight, tmp_path):
     ids=["array", "refused", "would begin anew", "SIGTERM"],
 )
 def test_when_slurm_is_asked(tmp_path, number, ckpt, code, variables, asked, said):
-    environment = slurm(tmp_path, code, **variables)
-    command = [*TINY, f"run_dir={tmp_path}/run", f"ckpt={ckpt}"]
-    output = stop_with(number, command, tmp_path / "run", tmp_path / "log", environment.items())
+    environment, folder = slurm(tmp_path, code, **variables), tmp_path / "run"
+    command = [*TINY, f"run_dir={folder}", f"ckpt={ckpt}"]
+    measured = [("scripted_quality", {2: 5.0, 4: 3.0})]
+    output = stop_with(number, command, folder, tmp_path / "log", environment.items(), measured)
     assert calls(tmp_path) == asked
     assert re.search(said, output)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"] == {"metric": "fd_scripted", "value": 3.0, "step": 4}
+    assert summary["fd"] is None  # that of step 4 is not of the weights of step 5
 
 
 def test_a_stop_in_the_last_step_is_none(straight, tmp_path):
@@ -293,8 +306,8 @@ def test_numbered_checkpoints_share_the_room(tmp_path):
 
 
 def test_the_best_is_kept(tmp_path):
-    """Scores by step; a kill after step 7, where the best is that of step 4."""
-    scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: float("nan"), 12: 2.0, 14: 2.5, 16: 2.25}
+    """Scores by step; a kill after step 7, where the best is that of step 4. The last step is the best of all."""
+    scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: float("nan"), 12: 2.0, 14: 2.5, 16: 1.75}
     folder, command = tmp_path / "run", [*TINY, f"run_dir={tmp_path}/run", "ckpt=auto", "checkpoint.every_images=48"]
     best = folder / "checkpoints" / "best.ckpt"
     faults = ("faults:both", ("scripted_quality", scores), ("signal_before", 8, signal.SIGKILL))
@@ -306,11 +319,85 @@ def test_the_best_is_kept(tmp_path):
     forked.run(command, tmp_path / "log", faults, code=-signal.SIGKILL)
     assert read_checkpoint(best)["global_step"] == 4  # not 8, the best of this session
     forked.run(command, tmp_path / "log", ("faults:scripted_quality", scores))
-    assert read_checkpoint(best)["best"] == {"metric": "fd_scripted", "value": 2.0, "step": 12}
+    assert read_checkpoint(best)["best"] == {"metric": "fd_scripted", "value": 1.75, "step": STEPS}
     last = read_checkpoint(folder)
-    assert (last["global_step"], last["best"]["value"]) == (STEPS, 2.0)
+    assert (last["global_step"], last["best"]["value"]) == (STEPS, 1.75)
+    assert json.loads((folder / "summary.json").read_text())["best"] == last["best"]
     pictures = sample(compose([f"ckpt={best}", f"out={tmp_path}/out", "n=1"], "sample"))
     assert pictures["grid"].is_file()
+
+
+def writer(folder, every_steps=3):
+    """What saves the checkpoints of ``folder``, every three steps, with a measurement every two."""
+    callbacks = {"averages": Mock(spec=EMA), "progress": Mock(spec=ThroughputBar)}
+    finite, signals = Mock(spec=SkipNonFinite, in_a_row=0), Mock(spec=StopSignals)
+    return CheckpointWriter(folder, every_steps, 1, finite, signals, faults.Scripted({}, sampling={}, **callbacks))
+
+
+def take_steps(saving, scores, full=(), steps=6):
+    """Take steps with ``scores``, and the disk full at the steps ``full``; return those of best.ckpt after each."""
+    progress = SimpleNamespace(ready=0, completed=0)
+    trainer = Mock(spec=Trainer, global_step=0, max_steps=steps, is_global_zero=True)
+    trainer.strategy = SimpleNamespace(broadcast=lambda value: value)
+    loop = SimpleNamespace(batch_progress=SimpleNamespace(current=progress, total=progress))
+    trainer.fit_loop = SimpleNamespace(epoch_loop=loop)
+    module, best = Mock(spec=LightningModule), saving.path.with_name("best.ckpt")
+
+    def save(path):
+        checkpoint = {"global_step": trainer.global_step, "state_dict": {}, "ema": {}, "config": {}}
+        saving.on_save_checkpoint(trainer, module, checkpoint)
+        trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+
+    def write(*arguments, original=checkpoint_io.write):
+        if trainer.global_step in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(*arguments)
+
+    trainer.save_checkpoint, found = save, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_io, "write", write)
+        saving.setup(trainer, module, "fit")
+        saving.on_train_start(trainer, module)
+        for step in range(1, steps + 1):
+            trainer.global_step = step
+            if step in scores:
+                saving.evaluation.latest, saving.evaluation.measured_at = scores[step], step
+            hook = saving.on_train_end if step == steps else saving.on_train_batch_start
+            hook(trainer, module)
+            found.append(read_checkpoint(best)["global_step"] if best.is_file() else None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scores", "full", "best", "failed"),
+    [
+        ({2: 5.0, 4: 3.0, 6: 4.0}, (), [None, 2, 2, 4, 4, 4], 0),
+        ({2: 5.0, 4: 4.0, 6: 3.0}, (), [None, 2, 2, 4, 4, 6], 0),
+        ({2: 5.0, 4: 3.0, 6: 4.0}, (4,), [None, 2, 2, 2, 2, 6], 1),
+        ({2: float("nan"), 4: 3.0, 6: 3.0}, (), [None, None, None, 4, 4, 4], 0),
+    ],
+    ids=["in the middle", "at the end", "of those that are saved", "a number"],
+)
+def test_the_best_is_the_lowest_that_is_saved(tmp_path, scores, full, best, failed):
+    saving, resumed = writer(tmp_path), writer(tmp_path)
+    assert take_steps(saving, scores, full) == best
+    resumed.load_state_dict(saving.state_dict())
+    assert resumed.failed == failed  # counted over all sessions
+
+
+@pytest.mark.parametrize(
+    ("metric", "there", "known"),
+    [("fd_scripted", True, True), ("fid50k", True, False), ("fd_scripted", False, False)],
+    ids=["the same", "another metric", "another folder"],
+)
+def test_the_best_value_goes_on_with_its_metric_beside_its_file(tmp_path, metric, there, known):
+    resumed, checkpoint = writer(tmp_path), {"best": {"metric": metric, "value": 3.0, "step": 4}}
+    if there:
+        toy(tmp_path / "best.ckpt", 4)
+    resumed.on_load_checkpoint(Mock(spec=Trainer), Mock(spec=LightningModule), checkpoint)
+    assert resumed.best == (checkpoint["best"] if known else None)
+    resumed.evaluation = None  # metrics=none
+    resumed.on_load_checkpoint(Mock(spec=Trainer), Mock(spec=LightningModule), checkpoint)
 
 
 def toy(path, step, seconds=0):

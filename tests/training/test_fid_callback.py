@@ -1,11 +1,12 @@
 """FID during training: by all ranks, under its own name, without a trace in the training itself."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from kept import assert_same, state
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 from ranks import together
 from shrunk import RUN, backbone
 
@@ -13,12 +14,14 @@ from pmf_lightning import UserError, build, compose, load_checkpoint
 from pmf_lightning.commands import train as command
 from pmf_lightning.config.compose import choices
 from pmf_lightning.data.sources.digits import Digits
-from pmf_lightning.evaluation.build import open_evaluator
+from pmf_lightning.evaluation.build import EvaluatorSetup, open_evaluator
 from pmf_lightning.pipeline.parts import make_part
 from pmf_lightning.sampling.generate import numbered_images
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
+from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.fid import FIDEvaluation, FidSettings
+from pmf_lightning.training.callbacks.throughput import ThroughputBar
 from pmf_lightning.training.prepare import make_evaluator
 
 BASE = [override for override in RUN if override != "metrics=none"]
@@ -88,6 +91,15 @@ def test_the_number_is_what_the_checkpoint_gives(measured):
     raw = load_checkpoint(folder, "raw")
     other = judge(lambda labels, first: numbered_images(raw, labels, 0, first, **options), 90, 10)
     assert other.fid != pytest.approx(summary["fd"], rel=1e-6)
+
+
+def test_features_of_real_images_are_left_aside():
+    """A run logs no precision and recall, which compare them pair by pair."""
+    setup = Mock(spec=EvaluatorSetup, protocol=make_part(compose([*BASE, *FID]), "protocol"), extractor_name="toy")
+    others = {"averages": Mock(spec=EMA), "progress": Mock(spec=ThroughputBar)}
+    callback = FIDEvaluation(90, setup, every_steps=1, sampling={}, extra_steps=[], **others)
+    callback.on_fit_start(Mock(spec=Trainer), Mock(spec=LightningModule, device=torch.device("cpu")))
+    assert callback.evaluator is setup.open.return_value.without_features.return_value
 
 
 class Modes(Callback):

@@ -13,6 +13,7 @@ from torch import nn
 
 from pmf_lightning import compose
 from pmf_lightning.commands.info import info, scaling
+from pmf_lightning.optim.schedules import ema_beta
 from pmf_lightning.profiling.step_memory import StepMemory
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks import build
@@ -22,9 +23,10 @@ from pmf_lightning.utils import rng
 ELSEWHERE = "cpu:0"  # the same memory by another name, so that the averages are not beside the weights
 
 
-def begun(device):
+def begun(device, dtype=torch.float32):
     """The averages of a network that is about to train."""
-    averages, network, trainer = EMA([0.01, 0.1], 0.5, 4, device), nn.Linear(3, 2), Mock(spec=Trainer, global_step=0)
+    averages, trainer = EMA([0.01, 0.1], 0.5, 4, device), Mock(spec=Trainer, global_step=0)
+    network = nn.Linear(3, 2, dtype=dtype)
     with torch.no_grad():
         for name, weight in network.named_parameters():
             weight.copy_(torch.randn(weight.shape, generator=rng.generator("start", name)))
@@ -61,6 +63,41 @@ def test_they_are_the_averages_beside_the_weights_to_the_last_bit(device):
         for run in runs:
             step(*run)
     assert_same(*(saved(*run) for run in runs))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+    ids=str,
+)
+def test_averages_are_of_trained_weights_in_float32_or_wider(dtype, wide):
+    run = averages, trained, trainer = begun(None, dtype)
+    trained.network.bias.requires_grad_(False)
+    wanted = trained.network.weight.detach().to(wide, copy=True)
+    averages.on_fit_start(trainer, trained)
+    averages.on_train_start(trainer, trained)
+    for number in (1, 2, 3):
+        step(*run)
+        wanted = wanted.lerp(trained.network.weight.detach().to(wide), 1 - ema_beta(4 * number, 4, 10, 0.5))
+    found = saved(*run)
+    assert found.keys() == {"0.01k weight", "0.1k weight"}
+    assert {value.dtype for value in found.values()} == {wide}
+    torch.testing.assert_close(found["0.01k weight"], wanted)
+    with averages.swapped(trained, "0.01k"):
+        assert torch.equal(trained.network.weight, found["0.01k weight"].to(dtype))
+
+
+def test_a_resumed_run_keeps_its_own_averages_alone():
+    averages, trained, trainer = begun(None)
+    weights = {name: value.detach().clone() for name, value in trained.network.named_parameters()}
+    stored = {name: torch.full_like(value, 7) for name, value in weights.items()}
+    averages.on_load_checkpoint(trainer, trained, {"ema": {"0.01k": stored, "9k": stored}})
+    averages.on_fit_start(trainer, trained)
+    wanted = {"0.01k": stored, "0.1k": weights}  # one that the checkpoint lacks starts from the weights
+    assert_same(
+        saved(averages, trained, trainer),
+        {f"{name} {key}": value for name, part in wanted.items() for key, value in part.items()},
+    )
 
 
 @pytest.mark.parametrize("name", ["0.1k", "raw"])

@@ -21,15 +21,21 @@ from pmf_lightning.training import prepare
 from pmf_lightning.training.callbacks import micro_batch
 from pmf_lightning.training.callbacks.micro_batch import CountedMemory, MicroBatch
 from pmf_lightning.training.prepare import Parts, loading_processes
+from pmf_lightning.training.trainer import make_trainer
+from pmf_lightning.utils.rng import BatchRows
 
 MEMORY = CountedMemory(gradients=100, optimizer=100, update=50, per_image=100.0)
 SOURCE = Shapes("shapes", 16, 3, 10, 64, 10)
 
 
-def device(kind, world_size=1):
-    """A trainer on a device of that kind."""
+def device(kind, world_size=1, theirs=1):
+    """A trainer on a device of that kind; each of the others chooses ``theirs``."""
     trainer = Mock(spec=Trainer, world_size=world_size, accumulate_grad_batches=1, precision_plugin=None)
-    trainer.strategy = SimpleNamespace(root_device=torch.device(kind))
+
+    def reduce(mine, reduce_op):
+        return {"max": torch.maximum, "min": torch.minimum}[reduce_op](mine, mine.sign() * theirs)
+
+    trainer.strategy = SimpleNamespace(root_device=torch.device(kind), reduce=reduce)
     return trainer
 
 
@@ -55,6 +61,18 @@ def chosen(free, monkeypatch, kind="cpu", largest=64):
 def test_the_largest_divisor_whose_memory_is_free(free, size, monkeypatch, capsys):
     assert chosen(free, monkeypatch) == (size, [])
     assert f"micro_batch=auto: {size} of the 24 images of a device at once (counted: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("theirs", "size"), [(100, 12), (4, 4)])
+def test_devices_share_the_batch_and_take_the_smallest_choice(theirs, size, monkeypatch):
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda trainer: 10_000)
+    data, trainer = ImageData(SOURCE, 0, 24, None, 0), device("cpu", 2, theirs)
+    MicroBatch(data, MEMORY).on_fit_start(trainer, Mock(spec=LightningModule))
+    assert (data.micro_batch, trainer.accumulate_grad_batches) == (size, 12 // size)
+
+
+def test_the_peak_is_that_of_the_update_where_it_takes_more_than_a_pass():
+    assert (replace(MEMORY, update=1000).of(3), MEMORY.of(3)) == (200 + 1000, 200 + 300)
 
 
 @pytest.mark.parametrize(("free", "largest", "tried"), [(10_000, 30, [24]), (10_000, 7, [24, 12, 6]), (10, 1, [1])])
@@ -167,6 +185,23 @@ def test_loading_processes_follow_cores_devices_and_data(monkeypatch):
     assert loading_processes(cfg, Digits("digits", 32, 1, 10, 360)) == 0
     assert loading_processes(compose([]), SOURCE) == 0  # the cores train
     assert loading_processes(compose(["num_workers=5"]), SOURCE) == 5
+
+
+def test_labels_are_drawn_with_the_weights_of_the_objective():
+    law = Mock(data="labels", class_weights=[0, 1, *[0] * 8], images_per_label=1)
+    data = prepare.make_data(compose(RUN), SOURCE, law)
+    assert torch.cat(next(data.stream((BatchRows(),), 0))).tolist() == [1] * 16
+
+
+def test_products_have_the_precision_of_the_run(tmp_path):
+    settings = prepare.training_settings(compose([*RUN, "matmul_precision=medium"]))
+    parts = Mock(spec=Parts, settings=settings, data=ImageData(SOURCE, 0, 16, 4, 0))
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert make_trainer(parts, tmp_path, [], []).accumulate_grad_batches == 4
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch):

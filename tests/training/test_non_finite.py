@@ -1,9 +1,11 @@
 """Losses and gradients that are not finite: the step is skipped and counted, and not for ever; nothing bad is saved."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from processes import python
 from shrunk import RUN
 from test_train import assert_same, rows, weights
@@ -20,6 +22,8 @@ from pmf_lightning.training.callbacks.build import TrainingCallbacks
 from pmf_lightning.training.callbacks.checkpoint import CheckpointWriter
 from pmf_lightning.training.callbacks.ema import EMA
 from pmf_lightning.training.callbacks.loss_by_time import LossByTime
+from pmf_lightning.training.callbacks.skip_nonfinite import SkipNonFinite
+from pmf_lightning.training.callbacks.stop_signals import StopSignals
 from pmf_lightning.utils.errors import Diverged
 
 EVERY_STEP = "checkpoint.every_images=16"
@@ -134,6 +138,32 @@ def test_one_bad_micro_batch_skips_the_whole_step(two_steps, tmp_path, spoil):
     summary = run(tmp_path / "bad", "steps=2", "micro_batch=4")
     assert summary["skipped_steps"] == 1
     assert_same(raw(tmp_path / "good"), raw(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize(
+    ("losses", "gradient", "what"),
+    [
+        ((1.0, 2.0), 1.0, None),
+        ((math.inf, 2.0), 1.0, "the loss"),
+        ((1.0, math.nan), 1.0, "the loss"),
+        ((1.0, 2.0), math.nan, "the gradient"),
+    ],
+)
+def test_a_step_is_skipped_for_the_loss_of_any_of_its_micro_batches(tmp_path, capsys, losses, gradient, what):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.full_like(weight, gradient)
+    optimizer, module = torch.optim.SGD([weight], lr=1), Mock(spec=LightningModule)
+    trainer = Mock(spec=Trainer, global_step=4, max_steps=9, log_every_n_steps=1, world_size=1)
+    finite = SkipNonFinite(3, tmp_path, StopSignals())
+    for loss in losses:
+        finite.on_before_backward(trainer, module, torch.tensor(loss))
+    finite.on_before_optimizer_step(trainer, module, optimizer)
+    assert (finite.skipped, weight.grad is None) == (int(what is not None), what is not None)
+    assert capsys.readouterr().out.startswith(f"step 5: {what} is not finite; skipped" if what else "")
+    finite.on_before_backward(trainer, module, torch.tensor(1.0))  # of the next step
+    weight.grad = torch.ones_like(weight)
+    finite.on_before_optimizer_step(trainer, module, optimizer)
+    assert (finite.skipped, finite.in_a_row) == (int(what is not None), 0)
 
 
 def test_finite_steps_are_left_alone(two_steps, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from matching import GATED
 from omegaconf import OmegaConf
 from shrunk import RUN
 
-from pmf_lightning import UserError, compose
+from pmf_lightning import UserError, build, compose
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.migrate import migrate_config
 from pmf_lightning.train import main, train
@@ -155,6 +155,30 @@ def test_an_older_checkpoint_was_trained_without_what_it_lacks(tmp_path):
             start(tmp_path / "run", changed)
 
 
+@pytest.mark.parametrize(
+    ("key", "had", "other"),
+    [
+        ("data.draw", "every_time", "once"),
+        ("train_images", None, 16),
+        ("init_skip", [], ["trunk"]),
+        ("schedule.decay_shape", "linear", "cosine"),
+        ("ema.device", None, "cpu"),
+        ("trainer.max_time", None, "00:01:00:00"),
+    ],
+)
+def test_an_option_that_is_newer_than_the_checkpoint_had_this_value(key, had, other):
+    def config(value):
+        part, _, name = key.rpartition(".")
+        return {part: {name: value}} if part else {name: value}
+
+    lacking = {key.partition(".")[0]: {}} if "." in key else {}
+    same, changed = compare(lacking, config(had)), compare(lacking, config(other))
+    assert (same.refused, same.allowed, same.unknown, changed.unknown) == ([], [], [], [])
+    assert [(change.key, change.old, change.new) for change in (*changed.refused, *changed.allowed)] == [
+        (key, had, other)
+    ]
+
+
 def test_options_that_do_not_exist_any_more_do_not_stop_a_resume(tmp_path):
     config = plain()
     config["ema"]["decay"] = 0.9999  # what +ema.decay= once wrote, and nothing read
@@ -238,6 +262,26 @@ def test_a_session_has_all_of_max_time():
     assert not compare(one, two).with_effect
 
 
+def test_the_optimizer_has_the_settings_of_the_resumed_run_and_the_moments_of_the_stored_one():
+    def module(*overrides):
+        return build(compose([*RUN, *STEPS, "optimizer=adam", "schedule.decay_fraction=1", *overrides]))
+
+    made, state = module().configure_optimizers(), {0: {"exp_avg": torch.ones(1)}}
+    optimizer = {**made["optimizer"].state_dict(), "state": state}
+    schedule = made["lr_scheduler"]["scheduler"].state_dict()
+    checkpoint = {"state_dict": {}, "ema": {}, "global_step": 2}
+    checkpoint |= {"optimizer_states": [optimizer], "lr_schedulers": [schedule]}
+    resumed = module("optimizer.lr=0.5", "+optimizer.weight_decay=0.25", "optimizer.betas=[0.5,0.75]")
+    resumed.on_load_checkpoint(checkpoint)
+    wanted = {"initial_lr": 0.5, "lr": 0.5 * resumed._rate_factor(2), "weight_decay": 0.25, "betas": (0.5, 0.75)}
+    assert wanted["lr"] < 0.5
+    for group in optimizer["param_groups"]:
+        assert {name: group[name] for name in wanted} == wanted
+        assert all(isinstance(number, int) for number in group["params"])  # those of the checkpoint
+    assert optimizer["state"] is state
+    assert schedule["base_lrs"] == [0.5] * len(optimizer["param_groups"])
+
+
 def test_weights_alone_are_no_training_to_resume(tmp_path):
     with pytest.raises(UserError, match=r"holds weights, but not the state of training \(optimizer_states"):
         start(stored(tmp_path, optimizer_states=[]))
@@ -248,6 +292,28 @@ def test_weights_alone_are_no_training_to_resume(tmp_path):
 
 def test_images_seen_are_those_of_the_checkpoint(tmp_path):
     assert start(stored(tmp_path, images=500)).images == 500
+
+
+def test_steps_and_images_are_integers(tmp_path):
+    request, path = requested("ckpt=last", f"run_dir={tmp_path}"), tmp_path / "checkpoints" / "last.ckpt"
+    for spoilt in ({"images": "x"}, {"images": 32.0}, {"step": 2.0}, {"step": True}):
+        save(path, dict(request.config), **spoilt)
+        with pytest.raises(UserError, match="its steps and images are not integers; no other checkpoint"):
+            resume.find(request, tmp_path)
+
+
+def test_a_checkpoint_that_another_process_has_replaced_is_read_again(tmp_path):
+    """It may save between the first look and the lock of the directory."""
+    request, path = requested("ckpt=last", f"run_dir={tmp_path}"), tmp_path / "checkpoints" / "last.ckpt"
+    save(path, dict(request.config))
+    first = resume.find(request, tmp_path)
+    assert resume.find_again(first, request, tmp_path) is first
+    save(path, dict(request.config), step=3)
+    again = resume.find_again(first, request, tmp_path)
+    assert (first.step, again.step, again.images) == (2, 3, 48)
+    path.unlink()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        resume.find_again(again, request, tmp_path)
 
 
 def test_a_complete_run_is_named(tmp_path):

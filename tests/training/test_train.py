@@ -15,8 +15,10 @@ from shrunk import RUN
 from pmf_lightning import UserError, compose, image_noise, load_checkpoint
 from pmf_lightning.pipeline.checkpoints import read_checkpoint
 from pmf_lightning.pipeline.module import GenerativeModule
+from pmf_lightning.sampling.generate import OPTIONS, numbered_images
 from pmf_lightning.train import train
 from pmf_lightning.training.callbacks.sample_grids import SampleGrids
+from pmf_lightning.training.plots import save_grid
 
 
 def run(folder, *overrides):
@@ -200,6 +202,19 @@ def test_checkpoint_gives_the_module_back(straight):
     assert not torch.equal(raw.network.state_dict()[name], judged.network.state_dict()[name])
     with pytest.raises(UserError, match=r"ema=3k: .*(1k|2k)"):
         load_checkpoint(folder, "3k")
+
+
+def test_a_grid_has_a_column_for_each_class_by_the_weights_that_it_names(straight, tmp_path):
+    grids, drawn = straight[0] / "grids", {}
+    for name in ("raw", "2k"):
+        module = load_checkpoint(straight[0], name)
+        options = {option: module.config["sampling"][option] for option in OPTIONS}
+        labels = torch.tensor([label for row in range(4) for label in range(10)])
+        images = numbered_images(module, labels, 0, 0, **options)
+        drawn[name] = save_grid(images, 10, tmp_path / f"{name}.png", module.class_names).read_bytes()
+    assert drawn["raw"] != drawn["2k"]
+    assert {name: (grids / f"0000000480-{name}.png").read_bytes() for name in drawn} == drawn
+    assert (grids / "final.png").read_bytes() == drawn["2k"]
 
 
 def test_checkpoint_that_names_foreign_code_is_refused(straight, tmp_path):

@@ -132,6 +132,15 @@ def test_a_run_keeps_others_out_of_its_directory(call_command, tmp_path, monkeyp
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.parametrize("name", [None, "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_the_first_process_of_all_nodes_alone_locks_the_directory(tmp_path, monkeypatch, name):
+    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(variable, "1" if variable == name else "0")
+    assert run_dir.first_process() == (name is None)
+    with run_dir.lock_run_dir(tmp_path):
+        assert (tmp_path / ".lock").exists() == (name is None)
+
+
 @pytest.mark.slow
 def test_a_sweep_that_another_one_is_about_is_refused_at_once(call_command, tmp_path):
     mine = tmp_path / "runs" / "mine"

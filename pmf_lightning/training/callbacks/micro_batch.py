@@ -12,6 +12,7 @@ from pmf_lightning.distributed.strategies import FullySharded
 from pmf_lightning.objectives.base import Batch
 from pmf_lightning.utils.errors import UserError
 from pmf_lightning.utils.free_space import free_memory
+from pmf_lightning.utils.precision import Number
 from pmf_lightning.utils.rng import BatchRows
 
 SPARE = 0.05  # of the free memory: what the allocator cannot use
@@ -32,7 +33,7 @@ class CountedMemory:
     update: int
     per_image: float
 
-    def of(self, micro_batch: int) -> float:
+    def of(self, micro_batch: int) -> Number:
         """Return the bytes with ``micro_batch`` images at once."""
         return self.gradients + self.optimizer + max(self.update, micro_batch * self.per_image)
 
@@ -80,7 +81,7 @@ class MicroBatch(Callback):
         divisors = [size for size in range(share, 0, -1) if share % size == 0]
         return next((size for size in divisors if self._needed(size, trainer) <= (1 - SPARE) * free), 0)
 
-    def _needed(self, size: int, trainer: Trainer) -> float:
+    def _needed(self, size: int, trainer: Trainer) -> Number:
         if not isinstance(trainer.strategy, FullySharded):
             return self.memory.of(size)
         spread = self.memory.gradients + self.memory.optimizer
