@@ -136,7 +136,7 @@ def save_figure(rows: Sequence[Row], curve: Sequence[Sequence[float]], path: Pat
         axis.set_title(f"recall {row['recall']:.2f}, medDist {row['median_distance']:.3f}", fontsize=8)
     for distance, line in zip(distances, axes, strict=True):
         line[0].set_ylabel(TITLES[distance], fontsize=10)
-    for batch, axis in zip(batches, axes[-1], strict=True):
-        axis.set_xlabel(f"batch {batch}", fontsize=10)
+    for batch, axis in zip(batches, axes[0], strict=True):
+        axis.set_title(f"batch {batch}\n\n{axis.get_title()}", fontsize=8)
     figure.suptitle("Generated points (blue) over the curve", fontsize=11)
     figure.savefig(path, dpi=90)
