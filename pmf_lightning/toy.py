@@ -17,6 +17,7 @@ TOYS = {
     "manifold_jit": "pmf_lightning.toys.manifold:manifold",
     "fields": "pmf_lightning.toys.fields:fields",
     "drift2d": "pmf_lightning.toys.drift2d:drift2d",
+    "spiral": "pmf_lightning.toys.spiral:spiral",
 }
 GROUP = "toys"  # conf/experiment belongs to the train command
 

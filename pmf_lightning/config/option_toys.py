@@ -1,6 +1,17 @@
 """Kinds of the options of the experiments of the command toy (conf/toys)."""
 
-from pmf_lightning.config.option_kinds import ANYTHING, DEVICE, NAMES, PATH, SHARE, TEXT, integer, list_of, number
+from pmf_lightning.config.option_kinds import (
+    ANYTHING,
+    DEVICE,
+    NAMES,
+    PATH,
+    SHARE,
+    TEXT,
+    YES_NO,
+    integer,
+    list_of,
+    number,
+)
 from pmf_lightning.config.option_models import OBJECTIVE, OPTIMIZER
 from pmf_lightning.config.option_sections import COUNT, HOW_TO_SAMPLE, IMAGES, PAIR, POSITIVE, SEED, Table, below
 
@@ -40,8 +51,35 @@ TOY: Table = {
     "loss.repulsion": number(0),
     "loss.normalisation": TEXT,
     "loss.affinity_floor": number(0),
+    "distances": NAMES,
+    "batches": list_of(integer(), least=1),
+    "dimension": COUNT,
+    "data.seed": SEED,
+    "data.points": COUNT,
+    **{f"data.curve.{key}": number(0) for key in ("inner", "outer", "turns", "noise")},
+    "network.noise": COUNT,
+    "last_rate": SHARE,
+    "clip": POSITIVE,
+    "scales": list_of(POSITIVE, least=1),
+    "loss.frechet": ANYTHING,
+    **{f"loss.mmd_{name}.scales": list_of(POSITIVE, least=1) for name in ("fourier", "exact", "nystrom")},
+    "loss.sliced.directions": COUNT,
+    "loss.drift.positives": COUNT,
+    "loss.drift.temperatures": list_of(POSITIVE, least=1),
+    "loss.mmd_fourier.frequencies": COUNT,
+    "loss.mmd_nystrom.landmarks": COUNT,
+    "loss.mmd_nystrom.jitter": number(0),
+    "published.batches": list_of(integer(), least=1),
+    "published.data.median_distance": POSITIVE,
+    "published.recall.*": list_of(SHARE, least=1),
+    "published.median_distance.*": list_of(number(0), least=1),
+    "agreement.recall": number(0),
+    "agreement.median_distance": number(0),
     "evaluation.seed": SEED,
-    **{f"evaluation.{key}": COUNT for key in ("points", "directions", "batches", "steps", "shown", "every")},
+    **{
+        f"evaluation.{key}": COUNT
+        for key in ("points", "directions", "batches", "steps", "shown", "every", "anchors", "curve")
+    },
     "evaluation.near": POSITIVE,
     "evaluation.loss": TEXT,
     "evaluation.sampler": TEXT,
@@ -53,4 +91,5 @@ TOY: Table = {
     "features.**": ANYTHING,
     **below("objective", OBJECTIVE),
     **below("optimizer", OPTIMIZER),
+    "optimizer.fused": YES_NO,
 }

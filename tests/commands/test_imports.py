@@ -240,7 +240,7 @@ BUILDERS = {
     *("evaluation.sample_sources", "evaluation.guidance_search.space"),  # of the commands evaluate and search_guidance
     *("profiling.communication", "profiling.model_facts", "profiling.step_memory"),  # of the command info
     *("sweeps.cost", "sweeps.jobs", "sweeps.preflight"),  # runs before they start are configurations
-    *("toys.drift2d", "toys.fields", "toys.manifold"),  # each is a command of its own
+    *("toys.drift2d", "toys.fields", "toys.manifold", "toys.spiral"),  # each is a command of its own
 }
 
 

@@ -52,12 +52,20 @@ def fourier_loss(
     ``features`` [N,D] are those of generated images; ``info["mmd2"]`` is detached. Raises ValueError for other features
     than the reference's.
     """
+    raw = squared_fourier_mmd(features, reference)
+    return self_normalised(raw, eps), {"mmd2": raw.detach()}
+
+
+def squared_fourier_mmd(features: Float[Tensor, "..."], reference: FourierReference) -> Float[Tensor, ""]:
+    """Return |mean phi(features) - mean|^2 with a gradient for ``features`` [N,D], in their dtype, at least float32.
+
+    Raises ValueError for other features than the reference's.
+    """
     check_features(features, len(reference.frequencies))
     wide = at_least_float32(features)
     with no_autocast(wide), full_products():
         mapped = _phi(wide, reference.frequencies.to(wide), reference.phases.to(wide))
-    raw = (mapped.mean(0) - reference.mean.to(wide)).square().sum()
-    return self_normalised(raw, eps), {"mmd2": raw.detach()}
+    return (mapped.mean(0) - reference.mean.to(wide)).square().sum()
 
 
 def _phi(x: Float[Tensor, "n d"], frequencies: Float[Tensor, "d f"], phases: Float[Tensor, " f"]) -> Tensor:

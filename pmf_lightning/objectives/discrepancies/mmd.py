@@ -131,17 +131,28 @@ def mmd_loss(
         eps: absolute; near its floor MMD^2 is about 1e-4.
         batch_size: rows of the kernel matrices that are computed at once; changes memory, not the result.
 
+    ``info`` is that of ``squared_mmd``. Raises ValueError for other features than the reference's.
+    """
+    raw, info = squared_mmd(features, reference, batch_size)
+    return self_normalised(raw, eps), info
+
+
+def squared_mmd(
+    features: Float[Tensor, "..."], reference: MMDReference, batch_size: int = CHUNK
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return MMD^2 of ``features`` [N,D] to ``reference``, with a gradient for the features, and metrics to log.
+
     ``info``, detached and float64: ``mmd2``, the squared distance; ``k_gg`` and ``k_gr``, its repulsion and attraction.
     Real features score about (1 - k_rr) / N and not 0, because the estimate is biased; it may be slightly negative.
-    Kernels have the dtype of the features, at least float32; sums are float64. Raises ValueError for other features
-    than the reference's.
+    Kernels have the dtype of the features, at least float32; sums are float64. ``batch_size`` is that of ``mmd_loss``.
+    Raises ValueError for other features than the reference's.
     """
     check_features(features, reference.width)
     wide = at_least_float32(features)
     k_gg, k_gr, slope = _terms(wide.detach(), reference, batch_size)
     mmd2 = k_gg - 2 * k_gr + reference.k_rr
     raw = mmd2.to(wide) + ((wide - wide.detach()) * slope).sum()  # the second term is 0 and has the gradient
-    return self_normalised(raw, eps), {"mmd2": mmd2, "k_gg": k_gg, "k_gr": k_gr}
+    return raw, {"mmd2": mmd2, "k_gg": k_gg, "k_gr": k_gr}
 
 
 @torch.no_grad()
