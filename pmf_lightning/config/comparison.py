@@ -13,7 +13,7 @@ WITHOUT_EFFECT = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
     *("trainer.max_time", "trainer.profiler", "trainer.detect_anomaly"),
     *("micro_batch", "num_workers", "threads", "compile", "activation_checkpointing", "matmul_precision"),
-    *("sync_tolerance", "backbone.attention", "ema.device", "moments", "moments.device"),
+    *("sync_tolerance", "ema.device", "moments", "moments.device"),
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*"),
     *("sample_grid.*", "checkpoint.*", "decoder.weights", "features.*.weights", "queues.folder", "search", "search.*"),
     *("battery.members.*.weights", "posttrain.micro_batch"),

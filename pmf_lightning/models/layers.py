@@ -167,7 +167,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kind: AttentionKind) -> Tensor:
 
 
 def attention_scores(q: Tensor, k: Tensor) -> Tensor:
-    """Return q k^T / sqrt(head_dim) in float32 or wider, under autocast too, as official JiT and Drifting do."""
+    """Return q k^T / sqrt(head_dim) in float32 or wider, under autocast too, as official JiT and Drifting do.
+
+    On a GPU ``matmul_precision`` decides whether float32 is TF32.
+    """
     with no_autocast(q):
         return at_least_float32(q) @ at_least_float32(k).transpose(-1, -2) * q.shape[-1] ** -0.5
 

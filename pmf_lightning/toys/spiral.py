@@ -62,7 +62,9 @@ def spiral(cfg: DictConfig) -> dict[str, Path]:
     shared = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     losses = OmegaConf.to_container(cfg.loss, resolve=True)
     arms = [SpiralRun(*place) for place in product(cfg.distances, cfg.batches, cfg.seeds)]
-    arms.sort(key=lambda arm: arm.seed)  # so that a stopped study has every setting with one seed
+    arms.sort(
+        key=lambda arm: list(cfg.seeds).index(arm.seed)
+    )  # so that a stopped study has every setting with one seed
     own = {arm: shared | {"loss": losses[arm.distance]} for arm in arms}
     done = sum(cache.finished(arm.name, own[arm]) is not None for arm in arms)
     if done:

@@ -29,7 +29,7 @@ def write_report(
     """Write figure.png, table.md and results.json; return their paths.
 
     ``rows`` are the arms with their scores; ``truth`` has the scores of the data, and the curve; ``compared`` has the
-    published scores, and how near to them agreement is.
+    published scores, and how near to them agreement is. The figure shows the seed of the first row.
     """
     paths = {name: out / name for name in ("figure.png", "table.md", "results.json")}
     summary, data = summarise(rows, compared), {score: truth[score] for score in SCORES}
@@ -37,8 +37,7 @@ def write_report(
     arms = [{name: value for name, value in row.items() if name != "points"} for row in rows]
     content = {"summary": summary, "data": data, "arms": arms, "settings": settings, **compared}
     paths["results.json"].write_text(json.dumps(content, indent=1) + "\n")
-    first = min(row["seed"] for row in rows)
-    save_figure([row for row in rows if row["seed"] == first], truth["curve"], paths["figure.png"])
+    save_figure([row for row in rows if row["seed"] == rows[0]["seed"]], truth["curve"], paths["figure.png"])
     return paths
 
 
@@ -90,16 +89,17 @@ def table(summary: Sequence[Row], data: Row, compared: Mapping[str, Any]) -> str
     best = compared["published"]["data"]["median_distance"]
     floor = [f"{data['recall']:.2f}", "", f"{data['median_distance']:.3f}", f"{best:.3f}", ""]
     lines.append(_cells(["(the data)", "", *floor]))
-    return "\n".join([*lines, "", _conclusion(summary, compared["agreement"])])
+    return "\n".join([*lines, *_conclusion(summary, compared["agreement"])])
 
 
-def _conclusion(summary: Sequence[Row], agreement: Mapping[str, float]) -> str:
+def _conclusion(summary: Sequence[Row], agreement: Mapping[str, float]) -> list[str]:
     known = [line for line in summary if line["published"]]
     both = sum(len(line["agrees"]) == len(SCORES) for line in known)
-    return (
+    said = (
         f"{both} of {len(known)} agree in both scores: recall within {agreement['recall']:g} of the published one, "
         f"median distance within {agreement['median_distance']:.0%}."
     )
+    return ["", said] if known else []
 
 
 def _agreement(line: Row) -> str:
@@ -133,7 +133,7 @@ def save_figure(rows: Sequence[Row], curve: Sequence[Sequence[float]], path: Pat
         axis.plot(*zip(*curve, strict=True), color=CURVE, linewidth=1)
         axis.scatter(*zip(*row["points"], strict=True), s=2, linewidths=0, alpha=0.6, color=GENERATED, zorder=2)
         axis.set(xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[], aspect="equal")
-        axis.set_title(f"recall {row['recall']:.2f}, medDist {row['median_distance']:.3f}", fontsize=8)
+        axis.set_title(f"recall {row['recall']:.2f}, median distance {row['median_distance']:.3f}", fontsize=8)
     for distance, line in zip(distances, axes, strict=True):
         line[0].set_ylabel(TITLES[distance], fontsize=10)
     for batch, axis in zip(batches, axes[0], strict=True):

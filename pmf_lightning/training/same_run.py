@@ -28,7 +28,7 @@ CHANGEABLE = (
         "matmul_precision",
         "sync_tolerance",
     ),
-    "backbone.attention",  # ways to compute the same numbers
+    "backbone.attention",  # the same numbers but for rounding
     *("log_every_steps", "diagnostics.*", "skip_nonfinite.*", "sample_grid.*", "checkpoint.*"),
     *("metrics", "metrics.*", "protocol", "protocol.*", "extractor", "extractor.*", "sampling.*", "search", "search.*"),
     *("decoder.weights", "features.*.weights", "queues.folder"),  # file locations

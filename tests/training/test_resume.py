@@ -262,6 +262,13 @@ def test_a_session_has_all_of_max_time():
     assert not compare(one, two).with_effect
 
 
+def test_another_attention_may_go_on_but_has_other_results():
+    """In half precision fused and plain attention differ by more than the last bits."""
+    found = compare(*({"backbone": {"attention": kind}} for kind in ("fused", "plain")))
+    assert [change.key for change in found.with_effect] == ["backbone.attention"]
+    assert not found.refused
+
+
 def test_the_optimizer_has_the_settings_of_the_resumed_run_and_the_moments_of_the_stored_one():
     def module(*overrides):
         return build(compose([*RUN, *STEPS, "optimizer=adam", "schedule.decay_fraction=1", *overrides]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kept import assert_same, weights
+from PIL import Image
 from processes import program
 from shrunk import RUN
 
@@ -211,10 +212,15 @@ def test_a_grid_has_a_column_for_each_class_by_the_weights_that_it_names(straigh
         options = {option: module.config["sampling"][option] for option in OPTIONS}
         labels = torch.tensor([label for row in range(4) for label in range(10)])
         images = numbered_images(module, labels, 0, 0, **options)
-        drawn[name] = save_grid(images, 10, tmp_path / f"{name}.png", module.class_names).read_bytes()
-    assert drawn["raw"] != drawn["2k"]
-    assert {name: (grids / f"0000000480-{name}.png").read_bytes() for name in drawn} == drawn
-    assert (grids / "final.png").read_bytes() == drawn["2k"]
+        drawn[name] = levels(save_grid(images, 10, tmp_path / f"{name}.png", module.class_names))
+    for name, other, file in (("raw", "2k", "0000000480-raw"), ("2k", "raw", "0000000480-2k"), ("2k", "raw", "final")):
+        seen = levels(grids / f"{file}.png")  # after so few steps raw and averaged weights differ by a level
+        assert 10 * (seen != drawn[name]).sum() < (seen != drawn[other]).sum()
+
+
+def levels(path):
+    """The pixels of a picture as integers."""
+    return np.asarray(Image.open(path), dtype=int)
 
 
 def test_checkpoint_that_names_foreign_code_is_refused(straight, tmp_path):

@@ -54,7 +54,7 @@ def real_features(
     if (there := len(source.held_out()) if held_out and source.has_held_out else 0) < held_out:
         raise UserError(
             f"data={source.name} holds out {there} images, and the loss compares {held_out} of them (the floor of its "
-            "controller); hold out more (data.held_out_fraction), set a smaller batch, or posttrain.controller=null"
+            "controller); hold out more, set a smaller batch, or posttrain.controller=null"
         )
     if reference == DATA:
         measured = split_rows(battery, source, "train", cache_dir)
