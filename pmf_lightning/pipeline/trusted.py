@@ -31,7 +31,7 @@ _EXTRACTORS = (
 _PARTS = {
     "backbone": (
         *("models.vit.ViT", "models.jit_vit.JiTViT", "models.drifting_vit.DriftingViT", "models.mae.network.MAE"),
-        "models.mlp.MLP",
+        *("models.mlp.MLP", "toys.point_network.PointNetwork"),
     ),
     "objective": (
         *("objectives.pixel_meanflow.PixelMeanFlow", "objectives.jit.JiT", "objectives.drifting.Drifting"),
