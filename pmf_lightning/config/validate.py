@@ -1,14 +1,14 @@
 """Check before any work that options fit each other. Every error names the key, the value and the remedy."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pmf_lightning.config.row_tables import without_table
 from pmf_lightning.objectives.sampling_options import check_guidance, chosen_sampler
@@ -92,6 +92,27 @@ def _user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def listed(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Check that each of these options has at least one value, and each value once; raises UserError."""
+    for key in keys:
+        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
+
+
+def at_least(cfg: DictConfig, minima: Mapping[str, int]) -> None:
+    """Check that the options, which may be dotted, have at least these values; raises UserError."""
+    for key, least in minima.items():
+        if (value := OmegaConf.select(cfg, key)) < least:
+            raise UserError(f"{key}={value}: must be at least {least}")
+
+
+def at_most(cfg: DictConfig, key: str, limit: str) -> None:
+    """Check that an option is at most as large as the option ``limit``; raises UserError."""
+    value, most = OmegaConf.select(cfg, key), OmegaConf.select(cfg, limit)
+    if value > most:
+        raise UserError(f"{key}={value}: must be at most {most} ({limit})")
 
 
 def device(accelerator: str, devices: int | str | Sequence[int], requested: str | None = None) -> None:

@@ -8,6 +8,7 @@ normalisation, and in the fraction of points near each mode.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -17,8 +18,8 @@ import torch
 from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from pmf_lightning.config import validate
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.objectives.drifting_loss import drift_loss
 from pmf_lightning.optim.optimizers import parameter_groups
@@ -94,31 +95,21 @@ def drift2d(cfg: DictConfig) -> dict[str, Path]:
     out = writable(Path(cfg.out), "out")
     cache = ResultCache(out / "arms")
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
-    results = {}
     arms = [Drift2dRun(*place) for place in product(cfg.starts, cfg.seeds)]
-    with tqdm(total=len(arms) * cfg.steps, unit="step") as bar:
-        for arm in arms:
-            bar.set_description(arm.name)
-            before, own = bar.n, settings | {"start": OmegaConf.to_container(cfg.starts[arm.start])}
-            results[arm] = cache.run(arm.name, own, lambda arm=arm: run(cfg, arm, bar.update))
-            bar.update(cfg.steps - (bar.n - before))
+    own = {arm: settings | {"start": OmegaConf.to_container(cfg.starts[arm.start])} for arm in arms}
+    results = cache.run_all(own, cfg.steps, partial(run, cfg))
     rows = [asdict(arm) | result for arm, result in results.items()]
     return write_report(out, rows, reference(cfg), settings | {"starts": OmegaConf.to_container(cfg.starts)})
 
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError unless the study can be run; builds one arm and computes its loss once."""
-    for key in ("starts", "seeds"):
-        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
+    validate.listed(cfg, ("starts", "seeds"))
     minima = {"steps": 1, "problems": 1, "samples": 2, "positives": 1}
     minima |= {"evaluation.points": 2, "evaluation.directions": 1, "evaluation.every": 1, "evaluation.batches": 1}
     minima |= {"film.frames": 2, "film.shown": 1}
-    for key, value in minima.items():
-        if OmegaConf.select(cfg, key) < value:
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {value}")
-    if cfg.film.shown > cfg.evaluation.points:
-        raise UserError(f"film.shown={cfg.film.shown}: must be at most {cfg.evaluation.points} (evaluation.points)")
+    validate.at_least(cfg, minima)
+    validate.at_most(cfg, "film.shown", "evaluation.points")
     if len(cfg.modes.centres) != 2 or any(len(centre) != 2 for centre in cfg.modes.centres):
         raise UserError(f"modes.centres={cfg.modes.centres}: give two points of two numbers each")
     if cfg.modes.spread <= 0:

@@ -93,9 +93,7 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``cfg`` are valid."""
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise not_set("ckpt")
-    for key in ("n", "heun_steps"):
-        if cfg[key] < 1:
-            raise UserError(f"{key}={cfg[key]}: must be at least 1")
+    validate.at_least(cfg, {"n": 1, "heun_steps": 1})
     if not 0 <= cfg.shown < cfg.n:
         raise UserError(f"shown={cfg.shown}: must be the number of an image, 0 to {cfg.n - 1}")
     times = sorted(cfg.path_times)

@@ -8,6 +8,7 @@ that trains images: MeanFlow for pMF, flow matching for JiT.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pmf_lightning.config import validate
 from pmf_lightning.models.vit import init_weights
@@ -76,16 +76,9 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)), resolve=True)
     arms = [ManifoldRun(*place) for place in product(cfg.dimensions, cfg.predictions, cfg.seeds)]
     arms.sort(key=lambda arm: arm.seed)  # so that a stopped study has every setting with one seed
-    done = sum(cache.finished(arm.name, settings) is not None for arm in arms)
-    if done:
-        print(f"{done} of {len(arms)} arms are finished; their results are read from {cache.folder}")
-    results = {}
-    with tqdm(total=len(arms) * cfg.steps, unit="step", smoothing=0.01) as bar:
-        for arm in arms:
-            bar.set_description(arm.name)
-            before = bar.n
-            results[arm] = cache.run(arm.name, settings, lambda arm=arm: run(cfg, arm, bar.update))
-            bar.update(cfg.steps - (bar.n - before))
+    own = dict.fromkeys(arms, settings)
+    cache.announce(own)
+    results = cache.run_all(own, cfg.steps, partial(run, cfg))
     references = {dimension: reference(cfg, dimension) for dimension in cfg.dimensions}
     rows = [asdict(arm) | _with_support(result, references[arm.dimension]) for arm, result in results.items()]
     return write_report(out, rows, references, settings)
@@ -93,22 +86,12 @@ def manifold(cfg: DictConfig) -> dict[str, Path]:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError unless the study can be run; builds each kind of arm once."""
-    for key in ("dimensions", "predictions", "seeds"):
-        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
+    validate.listed(cfg, ("dimensions", "predictions", "seeds"))
     if min(cfg.dimensions) < 2:
         raise UserError(f"dimensions={list(cfg.dimensions)}: must be at least 2")
-    numbers = {key: cfg[key] for key in ("steps", "batch")}
-    numbers |= {
-        f"evaluation.{key}": cfg.evaluation[key] for key in ("points", "directions", "batches", "steps", "shown")
-    }
-    for key, value in numbers.items():
-        if value < 1:
-            raise UserError(f"{key}={value}: must be at least 1")
-    if cfg.evaluation.shown > cfg.evaluation.points:
-        raise UserError(
-            f"evaluation.shown={cfg.evaluation.shown}: must be at most {cfg.evaluation.points} (evaluation.points)"
-        )
+    evaluated = (f"evaluation.{key}" for key in ("points", "directions", "batches", "steps", "shown"))
+    validate.at_least(cfg, dict.fromkeys(("steps", "batch", *evaluated), 1))
+    validate.at_most(cfg, "evaluation.shown", "evaluation.points")
     for prediction in cfg.predictions:
         network, objective = build(cfg, ManifoldRun(cfg.dimensions[0], prediction, cfg.seeds[0]))
         validate.sampler(cfg.evaluation.get("sampler"), objective.samplers, cfg.evaluation.steps, "evaluation.")

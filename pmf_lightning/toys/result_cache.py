@@ -1,9 +1,11 @@
-"""Cache of the finished arms of a study, so that a stopped study resumes."""
+"""Cache of the finished arms of a study, so that a stopped study resumes, and the loop over all arms."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from pmf_lightning.utils.bounded_files import read_json
 from pmf_lightning.utils.cache import atomic_write, digest
@@ -39,3 +41,28 @@ class ResultCache:
             with atomic_write(self.path(name, settings)) as partial:
                 partial.write_text(json.dumps({"arm": name, "settings": settings, "result": result}) + "\n")
         return result
+
+    def announce(self, arms: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Print how many of ``arms``, each with its settings, are finished, if any is."""
+        done = sum(self.finished(arm.name, settings) is not None for arm, settings in arms.items())
+        if done:
+            print(f"{done} of {len(arms)} arms are finished; their results are read from {self.folder}")
+
+    def run_all(
+        self,
+        arms: Mapping[Any, Mapping[str, Any]],
+        steps: int,
+        work: Callable[[Any, Callable[[int], Any]], dict[str, Any]],
+    ) -> dict[Any, dict[str, Any]]:
+        """Return the result of each of ``arms``, of ``steps`` steps each, under one progress bar.
+
+        ``arms`` have a ``name`` and are keys of their settings. ``work(arm, advance)`` calls ``advance(1)`` per step.
+        """
+        results = {}
+        with tqdm(total=len(arms) * steps, unit="step", smoothing=0.01) as bar:
+            for arm, settings in arms.items():
+                bar.set_description(arm.name)
+                before = bar.n
+                results[arm] = self.run(arm.name, settings, lambda arm=arm: work(arm, bar.update))
+                bar.update(steps - (bar.n - before))
+        return results

@@ -8,6 +8,7 @@ moments alone, the Nystrom MMD has a frozen reference of all real points.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pmf_lightning.config import validate
 from pmf_lightning.models.vit import init_weights
 from pmf_lightning.optim.optimizers import parameter_groups
 from pmf_lightning.optim.schedules import rate_factor
@@ -66,16 +67,8 @@ def spiral(cfg: DictConfig) -> dict[str, Path]:
         key=lambda arm: list(cfg.seeds).index(arm.seed)
     )  # so that a stopped study has every setting with one seed
     own = {arm: shared | {"loss": losses[arm.distance]} for arm in arms}
-    done = sum(cache.finished(arm.name, own[arm]) is not None for arm in arms)
-    if done:
-        print(f"{done} of {len(arms)} arms are finished; their results are read from {cache.folder}")
-    results = {}
-    with tqdm(total=len(arms) * cfg.steps, unit="step", smoothing=0.01) as bar:
-        for arm in arms:
-            bar.set_description(arm.name)
-            before = bar.n
-            results[arm] = cache.run(arm.name, own[arm], lambda arm=arm: run(cfg, arm, bar.update))
-            bar.update(cfg.steps - (bar.n - before))
+    cache.announce(own)
+    results = cache.run_all(own, cfg.steps, partial(run, cfg))
     rows = [asdict(arm) | result for arm, result in results.items()]
     compared = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["published", "agreement"]))
     return write_report(out, rows, reference(cfg), compared, shared | {"loss": losses})
@@ -83,9 +76,7 @@ def spiral(cfg: DictConfig) -> dict[str, Path]:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError unless the study can be run; builds the network and every loss once."""
-    for key in ("distances", "batches", "seeds"):
-        if not len(cfg[key]) or len(set(cfg[key])) < len(cfg[key]):
-            raise UserError(f"{key}={list(cfg[key])}: give at least one value, each value once")
+    validate.listed(cfg, ("distances", "batches", "seeds"))
     for name in cfg.distances:
         if name not in LOSSES:
             raise UserError(
@@ -93,19 +84,14 @@ def check(cfg: DictConfig) -> None:
             )
     minima = {"dimension": 2, "steps": 1, "data.points": 2, "network.noise": 1}
     minima |= {f"evaluation.{key}": 1 for key in ("points", "anchors", "curve", "shown")}
-    for key, value in minima.items():
-        if OmegaConf.select(cfg, key) < value:
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)}: must be at least {value}")
+    validate.at_least(cfg, minima)
     most = cfg.data.points  # real points are drawn without repetition
     if min(cfg.batches) < 2 or max(cfg.batches) > most:
         raise UserError(f"batches={list(cfg.batches)}: a batch has 2 to {most} points (data.points)")
     for name, key in (("drift", "positives"), ("mmd_nystrom", "landmarks")):
         if not 1 <= cfg.loss[name][key] <= most:
             raise UserError(f"loss.{name}.{key}={cfg.loss[name][key]}: give 1 to {most} (data.points)")
-    if cfg.evaluation.shown > cfg.evaluation.points:
-        raise UserError(
-            f"evaluation.shown={cfg.evaluation.shown}: must be at most {cfg.evaluation.points} (evaluation.points)"
-        )
+    validate.at_most(cfg, "evaluation.shown", "evaluation.points")
     if not 0 <= cfg.last_rate <= 1 or cfg.clip <= 0:
         raise UserError(f"last_rate={cfg.last_rate} clip={cfg.clip}: give a fraction from 0 to 1, and a norm above 0")
     check_published(cfg)
