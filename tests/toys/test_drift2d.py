@@ -166,10 +166,15 @@ def test_settings_of_arms_cover_the_configuration(default):
     ],
 )
 def test_bad_numbers_are_named_before_any_work(default, tmp_path, key, value, words):
-    cfg = OmegaConf.merge(default, {"out": str(tmp_path)})
+    refuses_before_any_work(default, tmp_path, key, value, words)
+
+
+def refuses_before_any_work(cfg, folder, key, value, words):
+    """Assert that the toy of ``cfg`` names a bad value by ``words``, before it writes an arm."""
+    cfg = OmegaConf.merge(cfg, {"out": str(folder)})
     OmegaConf.update(cfg, key, value, merge=False)
     with pytest.raises(UserError) as caught:
         toy(cfg)
     for word in words:
         assert word in str(caught.value)
-    assert not (tmp_path / "arms").exists()
+    assert not (folder / "arms").exists()

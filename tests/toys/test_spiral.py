@@ -7,8 +7,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from test_drift2d import refuses_before_any_work
 
-from pmf_lightning import UserError, compose
+from pmf_lightning import compose
 from pmf_lightning.objectives.discrepancies.sliced import sliced_directions, sliced_wasserstein
 from pmf_lightning.toy import toy
 from pmf_lightning.toys.point_network import PointNetwork
@@ -340,13 +341,7 @@ def test_agreement_is_said_for_each_score():
     ],
 )
 def test_bad_numbers_are_named_before_any_work(tiny, tmp_path, key, value, words):
-    cfg = OmegaConf.merge(tiny, {"out": str(tmp_path)})
-    OmegaConf.update(cfg, key, value, merge=False)
-    with pytest.raises(UserError) as caught:
-        toy(cfg)
-    for word in words:
-        assert word in str(caught.value)
-    assert not (tmp_path / "arms").exists()
+    refuses_before_any_work(tiny, tmp_path, key, value, words)
 
 
 def test_points_that_are_not_finite_end_the_study(tiny, tmp_path):
